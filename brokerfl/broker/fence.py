@@ -1,0 +1,90 @@
+"""The fence: who may write a run, checked in the same transaction as every write.
+
+Owns the run's `owner` key: ``counter:token``. A stop (and, one day, a takeover) adds one to the counter, and from
+then on every transaction of the former owner fails. It must not know what is written behind it.
+
+The lease is not what is watched: its renewal would break the WATCH, and a frozen process does not notice that it
+lapsed.
+"""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from redis.client import Pipeline
+from redis.exceptions import WatchError
+
+from brokerfl.broker.connection import Connection, map_errors
+from brokerfl.common import RunFenced, RunLost, RunStopped
+
+#: What a stop writes in place of a token.
+STOP = "stop"
+
+Build = Callable[[Pipeline], Any]
+
+
+class Fence:
+    """Runs transactions in the name of one owner of one run. Safe to share between threads.
+
+    Args:
+        connection: where the run lives.
+        run_id: the run.
+        counter: which owner in turn this is; the first has 1.
+        token: this owner's own.
+    """
+
+    def __init__(self, connection: Connection, run_id: int, counter: int, token: str) -> None:
+        self._connection = connection
+        self._run_id = run_id
+        self._key = connection.keys.owner(run_id)
+        self._counter = counter
+        self._token = token
+        self._lock = threading.Lock()
+
+    @property
+    def value(self) -> str:
+        """What the owner key holds while this owner may write."""
+        return f"{self._counter}:{self._token}"
+
+    def execute(self, build: Build) -> list[Any]:
+        """Run the commands that ``build`` puts into a MULTI, if this owner still may write.
+
+        Returns:
+            Their results. An error that a single command met is in its place: BUSYGROUP of a second XGROUP CREATE, or
+            WRONGTYPE where a node made something else of a key of its own; neither may stop the others.
+
+        Raises:
+            RunStopped, RunFenced, RunLost: this owner may no longer write; nothing was written.
+            RedisUnreachable: unknown whether it was written.
+            RedisOutOfMemory: nothing was written.
+        """
+        with (
+            self._lock,
+            map_errors(self._connection.url),
+            self._connection.redis.pipeline(transaction=True) as pipe,
+        ):
+            while True:
+                pipe.watch(self._key)
+                self.check(pipe.get(self._key))
+                pipe.multi()
+                build(pipe)
+                try:
+                    results: list[Any] = pipe.execute(raise_on_error=False)
+                    return results
+                except WatchError:  # its ttl was renewed, or it changed hands: look again
+                    continue
+
+    def check(self, owner: bytes | None) -> None:
+        """Judge a value read from the owner key.
+
+        Raises:
+            RunStopped, RunFenced, RunLost: the run is no longer this owner's.
+        """
+        if owner is None:
+            raise RunLost(f"run {self._run_id} is gone from Redis: it was ended elsewhere, or its data were lost")
+        counter, _, token = owner.decode().partition(":")
+        if token == self._token and int(counter) == self._counter:
+            return
+        if token.startswith(STOP):
+            raise RunStopped(f"run {self._run_id} was stopped")
+        raise RunFenced(f"run {self._run_id} was taken over by another ServerApp")

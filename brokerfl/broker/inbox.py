@@ -1,0 +1,180 @@
+"""The inboxes: how a message reaches a node, and how a node reads all its runs at once.
+
+Owns the streams `P:{N}:in:R`, the doorbell `P:{N}:ctl` and the hash `P:{N}:runs`. It must not know what a message says.
+
+Only a ServerApp creates an inbox, with the outbox and the data stream, in one MULTI: so no node revives a run that
+ended.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from redis.client import Pipeline
+from redis.exceptions import ResponseError
+
+from brokerfl.broker.connection import BLOCK, Connection, map_errors
+from brokerfl.broker.keys import BELL_LENGTH, GROUP, LEASE, Keys, milliseconds
+from brokerfl.broker.runs import runs_of
+from brokerfl.broker.stream import entries
+from brokerfl.wire.frame import Fields
+
+
+def open_inbox(pipe: Pipeline, keys: Keys, node_id: int, run_id: int, frame: bytes) -> None:
+    """Put the first contact of a run and a node into ``pipe``. Safe to repeat: BUSYGROUP stops nothing."""
+    for key in keys.of_node_and_run(node_id, run_id):
+        pipe.xgroup_create(key, GROUP, id="0", mkstream=True)
+    pipe.hset(keys.node_runs(node_id), str(run_id), frame)
+
+
+def add_message(pipe: Pipeline, keys: Keys, node_id: int, run_id: int, fields: Fields) -> None:
+    """Put one message into ``pipe``. Its result is the entry's id, or None: no inbox, so first contact again."""
+    pipe.xadd(keys.inbox(node_id, run_id), fields, nomkstream=True)  # type: ignore[arg-type]
+
+
+def ring(pipe: Pipeline, keys: Keys, node_id: int) -> None:
+    """Put "look at your runs again" into ``pipe``. Never creates the doorbell: the node does."""
+    pipe.xadd(keys.ctl(node_id), {"r": ""}, maxlen=BELL_LENGTH, nomkstream=True)
+
+
+def ring_doorbell(connection: Connection, node_id: int) -> None:
+    """Ring at once: a node wakes its own blocking read that way."""
+    with map_errors(connection.url), connection.redis.pipeline(transaction=False) as pipe:
+        ring(pipe, connection.keys, node_id)
+        pipe.execute()
+
+
+def remove_message(pipe: Pipeline, keys: Keys, node_id: int, run_id: int, *entry_ids: str) -> None:
+    """Put into ``pipe`` that a message is not to be executed, or has been. XACK frees nothing, XDEL does."""
+    inbox = keys.inbox(node_id, run_id)
+    pipe.xack(inbox, GROUP, *entry_ids)
+    pipe.xdel(inbox, *entry_ids)
+
+
+def discard_message(connection: Connection, node_id: int, run_id: int, entry_id: str) -> None:
+    """Remove a message that gets no reply: it expired, or was deleted already."""
+    with map_errors(connection.url), connection.redis.pipeline(transaction=False) as pipe:
+        remove_message(pipe, connection.keys, node_id, run_id, entry_id)
+        pipe.execute(raise_on_error=False)
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One entry of an inbox. ``fields`` is empty when it was deleted before it was read again."""
+
+    run_id: int
+    entry_id: str
+    fields: dict[bytes, bytes]
+
+
+class Inboxes:
+    """All inboxes of one node, read in one blocking XREADGROUP with its doorbell.
+
+    Args:
+        connection: used by one thread at a time.
+        node_id: whose inboxes; also the consumer's name.
+        on_runs: called with the frames by run id whenever they were read.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        node_id: int,
+        on_runs: Callable[[dict[int, bytes]], None] = lambda _: None,
+    ) -> None:
+        self._connection = connection
+        self._node_id = node_id
+        self._on_runs = on_runs
+        self._ctl = connection.keys.ctl(node_id)
+        self._runs: dict[str, int] = {}
+
+    def refresh(self) -> bool:
+        """Read again which runs there are. Returns whether that changed anything.
+
+        Leaves out the inboxes that are missing: a single one fails the whole read of many streams.
+        """
+        connection, keys = self._connection, self._connection.keys
+        frames = runs_of(connection, self._node_id)
+        inboxes = {keys.inbox(self._node_id, run_id): run_id for run_id in frames}
+        with map_errors(connection.url), connection.redis.pipeline(transaction=False) as pipe:
+            for key in inboxes:
+                pipe.exists(key)
+            there = pipe.execute() if inboxes else []
+        before, self._runs = (
+            self._runs,
+            {key: run_id for (key, run_id), exists in zip(inboxes.items(), there, strict=True) if exists},
+        )
+        self._on_runs({run_id: frame for run_id, frame in frames.items() if run_id in self._runs.values()})
+        return before != self._runs
+
+    def drain(self) -> list[Delivery]:
+        """Return everything that was delivered to this node and not settled. To be called after every connect."""
+        self.refresh()
+        found: list[Delivery] = []
+        for key, run_id in self._runs.items():
+            last = "0"
+            while True:
+                batch = self._read({key: last}, count=100, block=None)
+                found += [delivery for delivery in batch if delivery.run_id == run_id]
+                if not batch:
+                    break
+                last = batch[-1].entry_id
+        return found
+
+    def read(self, count: int, block: float = BLOCK) -> list[Delivery]:
+        """Return new messages: at most ``count`` of each run, as soon as there is one, or none after ``block`` seconds.
+
+        When a run came or went, it returns early with nothing.
+        """
+        streams = {self._ctl: ">", **dict.fromkeys(self._runs, ">")}
+        return self._read(streams, count, round(block * 1000))
+
+    def _read(self, streams: dict[str, str], count: int, block: int | None) -> list[Delivery]:
+        connection = self._connection
+        with map_errors(connection.url):
+            try:
+                response = connection.redis.xreadgroup(
+                    GROUP,
+                    str(self._node_id),
+                    streams,
+                    count=count,
+                    block=block,
+                )
+            except ResponseError as error:
+                if not _is_missing(error):
+                    raise
+                self._recover()
+                return []
+        found, rung = [], []
+        for key, entry_id, fields in entries(response):
+            if key == self._ctl:
+                rung.append(entry_id)
+            else:
+                found.append(Delivery(self._runs[key], entry_id, fields))
+        if rung:
+            self._answer(rung)
+        return found
+
+    def _answer(self, rung: Iterable[str]) -> None:
+        """A doorbell carries no truth: forget the rings, then look at the runs."""
+        with map_errors(self._connection.url), self._connection.redis.pipeline(transaction=False) as pipe:
+            pipe.xack(self._ctl, GROUP, *rung)
+            pipe.xdel(self._ctl, *rung)
+            pipe.execute(raise_on_error=False)
+        self.refresh()
+
+    def _recover(self) -> None:
+        """A stream is missing: a run ended, or Redis lost the doorbell too. Only an answer without change waits."""
+        if self.refresh():
+            return
+        if self._connection.redis.exists(self._ctl):
+            time.sleep(0.05)
+        else:
+            self._connection.redis.xgroup_create(self._ctl, GROUP, id="0", mkstream=True)
+            self._connection.redis.pexpire(self._ctl, milliseconds(LEASE))  # until the next renewal
+
+
+def _is_missing(error: ResponseError) -> bool:
+    """Redis 7.0 says UNBLOCKED to a blocked read, newer ones NOGROUP, fakeredis a text of its own for a missing key."""
+    text = str(error)
+    return text.startswith(("NOGROUP", "UNBLOCKED")) or "requires the key to exist" in text

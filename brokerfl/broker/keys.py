@@ -1,0 +1,139 @@
+"""Every key brokerfl writes, and how long each lives.
+
+Owns the names and the lifetimes; nothing else spells a key. It must not know what the values mean.
+
+``N`` is a node id and ``R`` a run id, both decimal uint64: user text never becomes part of a key. The braces are hash
+tags, so that on a Cluster all keys of a node, and all keys of a run, share a slot.
+
+    key               type              lives
+    P:id              string            for ever: the identity of this Redis data set
+    P:nodes           set               for ever; a member goes when its info is gone
+    P:runs            sorted set        for ever; a member goes `RETENTION` after its run ended
+    P:{N}:info        hash              a named node: `RETENTION` after it was last seen; an unnamed one: its lease
+    P:{N}:lease       string            the node's lease
+    P:{N}:ctl         stream            as info
+    P:{N}:runs        hash              `RETENTION` after the last run that touched it was seen
+    P:{N}:in:R        stream            ┐
+    P:{N}:out:R       stream            │ until the run ends; `RETENTION` after its ServerApp was last seen
+    P:{N}:data:R      stream            │
+    P:{run:R}:*       hashes, strings   │
+    P:bell:{run:R}    stream            ┘
+    P:{run:R}:lease   string            the ServerApp's lease
+"""
+
+import re
+from dataclasses import dataclass
+
+from brokerfl.common import ConfigError
+
+#: Seconds. A detached run keeps its messages this long; an attached ServerApp renews every quarter of it.
+RETENTION = 24 * 3600.0
+
+#: Seconds. A lease is renewed three times in its life.
+LEASE = 15.0
+
+#: Seconds a named node may be offline before its open messages become Error 5.
+OFFLINE_GRACE = 60.0
+
+#: The consumer group of every stream; the consumer is the node id.
+GROUP = "brokerfl"
+
+#: About how many entries a doorbell or a bell keeps. They carry no truth, so the oldest may go.
+BELL_LENGTH = 1000
+
+DEFAULT_PREFIX = "brokerfl"
+
+
+def milliseconds(seconds: float) -> int:
+    """Return ``seconds`` as Redis wants a lifetime: whole milliseconds, at least one."""
+    return max(1, round(seconds * 1000))
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The keys under one prefix.
+
+    Raises:
+        ConfigError: the prefix is empty or holds anything but letters, digits, ``.``, ``_``, ``:`` and ``-``.
+    """
+
+    prefix: str = DEFAULT_PREFIX
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9._:-]+", self.prefix):
+            raise ConfigError(
+                f"the prefix {self.prefix!r} may hold only letters, digits and . _ : - (they become part of every key)"
+            )
+
+    # The registry.
+
+    @property
+    def identity(self) -> str:
+        return f"{self.prefix}:id"
+
+    @property
+    def nodes(self) -> str:
+        return f"{self.prefix}:nodes"
+
+    @property
+    def runs(self) -> str:
+        return f"{self.prefix}:runs"
+
+    # A node.
+
+    def node_info(self, node_id: int) -> str:
+        return f"{self.prefix}:{{{node_id}}}:info"
+
+    def node_lease(self, node_id: int) -> str:
+        return f"{self.prefix}:{{{node_id}}}:lease"
+
+    def node_runs(self, node_id: int) -> str:
+        return f"{self.prefix}:{{{node_id}}}:runs"
+
+    def ctl(self, node_id: int) -> str:
+        return f"{self.prefix}:{{{node_id}}}:ctl"
+
+    def inbox(self, node_id: int, run_id: int) -> str:
+        return f"{self.prefix}:{{{node_id}}}:in:{run_id}"
+
+    def outbox(self, node_id: int, run_id: int) -> str:
+        return f"{self.prefix}:{{{node_id}}}:out:{run_id}"
+
+    def data(self, node_id: int, run_id: int) -> str:
+        return f"{self.prefix}:{{{node_id}}}:data:{run_id}"
+
+    def of_node_and_run(self, node_id: int, run_id: int) -> tuple[str, str, str]:
+        return self.inbox(node_id, run_id), self.outbox(node_id, run_id), self.data(node_id, run_id)
+
+    # A run.
+
+    def _run(self, run_id: int, name: str) -> str:
+        return f"{self.prefix}:{{run:{run_id}}}:{name}"
+
+    def meta(self, run_id: int) -> str:
+        return self._run(run_id, "meta")
+
+    def owner(self, run_id: int) -> str:
+        return self._run(run_id, "owner")
+
+    def run_lease(self, run_id: int) -> str:
+        return self._run(run_id, "lease")
+
+    def ledger(self, run_id: int) -> str:
+        return self._run(run_id, "ledger")
+
+    def run_nodes(self, run_id: int) -> str:
+        return self._run(run_id, "nodes")
+
+    def bell(self, run_id: int) -> str:
+        return f"{self.prefix}:bell:{{run:{run_id}}}"
+
+    def of_run(self, run_id: int) -> tuple[str, ...]:
+        """Return all keys of a run but its lease, in the order in which the end deletes them: the owner last."""
+        return (
+            self.ledger(run_id),
+            self.run_nodes(run_id),
+            self.bell(run_id),
+            self.meta(run_id),
+            self.owner(run_id),
+        )

@@ -1,0 +1,274 @@
+"""Nodes: their ids, the registry, and the lease that says who is online.
+
+Owns `P:nodes` and each node's info, lease and doorbell as the node itself keeps them. It must not know runs' messages.
+"""
+
+import json
+import platform
+import secrets
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from logging import INFO
+
+from redis.exceptions import WatchError
+
+from brokerfl import __version__
+from brokerfl.broker.connection import Connection, map_errors
+from brokerfl.broker.keys import GROUP, LEASE, RETENTION, milliseconds
+from brokerfl.broker.process import describe, is_dead, new_token
+from brokerfl.common import NodeNameTaken, log
+
+
+def node_id_of(prefix: str, name: str) -> int:
+    """Return the id of the node called ``name``: the first 8 bytes of a sha256, so that a restart has the same id."""
+    number = int.from_bytes(sha256(f"{prefix}\0{name}".encode()).digest()[:8], "big")
+    return number if number > 1 else number + 2  # 0 and 1 are taken: nobody, and the ServerApp
+
+
+def new_id() -> int:
+    """Return a random uint64 that is neither 0 nor 1."""
+    return secrets.randbelow(2**64 - 2) + 2
+
+
+@dataclass(frozen=True)
+class NodeInfo:
+    """What the registry tells about a node. ``name`` is "" for an unnamed node, ``since`` Unix time in seconds."""
+
+    node_id: int
+    online: bool
+    name: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
+    version: str = ""
+    since: float = 0.0
+
+
+class Registration:
+    """This process's claim to one node id: taken by `register`, kept by `renew`, given up by `leave`.
+
+    Args:
+        connection: where to register.
+        name: the node's name; "" for an unnamed node, whose id is random and never comes back.
+        labels: shown to operators.
+        lease: seconds after which a silent node counts as offline.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        name: str = "",
+        labels: Mapping[str, str] | None = None,
+        lease: float = LEASE,
+    ) -> None:
+        self._connection = connection
+        self.name = name
+        self.labels = dict(labels or {})
+        self.lease = lease
+        self.node_id = node_id_of(connection.keys.prefix, name) if name else new_id()
+        self._token = new_token()
+        self._since = 0.0
+
+    def register(self, stop: Callable[[], bool] = lambda: False) -> None:
+        """Take the lease and enter the registry.
+
+        A lease of a dead process of this host is taken over at once; any other is watched for one lease time: renewed,
+        the name is taken; lapsed, it is ours.
+
+        Raises:
+            NodeNameTaken: a living process holds the name.
+        """
+        waited = False
+        while not self._take_lease():
+            if not waited:
+                log(INFO, "Node %r is held by %s; waiting to see whether it lives", self.name, self._holder())
+                waited = True
+            self._watch_holder(stop)
+            if stop():
+                return
+        self._since = self._connection.read_time()
+        self._enter()
+
+    def _take_lease(self) -> bool:
+        keys, redis = self._connection.keys, self._connection.redis
+        lease = keys.node_lease(self.node_id)
+        with map_errors(self._connection.url), redis.pipeline() as pipe:
+            try:
+                pipe.watch(lease)
+                holder = pipe.get(lease)
+                if holder is not None and not is_dead(holder.decode()):
+                    return False
+                pipe.multi()
+                pipe.set(lease, self._token, px=milliseconds(self.lease))
+                pipe.execute()
+                return True
+            except WatchError:
+                return False
+
+    def _holder(self) -> str:
+        with map_errors(self._connection.url):
+            token = self._connection.redis.get(self._connection.keys.node_lease(self.node_id))
+        return describe(token.decode()) if token else "nobody"
+
+    def _watch_holder(self, stop: Callable[[], bool]) -> None:
+        """Return when the lease has lapsed; raise when its holder renewed it."""
+        lease = self._connection.keys.node_lease(self.node_id)
+        last: int | None = None
+        while not stop():
+            with map_errors(self._connection.url):
+                left = int(self._connection.redis.pttl(lease))
+            if left < 0:
+                return
+            if last is not None and left > last:
+                raise NodeNameTaken(
+                    f"the name {self.name!r} is in use by {self._holder()}: give each node its own --name"
+                )
+            last = left
+            time.sleep(min(0.2, left / 1000))
+
+    def _enter(self) -> None:
+        keys, node = self._connection.keys, self.node_id
+        with map_errors(self._connection.url):
+            with self._connection.redis.pipeline(transaction=True) as pipe:
+                pipe.set(keys.identity, secrets.token_hex(16), nx=True)
+                pipe.hset(keys.node_info(node), mapping=self._info())
+                pipe.sadd(keys.nodes, str(node))
+                pipe.xgroup_create(keys.ctl(node), GROUP, id="0", mkstream=True)
+                self._renew_ttls(pipe)
+                results = pipe.execute(raise_on_error=False)
+            for error in results:
+                if isinstance(error, Exception) and not str(error).startswith("BUSYGROUP"):
+                    raise error
+
+    def _info(self) -> dict[str, str]:
+        return {
+            "name": self.name,
+            "labels": json.dumps(self.labels),
+            "version": __version__,
+            "python": platform.python_version(),
+            "since": repr(self._since),
+        }
+
+    def _renew_ttls(self, pipe: "object") -> None:
+        keys, node = self._connection.keys, self.node_id
+        lives = milliseconds(RETENTION if self.name else self.lease)
+        for key in (keys.node_info(node), keys.ctl(node)):
+            pipe.pexpire(key, lives)  # type: ignore[attr-defined]
+
+    def renew(self) -> bool:
+        """Renew lease and registry, and set the clock. Returns False when another process holds the id now.
+
+        PEXPIRE is allowed when memory is full, and the lease is asked for in the same round trip.
+        """
+        keys, node = self._connection.keys, self.node_id
+        with map_errors(self._connection.url), self._connection.redis.pipeline(transaction=False) as pipe:
+            pipe.get(keys.node_lease(node))
+            pipe.pexpire(keys.node_lease(node), milliseconds(self.lease))
+            pipe.exists(keys.node_info(node), keys.ctl(node))
+            pipe.sadd(keys.nodes, str(node))
+            pipe.time()
+            self._renew_ttls(pipe)
+            holder, _, known, _, now, *_ = pipe.execute(raise_on_error=False)
+        if isinstance(now, tuple):
+            self._connection.set_time(*now)
+        if holder is not None and holder != self._token.encode():
+            return False
+        if holder is None and not self._take_lease():
+            return False
+        if holder is None or known != 2:
+            self._enter()
+        return True
+
+    def leave(self) -> None:
+        """Give up the lease; an unnamed node also leaves the registry, since its id never comes back."""
+        keys, node = self._connection.keys, self.node_id
+        with map_errors(self._connection.url):
+            if self._connection.redis.get(keys.node_lease(node)) != self._token.encode():
+                return
+            with self._connection.redis.pipeline(transaction=True) as pipe:
+                pipe.unlink(keys.node_lease(node))
+                if not self.name:
+                    pipe.srem(keys.nodes, str(node))
+                    pipe.unlink(keys.node_info(node), keys.ctl(node), keys.node_runs(node))
+                pipe.execute()
+
+
+def list_nodes(connection: Connection) -> list[NodeInfo]:
+    """Return every registered node, online first, and take out of the registry those whose info is gone."""
+    keys = connection.keys
+    with map_errors(connection.url):
+        ids = sorted(int(member) for member in connection.redis.smembers(keys.nodes))
+        with connection.redis.pipeline(transaction=False) as pipe:
+            for node in ids:
+                pipe.exists(keys.node_lease(node))
+                pipe.hgetall(keys.node_info(node))
+            answers = pipe.execute()
+        found, gone = [], []
+        for node, online, info in zip(ids, answers[::2], answers[1::2], strict=True):
+            if online or info:
+                found.append(_node_info(node, bool(online), info))
+            else:
+                gone.append(str(node))
+        if gone:  # one that registers at this moment puts itself back with its next renewal
+            connection.redis.srem(keys.nodes, *gone)
+    return sorted(found, key=lambda info: not info.online)
+
+
+def _node_info(node_id: int, online: bool, info: Mapping[bytes, bytes]) -> NodeInfo:
+    text = {key.decode(): value.decode() for key, value in info.items()}
+    return NodeInfo(
+        node_id,
+        online,
+        text.get("name", ""),
+        json.loads(text.get("labels", "{}")),
+        text.get("version", ""),
+        float(text.get("since", "0")),
+    )
+
+
+def online_nodes(connection: Connection) -> list[int]:
+    """Return the ids of the nodes whose lease is held now."""
+    keys = connection.keys
+    with map_errors(connection.url):
+        ids = sorted(int(member) for member in connection.redis.smembers(keys.nodes))
+        if not ids:
+            return []
+        with connection.redis.pipeline(transaction=False) as pipe:
+            for node in ids:
+                pipe.exists(keys.node_lease(node))
+            return [node for node, online in zip(ids, pipe.execute(), strict=True) if online]
+
+
+def registered(connection: Connection, node_ids: Iterable[int]) -> set[int]:
+    """Return which of ``node_ids`` the registry knows, online or not."""
+    asked = list(node_ids)
+    if not asked:
+        return set()
+    with map_errors(connection.url):
+        known = connection.redis.smismember(connection.keys.nodes, [str(node) for node in asked])
+    return {node for node, there in zip(asked, known, strict=True) if there}
+
+
+@dataclass(frozen=True)
+class Absence:
+    """A node without a lease: ``comes_back`` tells a named node, which may be restarted, from one that never will."""
+
+    node_id: int
+    comes_back: bool
+
+
+def absent_nodes(connection: Connection, node_ids: Iterable[int]) -> list[Absence]:
+    """Return those of ``node_ids`` that hold no lease now. Sets the clock in the same round trip."""
+    keys, asked = connection.keys, list(node_ids)
+    with map_errors(connection.url), connection.redis.pipeline(transaction=False) as pipe:
+        pipe.time()
+        for node in asked:
+            pipe.exists(keys.node_lease(node))
+            pipe.hget(keys.node_info(node), "name")
+        now, *answers = pipe.execute()
+    connection.set_time(*now)
+    return [
+        Absence(node, comes_back=bool(name))
+        for node, online, name in zip(asked, answers[::2], answers[1::2], strict=True)
+        if not online
+    ]

@@ -1,0 +1,139 @@
+"""The outboxes: how a reply reaches the run, and how the run hears of it.
+
+Owns the streams `P:{N}:out:R` and the bell `P:bell:{run:R}`. It must not know what a reply says, or which message is
+open.
+
+One outbox per node: its key says who wrote an entry, and a hostile node can only spoil its own. The bell is read from a
+cursor, so no reader takes another's ring; it carries no truth, so a lost or forged one costs only time.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from redis.client import Pipeline
+from redis.exceptions import RedisError, ResponseError
+
+from brokerfl.broker.connection import Connection, map_errors, translate
+from brokerfl.broker.inbox import remove_message
+from brokerfl.broker.keys import BELL_LENGTH
+from brokerfl.broker.stream import entries
+from brokerfl.wire.frame import Fields
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """A finished reply and the inbox entries it settles: more than one when the message was pushed again."""
+
+    run_id: int
+    inbox_entries: tuple[str, ...]
+    fields: Fields
+
+
+def publish(connection: Connection, node_id: int, replies: Iterable[Outgoing]) -> list[bool]:
+    """Put replies into the outboxes, settle their messages, and ring, in one transaction.
+
+    Redis without memory refuses XADD but not XDEL: outside a MULTI a message would go without its reply having come.
+
+    Returns:
+        For each reply whether it was taken; False means that its run is over.
+
+    Raises:
+        RedisUnreachable: unknown whether it happened; repeating is safe, a second reply is dropped.
+        RedisOutOfMemory: nothing happened.
+    """
+    keys, batch = connection.keys, list(replies)
+    with map_errors(connection.url), connection.redis.pipeline(transaction=True) as pipe:
+        for reply in batch:
+            pipe.xadd(keys.outbox(node_id, reply.run_id), reply.fields, nomkstream=True)
+        for reply in batch:
+            remove_message(pipe, keys, node_id, reply.run_id, *reply.inbox_entries)
+        for run_id in dict.fromkeys(reply.run_id for reply in batch):
+            pipe.xadd(keys.bell(run_id), {"n": str(node_id)}, maxlen=BELL_LENGTH, nomkstream=True)
+        results = pipe.execute(raise_on_error=False)
+    for result in results:
+        if isinstance(result, RedisError):
+            raise translate(result, connection.url) or result
+    return [entry is not None for entry in results[: len(batch)]]
+
+
+Reply = tuple[int, str, dict[bytes, bytes]]
+
+
+class Outboxes:
+    """The outboxes of one run, as its ServerApp reads them. One thread at a time.
+
+    Args:
+        connection: where the run lives.
+        run_id: the run.
+    """
+
+    def __init__(self, connection: Connection, run_id: int) -> None:
+        self._connection = connection
+        self._run_id = run_id
+        self._bell = connection.keys.bell(run_id)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the cursors: after a reconnect everything is read again, and known replies are recognised."""
+        self._bell_cursor = "0"
+        self._cursors: dict[int, str] = {}
+
+    def wait(self, block: float | None) -> set[int] | None:
+        """Return the nodes that rang, waiting for the first ``block`` seconds; None does not wait.
+
+        Returns:
+            None when somebody rang without being a node: look at the owner.
+        """
+        with map_errors(self._connection.url):
+            response = self._connection.redis.xread(
+                {self._bell: self._bell_cursor}, block=None if block is None else max(1, round(block * 1000))
+            )
+        rung: set[int] = set()
+        called = False
+        for _, entry_id, fields in entries(response):
+            self._bell_cursor = entry_id
+            node = fields.get(b"n", b"")
+            if node.isdigit():
+                rung.add(int(node))
+            else:
+                called = True
+        return None if called else rung
+
+    def read(self, node_ids: Iterable[int], settled: Iterable[tuple[int, str]] = ()) -> list[Reply]:
+        """Return what is new in the outboxes of ``node_ids`` as (node id, entry id, fields).
+
+        Args:
+            node_ids: whose outboxes.
+            settled: entries (node id, entry id) of which a commit is the last reader; deleted in the same round trip.
+        """
+        keys, nodes = self._connection.keys, list(node_ids)
+        found: list[Reply] = []
+        with map_errors(self._connection.url), self._connection.redis.pipeline(transaction=False) as pipe:
+            remove_replies(pipe, self._connection, self._run_id, settled)
+            for node in nodes:  # one XREAD each: a node that made something else of its outbox must not stop the others
+                pipe.xread({keys.outbox(node, self._run_id): self._cursors.get(node, "0")})
+            results = pipe.execute(raise_on_error=False)
+        for node, response in zip(nodes, results[len(results) - len(nodes) :], strict=True):
+            if not isinstance(response, ResponseError):
+                for _, entry_id, fields in entries(response):
+                    self._cursors[node] = entry_id
+                    found.append((node, entry_id, fields))
+        return found
+
+    def read_more(self, pipe: Pipeline, node_id: int) -> None:
+        """Put a last look into one outbox into ``pipe``: what is there wins over a verdict."""
+        outbox = self._connection.keys.outbox(node_id, self._run_id)
+        pipe.xrange(outbox, f"({self._cursors.get(node_id, '0')}", "+")
+
+    def advance(self, node_id: int, entry_id: str) -> None:
+        """Note what a last look found."""
+        self._cursors[node_id] = entry_id
+
+
+def remove_replies(pipe: Pipeline, connection: Connection, run_id: int, settled: Iterable[tuple[int, str]]) -> None:
+    """Put into ``pipe`` the deletion of outbox entries, given as (node id, entry id)."""
+    by_node: dict[int, list[str]] = {}
+    for node, entry_id in settled:
+        by_node.setdefault(node, []).append(entry_id)
+    for node, ids in by_node.items():
+        pipe.xdel(connection.keys.outbox(node, run_id), *ids)

@@ -1,0 +1,274 @@
+"""Runs: how one begins, who is attached, how it is stopped, and that nothing of it remains.
+
+Owns `P:runs`, and a run's meta, owner and lease. It must not know messages.
+
+    running   a ServerApp holds the lease
+    detached  no ServerApp does; the keys stay for the retention time
+    stopping  someone stopped it; the keys go as soon as its ServerApp has let go, or its lease lapsed
+    completed, stopped   only `P:runs` still knows it
+"""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from redis.client import Pipeline
+from redis.exceptions import WatchError
+
+from brokerfl.broker.connection import Connection, map_errors
+from brokerfl.broker.fence import STOP, Fence
+from brokerfl.broker.keys import BELL_LENGTH, GROUP, LEASE, RETENTION, Keys, milliseconds
+from brokerfl.broker.nodes import new_id
+from brokerfl.broker.process import describe, new_token
+from brokerfl.common import RunNotFound, UserConfig
+from brokerfl.wire.run import Run, decode_run, encode_run
+
+#: A member's score in `P:runs` is the time of the run's creation in milliseconds; once it ended, the negative time of
+#: its end. Half a millisecond more marks a run that was stopped. (A double holds that: the time needs 41 of its 53
+#: bits.)
+_STOPPED_MARK = 0.5
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What Redis tells about a run. Times are Unix seconds, 0 where unknown; an ended run has only the first three."""
+
+    run_id: int
+    status: str
+    ended_at: float = 0.0
+    created_at: float = 0.0
+    app: str = ""
+    holder: str = ""
+    nodes: int = 0
+    messages: int = 0
+    replies: int = 0
+
+
+def create_run(
+    connection: Connection,
+    app: str,
+    run_config: UserConfig,
+    *,
+    lease: float = LEASE,
+    retention: float = RETENTION,
+) -> tuple[Run, "Attachment"]:
+    """Create a run with a random id and attach to it.
+
+    Raises:
+        ValueError: the run config holds what cannot be sent.
+    """
+    keys = connection.keys
+    run = Run(new_id(), app, dict(run_config), connection.read_time())
+    fence = Fence(connection, run.run_id, 1, new_token())
+    attachment = Attachment(connection, run.run_id, fence, lease, retention)
+    frame = encode_run(run)
+    with map_errors(connection.url), connection.redis.pipeline(transaction=True) as pipe:
+        pipe.set(keys.identity, new_token().rpartition("/")[2], nx=True)
+        prune(pipe, keys, run.created_at, retention)
+        pipe.zadd(keys.runs, {str(run.run_id): round(run.created_at * 1000)})
+        pipe.hset(keys.meta(run.run_id), mapping={"frame": frame, "status": "running"})
+        pipe.set(keys.owner(run.run_id), fence.value)
+        pipe.set(keys.run_lease(run.run_id), fence.value, px=milliseconds(lease))
+        pipe.xgroup_create(keys.bell(run.run_id), GROUP, id="0", mkstream=True)
+        attachment.expire(pipe, ())
+        pipe.execute()
+    return run, attachment
+
+
+def prune(pipe: Pipeline, keys: Keys, now: float, retention: float = RETENTION) -> None:
+    """Forget the runs that ended longer than the retention time ago. ``now`` is in seconds of Redis."""
+    pipe.zremrangebyscore(keys.runs, -milliseconds(now - retention), "(0")
+
+
+class Attachment:
+    """A ServerApp's hold on its run: renews the lease and every lifetime, and lets go of it in one of three ways.
+
+    Attributes:
+        fence: through which every write of the run goes.
+    """
+
+    def __init__(self, connection: Connection, run_id: int, fence: Fence, lease: float, retention: float) -> None:
+        self._connection = connection
+        self._run_id = run_id
+        self.fence = fence
+        self.lease = lease
+        self.retention = retention
+        self._renewed = time.monotonic()
+
+    def expire(self, pipe: Pipeline, node_ids: Iterable[int]) -> None:
+        """Put into ``pipe`` the lifetime of every key of the run, and of what its nodes hold of it."""
+        keys, lives = self._connection.keys, milliseconds(self.retention)
+        for key in keys.of_run(self._run_id):
+            pipe.pexpire(key, lives)
+        for node in node_ids:
+            self.expire_node(pipe, node)
+
+    def expire_node(self, pipe: Pipeline, node_id: int) -> None:
+        """Put into ``pipe`` the lifetimes of one node's keys for this run."""
+        keys, lives = self._connection.keys, milliseconds(self.retention)
+        for key in keys.of_node_and_run(node_id, self._run_id):
+            pipe.pexpire(key, lives)
+        # Shared with other runs, whose retention may be longer: GT never shortens, but needs a ttl to compare with.
+        pipe.pexpire(keys.node_runs(node_id), lives, nx=True)
+        pipe.pexpire(keys.node_runs(node_id), lives, gt=True)
+
+    def renew(self, node_ids: Iterable[int]) -> None:
+        """Renew the lease, and every quarter of the retention time the lifetimes.
+
+        Raises:
+            RunStopped, RunFenced, RunLost: the run is no longer ours.
+        """
+        keys, run = self._connection.keys, self._run_id
+        with map_errors(self._connection.url):
+            with self._connection.redis.pipeline(transaction=False) as pipe:
+                pipe.get(keys.owner(run))
+                pipe.pexpire(keys.run_lease(run), milliseconds(self.lease))
+                owner, held = pipe.execute()
+            self.fence.check(owner)
+            if not held:  # gone after a long outage: only a fenced transaction may set it again
+                self.fence.execute(
+                    lambda pipe: pipe.set(keys.run_lease(run), self.fence.value, px=milliseconds(self.lease))
+                )
+            if time.monotonic() - self._renewed > self.retention / 4:
+                with self._connection.redis.pipeline(transaction=False) as pipe:
+                    self.expire(pipe, node_ids)
+                    pipe.execute(raise_on_error=False)
+                self._renewed = time.monotonic()
+
+    def detach(self) -> None:
+        """Give up the lease and leave all else: the run is detached, or goes if it is being stopped."""
+        key = self._connection.keys.run_lease(self._run_id)
+        with map_errors(self._connection.url):
+            if self._connection.redis.get(key) == self.fence.value.encode():
+                self._connection.redis.unlink(key)
+
+    def end(self, node_ids: Iterable[int]) -> None:
+        """Delete every key of the run.
+
+        Raises:
+            RunStopped, RunFenced, RunLost: it is no longer ours to end.
+        """
+        nodes = list(node_ids)
+        self.fence.execute(lambda pipe: _delete(pipe, self._connection, self._run_id, nodes, stopped=False))
+
+
+def _delete(pipe: Pipeline, connection: Connection, run_id: int, nodes: Iterable[int], stopped: bool) -> None:
+    keys = connection.keys
+    for node in nodes:
+        pipe.unlink(*keys.of_node_and_run(node, run_id))
+        pipe.hdel(keys.node_runs(node), str(run_id))
+    mark = milliseconds(connection.time()) + (_STOPPED_MARK if stopped else 0)
+    pipe.zadd(keys.runs, {str(run_id): -mark}, xx=True)
+    pipe.unlink(keys.run_lease(run_id), *keys.of_run(run_id))
+
+
+def stop_run(connection: Connection, run_id: int, *, patience: float = 2 * LEASE) -> None:
+    """Stop a run, whether or not a ServerApp is attached, and delete all of it.
+
+    An attached ServerApp is told by its bell, lets go, and its waits end with `RunStopped`. One that does not let go is
+    waited for until its lease lapses.
+
+    Args:
+        connection: where the run lives.
+        run_id: the run.
+        patience: seconds to wait for a ServerApp that goes on renewing its lease.
+
+    Raises:
+        RunNotFound: no such run, or it has ended.
+    """
+    fence = _take_over_to_stop(connection, run_id)
+    lease = connection.keys.run_lease(run_id)
+    until = time.monotonic() + patience
+    with map_errors(connection.url):
+        while connection.redis.exists(lease) and time.monotonic() < until:
+            time.sleep(0.05)
+        nodes = [int(member) for member in connection.redis.smembers(connection.keys.run_nodes(run_id))]
+    fence.execute(lambda pipe: _delete(pipe, connection, run_id, nodes, stopped=True))
+
+
+def _take_over_to_stop(connection: Connection, run_id: int) -> Fence:
+    keys = connection.keys
+    with map_errors(connection.url), connection.redis.pipeline(transaction=True) as pipe:
+        while True:
+            pipe.watch(keys.owner(run_id))
+            owner = pipe.get(keys.owner(run_id))
+            if owner is None:
+                raise RunNotFound(_absent(connection, run_id))
+            fence = Fence(connection, run_id, int(owner.partition(b":")[0]) + 1, f"{STOP}/{new_token()}")
+            pipe.multi()
+            pipe.set(keys.owner(run_id), fence.value, keepttl=True)
+            pipe.hset(keys.meta(run_id), "status", "stopping")
+            pipe.xadd(keys.bell(run_id), {"n": ""}, maxlen=BELL_LENGTH, nomkstream=True)
+            try:
+                pipe.execute()
+            except WatchError:
+                continue
+            return fence
+
+
+def _absent(connection: Connection, run_id: int) -> str:
+    score = connection.redis.zscore(connection.keys.runs, str(run_id))
+    if score is None:
+        return f"there is no run {run_id} under the prefix {connection.keys.prefix!r}; see brokerfl runs"
+    return f"run {run_id} has ended already" if score < 0 else f"run {run_id} has expired"
+
+
+def list_runs(connection: Connection) -> list[RunInfo]:
+    """Return every run that `P:runs` knows, newest first; those whose keys expired are taken out of it."""
+    keys = connection.keys
+    connection.read_time()
+    with map_errors(connection.url):
+        with connection.redis.pipeline(transaction=False) as pipe:
+            prune(pipe, keys, connection.time())
+            pipe.zrange(keys.runs, 0, -1, withscores=True)
+            _, members = pipe.execute()
+        with connection.redis.pipeline(transaction=False) as pipe:
+            for member, _ in members:
+                pipe.hgetall(keys.meta(int(member)))
+                pipe.get(keys.run_lease(int(member)))
+                pipe.scard(keys.run_nodes(int(member)))
+            answers = pipe.execute()
+        runs, expired = [], []
+        for index, (member, score) in enumerate(members):
+            meta, lease, nodes = answers[3 * index : 3 * index + 3]
+            if score < 0:
+                status = "stopped" if score % 1 else "completed"
+                runs.append(RunInfo(int(member), status, -score / 1000))
+            elif meta:
+                runs.append(_run_info(int(member), meta, lease, nodes))
+            else:
+                expired.append(member)
+        if expired:
+            connection.redis.zrem(keys.runs, *expired)
+    return sorted(runs, key=lambda run: run.created_at or run.ended_at, reverse=True)
+
+
+def _run_info(run_id: int, meta: dict[bytes, bytes], lease: bytes | None, nodes: int) -> RunInfo:
+    run = decode_run(run_id, meta[b"frame"])
+    status = meta[b"status"].decode()
+    if status == "running" and lease is None:
+        status = "detached"
+    return RunInfo(
+        run_id,
+        status,
+        created_at=run.created_at,
+        app=run.app,
+        holder=describe(lease.decode().partition(":")[2]) if lease else "",
+        nodes=nodes,
+        messages=int(meta.get(b"messages", 0)),
+        replies=int(meta.get(b"replies", 0)),
+    )
+
+
+def runs_of(connection: Connection, node_id: int) -> dict[int, Any]:
+    """Return the runs that ever contacted ``node_id`` and have not ended, as frames by run id."""
+    with map_errors(connection.url):
+        frames = connection.redis.hgetall(connection.keys.node_runs(node_id))
+    return {int(run_id): frame for run_id, frame in frames.items()}
+
+
+def forget_registry(connection: Connection) -> None:
+    """Delete the registry of a prefix that nobody uses any more: its identity, nodes and runs."""
+    with map_errors(connection.url):
+        connection.redis.unlink(connection.keys.identity, connection.keys.nodes, connection.keys.runs)

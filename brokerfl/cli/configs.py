@@ -1,0 +1,68 @@
+"""Configurations as users type them: ``'key=value key2="two words"'``. Owns that grammar, nothing else."""
+
+import re
+import tomllib
+from collections.abc import Iterable
+
+from brokerfl.common import ConfigError, ConfigScalar, UserConfig
+
+#: A key, then a quoted value or one without blanks; as in Flower's --run-config.
+_PAIR = re.compile(r"""\s*([^\s=]+)=("[^"]*"|'[^']*'|[^\s"']*)(?=\s|$)""")
+_BARE_WORD = re.compile(r"[A-Za-z_][\w./:@+-]*")
+
+
+def parse_config(texts: Iterable[str], option: str) -> UserConfig:
+    """Return the pairs of all ``texts``; a later one wins.
+
+    A value is a TOML boolean, integer, float or string. A single word may go without quotes: ``site=berlin``.
+
+    Args:
+        texts: what the user typed, one for each time the option was given.
+        option: the option's name, for errors.
+
+    Raises:
+        ConfigError: naming the option, the text and what is wrong with it.
+    """
+    config: UserConfig = {}
+    for text in texts:
+        position = 0
+        while text[position:].strip():
+            pair = _PAIR.match(text, position)
+            if pair is None:
+                raise ConfigError(
+                    f"{option} {text!r} cannot be read at {text[position:].strip()!r}: write key=value pairs "
+                    "separated by blanks, such as 'num-rounds=3 lr=0.1 name=\"two words\"'"
+                )
+            key, value = pair.groups()
+            config[key] = _value(key, value, option)
+            position = pair.end()
+    return config
+
+
+def _value(key: str, text: str, option: str) -> ConfigScalar:
+    try:
+        value = tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        if _BARE_WORD.fullmatch(text):
+            return text
+        value = None
+    if not isinstance(value, bool | int | float | str):
+        raise ConfigError(
+            f"{option}: the value of {key} is {text!r}, which is no boolean, number or string (quote a string)"
+        )
+    return value
+
+
+def parse_labels(texts: Iterable[str]) -> dict[str, str]:
+    """Return ``key=value`` labels; the value is text as it stands.
+
+    Raises:
+        ConfigError: a label without ``=`` or without a key.
+    """
+    labels = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--label {text!r}: write key=value, such as site=berlin")
+        labels[key] = value
+    return labels

@@ -1,0 +1,103 @@
+"""Exit codes: which error ends a command how. Owns the table; the README shows it."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+from typing import Any
+
+import click
+
+from brokerfl.common import (
+    AppLoadError,
+    BrokerflError,
+    ConfigError,
+    InsecureURL,
+    MissingExtra,
+    NodeNameTaken,
+    OutageLimit,
+    PortInUse,
+    RedisAuthError,
+    RedisOutOfMemory,
+    RedisTLSError,
+    RedisTooOld,
+    RedisUnreachable,
+    RunFenced,
+    RunLost,
+    RunNotFound,
+    RunStopped,
+)
+
+
+class Exit(IntEnum):
+    """The exit codes of all commands. A signal ends a command with 128 + its number, as in a shell."""
+
+    OK = 0
+    FAILURE = 1
+    USAGE = 2
+    APP_LOAD = 3
+    APP_RAISED = 4
+    REDIS_UNREACHABLE = 10
+    REDIS_AUTH = 11
+    REDIS_TLS = 12
+    REDIS_TOO_OLD = 13
+    REDIS_FULL = 14
+    INSECURE_URL = 15
+    PORT_IN_USE = 16
+    NODE_NAME_TAKEN = 20
+    RUN_NOT_FOUND = 30
+    RUN_STOPPED = 31
+    RUN_LOST = 32
+    RUN_FENCED = 33
+    MISSING_EXTRA = 40
+
+
+_CODES: tuple[tuple[type[Exception], Exit], ...] = (
+    (ConfigError, Exit.USAGE),
+    (AppLoadError, Exit.APP_LOAD),
+    (RedisUnreachable, Exit.REDIS_UNREACHABLE),
+    (OutageLimit, Exit.REDIS_UNREACHABLE),
+    (RedisAuthError, Exit.REDIS_AUTH),
+    (RedisTLSError, Exit.REDIS_TLS),
+    (RedisTooOld, Exit.REDIS_TOO_OLD),
+    (RedisOutOfMemory, Exit.REDIS_FULL),
+    (InsecureURL, Exit.INSECURE_URL),
+    (PortInUse, Exit.PORT_IN_USE),
+    (NodeNameTaken, Exit.NODE_NAME_TAKEN),
+    (RunNotFound, Exit.RUN_NOT_FOUND),
+    (RunStopped, Exit.RUN_STOPPED),
+    (RunLost, Exit.RUN_LOST),
+    (RunFenced, Exit.RUN_FENCED),
+    (MissingExtra, Exit.MISSING_EXTRA),
+)
+
+_HINTS: tuple[tuple[type[Exception], str], ...] = (
+    (RedisUnreachable, "Is it running? `brokerfl up` starts one on this machine; --redis names another."),
+)
+
+
+def code_of(error: BaseException) -> Exit:
+    """Return the exit code for ``error``."""
+    return next((code for kind, code in _CODES if isinstance(error, kind)), Exit.FAILURE)
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """End the process with one clear line and a named code for every error that a user can meet."""
+    try:
+        yield
+    except BrokerflError as error:
+        click.echo(f"Error: {error}", err=True)
+        for kind, hint in _HINTS:
+            if isinstance(error, kind):
+                click.echo(hint, err=True)
+        sys.exit(code_of(error))
+
+
+class Command(click.Command):
+    """A command whose errors are one line."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command inside `clear_errors`."""
+        with clear_errors():
+            return super().invoke(ctx)

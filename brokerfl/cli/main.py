@@ -1,0 +1,18 @@
+"""`brokerfl`: the group of operations. Owns which commands there are."""
+
+import click
+
+from brokerfl import __version__
+from brokerfl.cli.demo import demo
+from brokerfl.cli.operations import nodes, runs, stop
+from brokerfl.cli.up import up
+
+
+@click.group()
+@click.version_option(__version__)
+def main() -> None:
+    """Federated learning over Redis: start a broker, watch runs and nodes, stop runs."""
+
+
+for command in (up, demo, runs, nodes, stop):
+    main.add_command(command)

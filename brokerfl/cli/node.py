@@ -1,0 +1,116 @@
+"""`brokerfl-node`: serves every run with one ClientApp. Owns the node's options and signals."""
+
+import os
+import signal
+import sys
+import threading
+from logging import INFO, WARNING
+from types import FrameType
+
+import click
+
+from brokerfl import __version__
+from brokerfl.broker.keys import LEASE
+from brokerfl.broker.nodes import Registration
+from brokerfl.cli.apps import load_app
+from brokerfl.cli.configs import parse_config, parse_labels
+from brokerfl.cli.exits import Command
+from brokerfl.cli.options import RedisOptions, redis_options
+from brokerfl.client import ClientApp
+from brokerfl.client.node import Node
+from brokerfl.common import log
+
+
+@click.command(cls=Command)
+@click.argument("app")
+@redis_options
+@click.option(
+    "--name",
+    default="",
+    envvar="BROKERFL_NODE_NAME",
+    help="Keeps the node's id over restarts. Each running node needs its own. Unnamed nodes do not come back.",
+)
+@click.option(
+    "--node-config",
+    multiple=True,
+    metavar="'K=V …'",
+    envvar="BROKERFL_NODE_CONFIG",
+    help="Given to every Context, e.g. 'partition-id=0 num-partitions=5'.",
+)
+@click.option("--label", multiple=True, metavar="K=V", help="Shown by `brokerfl nodes`; may be repeated.")
+@click.option("--app-dir", default=".", envvar="BROKERFL_APP_DIR", help="Where the app's module is. [default: here]")
+@click.option(
+    "--lease",
+    default=LEASE,
+    show_default=True,
+    type=click.FloatRange(min=0.3),
+    envvar="BROKERFL_LEASE",
+    help="Seconds after which the node counts as offline when it is silent.",
+)
+@click.option(
+    "--grace",
+    default=30.0,
+    show_default=True,
+    type=click.FloatRange(min=0.0),
+    help="Seconds to finish the message in hand after SIGTERM or Ctrl-C.",
+)
+@click.version_option(__version__)
+def main(
+    app: str,
+    redis: RedisOptions,
+    name: str,
+    node_config: tuple[str, ...],
+    label: tuple[str, ...],
+    app_dir: str,
+    lease: float,
+    grace: float,
+) -> None:
+    """Run the ClientApp APP (module:attribute, such as client:app) for every run on this Redis."""
+    config = parse_config(node_config, "--node-config")
+    labels = parse_labels(label)
+    client_app = load_app(app, app_dir, ClientApp)
+    connection = redis.connect()
+    registration = Registration(connection, name, labels, lease)
+    title = f"Node {registration.node_id}" + (f" ({name})" if name else "")
+
+    def ready() -> None:
+        log(INFO, "%s serves %s on %s", title, app, connection.url)
+
+    node = Node(client_app, connection, registration, config, ready)
+    _stop_on_signals(node, registration, grace)
+    node.serve()
+    log(INFO, "%s has left", title)
+
+
+def _stop_on_signals(node: Node, registration: Registration, grace: float) -> None:
+    """The first signal ends the node after the message in hand, or when the grace is over; the second one at once."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, leave)
+        signal.signal(signal.SIGTERM, leave)
+        node.stop()
+        timer = threading.Timer(grace, give_up, (number,))
+        timer.daemon = True
+        timer.start()
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        _exit(number)
+
+    def give_up(number: int) -> None:
+        log(WARNING, "The message in hand was not finished in %g s; leaving without it", grace)
+        registration.leave()
+        _exit(number)
+
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+
+
+def _exit(number: int) -> None:
+    """User code cannot be interrupted safely, so this does not unwind it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(128 + number)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""`brokerfl runs`, `nodes`, `stop`: what an operator sees and does. Owns their tables and their JSON."""
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from brokerfl.broker.nodes import list_nodes
+from brokerfl.broker.runs import list_runs, stop_run
+from brokerfl.cli.exits import Command
+from brokerfl.cli.options import RedisOptions, redis_options
+
+format_option = click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="json prints one list of objects; ids are strings, for they exceed what JavaScript counts.",
+)
+
+
+@click.command(cls=Command)
+@redis_options
+@format_option
+@click.option("--all", "ended_too", is_flag=True, help="Also runs that have ended.")
+def runs(redis: RedisOptions, form: str, ended_too: bool) -> None:
+    """List the runs."""
+    rows = [
+        {
+            "run": str(run.run_id),
+            "status": run.status,
+            "app": run.app,
+            "started": _time(run.created_at),
+            "ended": _time(run.ended_at),
+            "held by": run.holder,
+            "nodes": run.nodes,
+            "messages": run.messages,
+            "replies": run.replies,
+        }
+        for run in list_runs(redis.connect())
+        if ended_too or not run.ended_at
+    ]
+    _show(rows, form, "no runs" if ended_too else "no runs; --all shows those that have ended")
+
+
+@click.command(cls=Command)
+@redis_options
+@format_option
+def nodes(redis: RedisOptions, form: str) -> None:
+    """List the nodes."""
+    rows = [
+        {
+            "node": str(node.node_id),
+            "status": "online" if node.online else "offline",
+            "name": node.name,
+            "labels": node.labels if form == "json" else " ".join(f"{k}={v}" for k, v in node.labels.items()),
+            "version": node.version,
+            "since": _time(node.since),
+        }
+        for node in list_nodes(redis.connect())
+    ]
+    _show(rows, form, "no nodes; brokerfl-node client:app starts one")
+
+
+@click.command(cls=Command)
+@click.argument("run", type=click.IntRange(min=2))
+@redis_options
+@format_option
+def stop(run: int, redis: RedisOptions, form: str) -> None:
+    """Stop the run RUN, whether or not its ServerApp is alive, and delete its keys."""
+    stop_run(redis.connect(), run)
+    if form == "json":
+        click.echo(json.dumps({"run": str(run), "status": "stopped"}))
+    else:
+        click.echo(f"Run {run} is stopped; its keys are deleted.")
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).isoformat(sep=" ", timespec="seconds") if seconds else ""
+
+
+def _show(rows: Sequence[dict[str, Any]], form: str, nothing: str) -> None:
+    if form == "json":
+        click.echo(json.dumps(rows, indent=2))
+    elif not rows:
+        click.echo(nothing)
+    else:
+        columns = [name for name in rows[0] if any(row[name] not in ("", 0) for row in rows)]
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        for name in columns:
+            table.add_column(name, no_wrap=True, justify="right" if isinstance(rows[0][name], int) else "left")
+        for row in rows:
+            table.add_row(*(str(row[name]) for name in columns))
+        console = Console()
+        if not console.is_terminal:  # a pipe has no width: never cut an id
+            console = Console(width=10_000, soft_wrap=True)
+        console.print(table)

@@ -1,0 +1,112 @@
+"""Options that commands share: where Redis is and how to reach it. Owns their names, variables and defaults."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from logging import DEBUG, INFO
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from brokerfl.broker.connection import TLS, Connection, connect
+from brokerfl.broker.keys import DEFAULT_PREFIX
+from brokerfl.common import ConfigError
+from brokerfl.common.logger import configure_logging
+
+DEFAULT_URL = "redis://127.0.0.1:6379"
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class RedisOptions:
+    """Where Redis is and how to reach it, as the user gave it."""
+
+    url: str
+    prefix: str
+    insecure: bool
+    tls: TLS
+
+    def connect(self) -> Connection:
+        """Connect, and look at the server."""
+        return connect(self.url, prefix=self.prefix, tls=self.tls, insecure=self.insecure)
+
+
+def redis_options(function: Function) -> Function:
+    """Give a command the options of the connection; it receives them as ``redis``, a `RedisOptions`."""
+
+    @wraps(function)
+    def wrapper(
+        *args: Any,
+        redis: str | None,
+        redis_file: str | None,
+        prefix: str,
+        insecure: bool,
+        ca_cert: str | None,
+        cert: str | None,
+        key: str | None,
+        verbose: bool,
+        **options: Any,
+    ) -> Any:
+        configure_logging(DEBUG if verbose else INFO)
+        redis_url = _url(redis, redis_file)
+        return function(*args, redis=RedisOptions(redis_url, prefix, insecure, TLS(ca_cert, cert, key)), **options)
+
+    path = click.Path(exists=True, dir_okay=False)
+    for option in reversed(
+        (
+            click.option(
+                "--redis",
+                metavar="URL",
+                envvar="BROKERFL_REDIS_URL",
+                help=f"redis://, rediss:// (TLS) or unix:// [default: {DEFAULT_URL}]",
+            ),
+            click.option(
+                "--redis-file",
+                type=path,
+                envvar="BROKERFL_REDIS_URL_FILE",
+                help="Read the URL from this file: a command line shows in ps.",
+            ),
+            click.option(
+                "--prefix",
+                envvar="BROKERFL_PREFIX",
+                default=DEFAULT_PREFIX,
+                show_default=True,
+                help="What every key starts with.",
+            ),
+            click.option(
+                "--insecure",
+                is_flag=True,
+                envvar="BROKERFL_INSECURE",
+                help="Allow plain text to a Redis on another machine.",
+            ),
+            click.option(
+                "--ca-cert",
+                type=path,
+                envvar="BROKERFL_CA_CERT",
+                help="Whom to trust for rediss:// (PEM); the system's authorities by default.",
+            ),
+            click.option("--cert", type=path, envvar="BROKERFL_CERT", help="Our certificate, for mutual TLS (PEM)."),
+            click.option("--key", type=path, envvar="BROKERFL_KEY", help="Its private key (PEM)."),
+            click.option("--verbose", is_flag=True, help="Log more."),
+        )
+    ):
+        wrapper = option(wrapper)
+    return wrapper  # type: ignore[return-value]
+
+
+def _url(url: str | None, file: str | None) -> str:
+    source = click.get_current_context().get_parameter_source
+    typed = source("redis") is click.core.ParameterSource.COMMANDLINE
+    if url is not None and (typed or file is None):
+        return url
+    if file is None:
+        return DEFAULT_URL
+    try:
+        text = Path(file).read_text().strip()
+    except OSError as error:
+        raise ConfigError(f"the URL file {file} cannot be read: {error.strerror}") from None
+    if not text:
+        raise ConfigError(f"the URL file {file} is empty")
+    return text

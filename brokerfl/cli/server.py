@@ -1,0 +1,158 @@
+"""`brokerfl-server`: creates a run, runs the ServerApp, ends the run. Owns its options, signals and detaching."""
+
+import os
+import signal
+import sys
+import time
+import traceback
+from logging import INFO
+from types import FrameType
+
+import click
+
+from brokerfl import __version__
+from brokerfl.broker.keys import LEASE, OFFLINE_GRACE, RETENTION
+from brokerfl.cli.apps import load_app
+from brokerfl.cli.configs import parse_config
+from brokerfl.cli.exits import Command, Exit, code_of
+from brokerfl.cli.options import RedisOptions, redis_options
+from brokerfl.common import (
+    SUPERLINK_NODE_ID,
+    BrokerflError,
+    Context,
+    OutageLimit,
+    RecordSet,
+    RedisError,
+    RunError,
+    UserConfig,
+    log,
+)
+from brokerfl.server import Driver, ServerApp
+from brokerfl.server.collector import OUTAGE_LIMIT
+
+
+class _Signalled(BaseException):
+    """SIGINT or SIGTERM; no Exception, so that an app's own handlers let it pass."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+@click.command(cls=Command)
+@click.argument("app")
+@redis_options
+@click.option(
+    "--run-config",
+    multiple=True,
+    metavar="'K=V …'",
+    envvar="BROKERFL_RUN_CONFIG",
+    help="Given to the ServerApp's and every node's Context, e.g. 'num-rounds=3 lr=0.1'.",
+)
+@click.option("--app-dir", default=".", envvar="BROKERFL_APP_DIR", help="Where the app's module is. [default: here]")
+@click.option(
+    "--lease",
+    default=LEASE,
+    show_default=True,
+    type=click.FloatRange(min=0.3),
+    envvar="BROKERFL_LEASE",
+    help="Seconds after which the run counts as detached when this process is silent.",
+)
+@click.option(
+    "--retention",
+    default=RETENTION,
+    show_default=True,
+    type=click.FloatRange(min=1.0),
+    envvar="BROKERFL_RETENTION",
+    help="Seconds a detached run keeps its messages.",
+)
+@click.option(
+    "--offline-grace",
+    default=OFFLINE_GRACE,
+    show_default=True,
+    type=click.FloatRange(min=0.0),
+    help="Seconds a named node may be offline before its messages become Error 5.",
+)
+@click.option(
+    "--outage-limit",
+    default=OUTAGE_LIMIT,
+    show_default=True,
+    type=click.FloatRange(min=0.0),
+    help="Seconds to wait for a Redis that is away before detaching.",
+)
+@click.version_option(__version__)
+def main(
+    app: str,
+    redis: RedisOptions,
+    run_config: tuple[str, ...],
+    app_dir: str,
+    lease: float,
+    retention: float,
+    offline_grace: float,
+    outage_limit: float,
+) -> None:
+    """Run the ServerApp APP (module:attribute, such as server:app) as a new run on this Redis."""
+    config = parse_config(run_config, "--run-config")
+    server_app = load_app(app, app_dir, ServerApp)
+    connection = redis.connect()
+    signal.signal(signal.SIGINT, _on_signal)
+    signal.signal(signal.SIGTERM, _on_signal)
+    driver = Driver(
+        connection,
+        app,
+        config,
+        lease=lease,
+        retention=retention,
+        offline_grace=offline_grace,
+        outage_limit=outage_limit,
+    )
+    sys.exit(_run(driver, server_app, config, retention))
+
+
+def _run(driver: Driver, server_app: ServerApp, config: UserConfig, retention: float) -> int:
+    run_id, started = driver.run.run_id, time.monotonic()
+    log(INFO, "Run %s of %s started", run_id, driver.run.app)
+    context = Context(run_id, SUPERLINK_NODE_ID, {}, RecordSet(), dict(config))
+    try:
+        server_app(driver, context)
+        driver.end()
+    except _Signalled as signalled:
+        _detach(driver, retention, f"got {signal.Signals(signalled.number).name}")
+        return 128 + signalled.number
+    except RunError as error:
+        driver.detach()
+        click.echo(f"Error: {error}", err=True)
+        return code_of(error)
+    except (OutageLimit, RedisError) as error:
+        _detach(driver, retention, str(error))
+        return code_of(error)
+    except (Exception, SystemExit) as error:
+        if not isinstance(error, BrokerflError):
+            traceback.print_exc()
+        _detach(driver, retention, f"main raised {type(error).__name__}: {error}")
+        return Exit.APP_RAISED
+    log(INFO, "Run %s completed after %.1f s", run_id, time.monotonic() - started)
+    return Exit.OK
+
+
+def _detach(driver: Driver, retention: float, reason: str) -> None:
+    driver.detach()
+    click.echo(
+        f"Run {driver.run.run_id} is detached: {reason}\n"
+        f"Its messages stay in Redis for {retention / 3600:g} h. To delete them now: brokerfl stop {driver.run.run_id}",
+        err=True,
+    )
+
+
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    """The first signal detaches the run, the second one leaves at once."""
+    signal.signal(signal.SIGINT, _leave)
+    signal.signal(signal.SIGTERM, _leave)
+    raise _Signalled(number)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    os._exit(128 + number)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""`brokerfl up`: the embedded server in the foreground. Owns its options and its end."""
+
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from brokerfl.broker.embedded import EmbeddedServer
+from brokerfl.cli.exits import Command
+from brokerfl.common import BrokerflError
+
+
+class _Signalled(BaseException):
+    """SIGINT, SIGTERM or SIGHUP."""
+
+
+@click.command(cls=Command)
+@click.option("--port", default=6379, show_default=True, type=click.IntRange(1, 65535), help="TCP port on 127.0.0.1.")
+@click.option(
+    "--data",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Keep an append-only file in this directory; without it, nothing outlives the server.",
+)
+def up(port: int, data: Path | None) -> None:
+    """Run the embedded Valkey server until Ctrl-C."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _on_signal)
+    server = EmbeddedServer(port, data)
+    try:
+        with server:
+            kept = f"append-only file in {data}" if data else "in memory only; --data DIR keeps it"
+            click.echo(f"Valkey is up at {server.url} ({kept}). Ctrl-C stops it.")
+            code = server.wait()
+            raise BrokerflError(f"the server ended by itself with exit code {code}")
+    except _Signalled:
+        click.echo("Stopped.")
+        sys.exit(0)
+
+
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, signal.SIG_IGN)  # let the server write out its file
+    raise _Signalled

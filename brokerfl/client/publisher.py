@@ -1,0 +1,121 @@
+"""The publisher: brings finished replies to the outboxes.
+
+Owns what is finished and not yet in Redis. It must not know what a reply says.
+
+Group commit: while one publish is in flight, finished replies gather for the next. A node with nothing else to do
+publishes itself, at once; one with more work leaves it to the publisher's thread. So gathering never delays a reply.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from logging import INFO, WARNING
+
+import tenacity
+
+from brokerfl.broker.connection import Connection
+from brokerfl.broker.outbox import Outgoing, publish
+from brokerfl.client.worklist import Work
+from brokerfl.common import RedisOutOfMemory, RedisUnreachable, log
+from brokerfl.wire.frame import Fields
+
+
+class Publisher:
+    """Publishes the replies of one node.
+
+    Args:
+        connection: where to.
+        node_id: whose outboxes.
+        published: called with each work that is settled: its reply was taken, or its run is over.
+        stopping: true gives up waiting for a Redis that is full.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        node_id: int,
+        published: Callable[[Work], None],
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._connection = connection
+        self._node_id = node_id
+        self._published = published
+        self._stopping = stopping
+        self._finished: list[tuple[Work, Fields]] = []
+        self._publishing = threading.Lock()
+        self._wake = threading.Event()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name=f"publisher of node {node_id}", daemon=True)
+        self._thread.start()
+
+    def put(self, work: Work, reply: Fields, more: bool) -> None:
+        """Publish a reply: at once, or in the publisher's thread when there is ``more`` work.
+
+        Raises:
+            RedisUnreachable: not known to be published; `flush` repeats it.
+        """
+        self._finished.append((work, reply))
+        if more:
+            self._wake.set()
+        else:
+            self.flush()
+
+    def flush(self) -> None:
+        """Publish everything that is finished.
+
+        Raises:
+            RedisUnreachable, RedisOutOfMemory: what is not published is kept.
+        """
+        with self._publishing:
+            while self._finished:
+                batch = self._finished[:]
+                self._publish(batch)
+                del self._finished[: len(batch)]
+                for work, _ in batch:
+                    self._published(work)
+
+    def _publish(self, batch: list[tuple[Work, Fields]]) -> None:
+        outgoing = [Outgoing(work.run_id, tuple(work.entries), reply) for work, reply in batch]
+        taken = self._when_there_is_room(lambda: publish(self._connection, self._node_id, outgoing))
+        for (work, _), ok in zip(batch, taken, strict=True):
+            if not ok:
+                log(INFO, "Run %s is over; a late reply to it was dropped", work.run_id)
+
+    def _when_there_is_room(self, action: Callable[[], list[bool]]) -> list[bool]:
+        """A full Redis is back-pressure: the reply waits here, and so does the next message."""
+        try:
+            return action()
+        except RedisOutOfMemory as error:
+            log(WARNING, "%s; finished replies wait until there is room", error)
+        retrying = tenacity.Retrying(
+            wait=tenacity.wait_random_exponential(multiplier=0.1, max=5.0),
+            retry=tenacity.retry_if_exception_type(RedisOutOfMemory),
+            stop=lambda _: self._stopping(),
+            sleep=time.sleep,
+            reraise=True,
+        )
+        taken = retrying(action)
+        log(INFO, "There is room again; replies are published")
+        return taken
+
+    def _run(self) -> None:
+        while True:
+            self._wake.wait()
+            self._wake.clear()
+            if self._closed:
+                return
+            try:
+                self.flush()
+            except (RedisUnreachable, RedisOutOfMemory):
+                continue  # the node's loop meets the same and flushes when Redis is back
+
+    def close(self) -> None:
+        """Publish what is left and end the thread.
+
+        Raises:
+            RedisUnreachable, RedisOutOfMemory: something could not be published.
+        """
+        self._closed = True
+        self._wake.set()
+        self._thread.join()
+        self.flush()

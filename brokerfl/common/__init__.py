@@ -1,0 +1,90 @@
+"""What an app author touches: messages, records, arrays, contexts, the log, and the errors to catch.
+
+This layer knows no Redis and no msgpack. The local clock only stamps, it never decides. numpy is imported
+when an array is asked for; without it everything else works.
+"""
+
+from brokerfl.common.array import Array, SType
+from brokerfl.common.context import ConfigScalar, Context, UserConfig
+from brokerfl.common.errors import (
+    AppLoadError,
+    BrokerflError,
+    ConfigError,
+    FrameError,
+    InsecureURL,
+    MessageTooLarge,
+    MissingExtra,
+    NodeNameTaken,
+    OutageLimit,
+    PortInUse,
+    RedisAuthError,
+    RedisError,
+    RedisOutOfMemory,
+    RedisTLSError,
+    RedisTooOld,
+    RedisUnreachable,
+    RunError,
+    RunFenced,
+    RunLost,
+    RunNotFound,
+    RunStopped,
+)
+from brokerfl.common.logger import configure_logging, log
+from brokerfl.common.message import (
+    DEFAULT_TTL,
+    MESSAGE_TTL_TOLERANCE,
+    SUPERLINK_NODE_ID,
+    Error,
+    ErrorCode,
+    Message,
+    MessageType,
+    Metadata,
+    is_message_type,
+    split_message_type,
+)
+from brokerfl.common.record import ConfigsRecord, MetricsRecord, ParametersRecord, RecordSet
+
+__all__ = [
+    "DEFAULT_TTL",
+    "MESSAGE_TTL_TOLERANCE",
+    "SUPERLINK_NODE_ID",
+    "AppLoadError",
+    "Array",
+    "BrokerflError",
+    "ConfigError",
+    "ConfigScalar",
+    "ConfigsRecord",
+    "Context",
+    "Error",
+    "ErrorCode",
+    "FrameError",
+    "InsecureURL",
+    "Message",
+    "MessageTooLarge",
+    "MessageType",
+    "Metadata",
+    "MetricsRecord",
+    "MissingExtra",
+    "NodeNameTaken",
+    "OutageLimit",
+    "ParametersRecord",
+    "PortInUse",
+    "RecordSet",
+    "RedisAuthError",
+    "RedisError",
+    "RedisOutOfMemory",
+    "RedisTLSError",
+    "RedisTooOld",
+    "RedisUnreachable",
+    "RunError",
+    "RunFenced",
+    "RunLost",
+    "RunNotFound",
+    "RunStopped",
+    "SType",
+    "UserConfig",
+    "configure_logging",
+    "is_message_type",
+    "log",
+    "split_message_type",
+]

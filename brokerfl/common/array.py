@@ -1,0 +1,257 @@
+"""Array: one n-dimensional array as bytes, with its dtype and shape.
+
+Owns the dtypes that brokerfl carries and the conversions to and from numpy and torch. It must not know
+records or messages. numpy is imported when an array is asked for; torch never is: whoever has a tensor has
+imported it.
+"""
+
+import math
+import sys
+from collections.abc import Sequence
+from io import BytesIO
+from operator import index
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, cast, overload
+
+from brokerfl.common.errors import MissingExtra
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+#: The dtypes that can be sent, by the name that numpy and torch share, and the bytes of one element.
+ITEMSIZE: dict[str, int] = {
+    "bool": 1,
+    "int8": 1,
+    "int16": 2,
+    "int32": 4,
+    "int64": 8,
+    "uint8": 1,
+    "uint16": 2,
+    "uint32": 4,
+    "uint64": 8,
+    "float16": 2,
+    "float32": 4,
+    "float64": 8,
+    "bfloat16": 2,
+    "complex64": 8,
+    "complex128": 16,
+}
+
+_BFLOAT16 = "bfloat16"
+_NPY_MAGIC = b"\x93NUMPY"
+
+#: numpy refuses longer headers of .npy data by itself (``max_header_size``); 12 bytes come before the header.
+_NPY_HEADER = 10_000 + 12
+
+
+class SType:
+    """How an `Array`'s data are serialised."""
+
+    NUMPY = "numpy.ndarray"
+
+
+class Array:
+    """An array as bytes: ``Array(ndarray)``, ``Array(tensor)`` or ``Array(dtype, shape, stype, data)``.
+
+    An array made of an ndarray or a CPU tensor shares its memory until the message that holds it is pushed:
+    pass a copy (``Array(a.copy())``) if you go on changing it before that. Only memory that is not
+    C-contiguous and little-endian is copied.
+
+    Attributes:
+        dtype: one of `ITEMSIZE`, for stype "numpy.ndarray".
+        shape: size of each dimension.
+        stype: "numpy.ndarray", or a name of your own for data that only your apps read.
+        data: for stype "numpy.ndarray" the elements in C order, little-endian; or a whole .npy file, which is
+            what Flower's arrays hold.
+
+    Raises:
+        TypeError: other arguments, or a dtype that cannot be sent.
+        ValueError: a negative size in the shape.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    stype: str
+    data: bytes | memoryview
+
+    @overload
+    def __init__(self, dtype: str, shape: Sequence[int], stype: str, data: bytes | memoryview) -> None: ...
+    @overload
+    def __init__(self, ndarray: "NDArray[Any]") -> None: ...
+    @overload
+    def __init__(self, torch_tensor: Any) -> None: ...
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        given = (*args, *named.values())
+        only = given[0] if len(given) == 1 else None
+        if named.keys() <= {"ndarray"} and _is_instance(only, "numpy", "ndarray"):
+            fields = _from_ndarray(only)
+        elif named.keys() <= {"torch_tensor"} and _is_instance(only, "torch", "Tensor"):
+            fields = _from_tensor(only)
+        else:
+            fields = _from_fields(args, named)
+        self.dtype, self.shape, self.stype, self.data = fields
+
+    @classmethod
+    def from_numpy_ndarray(cls, ndarray: "NDArray[Any]") -> "Array":
+        """Return an array on the memory of ``ndarray``, or on a copy if not C-contiguous and little-endian.
+
+        Raises:
+            TypeError: not an ndarray, or of a dtype that `ITEMSIZE` does not name, such as objects or text.
+        """
+        return cls(*_from_ndarray(ndarray))
+
+    @classmethod
+    def from_torch_tensor(cls, tensor: Any) -> "Array":
+        """Return an array on the memory of a CPU tensor, or on a copy if elsewhere or not contiguous.
+
+        Raises:
+            TypeError: not a tensor, or of a dtype that `ITEMSIZE` does not name.
+            RuntimeError: torch was not imported.
+        """
+        return cls(*_from_tensor(tensor))
+
+    def numpy(self) -> "NDArray[Any]":
+        """Return a read-only view on the data; ``.copy()`` of it can be written to.
+
+        Raises:
+            TypeError: another stype than "numpy.ndarray", or a dtype that numpy does not have.
+            ValueError: dtype and shape do not fit the data.
+            MissingExtra: numpy is not installed.
+        """
+        if self.dtype == _BFLOAT16:
+            raise TypeError("numpy has no bfloat16: use ParametersRecord.to_torch_state_dict()")
+        return self._view()
+
+    def to_torch_tensor(self) -> Any:
+        """Return a CPU tensor with a copy of the data, since torch knows no read-only tensors.
+
+        Raises:
+            TypeError, ValueError: as `numpy`.
+            RuntimeError: torch was not imported.
+        """
+        torch = _torch()
+        tensor = torch.from_numpy(self._view().copy())
+        return tensor.view(torch.bfloat16) if self.dtype == _BFLOAT16 else tensor
+
+    def _view(self) -> "NDArray[Any]":
+        """Return a read-only view; bfloat16 is seen as int16."""
+        if self.stype != SType.NUMPY:
+            raise TypeError(f"an Array of stype {self.stype!r} is no ndarray, only one of {SType.NUMPY!r} is")
+        if self.dtype not in ITEMSIZE:
+            raise TypeError(f"dtype {self.dtype!r} is none of {', '.join(ITEMSIZE)}")
+        numpy = _numpy()
+        size, found = ITEMSIZE[self.dtype] * math.prod(self.shape), len(self.data)
+        if found == size:
+            dtype = numpy.dtype("int16" if self.dtype == _BFLOAT16 else self.dtype).newbyteorder("<")
+            view = numpy.ndarray(self.shape, dtype, self.data)
+        # An .npy file holds a header too, so its length alone tells it from raw data.
+        elif found > size and self.data[: len(_NPY_MAGIC)] == _NPY_MAGIC:
+            view = self._view_npy(numpy)
+        else:
+            raise ValueError(f"{self.dtype} of shape {self.shape} takes {size} bytes, the data have {found}")
+        view.flags.writeable = False
+        return cast("NDArray[Any]", view)
+
+    def _view_npy(self, numpy: Any) -> Any:
+        """Return the array in an .npy file.
+
+        Unlike np.load, this makes no copy and no room on the header's word.
+        """
+        file = BytesIO(self.data[:_NPY_HEADER])
+        version = numpy.lib.format.read_magic(file)
+        readers = {
+            (1, 0): numpy.lib.format.read_array_header_1_0,
+            (2, 0): numpy.lib.format.read_array_header_2_0,
+        }
+        if version not in readers:  # 3.0 is for structured dtypes
+            raise ValueError(f"the data are an .npy file of version {version}, not 1.0 or 2.0")
+        shape, is_fortran, dtype = readers[version](file)
+        start = file.tell()
+        if (shape, dtype.name) != (self.shape, self.dtype):
+            declared = f"{self.dtype} of shape {self.shape}"
+            raise ValueError(f"the .npy file holds {dtype} of shape {shape}, not {declared}")
+        size, found = ITEMSIZE[self.dtype] * math.prod(shape), len(self.data) - start
+        if found != size:
+            raise ValueError(f"{dtype} of shape {shape} takes {size} bytes, the .npy file has {found}")
+        return numpy.ndarray(shape, dtype, self.data, start, order="F" if is_fortran else "C")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Array):
+            return NotImplemented
+        return vars(self) == vars(other)
+
+    __hash__ = None  # type: ignore[assignment]  # it can change
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Array":
+        return Array(self.dtype, self.shape, self.stype, bytes(self.data))
+
+    def __repr__(self) -> str:
+        return f"Array({self.dtype!r}, {self.shape}, {self.stype!r}, {len(self.data)} bytes)"
+
+
+_Fields = tuple[str, tuple[int, ...], str, bytes | memoryview]
+
+_FIELDS = {"dtype": str, "shape": Sequence, "stype": str, "data": bytes | memoryview}
+
+
+def _from_fields(args: tuple[Any, ...], named: dict[str, Any]) -> _Fields:
+    given = dict(zip(_FIELDS, args, strict=False)) | named
+    if (
+        len(args) + len(named) != len(_FIELDS)
+        or given.keys() != _FIELDS.keys()
+        or not all(isinstance(given[name], kind) for name, kind in _FIELDS.items())
+    ):
+        kinds = ", ".join(type(value).__name__ for value in (*args, *named.values()))
+        raise TypeError(
+            "an Array is made of one ndarray, one torch tensor, or dtype (str), shape (ints), stype (str) "
+            f"and data (bytes or memoryview), not of ({kinds})"
+        )
+    shape = tuple(int(index(size)) for size in given["shape"])
+    if any(size < 0 for size in shape):
+        raise ValueError(f"the shape {shape} has a negative size")
+    data = given["data"]
+    return given["dtype"], shape, given["stype"], data if isinstance(data, bytes) else data.cast("B")
+
+
+def _from_ndarray(ndarray: Any) -> _Fields:
+    if not _is_instance(ndarray, "numpy", "ndarray"):
+        raise TypeError(f"a numpy ndarray is needed, not {type(ndarray).__name__}")
+    dtype = ndarray.dtype
+    if dtype.kind not in "biufc" or dtype.name not in ITEMSIZE:
+        raise TypeError(f"dtype {dtype} cannot be sent; those that can are {', '.join(ITEMSIZE)}")
+    numpy = _numpy()
+    plain = numpy.ascontiguousarray(ndarray, dtype.newbyteorder("<"))
+    data = memoryview(plain.reshape(-1).view(numpy.uint8)).toreadonly()
+    return dtype.name, ndarray.shape, SType.NUMPY, data
+
+
+def _from_tensor(tensor: Any) -> _Fields:
+    torch = _torch()
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"a torch tensor is needed, not {type(tensor).__name__}")
+    if tensor.dtype != torch.bfloat16:
+        return _from_ndarray(tensor.numpy(force=True))
+    _, shape, stype, data = _from_ndarray(tensor.detach().view(torch.int16).numpy(force=True))
+    return _BFLOAT16, shape, stype, data
+
+
+def _is_instance(value: Any, module: str, name: str) -> bool:
+    """Return whether ``value`` is of a class whose module may never have been imported."""
+    kind = getattr(sys.modules.get(module), name, None)
+    return kind is not None and isinstance(value, kind)
+
+
+def _numpy() -> Any:
+    try:
+        import numpy
+    except ImportError:
+        raise MissingExtra("arrays need numpy: pip install 'brokerfl[numpy]'") from None
+    return numpy
+
+
+def _torch() -> Any:
+    torch: ModuleType | None = sys.modules.get("torch")
+    if torch is None:
+        raise RuntimeError("torch is not imported: tensors need `import torch` in your app first")
+    return torch

@@ -1,0 +1,88 @@
+"""The logger "brokerfl" and how it prints. Owns the one console handler; must not know what is logged.
+
+As in Flower, importing the package puts a handler on its own logger, at level INFO. Records also go up to the
+root logger, so that an application's own logging (and pytest's ``caplog``) sees them.
+"""
+
+import logging
+import os
+import sys
+from datetime import UTC, datetime
+from json import dumps
+from logging import DEBUG, INFO, LogRecord
+
+#: Width of the level and the blanks after the colon together: messages of all levels start in one column.
+_COLUMN = 10
+
+_COLOURS = {"DEBUG": 94, "INFO": 92, "WARNING": 93, "ERROR": 91, "CRITICAL": 95}
+
+_text = logging.Formatter()
+
+
+class ConsoleHandler(logging.Handler):
+    """Prints to standard error: ``INFO :      Starting server round 1``.
+
+    The stream is looked up for each record, so redirection works at any time. Levels have colours on a
+    terminal, unless the variable NO_COLOR is set (no-color.org).
+
+    Attributes:
+        timestamps: show the local time after the level.
+        json: print one JSON object a line, with ``time`` (UTC, ISO 8601), ``level`` and ``message``.
+    """
+
+    def __init__(self, level: int = INFO) -> None:
+        super().__init__(level)
+        self.timestamps = False
+        self.json = False
+
+    def emit(self, record: LogRecord) -> None:
+        """Print one record."""
+        stream = sys.stderr
+        if stream is None:  # a process without a console, such as pythonw
+            return
+        try:
+            coloured = not self.json and stream.isatty() and not os.environ.get("NO_COLOR")
+            stream.write(self._colour(record) if coloured else self.format(record))
+            stream.write("\n")
+            stream.flush()
+        except Exception:  # as every handler of the standard library does: logging never ends the program
+            self.handleError(record)
+
+    def format(self, record: LogRecord) -> str:
+        """Return the text of one record, without colours."""
+        if self.json:
+            time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+            return dumps({"time": time, "level": record.levelname, "message": _text.format(record)})
+        padding = " " * (_COLUMN - len(record.levelname))
+        return f"{self._head(record)}:{padding}{_text.format(record)}"
+
+    def _head(self, record: LogRecord) -> str:
+        return f"{record.levelname} {_text.formatTime(record) if self.timestamps else ''}"
+
+    def _colour(self, record: LogRecord) -> str:
+        head = self._head(record)
+        rest = self.format(record)[len(head) :]
+        return f"\033[{_COLOURS.get(record.levelname, 0)}m{head}\033[0m{rest}"
+
+
+logger = logging.getLogger("brokerfl")
+logger.setLevel(DEBUG)
+_console = ConsoleHandler()
+logger.addHandler(_console)
+
+#: ``log(INFO, "Starting server round %s", 1)``, as in Flower.
+log = logger.log
+
+
+def configure_logging(level: int = INFO, *, timestamps: bool = False, json: bool = False) -> None:
+    """Say how the console handler prints from now on; there is never more than one.
+
+    Args:
+        level: records below it are not printed.
+        timestamps: show the local time after the level.
+        json: print JSON lines, which always hold the time.
+    """
+    _console.setLevel(level)
+    _console.timestamps = timestamps
+    _console.json = json
+    logger.addHandler(_console)

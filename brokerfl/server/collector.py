@@ -1,0 +1,284 @@
+"""The collector: brings replies and verdicts into the ledger, and lets any number of threads wait for them.
+
+Owns waiting, sweeps and reconnects of a ServerApp. It must not know the Message classes or how a push is made.
+
+One thread at a time collects for all: the first that waits blocks on the bell, the others wait for it. So an app with
+one thread pays for no hand-over between threads, and one with many opens no more connections.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from logging import DEBUG, WARNING
+from typing import Any, TypeVar
+
+from redis.client import Pipeline
+
+from brokerfl.broker.connection import Connection
+from brokerfl.broker.fence import Fence
+from brokerfl.broker.inbox import remove_message
+from brokerfl.broker.ledger import Ledger, OpenMessage
+from brokerfl.broker.nodes import absent_nodes
+from brokerfl.broker.outbox import Outboxes, remove_replies
+from brokerfl.common import Error, ErrorCode, OutageLimit, RedisUnreachable, RunError, log
+from brokerfl.server.liveness import Liveness
+from brokerfl.wire.message import message_id_of
+
+Answer = TypeVar("Answer")
+
+#: Seconds between two sweeps while somebody waits: they catch lost rings, lapsed leases and expired messages.
+SWEEP = 1.0
+
+#: Seconds a ServerApp waits for a Redis that is away before it detaches.
+OUTAGE_LIMIT = 600.0
+
+
+class Collector:
+    """Waits for the replies of one run.
+
+    Attributes:
+        ledger: the run's messages; touch it only while holding `lock`.
+        lock: guards the ledger, and is notified when something in it changed.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        run_id: int,
+        fence: Fence,
+        liveness: Liveness,
+        outage_limit: float = OUTAGE_LIMIT,
+    ) -> None:
+        self.ledger = Ledger()
+        self.lock = threading.Condition()
+        self._connection = connection
+        self._run_id = run_id
+        self._fence = fence
+        self._liveness = liveness
+        self._outage_limit = outage_limit
+        self._outboxes = Outboxes(connection, run_id)
+        self._contacted: set[int] = set()
+        self._collecting = False
+        self._swept = time.monotonic()
+        self._down_since: float | None = None
+        self._over: Exception | None = None
+        self._settled: list[tuple[int, str]] = []
+        self._dropped: list[tuple[int, str]] = []
+
+    # Who is part of the run, and whether it goes on.
+
+    def contact(self, node_ids: Iterable[int]) -> None:
+        """These nodes are about to hold keys of this run; called before they do, lest a first ring is passed over."""
+        self._contacted.update(node_ids)
+
+    @property
+    def contacted(self) -> set[int]:
+        """The nodes that hold keys of this run."""
+        return set(self._contacted)
+
+    def end(self, reason: Exception) -> None:
+        """The run is over for this process: every wait, now and later, raises ``reason``."""
+        with self.lock:
+            if self._over is None:
+                self._over = reason
+            self.lock.notify_all()
+
+    def check(self) -> None:
+        """Raise what `end` was told, if it was."""
+        if self._over is not None:
+            raise self._over
+
+    # Waiting.
+
+    def next(self, message_ids: set[str], until: float | None) -> OpenMessage | None:
+        """Take the first reply to one of ``message_ids``; wait for it until the local monotonic time ``until``.
+
+        Removes from ``message_ids`` what can no longer be answered because another call took it.
+
+        Returns:
+            None when none is left to wait for, or at ``until``.
+
+        Raises:
+            RunStopped, RunFenced, RunLost, OutageLimit: the run is over for this process.
+        """
+        with self.lock:
+            while True:
+                message = self.ledger.take(message_ids)
+                if message is not None:
+                    message_ids.discard(message.message_id)
+                    return message
+                self.check()
+                message_ids.intersection_update([i for i in message_ids if self.ledger.waits(i)])
+                left = SWEEP if until is None else until - time.monotonic()
+                if not message_ids or left <= 0:
+                    return None
+                self._wait(min(left, SWEEP), until)
+
+    def _wait(self, seconds: float, until: float | None) -> None:
+        """Wait for a change, as the collector if there is none. Called and left with the lock held."""
+        if self._collecting:
+            self.lock.wait(seconds)
+        else:
+            self._lead(lambda: self._collect(seconds, until))
+
+    def poll(self) -> None:
+        """Take in what is there now, without waiting. Does nothing while another thread collects."""
+        with self.lock:
+            self.check()
+            if not self._collecting:
+                self._lead(lambda: self._collect(None, time.monotonic()))
+
+    def _lead(self, collect: Callable[[], None]) -> None:
+        self._collecting = True
+        self.lock.release()
+        try:
+            collect()
+        except (RunError, OutageLimit) as error:
+            self._over = self._over or error
+            raise
+        finally:
+            self.lock.acquire()
+            self._collecting = False
+            self.lock.notify_all()
+
+    # Collecting; one thread at a time, without the lock.
+
+    def _collect(self, block: float | None, until: float | None) -> None:
+        try:
+            rung = self._outboxes.wait(block)
+            if rung is None or time.monotonic() - self._swept >= SWEEP:
+                self._sweep()
+            else:
+                self._read(rung & self._contacted)
+            self._down_since = None
+        except RedisUnreachable as error:
+            self._reconnect(error, until)
+
+    def _read(self, node_ids: set[int]) -> None:
+        with self.lock:
+            settled, self._settled = self._settled, []
+        if not node_ids and not settled:
+            return
+        replies = self._outboxes.read(node_ids, settled)
+        with self.lock:
+            for node, entry_id, fields in replies:
+                self._match(node, entry_id, fields)
+
+    def _match(self, node: int, entry_id: str, fields: dict[bytes, bytes]) -> None:
+        if not self.ledger.answer(node, entry_id, message_id_of(fields), fields):  # type: ignore[arg-type]
+            self._dropped.append((node, entry_id))
+            log(DEBUG, "Dropped a reply of node %s that fits no open message", node)
+
+    def _sweep(self) -> None:
+        """Look at everything that no ring tells of."""
+        self._fence.check(self._connection.redis.get(self._connection.keys.owner(self._run_id)))
+        with self.lock:
+            owing = self.ledger.open_nodes()
+        absences = absent_nodes(self._connection, owing)
+        self._read(set(owing))
+        gone = self._liveness.unavailable(absences)
+        now = self._connection.time() * 1000
+        with self.lock:
+            failed = [
+                (message, _verdict(message, now))
+                for message in self.ledger.open_messages()
+                if message.deadline <= now or message.node_id in gone
+            ]
+        if failed:
+            self._pass(failed)
+        self._swept = time.monotonic()
+
+    def _pass(self, failed: list[tuple[OpenMessage, Error]]) -> None:
+        """Take the messages back from the inboxes, then look into the outboxes once more: a reply there wins."""
+        nodes = list(dict.fromkeys(message.node_id for message, _ in failed))
+
+        def build(pipe: Pipeline) -> None:
+            for message, _ in failed:
+                if message.inbox_entry:
+                    remove_message(pipe, self._connection.keys, message.node_id, self._run_id, message.inbox_entry)
+            for node in nodes:
+                self._outboxes.read_more(pipe, node)
+
+        results = self._fence.execute(build)
+        with self.lock:
+            for node, found in zip(nodes, results[-len(nodes) :], strict=True):
+                for entry_id, fields in found if isinstance(found, list) else ():
+                    self._outboxes.advance(node, entry_id.decode())
+                    self._match(node, entry_id.decode(), fields)
+            for message, error in failed:
+                self.ledger.fail(message.message_id, error)
+
+    def _reconnect(self, error: Exception, until: float | None) -> None:
+        now = time.monotonic()
+        self._down_since = self._down_since or now
+        limit = self._down_since + self._outage_limit
+        if self._connection.wait_until_up(
+            limit if until is None else min(limit, until), lambda: self._over is not None
+        ):
+            self._outboxes.reset()
+            self._liveness.reconnected()
+            self._swept = 0.0
+        elif time.monotonic() >= limit:
+            raise OutageLimit(f"Redis was away for more than {self._outage_limit:g} s: {error}") from error
+
+    def through_outage(self, ask: Callable[[], Answer]) -> Answer:
+        """Return what ``ask`` returns, asking again after an outage.
+
+        Raises:
+            OutageLimit: Redis was away too long.
+        """
+        while True:
+            try:
+                return ask()
+            except RedisUnreachable as error:
+                self._reconnect(error, None)
+
+    # Writing.
+
+    def transact(self, build: Callable[[Pipeline], None], executed: Callable[[], bool]) -> list[Any] | None:
+        """Run a fenced transaction, through an outage if need be; take out what was dropped in the same one.
+
+        Args:
+            build: puts the commands into the MULTI.
+            executed: asked after an outage whether it had been executed before the connection broke.
+
+        Returns:
+            The results of ``build``'s commands, or None when it was executed but its results are lost.
+
+        Raises:
+            RunStopped, RunFenced, RunLost, OutageLimit: the run is over for this process.
+            RedisOutOfMemory: Redis is full; nothing was written.
+        """
+        count = 0
+        with self.lock:
+            dropped, self._dropped = self._dropped, []
+
+        def with_dropped(pipe: Pipeline) -> None:
+            nonlocal count
+            build(pipe)
+            count = len(pipe)
+            remove_replies(pipe, self._connection, self._run_id, dropped)
+
+        while True:
+            try:
+                return self._fence.execute(with_dropped)[:count]
+            except RedisUnreachable as error:
+                log(WARNING, "%s", error)
+                self._reconnect(error, None)
+            try:
+                if executed():
+                    return None
+            except RedisUnreachable:
+                continue
+
+    def forget(self, settled: list[OpenMessage]) -> None:
+        """A commit took these out of the ledger: their outbox entries go with the next look at the outboxes."""
+        with self.lock:
+            self.ledger.remove(settled)
+            self._settled += [(message.node_id, message.outbox_entry) for message in settled if message.outbox_entry]
+
+
+def _verdict(message: OpenMessage, now: float) -> Error:
+    if message.deadline <= now:
+        return Error(ErrorCode.MESSAGE_UNAVAILABLE, "the message expired before a reply came")
+    return Error(ErrorCode.NODE_UNAVAILABLE, f"node {message.node_id} is unavailable: its lease lapsed")

@@ -1,0 +1,318 @@
+"""Driver: what a ServerApp sends messages and collects replies with.
+
+Owns the public interface and the run's life. How a push is made is `push`'s business, how replies are waited for
+`collector`'s.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from typing import TypeVar
+
+from brokerfl.broker.connection import Connection
+from brokerfl.broker.heartbeat import Heartbeat
+from brokerfl.broker.keys import LEASE, OFFLINE_GRACE, RETENTION
+from brokerfl.broker.ledger import OpenMessage
+from brokerfl.broker.nodes import online_nodes
+from brokerfl.broker.runs import create_run
+from brokerfl.common import (
+    DEFAULT_TTL,
+    SUPERLINK_NODE_ID,
+    BrokerflError,
+    Message,
+    Metadata,
+    RecordSet,
+    RunError,
+    RunStopped,
+    UserConfig,
+    is_message_type,
+)
+from brokerfl.server.collector import OUTAGE_LIMIT, Collector
+from brokerfl.server.liveness import Liveness
+from brokerfl.server.push import Pusher
+from brokerfl.server.reply import decode_reply, refused_reply, unknown_reply
+from brokerfl.wire.message import is_message_id
+from brokerfl.wire.run import Run
+
+Answer = TypeVar("Answer")
+
+
+class Driver:
+    """Sends messages to nodes and collects their replies, for one run. Safe to use from many threads.
+
+    A ServerApp's main function is given one; `brokerfl-server` and `brokerfl.testing` create it.
+
+    Args:
+        connection: the Redis in the middle.
+        app: what was started, as the operator sees it.
+        run_config: given to the Context of the ServerApp and of every node.
+        lease: seconds after which a silent ServerApp counts as detached.
+        retention: seconds a detached run keeps its messages.
+        offline_grace: seconds a named node may be offline before its open messages become Error 5.
+        outage_limit: seconds to wait for a Redis that is away before `OutageLimit`.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        app: str = "",
+        run_config: UserConfig | None = None,
+        *,
+        lease: float = LEASE,
+        retention: float = RETENTION,
+        offline_grace: float = OFFLINE_GRACE,
+        outage_limit: float = OUTAGE_LIMIT,
+    ) -> None:
+        self._connection = connection
+        self._run, self._attachment = create_run(connection, app, run_config or {}, lease=lease, retention=retention)
+        self._collector = Collector(
+            connection, self._run.run_id, self._attachment.fence, Liveness(offline_grace, lease), outage_limit
+        )
+        self._pusher = Pusher(connection, self._run, self._attachment, self._collector)
+        self._closed = False
+        self._heartbeat = Heartbeat(
+            f"heartbeat of run {self._run.run_id}",
+            min(lease / 3, retention / 4),
+            self._renew,
+            self._collector.end,
+        )
+        self._heartbeat.start()
+
+    def __repr__(self) -> str:
+        return f"<Driver run={self._run.run_id} open={len(self._collector.ledger)}>"
+
+    @property
+    def run(self) -> Run:
+        """The run: run_id, app, run_config, created_at."""
+        return self._run
+
+    # Nodes.
+
+    def get_node_ids(self) -> list[int]:
+        """Return the ids of the nodes that are online now, in ascending order."""
+        return self._reach(lambda: online_nodes(self._connection))
+
+    def wait_for_nodes(self, n: int, timeout: float | None = None) -> list[int]:
+        """Wait until at least ``n`` nodes are online and return their ids.
+
+        Args:
+            n: how many.
+            timeout: seconds; None waits for ever.
+
+        Raises:
+            TimeoutError: fewer came in time; the text says how many.
+            RunStopped, RunLost, OutageLimit: the run is over.
+        """
+        until = None if timeout is None else time.monotonic() + timeout
+        while True:
+            found = self.get_node_ids()
+            if len(found) >= n:
+                return found
+            left = 0.2 if until is None else min(0.2, until - time.monotonic())
+            if left <= 0:
+                raise TimeoutError(f"{len(found)} of {n} nodes are online after {timeout:g} s")
+            with self._collector.lock:
+                self._collector.lock.wait(left)
+            self._collector.check()
+
+    # Sending.
+
+    def create_message(
+        self, content: RecordSet, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Return a message of this run, to be given to `push_messages`.
+
+        Args:
+            content: what to send. It is read when the message is pushed, not now.
+            message_type: ``train``, ``evaluate`` or ``query``, with an action or without: ``train.warmup``.
+            dst_node_id: which node.
+            group_id: usually the round. Pushing a group that was never pushed before says that the run moves on:
+            replies
+                handed over so far leave Redis.
+            ttl: seconds from the push after which the message counts as expired; 12 hours by default.
+
+        Raises:
+            ValueError: an impossible message type or ttl.
+        """
+        if not is_message_type(message_type):
+            raise ValueError(
+                f"the message type {message_type!r} is not train, evaluate or query, or one of them with an action "
+                "such as train.warmup"
+            )
+        metadata = Metadata(
+            run_id=self._run.run_id,
+            message_id="",
+            src_node_id=SUPERLINK_NODE_ID,
+            dst_node_id=dst_node_id,
+            reply_to_message="",
+            group_id=group_id,
+            ttl=DEFAULT_TTL if ttl is None else float(ttl),
+            message_type=message_type,
+        )
+        return Message(metadata, content=content)
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Send messages; return their ids in the same order, ``""`` where one was refused.
+
+        Refused are messages to a node that the registry does not know, messages whose ttl has passed, and all of them
+        when the run is not running any more. Contents are frozen now: what the caller changes afterwards is not sent.
+
+        Raises:
+            TypeError, ValueError: something that is no message of this run or cannot be sent; nothing was pushed.
+            MessageTooLarge: beyond `brokerfl.wire.frame.MAX_MESSAGE_BYTES`; nothing was pushed.
+            RedisOutOfMemory: Redis is full; nothing was pushed.
+            OutageLimit: Redis was away too long.
+        """
+        batch = [self._check(message) for message in messages]
+        try:
+            return self._pusher.push(batch)
+        except RunError as error:
+            self._collector.end(error)
+            return [""] * len(batch)
+
+    def _check(self, message: Message) -> Message:
+        if not isinstance(message, Message):
+            raise TypeError(f"push_messages takes Messages, not {type(message).__name__}")
+        if not message.has_content():
+            raise ValueError(f"{message!r} has no content: only nodes send errors")
+        if message.metadata.run_id != self._run.run_id:
+            raise ValueError(
+                f"a message of run {message.metadata.run_id} cannot be pushed by run {self._run.run_id}: "
+                "use create_message of this Driver"
+            )
+        return message
+
+    def checkpoint(self) -> None:
+        """Say that the run moves on without pushing a new group: replies handed over so far leave Redis.
+
+        For asynchronous apps, which push one group for ever. Call it when what the replies taught is kept.
+
+        Raises:
+            RunStopped, RunFenced, RunLost, OutageLimit: the run is over.
+        """
+        self._pusher.checkpoint()
+
+    # Collecting.
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Return the replies to ``message_ids`` that are here now; never blocks.
+
+        An id that was pulled already yields nothing; one that no push of this run returned yields an Error reply.
+
+        Raises:
+            RunStopped, RunFenced, RunLost, OutageLimit: the run is over.
+        """
+        wanted, foreign = self._sort(message_ids)
+        self._collector.poll()
+        replies = [unknown_reply(self._run.run_id, message_id) for message_id in foreign]
+        while True:
+            with self._collector.lock:
+                message = self._collector.ledger.take(wanted)
+            if message is None:
+                return replies
+            replies.append(self._hand(message))
+
+    def replies(self, message_ids: Iterable[str], *, timeout: float | None = None) -> Iterator[Message]:
+        """Yield each reply to ``message_ids`` the moment it arrives, until all have come.
+
+        A reply counts as handed over when the iterator goes past it, or when its loop's thread commits.
+
+        Args:
+            message_ids: as `push_messages` returned them; ``""`` is passed over.
+            timeout: seconds for all of them; then the iteration ends. None waits until every message ended as a reply
+                or as an Error reply.
+
+        Raises:
+            RunStopped, RunFenced, RunLost, OutageLimit: the run is over.
+        """
+        wanted, foreign = self._sort(message_ids)
+        until = None if timeout is None else time.monotonic() + timeout
+        return self._iterate(wanted, foreign, until)
+
+    def _iterate(self, wanted: set[str], foreign: list[str], until: float | None) -> Iterator[Message]:
+        for message_id in foreign:
+            yield unknown_reply(self._run.run_id, message_id)
+        while True:
+            message = self._collector.next(wanted, until)
+            if message is None:
+                return
+            decoded = decode_reply(self._run.run_id, message)
+            try:
+                yield decoded
+            finally:  # the loop may also have been left by break: the app has the reply
+                with self._collector.lock:
+                    self._collector.ledger.hand(message)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """Push messages and wait for their replies, in the order in which they arrive.
+
+        Every message ends as one reply here: a refused one as an Error reply too.
+
+        Args:
+            messages: as for `push_messages`.
+            timeout: seconds; then what has come is returned. The rest can still be pulled, by id.
+
+        Raises:
+            RunStopped, RunFenced, RunLost, OutageLimit: the run is over.
+            TypeError, ValueError, MessageTooLarge, RedisOutOfMemory: as `push_messages`.
+        """
+        batch = list(messages)
+        ids = self.push_messages(batch)
+        self._collector.check()
+        refused = [
+            refused_reply(self._run.run_id, message, self._pusher.is_registered(message.metadata.dst_node_id))
+            for message, message_id in zip(batch, ids, strict=True)
+            if not message_id
+        ]
+        return [*refused, *self.replies(ids, timeout=timeout)]
+
+    def _sort(self, message_ids: Iterable[str]) -> tuple[set[str], list[str]]:
+        """Divide ids into those this run once accepted and those it never did."""
+        accepted, foreign = set(), []
+        for message_id in dict.fromkeys(message_ids):
+            if message_id in self._collector.ledger or is_message_id(self._run.run_id, message_id):
+                accepted.add(message_id)
+            elif message_id != "":
+                foreign.append(message_id)
+        return accepted, foreign
+
+    def _hand(self, message: OpenMessage) -> Message:
+        decoded = decode_reply(self._run.run_id, message)
+        with self._collector.lock:
+            self._collector.ledger.hand(message)
+        return decoded
+
+    # The run's life.
+
+    def _renew(self) -> None:
+        try:
+            self._attachment.renew(self._collector.contacted)
+        except RunError:
+            self._attachment.detach()  # whoever stops the run waits for the lease
+            raise
+
+    def _reach(self, ask: Callable[[], Answer]) -> Answer:
+        """Ask Redis something that may be asked again, through an outage if need be."""
+        return self._collector.through_outage(ask)
+
+    def end(self) -> None:
+        """End the run: all its keys are deleted. What is pushed later is refused.
+
+        Raises:
+            RunStopped, RunFenced, RunLost, OutageLimit: it was over already, or Redis is away.
+        """
+        self._heartbeat.stop()
+        if self._closed:
+            return
+        self._collector.check()
+        self._reach(lambda: self._attachment.end(self._collector.contacted))
+        self._closed = True
+        self._collector.end(RunStopped(f"run {self._run.run_id} has ended"))
+
+    def detach(self) -> None:
+        """Let go of the run without ending it: its keys stay for the retention time. Redis may be away."""
+        self._heartbeat.stop()
+        self._closed = True
+        self._collector.end(RunStopped(f"this process has detached from run {self._run.run_id}"))
+        with suppress(BrokerflError):  # the lease lapses by itself
+            self._attachment.detach()

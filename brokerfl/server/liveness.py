@@ -1,0 +1,44 @@
+"""Liveness: when a node without a lease counts as unavailable.
+
+Owns that rule and the memory it needs. It must not know Redis or messages.
+
+A node is absent only when it was seen absent continuously since the observer's own last reconnect: an outage lets every
+lease lapse, and nodes that are alive need a lease time to renew theirs.
+"""
+
+import time
+from collections.abc import Iterable
+
+from brokerfl.broker.keys import LEASE, OFFLINE_GRACE
+from brokerfl.broker.nodes import Absence
+
+
+class Liveness:
+    """Judges absences by the local monotonic clock.
+
+    Args:
+        offline_grace: seconds a named node may be offline: it may be restarting.
+        lease: seconds that nodes get to come back after an outage of the observer.
+    """
+
+    def __init__(self, offline_grace: float = OFFLINE_GRACE, lease: float = LEASE) -> None:
+        self._grace = offline_grace
+        self._lease = lease
+        self._since: dict[int, float] = {}
+        self._not_before = 0.0
+
+    def reconnected(self) -> None:
+        """The observer had lost its connection: what it saw before is void."""
+        self._since.clear()
+        self._not_before = time.monotonic() + self._lease
+
+    def unavailable(self, absences: Iterable[Absence]) -> set[int]:
+        """Return the nodes to give up, given those that hold no lease now."""
+        now = time.monotonic()
+        seen = {absence.node_id: absence for absence in absences}
+        self._since = {node: self._since.get(node, now) for node in seen}
+        return {
+            node
+            for node, absence in seen.items()
+            if now >= self._not_before and now - self._since[node] >= (self._grace if absence.comes_back else 0.0)
+        }

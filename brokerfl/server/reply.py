@@ -1,0 +1,66 @@
+"""Replies as the app sees them: made from what the ledger says of a message and what its node sent.
+
+Owns the shape of a reply's metadata and the Error replies that no node wrote. It must not know Redis or waiting.
+"""
+
+import time
+
+from brokerfl.broker.ledger import OpenMessage
+from brokerfl.common import SUPERLINK_NODE_ID, Error, ErrorCode, FrameError, Message, Metadata
+from brokerfl.wire.message import decode_message
+
+
+def decode_reply(run_id: int, message: OpenMessage) -> Message:
+    """Return the reply to ``message``. Who sent it and what it answers is the ledger's word, not the frame's.
+
+    A frame that cannot be read, or that names another run, becomes Error 4 with the reason.
+    """
+    if isinstance(message.reply, Error):
+        return _error(run_id, message, message.reply)
+    assert message.reply is not None, "the reply was handed over already"
+    try:
+        reply = decode_message(message.reply)
+    except FrameError as error:
+        return _error(run_id, message, Error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, f"the reply cannot be read: {error}"))
+    if reply.metadata.run_id != run_id:
+        return _error(run_id, message, Error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, "the reply names another run"))
+    metadata = _metadata(run_id, message, reply.metadata.created_at, reply.metadata.ttl)
+    if reply.has_error():
+        return Message(metadata, error=reply.error)
+    return Message(metadata, content=reply.content)
+
+
+def unknown_reply(run_id: int, message_id: str) -> Message:
+    """Return the Error reply to an id that no push of the run returned."""
+    reason = f"no push of run {run_id} returned the id {message_id!r}"
+    unknown = OpenMessage(message_id, 0, "", "", 0)
+    return _error(run_id, unknown, Error(ErrorCode.MESSAGE_UNAVAILABLE, reason))
+
+
+def refused_reply(run_id: int, message: Message, is_registered: bool) -> Message:
+    """Return the Error reply to a message that the push refused."""
+    meta = message.metadata
+    refused = OpenMessage("", meta.dst_node_id, meta.group_id, meta.message_type, 0)
+    if is_registered:
+        error = Error(ErrorCode.MESSAGE_UNAVAILABLE, "the message had expired before it was pushed")
+    else:
+        error = Error(ErrorCode.NODE_UNAVAILABLE, f"there is no node {meta.dst_node_id} in the registry")
+    return _error(run_id, refused, error)
+
+
+def _error(run_id: int, message: OpenMessage, error: Error) -> Message:
+    return Message(_metadata(run_id, message, time.time(), 0.0), error=error)
+
+
+def _metadata(run_id: int, message: OpenMessage, created_at: float, ttl: float) -> Metadata:
+    return Metadata(
+        run_id=run_id,
+        message_id=f"{message.message_id}-reply",
+        src_node_id=message.node_id,
+        dst_node_id=SUPERLINK_NODE_ID,
+        reply_to_message=message.message_id,
+        group_id=message.group_id,
+        created_at=created_at,
+        ttl=ttl,
+        message_type=message.message_type,
+    )

@@ -1,0 +1,128 @@
+"""A federation in one process: nodes in threads, ServerApps in the caller's. Owns their start and end, nothing else."""
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+
+from brokerfl.broker.connection import Connection
+from brokerfl.broker.nodes import Registration
+from brokerfl.client import ClientApp
+from brokerfl.client.node import Node
+from brokerfl.common import SUPERLINK_NODE_ID, Context, RecordSet, UserConfig
+from brokerfl.server import Driver, ServerApp
+from brokerfl.testing.fake import FakeServer, fake_connection
+
+
+@dataclass(frozen=True)
+class SimulationResult:
+    """What is left when a ServerApp has run: the run's id and the ServerApp's context with its state."""
+
+    run_id: int
+    context: Context
+
+
+class Federation:
+    """Nodes on one Redis, as a context manager; run any number of ServerApps on it, also at once from many threads.
+
+    Args:
+        client_app: what every node runs.
+        num_supernodes: how many nodes.
+        node_configs: one for each node; by default ``partition-id`` and ``num-partitions``.
+        connect: returns a new connection for each node and each run; fakeredis by default.
+    """
+
+    def __init__(
+        self,
+        client_app: ClientApp,
+        num_supernodes: int = 2,
+        *,
+        node_configs: Sequence[UserConfig] | None = None,
+        connect: Callable[[], Connection] | None = None,
+    ) -> None:
+        server = FakeServer()
+        self._connect = connect or (lambda: fake_connection(server))
+        configs = node_configs or [
+            {"partition-id": index, "num-partitions": num_supernodes} for index in range(num_supernodes)
+        ]
+        self._failures: list[Exception] = []
+        self.nodes: list[Node] = []
+        self._ready = threading.Semaphore(0)
+        for config in configs:
+            connection = self._connect()
+            node = Node(client_app, connection, Registration(connection), config, self._ready.release)
+            self.nodes.append(node)
+        self._threads = [
+            threading.Thread(target=self._serve, args=(node,), name=f"node {node.node_id}", daemon=True)
+            for node in self.nodes
+        ]
+
+    def __enter__(self) -> "Federation":
+        for thread in self._threads:
+            thread.start()
+        for _ in self._threads:
+            self._ready.acquire()
+        self._raise_failure()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for node in self.nodes:
+            node.stop()
+        for thread in self._threads:
+            thread.join()
+        if error is None:
+            self._raise_failure()
+
+    def _serve(self, node: Node) -> None:
+        try:
+            node.serve()
+        except Exception as error:
+            self._failures.append(error)
+        finally:
+            self._ready.release()
+
+    def _raise_failure(self) -> None:
+        if self._failures:
+            raise self._failures[0]
+
+    def run(
+        self, server_app: ServerApp, run_config: UserConfig | None = None, app: str = "server:app"
+    ) -> SimulationResult:
+        """Run a ServerApp to its end and return what is left.
+
+        Raises:
+            Exception: whatever its main function raised; its keys are deleted all the same.
+        """
+        driver = Driver(self._connect(), app, run_config)
+        context = Context(driver.run.run_id, SUPERLINK_NODE_ID, {}, RecordSet(), dict(run_config or {}))
+        try:
+            server_app(driver, context)
+        finally:
+            driver.end()
+        return SimulationResult(driver.run.run_id, context)
+
+
+def run_simulation(
+    server_app: ServerApp,
+    client_app: ClientApp,
+    num_supernodes: int = 2,
+    *,
+    run_config: UserConfig | None = None,
+    node_configs: Sequence[UserConfig] | None = None,
+) -> SimulationResult:
+    """Run a ServerApp on ``num_supernodes`` nodes, all in this process, and return what is left.
+
+    Args:
+        server_app: its main function runs in the calling thread.
+        client_app: every node runs it in a thread of its own.
+        num_supernodes: how many nodes.
+        run_config: as ``--run-config``.
+        node_configs: as ``--node-config``, one for each node; by default ``partition-id`` and ``num-partitions``.
+
+    Raises:
+        Exception: whatever the ServerApp's main function raised. What a ClientApp raises becomes an Error reply.
+    """
+    with Federation(client_app, num_supernodes, node_configs=node_configs) as federation:
+        return federation.run(server_app, run_config)

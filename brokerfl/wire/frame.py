@@ -1,0 +1,83 @@
+"""The frame: a version byte, a small msgpack header, and raw buffers beside it.
+
+Owns the version, the one size limit, the names of a stream entry's fields, and the packing of headers. It must
+not know what a header means.
+
+A stream entry holds these fields:
+
+    i      the id of the message, or of the message replied to (ASCII). Readable in every version.
+    h      version byte + msgpack header
+    c      version byte + msgpack description of the content; absent in an Error reply
+    0, 1…  one raw buffer per array, in the order of the description
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgpack
+
+from brokerfl.common import FrameError, MessageTooLarge
+
+VERSION = 1
+
+#: Most bytes one message may hold, header and arrays together. A Redis value ends at 512 MiB
+#: (``proto-max-bulk-len``) and a large one keeps every other client waiting while it is copied.
+MAX_MESSAGE_BYTES = 256 * 1024 * 1024
+
+ID, HEAD, CONTENT = b"i", b"h", b"c"
+
+Fields = dict[bytes, bytes | memoryview]
+
+
+class FrameVersionError(FrameError):
+    """A frame of another version than this process speaks."""
+
+    def __init__(self, theirs: int) -> None:
+        self.theirs = theirs
+        super().__init__(
+            f"the frame has version {theirs}, this side speaks version {VERSION}: "
+            "run the same brokerfl version on the nodes and the ServerApp"
+        )
+
+
+def pack(header: Any) -> bytes:
+    """Return the version byte and ``header`` in msgpack.
+
+    Raises:
+        ValueError: the header holds something msgpack cannot carry; the text names it.
+    """
+    try:
+        return bytes((VERSION,)) + msgpack.packb(header, use_bin_type=True)  # type: ignore[no-any-return]
+    except (OverflowError, UnicodeEncodeError, TypeError, ValueError) as error:
+        raise ValueError(f"cannot be sent: {error}") from None
+
+
+def unpack(data: bytes | memoryview | None) -> Any:
+    """Return the header that `pack` made.
+
+    Raises:
+        FrameVersionError: the version byte is another one.
+        FrameError: it is missing, or not msgpack.
+    """
+    if not data:
+        raise FrameError("the frame has no header")
+    if data[0] != VERSION:
+        raise FrameVersionError(data[0])
+    try:
+        return msgpack.unpackb(memoryview(data)[1:], raw=False, strict_map_key=True)
+    except Exception as error:  # msgpack raises ValueError, its own types, and UnicodeDecodeError alike
+        raise FrameError(f"the header is not msgpack: {error}") from None
+
+
+def check_size(fields: Mapping[bytes, bytes | memoryview]) -> int:
+    """Return the bytes of all fields together.
+
+    Raises:
+        MessageTooLarge: they exceed `MAX_MESSAGE_BYTES`.
+    """
+    size = sum(map(len, fields.values()))
+    if size > MAX_MESSAGE_BYTES:
+        raise MessageTooLarge(
+            f"the message holds {size:,} bytes, the limit is {MAX_MESSAGE_BYTES:,} bytes: send fewer or smaller arrays"
+        )
+    return size

@@ -1,0 +1,128 @@
+"""Messages to and from the fields of a stream entry.
+
+Owns the message header and the ids of messages. It must not know streams, runs' states or Redis.
+"""
+
+import os
+from collections.abc import Mapping
+from hashlib import blake2s
+from typing import Any
+
+from brokerfl.common import Error, FrameError, Message, Metadata
+from brokerfl.wire.frame import CONTENT, HEAD, ID, Fields, check_size, pack, unpack
+from brokerfl.wire.record import decode_content
+
+_RANDOM_BYTES, _TAG_BYTES = 12, 4
+
+
+def new_message_id(run_id: int) -> str:
+    """Return a random id of 32 hex digits that `is_message_id` recognises as one of this run.
+
+    The last 8 digits are a digest of the run and the rest, so that "pulled before" and "never accepted" are told apart
+    without remembering every id a run ever used.
+    """
+    unique = os.urandom(_RANDOM_BYTES)
+    return (unique + _tag(run_id, unique)).hex()
+
+
+def is_message_id(run_id: int, message_id: str) -> bool:
+    """Return whether ``message_id`` was made by `new_message_id` for this run."""
+    try:
+        raw = bytes.fromhex(message_id)
+    except (ValueError, TypeError):
+        return False
+    unique, tag = raw[:_RANDOM_BYTES], raw[_RANDOM_BYTES:]
+    return len(unique) == _RANDOM_BYTES and tag == _tag(run_id, unique)
+
+
+def _tag(run_id: int, unique: bytes) -> bytes:
+    return blake2s(unique, digest_size=_TAG_BYTES, key=run_id.to_bytes(8, "big")).digest()
+
+
+def encode_message(
+    message_id: str, metadata: Metadata, content: Fields | None = None, error: Error | None = None
+) -> Fields:
+    """Return the stream fields of one message.
+
+    Args:
+        message_id: the id that field ``i`` shows: a message's own, or for a reply the id of the message it answers.
+        metadata: the rest of the header.
+        content: what `record.encode_content` returned; shared by the messages of a broadcast, not copied.
+        error: the error of an Error reply, in place of content.
+
+    Raises:
+        ValueError: text that is not Unicode, numbers beyond 64 bits.
+        MessageTooLarge: header and content together exceed the limit.
+    """
+    header = [
+        metadata.run_id,
+        metadata.src_node_id,
+        metadata.dst_node_id,
+        metadata.group_id,
+        metadata.message_type,
+        metadata.reply_to_message,
+        float(metadata.created_at),
+        float(metadata.ttl),
+        None if error is None else [error.code, error.reason],
+    ]
+    fields: Fields = {ID: message_id.encode(), HEAD: pack(header), **(content or {})}
+    check_size(fields)
+    return fields
+
+
+def message_id_of(fields: Mapping[bytes, bytes | memoryview]) -> str:
+    """Return field ``i``, readable whatever the frame's version; "" where there is none."""
+    return bytes(fields.get(ID, b"")).decode("ascii", "replace")
+
+
+def decode_message(fields: Mapping[bytes, bytes | memoryview]) -> Message:
+    """Return the message that `encode_message` made.
+
+    Its `message_id` is field ``i`` for a message, "" for a reply. Arrays are read-only views on ``fields``.
+
+    Raises:
+        FrameVersionError: made by another version.
+        FrameError: malformed.
+    """
+    header = unpack(fields.get(HEAD))
+    if not isinstance(header, list) or len(header) != len(_HEADER):
+        raise FrameError("the header is not the list that this version writes")
+    for (name, kinds), value in zip(_HEADER, header, strict=True):
+        if type(value) not in kinds:
+            raise FrameError(f"the header's {name} is {value!r}")
+    run_id, src, dst, group_id, message_type, reply_to, created_at, ttl, error = header
+    metadata = Metadata(
+        run_id=run_id,
+        message_id="" if reply_to else message_id_of(fields),
+        src_node_id=src,
+        dst_node_id=dst,
+        reply_to_message=reply_to,
+        group_id=group_id,
+        created_at=created_at,
+        ttl=ttl,
+        message_type=message_type,
+    )
+    if error is not None:
+        return Message(metadata, error=_error(error))
+    if CONTENT not in fields:
+        raise FrameError("the message has neither content nor error")
+    return Message(metadata, content=decode_content(fields))
+
+
+_HEADER: tuple[tuple[str, tuple[type, ...]], ...] = (
+    ("run_id", (int,)),
+    ("src_node_id", (int,)),
+    ("dst_node_id", (int,)),
+    ("group_id", (str,)),
+    ("message_type", (str,)),
+    ("reply_to_message", (str,)),
+    ("created_at", (float,)),
+    ("ttl", (float,)),
+    ("error", (list, type(None))),
+)
+
+
+def _error(item: list[Any]) -> Error:
+    if len(item) != 2 or type(item[0]) is not int or not isinstance(item[1], str | None):
+        raise FrameError(f"the error is {item!r}, not a code and a reason")
+    return Error(item[0], item[1])

@@ -1,0 +1,128 @@
+"""RecordSet to and from a description (msgpack) and raw buffers (one per array).
+
+Owns the layout of the description and every check on what arrives: declared sizes against dtype and shape before an
+array is made. It must not know messages, ids or Redis.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from brokerfl.common import (
+    Array,
+    ConfigsRecord,
+    FrameError,
+    MetricsRecord,
+    ParametersRecord,
+    RecordSet,
+    SType,
+)
+from brokerfl.common.array import ITEMSIZE
+from brokerfl.wire.frame import CONTENT, Fields, check_size, pack, unpack
+
+#: numpy allows 64 dimensions since 2.0 (NPY_MAXDIMS).
+MAX_DIMENSIONS = 64
+
+_NPY_MAGIC = b"\x93NUMPY"
+
+
+def encode_content(content: RecordSet) -> Fields:
+    """Return the stream fields that hold ``content``; arrays are not copied.
+
+    Raises:
+        TypeError, ValueError: a value changed after it was assigned to a type that a record does not take.
+        MessageTooLarge: more than `frame.MAX_MESSAGE_BYTES`.
+    """
+    buffers: list[bytes | memoryview] = []
+    parameters = {
+        name: {key: _describe(array, buffers) for key, array in record.items()}
+        for name, record in content.parameters_records.items()
+    }
+    metrics = {name: _checked(record) for name, record in content.metrics_records.items()}
+    configs = {name: _checked(record) for name, record in content.configs_records.items()}
+    fields: Fields = {CONTENT: pack([parameters, metrics, configs])}
+    for index, buffer in enumerate(buffers):
+        fields[b"%d" % index] = buffer
+    check_size(fields)
+    return fields
+
+
+def decode_content(fields: Mapping[bytes, bytes | memoryview]) -> RecordSet:
+    """Return the RecordSet that `encode_content` made; arrays are read-only views on ``fields``.
+
+    Raises:
+        FrameError: a description that is malformed or does not fit the buffers.
+    """
+    description = unpack(fields[CONTENT])
+    if not isinstance(description, list) or len(description) != 3:
+        raise FrameError("the content is not a list of three kinds of records")
+    buffers = _Buffers(fields)
+    try:
+        parameters, metrics, configs = description
+        return RecordSet(
+            {name: _parameters(record, buffers) for name, record in parameters.items()},
+            {name: MetricsRecord(record) for name, record in metrics.items()},
+            {name: ConfigsRecord(record) for name, record in configs.items()},
+        )
+    except (TypeError, ValueError, AttributeError) as error:
+        raise FrameError(f"the content is malformed: {error}") from None
+
+
+def _describe(array: Array, buffers: list[bytes | memoryview]) -> list[Any]:
+    buffers.append(array.data)
+    return [array.dtype, list(array.shape), array.stype, len(array.data)]
+
+
+def _checked(record: MetricsRecord | ConfigsRecord) -> dict[str, Any]:
+    """A list may have grown since it was assigned, so its values are looked at once more."""
+    for value in record.values():
+        record.check_value(value)
+    return dict(record)
+
+
+class _Buffers:
+    """Hands out the buffer fields in their order."""
+
+    def __init__(self, fields: Mapping[bytes, bytes | memoryview]) -> None:
+        self._fields = fields
+        self._next = 0
+
+    def take(self, size: int) -> bytes | memoryview:
+        data = self._fields.get(b"%d" % self._next)
+        if data is None or len(data) != size:
+            found = "none" if data is None else f"{len(data)} bytes"
+            raise FrameError(f"array {self._next} declares {size} bytes, its buffer holds {found}")
+        self._next += 1
+        return data
+
+
+def _parameters(record: Any, buffers: _Buffers) -> ParametersRecord:
+    return ParametersRecord({key: _array(item, buffers) for key, item in record.items()}, keep_input=True)
+
+
+def _array(item: Any, buffers: _Buffers) -> Array:
+    if not isinstance(item, list) or len(item) != 4:
+        raise FrameError("an array is not described by dtype, shape, stype and size")
+    dtype, shape, stype, size = item
+    if not (isinstance(dtype, str) and isinstance(stype, str) and type(size) is int):
+        raise FrameError("an array's dtype, stype or size has the wrong type")
+    if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
+        raise FrameError(f"an array's shape is {shape!r}, not a list of sizes")
+    data = buffers.take(size)
+    if stype == SType.NUMPY:
+        _check_numpy(dtype, shape, data)
+    return Array(dtype, tuple(shape), stype, data)
+
+
+def _check_numpy(dtype: str, shape: list[int], data: bytes | memoryview) -> None:
+    itemsize = ITEMSIZE.get(dtype)
+    if itemsize is None:
+        raise FrameError(f"an array has dtype {dtype!r}, which brokerfl does not carry")
+    if len(shape) > MAX_DIMENSIONS:
+        raise FrameError(f"an array has {len(shape)} dimensions, at most {MAX_DIMENSIONS} are allowed")
+    expected = itemsize * math.prod(shape)
+    is_npy = len(data) > expected and data[: len(_NPY_MAGIC)] == _NPY_MAGIC
+    if len(data) != expected and not is_npy:
+        raise FrameError(
+            f"an array of dtype {dtype} and shape {tuple(shape)} needs {expected} bytes, it has {len(data)}"
+        )

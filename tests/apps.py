@@ -1,0 +1,84 @@
+"""Apps and helpers that many tests use."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from brokerfl.client import ClientApp
+from brokerfl.common import ConfigsRecord, Context, Message, MetricsRecord, RecordSet
+from brokerfl.server import Driver
+from brokerfl.testing import Federation
+from tests.conftest import Backend
+
+
+def echo_app() -> ClientApp:
+    """A ClientApp whose three functions send the content back."""
+    app = ClientApp()
+
+    def echo(message: Message, context: Context) -> Message:
+        return message.create_reply(message.content)
+
+    app.train()(echo)
+    app.evaluate()(echo)
+    app.query()(echo)
+    return app
+
+
+def number(value: int) -> RecordSet:
+    """A RecordSet that holds one number."""
+    return RecordSet(metrics_records={"m": MetricsRecord({"n": value})})
+
+
+def text(**values: str) -> RecordSet:
+    """A RecordSet that holds some text."""
+    return RecordSet(configs_records={"c": ConfigsRecord(dict(values))})
+
+
+def number_in(message: Message) -> int:
+    """What `number` put there."""
+    value = message.content.metrics_records["m"]["n"]
+    assert isinstance(value, int)
+    return value
+
+
+def eventually(condition: Callable[[], object], within: float = 10.0) -> None:
+    """Wait until ``condition`` is true; fail when it is not ``within`` seconds."""
+    until = time.monotonic() + within
+    while not condition():
+        assert time.monotonic() < until, f"not within {within} s"
+        threading.Event().wait(0.01)
+
+
+@contextmanager
+def federation(backend: Backend, app: ClientApp | None = None, nodes: int = 2) -> Iterator[Federation]:
+    """Nodes in threads on a backend."""
+    with Federation(app or echo_app(), nodes, connect=backend.connect) as made:
+        yield made
+
+
+@contextmanager
+def driving(backend: Backend, **options: object) -> Iterator[Driver]:
+    """A Driver whose run ends with the block."""
+    driver = Driver(backend.connect(), "server:app", **options)  # type: ignore[arg-type]
+    try:
+        yield driver
+    finally:
+        driver.end()
+
+
+class Gate:
+    """A ClientApp that waits: tells that it has begun, and goes on when it is let."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Semaphore(0)
+        self.go = threading.Event()
+        self.calls = 0
+        self.app = ClientApp()
+
+        @self.app.train()
+        def train(message: Message, context: Context) -> Message:
+            self.calls += 1
+            self.begun.release()
+            assert self.go.wait(20)
+            return message.create_reply(message.content)

