@@ -16,4 +16,4 @@ RUN pip install --quiet --no-deps --force-reinstall .
 WORKDIR /app
 COPY examples examples
 USER brokerfl
-CMD ["brokerfl-node", "client:app", "--app-dir", "/app/examples/digits"]
+CMD ["brokerfl-node", "client:app", "--app-dir", "examples/digits"]

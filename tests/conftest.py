@@ -25,7 +25,7 @@ BACKENDS = ("fakeredis", "valkey", "redis", "redis-tls")
 
 @dataclass
 class Backend:
-    """A server under test. ``connect`` gives a new connection, ``admin`` a client that does what brokerfl never does."""
+    """A server under test. ``connect`` gives a new connection, ``admin`` a client that may do anything."""
 
     name: str
     connect: Callable[[], Connection]

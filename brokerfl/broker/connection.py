@@ -27,6 +27,7 @@ from redis.exceptions import (
     RedisError,
     ResponseError,
     TimeoutError,
+    WatchError,
 )
 from redis.retry import Retry
 
@@ -83,7 +84,7 @@ class Connection:
         self.keys = keys
         self.url = url
         self._offset = 0.0
-        self._down = threading.Lock()
+        self._waiting = threading.Lock()
 
     def __repr__(self) -> str:
         return f"<Connection {self.url} prefix={self.keys.prefix}>"
@@ -145,27 +146,33 @@ class Connection:
         Raises:
             RedisAuthError, RedisTLSError: it answers, but no longer lets us in.
         """
-        with self._down:  # the second thread finds Redis answering and says nothing
-            try:
-                self.read_time()
-                return True
-            except RedisUnreachable as error:
-                log(WARNING, "%s: waiting for it to come back", error)
-            since = time.monotonic()
-            try:
-                for attempt in tenacity.Retrying(
-                    wait=tenacity.wait_random_exponential(multiplier=0.05, max=2.0),
-                    stop=lambda _: stop() or time.monotonic() >= until,
-                    retry=tenacity.retry_if_exception_type(RedisUnreachable),
-                    sleep=lambda seconds: time.sleep(max(0.0, min(seconds, until - time.monotonic()))),
-                    reraise=True,
-                ):
-                    with attempt:
-                        self.read_time()
-            except RedisUnreachable:
-                return False
-            log(INFO, "Redis at %s is back after %.1f s", self.url, time.monotonic() - since)
+        patience = min(max(0.0, until - time.monotonic()), threading.TIMEOUT_MAX)
+        if not self._waiting.acquire(timeout=patience):
+            return False
+        try:  # a second thread finds Redis answering and says nothing
+            self.read_time()
             return True
+        except RedisUnreachable as error:
+            log(WARNING, "%s: waiting for it to come back", error)
+            return self._wait_for_answer(until, stop)
+        finally:
+            self._waiting.release()
+
+    def _wait_for_answer(self, until: float, stop: Callable[[], bool]) -> bool:
+        since = time.monotonic()
+        retrying = tenacity.Retrying(
+            wait=tenacity.wait_random_exponential(multiplier=0.05, max=2.0),
+            stop=lambda _: stop() or time.monotonic() >= until,
+            retry=tenacity.retry_if_exception_type(RedisUnreachable),
+            sleep=lambda seconds: time.sleep(max(0.0, min(seconds, until - time.monotonic()))),
+            reraise=True,
+        )
+        try:
+            retrying(self.read_time)
+        except RedisUnreachable:
+            return False
+        log(INFO, "Redis at %s is back after %.1f s", self.url, time.monotonic() - since)
+        return True
 
     def close(self) -> None:
         """Close all sockets."""
@@ -275,6 +282,8 @@ def map_errors(url: str = "Redis") -> Iterator[None]:
 def translate(error: BaseException, url: str = "Redis") -> Exception | None:
     """Return the brokerfl exception that ``error`` means, None when it is none of those below."""
     text = str(error)
+    if isinstance(error, WatchError) and not is_changed(error):
+        return RedisUnreachable(f"Redis at {url} does not answer: {text}")
     if _is_tls(error):
         return RedisTLSError(f"no TLS connection to {url}: {_tls_reason(error)}")
     if isinstance(error, AuthenticationError | AuthenticationWrongNumberOfArgsError) or text.startswith(
@@ -290,13 +299,26 @@ def translate(error: BaseException, url: str = "Redis") -> Exception | None:
     return None
 
 
+def is_changed(error: WatchError) -> bool:
+    """Whether a watched key changed, so that EXEC did nothing.
+
+    redis-py raises WatchError as well when the connection breaks after a WATCH, even in the middle of EXEC: then
+    nobody knows whether it was executed, and repeating it would push twice.
+    """
+    return not isinstance(error.__context__, ConnectionError | TimeoutError)
+
+
 def _is_tls(error: BaseException) -> bool:
+    """Whether the two sides cannot agree on TLS; a handshake that was cut is only a broken connection."""
     cause: BaseException | None = error
     while cause is not None:
+        if isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+            return False
         if isinstance(cause, ssl.SSLError):
             return True
         cause = cause.__cause__ or cause.__context__
-    return any(mark in str(error) for mark in ("CERTIFICATE_VERIFY_FAILED", "[SSL", "certificate", "No such file: ssl"))
+    text = str(error)
+    return "[SSL" in text and "EOF" not in text
 
 
 def _tls_reason(error: BaseException) -> str:

@@ -204,6 +204,6 @@ class EmbeddedServer:
 
 
 def die_with_parent() -> None:
-    """To be called in a child before exec: on Linux, SIGTERM comes when the parent is gone, even by kill -9 (prctl(2))."""
+    """Call it in a child before exec: on Linux, SIGTERM comes when the parent is gone, even by kill -9: prctl(2)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)

@@ -14,7 +14,7 @@ from typing import Any
 from redis.client import Pipeline
 from redis.exceptions import WatchError
 
-from brokerfl.broker.connection import Connection, map_errors
+from brokerfl.broker.connection import Connection, is_changed, map_errors
 from brokerfl.common import RunFenced, RunLost, RunStopped
 
 #: What a stop writes in place of a token.
@@ -71,8 +71,10 @@ class Fence:
                 try:
                     results: list[Any] = pipe.execute(raise_on_error=False)
                     return results
-                except WatchError:  # its ttl was renewed, or it changed hands: look again
-                    continue
+                except WatchError as error:
+                    if not is_changed(error):
+                        raise
+                    # Its ttl was renewed, or it changed hands: look again.
 
     def check(self, owner: bytes | None) -> None:
         """Judge a value read from the owner key.

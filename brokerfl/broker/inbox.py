@@ -152,16 +152,20 @@ class Inboxes:
             else:
                 found.append(Delivery(self._runs[key], entry_id, fields))
         if rung:
-            self._answer(rung)
+            new = self._answer(rung)
+            if new:  # not after all that was read ahead for the other runs
+                found += self._read(dict.fromkeys(new, ">"), count, block=None)
         return found
 
-    def _answer(self, rung: Iterable[str]) -> None:
-        """A doorbell carries no truth: forget the rings, then look at the runs."""
+    def _answer(self, rung: Iterable[str]) -> set[str]:
+        """A doorbell carries no truth: forget the rings, look at the runs. Returns the inboxes that are new."""
+        known = set(self._runs)
         with map_errors(self._connection.url), self._connection.redis.pipeline(transaction=False) as pipe:
             pipe.xack(self._ctl, GROUP, *rung)
             pipe.xdel(self._ctl, *rung)
             pipe.execute(raise_on_error=False)
         self.refresh()
+        return set(self._runs) - known
 
     def _recover(self) -> None:
         """A stream is missing: a run ended, or Redis lost the doorbell too. Only an answer without change waits."""

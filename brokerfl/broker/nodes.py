@@ -15,7 +15,7 @@ from logging import INFO
 from redis.exceptions import WatchError
 
 from brokerfl import __version__
-from brokerfl.broker.connection import Connection, map_errors
+from brokerfl.broker.connection import Connection, is_changed, map_errors
 from brokerfl.broker.keys import GROUP, LEASE, RETENTION, milliseconds
 from brokerfl.broker.process import describe, is_dead, new_token
 from brokerfl.common import NodeNameTaken, log
@@ -102,7 +102,9 @@ class Registration:
                 pipe.set(lease, self._token, px=milliseconds(self.lease))
                 pipe.execute()
                 return True
-            except WatchError:
+            except WatchError as error:
+                if not is_changed(error):
+                    raise
                 return False
 
     def _holder(self) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from redis.client import Pipeline
 from redis.exceptions import WatchError
 
-from brokerfl.broker.connection import Connection, map_errors
+from brokerfl.broker.connection import Connection, is_changed, map_errors
 from brokerfl.broker.fence import STOP, Fence
 from brokerfl.broker.keys import BELL_LENGTH, GROUP, LEASE, RETENTION, Keys, milliseconds
 from brokerfl.broker.nodes import new_id
@@ -202,9 +202,10 @@ def _take_over_to_stop(connection: Connection, run_id: int) -> Fence:
             pipe.xadd(keys.bell(run_id), {"n": ""}, maxlen=BELL_LENGTH, nomkstream=True)
             try:
                 pipe.execute()
-            except WatchError:
-                continue
-            return fence
+                return fence
+            except WatchError as error:
+                if not is_changed(error):
+                    raise
 
 
 def _absent(connection: Connection, run_id: int) -> str:

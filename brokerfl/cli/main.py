@@ -16,3 +16,7 @@ def main() -> None:
 
 for command in (up, demo, runs, nodes, stop):
     main.add_command(command)
+
+
+if __name__ == "__main__":
+    main()

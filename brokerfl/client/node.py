@@ -219,7 +219,7 @@ class Node:
         except (Exception, SystemExit) as error:
             log(
                 ERROR,
-                "The ClientApp raised an exception on a %s message\n%s",
+                "The ClientApp raised an exception on a message of type %s\n%s",
                 message.metadata.message_type,
                 traceback.format_exc().rstrip(),
             )

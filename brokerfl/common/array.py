@@ -218,7 +218,7 @@ def _from_ndarray(ndarray: Any) -> _Fields:
     if not _is_instance(ndarray, "numpy", "ndarray"):
         raise TypeError(f"a numpy ndarray is needed, not {type(ndarray).__name__}")
     dtype = ndarray.dtype
-    if dtype.kind not in "biufc" or dtype.name not in ITEMSIZE:
+    if dtype.name not in ITEMSIZE:
         raise TypeError(f"dtype {dtype} cannot be sent; those that can are {', '.join(ITEMSIZE)}")
     numpy = _numpy()
     plain = numpy.ascontiguousarray(ndarray, dtype.newbyteorder("<"))

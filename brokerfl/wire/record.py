@@ -5,7 +5,7 @@ array is made. It must not know messages, ids or Redis.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from brokerfl.common import (
@@ -68,16 +68,16 @@ def decode_content(fields: Mapping[bytes, bytes | memoryview]) -> RecordSet:
         raise FrameError(f"the content is malformed: {error}") from None
 
 
+def _checked(record: MetricsRecord | ConfigsRecord) -> dict[str, Any]:
+    record.check_items()  # a list may have grown since it was assigned
+    return dict(record)
+
+
 def _describe(array: Array, buffers: list[bytes | memoryview]) -> list[Any]:
+    if array.stype == SType.NUMPY:
+        _check_numpy(array.dtype, array.shape, array.data)
     buffers.append(array.data)
     return [array.dtype, list(array.shape), array.stype, len(array.data)]
-
-
-def _checked(record: MetricsRecord | ConfigsRecord) -> dict[str, Any]:
-    """A list may have grown since it was assigned, so its values are looked at once more."""
-    for value in record.values():
-        record.check_value(value)
-    return dict(record)
 
 
 class _Buffers:
@@ -114,7 +114,7 @@ def _array(item: Any, buffers: _Buffers) -> Array:
     return Array(dtype, tuple(shape), stype, data)
 
 
-def _check_numpy(dtype: str, shape: list[int], data: bytes | memoryview) -> None:
+def _check_numpy(dtype: str, shape: Sequence[int], data: bytes | memoryview) -> None:
     itemsize = ITEMSIZE.get(dtype)
     if itemsize is None:
         raise FrameError(f"an array has dtype {dtype!r}, which brokerfl does not carry")

@@ -1,0 +1,91 @@
+"""Frames that cannot be read, on the way to a node and back: Errors that name the reason, and the loop goes on."""
+
+import pytest
+
+from brokerfl.common import ErrorCode
+from brokerfl.server import Driver
+from brokerfl.wire import frame
+from tests.apps import Gate, driving, federation, number, number_in
+from tests.conftest import Backend
+
+
+def send_raw(backend: Backend, driver: Driver, node: int, change: dict[str, bytes]) -> list[str]:
+    """Push a good message and replace its fields in the inbox before the node, which is busy, reads it."""
+    keys, run = driver._connection.keys, driver.run.run_id
+    ids = driver.push_messages([driver.create_message(number(1), "train", node, "1")])
+    inbox = keys.inbox(node, run)
+    [(entry, fields)] = backend.admin.xrevrange(inbox, count=1)
+    backend.admin.xdel(inbox, entry)
+    backend.admin.xadd(inbox, {**{key.decode(): value for key, value in fields.items()}, **change})
+    return ids
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        pytest.param({"h": b"\x02whatever"}, "version 2, this side speaks version 1", id="another version"),
+        pytest.param({"h": b""}, "no header", id="no header"),
+        pytest.param({"h": b"\x01\xc1"}, "not msgpack", id="not msgpack"),
+        pytest.param({"h": b"\x01\x90"}, "not the list", id="another list"),
+        pytest.param({"c": b"\x01\x80"}, "three kinds of records", id="another content"),
+    ],
+)
+def test_a_node_answers_what_it_cannot_read(backend: Backend, change: dict[str, bytes], reason: str) -> None:
+    """A frame that a node cannot read is answered with an Error that says why, and the next message is served."""
+    gate = Gate()
+    with federation(backend, gate.app, nodes=1) as nodes, driving(backend) as driver:
+        node = nodes.nodes[0].node_id
+        busy = driver.push_messages([driver.create_message(number(1), "train", node, "1")])
+        assert gate.begun.acquire(timeout=10)
+        ids = send_raw(backend, driver, node, change)
+        gate.go.set()
+        assert len(list(driver.replies(busy))) == 1
+        [error] = driver.replies(ids)
+        assert error.error.code == ErrorCode.MESSAGE_UNAVAILABLE
+        assert reason in (error.error.reason or "")
+        [reply] = driver.send_and_receive([driver.create_message(number(2), "train", node, "1")])
+        assert number_in(reply) == 2
+
+
+def test_an_entry_without_an_id_is_removed(backend: Backend) -> None:
+    """An inbox entry that names no message is removed, and the node goes on."""
+    with federation(backend, nodes=1) as nodes, driving(backend) as driver:
+        node = nodes.nodes[0].node_id
+        driver.send_and_receive([driver.create_message(number(1), "train", node, "1")])
+        inbox = driver._connection.keys.inbox(node, driver.run.run_id)
+        backend.admin.xadd(inbox, {"x": "y"})
+        [reply] = driver.send_and_receive([driver.create_message(number(2), "train", node, "1")])
+        assert number_in(reply) == 2
+        assert backend.admin.xlen(inbox) == 0
+
+
+def test_a_reply_of_another_version_is_error_4(backend: Backend) -> None:
+    """A reply that the ServerApp cannot read ends as Error 4 that names both versions."""
+    gate = Gate()
+    with federation(backend, gate.app, nodes=1) as nodes, driving(backend) as driver:
+        node = nodes.nodes[0].node_id
+        [message_id] = driver.push_messages([driver.create_message(number(1), "train", node, "1")])
+        assert gate.begun.acquire(timeout=10)
+        outbox = driver._connection.keys.outbox(node, driver.run.run_id)
+        backend.admin.xadd(outbox, {"i": message_id, "h": b"\x07abc"})
+        backend.admin.xadd(driver._connection.keys.bell(driver.run.run_id), {"n": str(node)})
+        [error] = driver.replies([message_id])
+        assert error.error.code == ErrorCode.REPLY_MESSAGE_UNAVAILABLE
+        assert "version 7, this side speaks version 1" in (error.error.reason or "")
+        gate.go.set()
+
+
+def test_a_message_above_the_limit_is_a_clear_error(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message above the one size limit is refused at the push with both sizes; so is a reply, as an Error."""
+    from tests.apps import text
+
+    monkeypatch.setattr(frame, "MAX_MESSAGE_BYTES", 10_000)
+    with federation(backend, nodes=1) as nodes, driving(backend) as driver:
+        node = nodes.nodes[0].node_id
+        with pytest.raises(frame.MessageTooLarge, match="limit is 10,000 bytes"):
+            driver.push_messages([driver.create_message(text(a="x" * 10_001), "train", node, "1")])
+        monkeypatch.setattr(frame, "MAX_MESSAGE_BYTES", 2_000_000)
+        ids = driver.push_messages([driver.create_message(text(a="x" * 20_000), "train", node, "1")])
+        monkeypatch.setattr(frame, "MAX_MESSAGE_BYTES", 10_000)
+        [reply] = driver.replies(ids)
+        assert reply.has_content() or "limit is 10,000 bytes" in (reply.error.reason or "")

@@ -1,0 +1,119 @@
+"""Nodes: who may hold an id, what the registry tells, and what a leaving node takes with it."""
+
+import json
+import threading
+
+import pytest
+
+from brokerfl.broker.nodes import Registration, list_nodes, node_id_of, online_nodes, registered
+from brokerfl.broker.process import is_dead, new_token
+from brokerfl.common import NodeNameTaken
+from tests.apps import eventually
+from tests.conftest import PREFIX, Backend
+
+
+def test_a_name_keeps_its_id(backend: Backend) -> None:
+    """A named node has the same id after a restart; unnamed nodes have random ones; other prefixes have others."""
+    first = Registration(backend.connect(), "berlin")
+    assert first.node_id == Registration(backend.connect(), "berlin").node_id == node_id_of(PREFIX, "berlin")
+    assert first.node_id != node_id_of("other", "berlin")
+    unnamed = {Registration(backend.connect()).node_id for _ in range(10)}
+    assert len(unnamed) == 10
+    assert all(1 < node < 2**64 for node in unnamed)
+
+
+def test_the_registry_tells_name_labels_and_whether_online(backend: Backend) -> None:
+    """list_nodes shows what a node said of itself, and whether it holds its lease."""
+    named = Registration(backend.connect(), "berlin", {"site": "charité"})
+    unnamed = Registration(backend.connect())
+    named.register()
+    unnamed.register()
+    found = {info.node_id: info for info in list_nodes(backend.connect())}
+    assert found[named.node_id].name == "berlin"
+    assert found[named.node_id].labels == {"site": "charité"}
+    assert found[named.node_id].online
+    assert found[named.node_id].since > 1.7e9
+    assert found[unnamed.node_id].name == ""
+    assert online_nodes(backend.connect()) == sorted([named.node_id, unnamed.node_id])
+    named.leave()
+    unnamed.leave()
+    [left] = list_nodes(backend.connect())
+    assert (left.node_id, left.online) == (named.node_id, False)
+    assert registered(backend.connect(), [named.node_id, unnamed.node_id, 5]) == {named.node_id}
+
+
+def test_a_living_holder_keeps_its_name(backend: Backend) -> None:
+    """A second process with the same name is refused once the first renews; the first goes on."""
+    first = Registration(backend.connect(), "berlin", lease=5.0)
+    first.register()
+    stop = threading.Event()
+
+    def renew() -> None:
+        while not stop.wait(0.3):
+            assert first.renew()
+
+    renewing = threading.Thread(target=renew)
+    renewing.start()
+    try:
+        with pytest.raises(NodeNameTaken, match="'berlin' is in use by process"):
+            Registration(backend.connect(), "berlin").register()
+    finally:
+        stop.set()
+        renewing.join()
+    assert first.renew()
+
+
+def test_a_lapsed_lease_is_taken_and_its_holder_notices(backend: Backend) -> None:
+    """A holder that does not renew loses its id when the lease lapses; when it wakes, renew tells it so."""
+    first = Registration(backend.connect(), "berlin", lease=0.4)
+    first.register()
+    second = Registration(backend.connect(), "berlin")
+    second.register()
+    assert not first.renew()
+    first.leave()
+    assert second.renew()
+    assert online_nodes(backend.connect()) == [second.node_id]
+
+
+def test_a_dead_process_of_this_host_is_replaced_at_once(backend: Backend) -> None:
+    """A lease whose holder ran on this host and is gone is taken over without waiting for it to lapse."""
+    host, pid, started, _ = new_token().split("/")
+    first = Registration(backend.connect(), "berlin", lease=3600.0)
+    for dead in (f"{host}/999999999/1/x", f"{host}/{pid}/{int(started) + 1 if started.isdigit() else 'x'}/x"):
+        assert is_dead(dead)
+        first._token = dead
+        first.register()
+        again = Registration(backend.connect(), "berlin", lease=3600.0)
+        again.register()  # an hour, if it waited
+        assert again.renew()
+        again.leave()
+    assert not is_dead(new_token())
+    assert not is_dead(f"elsewhere/{pid}/{started}/x")
+
+
+def test_a_node_that_lost_everything_registers_again(backend: Backend) -> None:
+    """When lease, info and doorbell are gone, as after an outage, the next renewal puts them back."""
+    registration = Registration(backend.connect())
+    registration.register()
+    backend.admin.flushall()
+    assert registration.renew()
+    assert online_nodes(backend.connect()) == [registration.node_id]
+    assert backend.admin.exists(registration._connection.keys.ctl(registration.node_id))
+
+
+def test_a_dead_unnamed_node_leaves_the_registry(backend: Backend) -> None:
+    """An unnamed node that dies is gone from the list once its lease lapsed, and nothing of it stays."""
+    registration = Registration(backend.connect(), lease=0.3)
+    registration.register()
+    eventually(lambda: not list_nodes(backend.connect()))
+    assert {key.decode() for key in backend.admin.scan_iter()} <= {f"{PREFIX}:id", f"{PREFIX}:nodes"}
+    assert not backend.admin.exists(f"{PREFIX}:nodes")
+
+
+def test_info_is_plain_text(backend: Backend) -> None:
+    """The info hash can be read with redis-cli: text fields, labels as JSON."""
+    registration = Registration(backend.connect(), "berlin", {"gpu": "1"})
+    registration.register()
+    info = backend.admin.hgetall(registration._connection.keys.node_info(registration.node_id))
+    assert info[b"name"] == b"berlin"
+    assert json.loads(info[b"labels"]) == {"gpu": "1"}

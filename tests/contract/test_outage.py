@@ -1,0 +1,167 @@
+"""Redis goes away, connections break, memory runs full: waits go on, and nothing is lost or counted twice."""
+
+import random
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from brokerfl.broker.embedded import EmbeddedServer
+from brokerfl.client import ClientApp
+from brokerfl.common import Context, Message, OutageLimit, RedisOutOfMemory
+from brokerfl.server import Driver
+from tests.apps import Gate, driving, eventually, federation, number, number_in, text
+from tests.conftest import PREFIX, Backend, check_keys, real_backend
+
+
+@pytest.fixture(params=["valkey", "redis"])
+def restartable(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[EmbeddedServer, Backend]]:
+    """A server with an append-only file, which the test may stop and start again."""
+    binary = request.getfixturevalue("redis_binary") if request.param == "redis" else None
+    server = EmbeddedServer(data=tmp_path / "data", binary=binary)
+    server.start()
+    backend = real_backend(request.param, server.url)
+    yield server, backend
+    check_keys(backend.admin)
+    server.stop()
+
+
+def test_a_run_goes_on_after_a_restart(restartable: tuple[EmbeddedServer, Backend]) -> None:
+    """Redis is restarted while a node trains: node and ServerApp wait, and the reply arrives, executed once."""
+    server, backend = restartable
+    gate = Gate()
+    with federation(backend, gate.app, nodes=1) as nodes, driving(backend) as driver:
+        node = nodes.nodes[0].node_id
+        ids = driver.push_messages([driver.create_message(number(5), "train", node, "1")])
+        replies: list[Message] = []
+        waiter = threading.Thread(target=lambda: replies.extend(driver.replies(ids)))
+        waiter.start()
+        assert gate.begun.acquire(timeout=10)
+        server.stop()
+        gate.go.set()
+        server.start()
+        waiter.join(30)
+        assert [number_in(reply) for reply in replies] == [5]
+        [reply] = driver.send_and_receive([driver.create_message(number(6), "train", node, "2")])
+        assert number_in(reply) == 6
+        assert gate.calls == 2
+
+
+def test_an_outage_beyond_the_limit_ends_the_wait(restartable: tuple[EmbeddedServer, Backend]) -> None:
+    """A ServerApp whose Redis stays away longer than its limit gets OutageLimit; its run is still there afterwards."""
+    server, backend = restartable
+    driver = Driver(backend.connect(), "server:app", outage_limit=0.5)
+    server.stop()
+    with pytest.raises(OutageLimit, match=r"more than 0\.5 s"):
+        driver.wait_for_nodes(1)
+    driver.detach()
+    server.start()
+    assert backend.admin.exists(f"{PREFIX}:{{run:{driver.run.run_id}}}:meta")
+
+
+def test_an_outage_does_not_outlast_a_timeout(restartable: tuple[EmbeddedServer, Backend]) -> None:
+    """A wait with a timeout ends at its timeout although Redis is away, and can be repeated when it is back."""
+    server, backend = restartable
+    gate = Gate()
+    with federation(backend, gate.app, nodes=1) as nodes, driving(backend) as driver:
+        ids = driver.push_messages([driver.create_message(number(5), "train", nodes.nodes[0].node_id, "1")])
+        assert gate.begun.acquire(timeout=10)
+        server.stop()
+        assert list(driver.replies(ids, timeout=0.5)) == []
+        gate.go.set()
+        server.start()
+        assert [number_in(reply) for reply in driver.replies(ids)] == [5]
+
+
+def test_broken_connections_lose_and_double_nothing(backend: Backend) -> None:
+    """All connections are cut again and again; each round still has exactly one reply of each node."""
+    if not backend.is_real:
+        pytest.skip("fakeredis has no connections to cut")
+    rounds, nodes_count = 40, 3
+    stop = threading.Event()
+    mine = backend.admin.client_id()
+
+    def cut() -> None:
+        while not stop.wait(random.uniform(0.05, 0.3)):
+            for client in backend.admin.client_list():
+                if int(client["id"]) != mine:
+                    backend.admin.client_kill_filter(_id=client["id"])
+
+    with federation(backend, nodes=nodes_count) as nodes, driving(backend) as driver:
+        cutter = threading.Thread(target=cut)
+        cutter.start()
+        try:
+            for turn in range(rounds):
+                batch = [driver.create_message(number(turn), "train", n.node_id, str(turn)) for n in nodes.nodes]
+                replies = driver.send_and_receive(batch)
+                assert [number_in(reply) for reply in replies] == [turn] * nodes_count
+                assert len({reply.metadata.src_node_id for reply in replies}) == nodes_count
+        finally:
+            stop.set()
+            cutter.join()
+
+
+def test_a_full_redis_refuses_the_push_and_nothing_else(backend: Backend) -> None:
+    """At maxmemory the push raises and enters nothing, and leases live; with room again, pushes work."""
+    if not backend.is_real:
+        pytest.skip("fakeredis has no maxmemory")
+    with federation(backend, nodes=1) as nodes, driving(backend) as driver:
+        node = nodes.nodes[0].node_id
+        driver.send_and_receive([driver.create_message(number(1), "train", node, "1")])
+        keys, run = driver._connection.keys, driver.run.run_id
+        backend.admin.config_set("maxmemory", 1)
+        try:
+            with pytest.raises(RedisOutOfMemory, match="full"):
+                driver.push_messages([driver.create_message(text(a="x" * 1000), "train", node, "2")])
+            assert backend.admin.hlen(keys.ledger(run)) == 1
+            assert backend.admin.xlen(keys.inbox(node, run)) == 0
+            assert nodes.nodes[0]._registration.renew()
+        finally:
+            backend.admin.config_set("maxmemory", 0)
+        [reply] = driver.send_and_receive([driver.create_message(number(2), "train", node, "2")])
+        assert number_in(reply) == 2
+
+
+def test_a_reply_waits_until_there_is_room(backend: Backend) -> None:
+    """A node whose reply a full Redis refuses keeps it, and the message with it, and publishes when there is room."""
+    if not backend.is_real:
+        pytest.skip("fakeredis has no maxmemory")
+    gate = Gate()
+    with federation(backend, gate.app, nodes=1) as nodes, driving(backend) as driver:
+        node = nodes.nodes[0].node_id
+        keys, run = driver._connection.keys, driver.run.run_id
+        ids = driver.push_messages([driver.create_message(number(8), "train", node, "1")])
+        assert gate.begun.acquire(timeout=10)
+        backend.admin.config_set("maxmemory", 1)
+        try:
+            refused = int(backend.admin.info("errorstats").get("errorstat_OOM", {}).get("count", 0))
+            gate.go.set()
+            eventually(lambda: int(backend.admin.info("errorstats").get("errorstat_OOM", {}).get("count", 0)) > refused)
+            assert backend.admin.xlen(keys.inbox(node, run)) == 1, "the message left the inbox without its reply"
+            assert list(driver.replies(ids, timeout=0.2)) == []
+        finally:
+            backend.admin.config_set("maxmemory", 0)
+        assert [number_in(reply) for reply in driver.replies(ids)] == [8]
+        assert gate.calls == 1
+
+
+def test_replies_gather_while_a_publish_is_in_flight(backend: Backend) -> None:
+    """Many small messages to one node are published in far fewer transactions than there are replies."""
+    if not backend.is_real:
+        pytest.skip("fakeredis has no INFO")
+    count = 300
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        return message.create_reply(message.content)
+
+    with federation(backend, app, nodes=1) as nodes, driving(backend) as driver:
+        node = nodes.nodes[0].node_id
+        before = backend.admin.info("commandstats").get("cmdstat_exec", {"calls": 0})["calls"]
+        batch = [driver.create_message(number(i), "train", node, "1") for i in range(count)]
+        replies = driver.send_and_receive(batch)
+        assert sorted(number_in(reply) for reply in replies) == list(range(count))
+        made = backend.admin.info("commandstats")["cmdstat_exec"]["calls"] - before
+        assert made < count / 2, f"{made} transactions for {count} replies"
