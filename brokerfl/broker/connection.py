@@ -18,6 +18,7 @@ from urllib.parse import urlsplit, urlunsplit
 import redis
 import tenacity
 from redis.backoff import NoBackoff
+from redis.client import Pipeline as Pipeline
 from redis.exceptions import (
     AuthenticationError,
     AuthenticationWrongNumberOfArgsError,

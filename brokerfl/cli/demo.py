@@ -27,7 +27,7 @@ from rich.table import Table
 
 from brokerfl.broker.connection import TLS, Connection, connect
 from brokerfl.broker.embedded import EmbeddedServer, die_with_parent
-from brokerfl.broker.nodes import online_nodes
+from brokerfl.broker.nodes import list_nodes, online_nodes
 from brokerfl.broker.runs import forget_registry, list_runs, stop_run
 from brokerfl.cli.exits import Command
 from brokerfl.cli.options import RedisOptions, redis_options
@@ -110,6 +110,7 @@ class _Demo:
         self._folder = Path(tempfile.mkdtemp(prefix="brokerfl-demo-"))
         stack.callback(shutil.rmtree, self._folder, ignore_errors=True)
         self._arguments: list[str] = []
+        self._partitions: dict[str, str] = {}
         self._connection = self._connect(redis)
         stack.callback(self._clean)
 
@@ -205,6 +206,7 @@ class _Demo:
                 if time.monotonic() > until:
                     raise BrokerflError(f"only {ready} of {self._nodes} nodes came online in {_NODES_LIMIT:g} s")
                 time.sleep(_POLL)
+        self._partitions = {str(node.node_id): node.labels["partition"] for node in list_nodes(self._connection)}
         self._console.print(f"{ready} of {self._nodes} nodes ready")
 
     def _check(self, processes: "Sequence[subprocess.Popen[bytes]]") -> None:
@@ -251,12 +253,22 @@ class _Demo:
             table.add_row(training.title, *(f"{by_round[mark]:.3f}" if mark in by_round else "" for mark in marks))
         self._console.print(table)
         totals = Table(title="What travelled")
-        for name in ("run", "rounds", "nodes", "messages", "errors", "bytes", "seconds"):
+        for name in ("run", "rounds", "nodes that took part", "messages", "errors", "bytes", "seconds"):
             totals.add_column(name, justify="left" if name == "run" else "right")
         for training in trainings:
-            totals.add_row(training.title, *_totals(training.rounds))
+            totals.add_row(training.title, *self._totals(training.rounds))
         self._console.print(totals)
         self._console.print(f"Both runs shared the same {self._nodes} nodes; {seconds:.1f} s in all.")
+
+    def _totals(self, rounds: Sequence[dict[str, Any]]) -> tuple[str, ...]:
+        def total(name: str) -> Any:
+            return sum(row[name] for row in rounds)
+
+        nodes = sorted({int(self._partitions.get(node, -1)) for row in rounds for node in row["nodes"]})
+        return (
+            str(len(rounds)), " ".join(map(str, nodes)), f"{total('messages'):,}", str(total("errors")),
+            f"{total('bytes'):,}", f"{total('seconds'):.1f}",
+        )  # fmt: skip
 
 
 def _show(progress: Progress, task: TaskID, training: _Training) -> None:
@@ -264,17 +276,6 @@ def _show(progress: Progress, task: TaskID, training: _Training) -> None:
         last = training.rounds[-1]
         news = f"accuracy {last['accuracy']:.3f} from {len(last['nodes'])} nodes"
         progress.update(task, completed=last["round"], news=news)
-
-
-def _totals(rounds: Sequence[dict[str, Any]]) -> tuple[str, ...]:
-    def total(name: str) -> Any:
-        return sum(row[name] for row in rounds)
-
-    nodes = {node for row in rounds for node in row["nodes"]}
-    return (
-        str(len(rounds)), str(len(nodes)), f"{total('messages'):,}", str(total("errors")),
-        f"{total('bytes'):,}", f"{total('seconds'):.1f}",
-    )  # fmt: skip
 
 
 def _apps() -> Path:

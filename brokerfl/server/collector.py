@@ -12,9 +12,7 @@ from collections.abc import Callable, Iterable
 from logging import DEBUG, WARNING
 from typing import Any, TypeVar
 
-from redis.client import Pipeline
-
-from brokerfl.broker.connection import Connection
+from brokerfl.broker.connection import Connection, Pipeline
 from brokerfl.broker.fence import Fence
 from brokerfl.broker.inbox import remove_message
 from brokerfl.broker.ledger import Ledger, OpenMessage

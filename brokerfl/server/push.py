@@ -9,9 +9,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from redis.client import Pipeline
-
-from brokerfl.broker.connection import Connection, map_errors
+from brokerfl.broker.connection import Connection, Pipeline, map_errors
 from brokerfl.broker.inbox import add_message, open_inbox, ring
 from brokerfl.broker.keys import milliseconds
 from brokerfl.broker.ledger import OpenMessage

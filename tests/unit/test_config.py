@@ -1,0 +1,50 @@
+"""The grammar of --run-config, --node-config and --label."""
+
+import pytest
+
+from brokerfl.cli.configs import parse_config, parse_labels
+from brokerfl.common import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("partition-id=0 num-partitions=5", {"partition-id": 0, "num-partitions": 5}),
+        ("lr=0.1 momentum=1e-3 big=18446744073709551615", {"lr": 0.1, "momentum": 1e-3, "big": 2**64 - 1}),
+        ("on=true off=false", {"on": True, "off": False}),
+        ("a=\"two words\" b='one two'", {"a": "two words", "b": "one two"}),
+        ("site=berlin path=data/part-1.csv", {"site": "berlin", "path": "data/part-1.csv"}),
+        ("a.b=1", {"a.b": 1}),
+        ("  ", {}),
+        ('empty=""', {"empty": ""}),
+        ("a=1 a=2", {"a": 2}),
+    ],
+)
+def test_pairs_are_typed(text: str, expected: dict[str, object]) -> None:
+    """Booleans, numbers and strings keep their types; single words need no quotes; a later pair wins."""
+    found = parse_config([text], "--run-config")
+    assert found == expected
+    assert [type(value) for value in found.values()] == [type(value) for value in expected.values()]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["partition-id", "=1", "a=", "a=[1,2]", "a={b=1}", "a=1979-05-27", 'a="open', "a=1 b", 'a="x"y', "a==1", "a=-"],
+)
+def test_what_cannot_be_read_is_named(text: str) -> None:
+    """A text that is no list of pairs is refused with the option's name and how to write it."""
+    with pytest.raises(ConfigError, match="--node-config"):
+        parse_config([text], "--node-config")
+
+
+def test_several_options_add_up() -> None:
+    """An option given twice adds its pairs."""
+    assert parse_config(["a=1", "b=2 a=3"], "--run-config") == {"a": 3, "b": 2}
+
+
+def test_labels_are_text() -> None:
+    """A label's value is text as it stands; without = or key it is refused."""
+    assert parse_labels(["site=berlin", "gpu=1", "note=a=b"]) == {"site": "berlin", "gpu": "1", "note": "a=b"}
+    for bad in ("site", "=x"):
+        with pytest.raises(ConfigError, match="site=berlin"):
+            parse_labels([bad])

