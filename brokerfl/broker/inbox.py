@@ -91,19 +91,17 @@ class Inboxes:
     def refresh(self) -> bool:
         """Read again which runs there are. Returns whether that changed anything.
 
-        Leaves out the inboxes that are missing: a single one fails the whole read of many streams.
+        Leaves out the inboxes that are missing, or are no streams: a single one fails the whole read of many.
         """
         connection, keys = self._connection, self._connection.keys
         frames = runs_of(connection, self._node_id)
         inboxes = {keys.inbox(self._node_id, run_id): run_id for run_id in frames}
         with map_errors(connection.url), connection.redis.pipeline(transaction=False) as pipe:
             for key in inboxes:
-                pipe.exists(key)
-            there = pipe.execute() if inboxes else []
-        before, self._runs = (
-            self._runs,
-            {key: run_id for (key, run_id), exists in zip(inboxes.items(), there, strict=True) if exists},
-        )
+                pipe.type(key)
+            types = pipe.execute() if inboxes else []
+        before = self._runs
+        self._runs = {key: inboxes[key] for key, kind in zip(inboxes, types, strict=True) if kind == b"stream"}
         self._on_runs({run_id: frame for run_id, frame in frames.items() if run_id in self._runs.values()})
         return before != self._runs
 
@@ -181,4 +179,4 @@ class Inboxes:
 def _is_missing(error: ResponseError) -> bool:
     """Redis 7.0 says UNBLOCKED to a blocked read, newer ones NOGROUP, fakeredis a text of its own for a missing key."""
     text = str(error)
-    return text.startswith(("NOGROUP", "UNBLOCKED")) or "requires the key to exist" in text
+    return text.startswith(("NOGROUP", "UNBLOCKED", "WRONGTYPE")) or "requires the key to exist" in text

@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from redis.client import Pipeline
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
-from brokerfl.broker.connection import Connection, map_errors, translate
+from brokerfl.broker.connection import Connection, map_errors
 from brokerfl.broker.inbox import remove_message
 from brokerfl.broker.keys import BELL_LENGTH
 from brokerfl.broker.stream import entries
@@ -35,7 +35,7 @@ def publish(connection: Connection, node_id: int, replies: Iterable[Outgoing]) -
     Redis without memory refuses XADD but not XDEL: outside a MULTI a message would go without its reply having come.
 
     Returns:
-        For each reply whether it was taken; False means that its run is over.
+        For each reply whether it was taken; False means that its run is over, or its outbox no stream any more.
 
     Raises:
         RedisUnreachable: unknown whether it happened; repeating is safe, a second reply is dropped.
@@ -50,10 +50,7 @@ def publish(connection: Connection, node_id: int, replies: Iterable[Outgoing]) -
         for run_id in dict.fromkeys(reply.run_id for reply in batch):
             pipe.xadd(keys.bell(run_id), {"n": str(node_id)}, maxlen=BELL_LENGTH, nomkstream=True)
         results = pipe.execute(raise_on_error=False)
-    for result in results:
-        if isinstance(result, RedisError):
-            raise translate(result, connection.url) or result
-    return [entry is not None for entry in results[: len(batch)]]
+    return [isinstance(entry, bytes) for entry in results[: len(batch)]]
 
 
 Reply = tuple[int, str, dict[bytes, bytes]]

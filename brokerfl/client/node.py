@@ -159,12 +159,13 @@ class Node:
     def _take(self, deliveries: list[Delivery]) -> None:
         for delivery in deliveries:
             message_id = message_id_of(delivery.fields)
-            if not message_id:
-                log(WARNING, "An entry of run %s names no message; it is removed", delivery.run_id)
-                discard_message(self._connection, self.node_id, delivery.run_id, delivery.entry_id)
-            else:
+            if message_id:
                 with self._settling:
                     self._worklist.add(delivery, message_id)
+                continue
+            if delivery.fields:  # without any, the ServerApp took it back after it had been delivered
+                log(WARNING, "An entry of run %s names no message; it is removed", delivery.run_id)
+            discard_message(self._connection, self.node_id, delivery.run_id, delivery.entry_id)
 
     def _settled(self, work: Work) -> None:
         with self._settling:

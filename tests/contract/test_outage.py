@@ -2,16 +2,24 @@
 
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import redis as redis_py
+from redis.client import Pipeline
 
 from brokerfl.broker.embedded import EmbeddedServer
+from brokerfl.broker.inbox import Delivery, Inboxes
+from brokerfl.broker.nodes import Registration
+from brokerfl.broker.outbox import Outgoing, publish
 from brokerfl.client import ClientApp
-from brokerfl.common import Context, Message, OutageLimit, RedisOutOfMemory
+from brokerfl.client.node import Node
+from brokerfl.common import Context, ErrorCode, Message, Metadata, OutageLimit, RedisOutOfMemory
 from brokerfl.server import Driver
-from tests.apps import Gate, driving, eventually, federation, number, number_in, text
+from brokerfl.wire.message import encode_message
+from brokerfl.wire.record import encode_content
+from tests.apps import Gate, driving, echo_app, eventually, federation, number, number_in, text
 from tests.conftest import PREFIX, Backend, check_keys, real_backend
 
 
@@ -165,3 +173,115 @@ def test_replies_gather_while_a_publish_is_in_flight(backend: Backend) -> None:
         assert sorted(number_in(reply) for reply in replies) == list(range(count))
         made = backend.admin.info("commandstats")["cmdstat_exec"]["calls"] - before
         assert made < count / 2, f"{made} transactions for {count} replies"
+
+
+@pytest.fixture
+def lose_answers(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Let this thread's next transactions be executed, and the connection break before their answers arrive."""
+    execute = Pipeline._execute_transaction
+    thread, left = threading.get_ident(), [0]
+
+    def lossy(pipe: Pipeline, connection: object, commands: object, raise_on_error: bool) -> object:
+        results = execute(pipe, connection, commands, raise_on_error)
+        if threading.get_ident() == thread and left[0]:
+            left[0] -= 1
+            pipe.watching = True  # as it still is when the answer to EXEC has not come
+            raise redis_py.ConnectionError("cut after EXEC")
+        return results
+
+    monkeypatch.setattr(Pipeline, "_execute_transaction", lossy)
+    return lambda count: left.__setitem__(0, count)
+
+
+def test_a_push_whose_answer_was_lost_is_made_once(backend: Backend, lose_answers: Callable[[int], None]) -> None:
+    """Redis executed the push and the connection broke before it said so: the inbox holds the message once."""
+    registration = Registration(backend.connect(), "later")
+    registration.register()
+    with driving(backend) as driver:
+        keys, run = driver._connection.keys, driver.run.run_id
+        for group in ("1", "2"):
+            lose_answers(1)
+            [message_id] = driver.push_messages(
+                [driver.create_message(number(3), "train", registration.node_id, group)]
+            )
+            assert message_id
+        assert backend.admin.xlen(keys.inbox(registration.node_id, run)) == 2
+        assert backend.admin.hlen(keys.ledger(run)) == 2
+        assert backend.admin.hget(keys.meta(run), "messages") == b"2"
+
+
+def test_a_reply_whose_publish_was_lost_is_counted_once(backend: Backend) -> None:
+    """A node that does not know whether its reply was taken publishes it again; the run counts one."""
+    with driving(backend) as driver:
+        registration = Registration(backend.connect(), "node")
+        registration.register()
+        node = registration.node_id
+        ids = driver.push_messages([driver.create_message(number(3), "train", node, "1")])
+        [delivery] = Inboxes(backend.connect(), node).drain() or read_new(backend, node)
+        header = Metadata(driver.run.run_id, "", node, 1, ids[0], "1", 60.0, "train")
+        reply = encode_message(ids[0], header, encode_content(number(9)))
+        for _ in range(2):
+            publish(backend.connect(), node, [Outgoing(driver.run.run_id, (delivery.entry_id,), reply)])
+        assert [number_in(message) for message in driver.replies(ids)] == [9]
+        assert driver.pull_messages(ids) == []
+        eventually(lambda: (driver.pull_messages(ids), driver._collector.ledger.dropped)[1] == 1)
+        driver.checkpoint()
+        driver.pull_messages([])
+        driver.push_messages([driver.create_message(number(3), "train", node, "2")])
+        assert backend.admin.xlen(driver._connection.keys.outbox(node, driver.run.run_id)) == 0
+
+
+def read_new(backend: Backend, node: int) -> list[Delivery]:
+    """Read what is new in a node's inboxes, as the node does."""
+    inboxes = Inboxes(backend.connect(), node)
+    inboxes.refresh()
+    return inboxes.read(count=10, block=1.0)
+
+
+def test_what_was_delivered_before_a_reconnect_is_taken_up(backend: Backend) -> None:
+    """A message that Redis handed out, but that never arrived, is served after the next connect: it is still pending."""
+    with driving(backend) as driver:
+        registration = Registration(backend.connect(), "node")
+        registration.register()
+        ids = driver.push_messages([driver.create_message(number(3), "train", registration.node_id, "1")])
+        assert len(read_new(backend, registration.node_id)) == 1  # and then the process is gone
+        registration.leave()
+        again = Registration(backend.connect(), "node")
+        node = Node(echo_app(), again._connection, again)
+        thread = threading.Thread(target=node.serve)
+        thread.start()
+        assert [number_in(reply) for reply in driver.replies(ids)] == [3]
+        node.stop()
+        thread.join()
+
+
+def test_an_inbox_that_vanished_is_opened_again(backend: Backend) -> None:
+    """When a node's streams are gone in mid-run, the next push creates them anew, with groups and lifetimes."""
+    with federation(backend, nodes=1) as nodes, driving(backend) as driver:
+        node = nodes.nodes[0].node_id
+        keys, run = driver._connection.keys, driver.run.run_id
+        driver.send_and_receive([driver.create_message(number(1), "train", node, "1")])
+        backend.admin.unlink(*keys.of_node_and_run(node, run), keys.node_runs(node))
+        [reply] = driver.send_and_receive([driver.create_message(number(2), "train", node, "1")])
+        assert number_in(reply) == 2
+        check_keys(backend.admin)
+
+
+def test_a_spoilt_inbox_is_error_5_and_hurts_nobody_else(backend: Backend) -> None:
+    """A node whose inbox and outbox were made into something else is Error 5; the others' replies come."""
+    if not backend.is_real:
+        pytest.skip("fakeredis breaks on an XREAD of a string")
+    with federation(backend, nodes=2) as nodes, driving(backend) as driver:
+        spoilt, good = (node.node_id for node in nodes.nodes)
+        keys, run = driver._connection.keys, driver.run.run_id
+
+        def batch() -> list[Message]:
+            return [driver.create_message(number(1), "train", node, "1") for node in (spoilt, good)]
+
+        driver.send_and_receive(batch())
+        for key in (keys.inbox(spoilt, run), keys.outbox(spoilt, run)):
+            backend.admin.set(key, "spoilt", px=60_000)
+        replies = {reply.metadata.src_node_id: reply for reply in driver.send_and_receive(batch())}
+        assert replies[spoilt].error.code == ErrorCode.NODE_UNAVAILABLE
+        assert number_in(replies[good]) == 1
+        backend.admin.unlink(keys.inbox(spoilt, run), keys.outbox(spoilt, run))
