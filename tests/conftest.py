@@ -106,6 +106,8 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
             "2",
             "-subj",
             f"/CN={ca}",
+            "-addext",
+            "keyUsage=critical,keyCertSign,cRLSign",  # Python 3.13 asks for it
             "-keyout",
             f"{ca}.key",
             "-out",

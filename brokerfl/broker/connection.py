@@ -1,19 +1,18 @@
-"""The connection: URL, TLS, timeouts, what a Redis error means, and waiting for a Redis that is away.
+"""The connection: TLS, timeouts, what a Redis error means, and waiting for a Redis that is away.
 
 Owns the client's settings and the one table that maps foreign exceptions to brokerfl's. It must not know keys'
 meanings.
 """
 
+import re
 import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from ipaddress import ip_address
 from logging import INFO, WARNING
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import redis
 import tenacity
@@ -23,6 +22,7 @@ from redis.exceptions import (
     AuthenticationError,
     AuthenticationWrongNumberOfArgsError,
     ConnectionError,
+    InvalidResponse,
     NoPermissionError,
     OutOfMemoryError,
     RedisError,
@@ -33,9 +33,9 @@ from redis.exceptions import (
 from redis.retry import Retry
 
 from brokerfl.broker.keys import DEFAULT_PREFIX, Keys
+from brokerfl.broker.url import check_url, masked
 from brokerfl.common import (
     ConfigError,
-    InsecureURL,
     RedisAuthError,
     RedisOutOfMemory,
     RedisTLSError,
@@ -51,6 +51,9 @@ _CONNECT_TIMEOUT = 5.0
 
 #: Streams with NOMKSTREAM came with 6.2, PEXPIRE GT with 7.0; 7.0.15 is the oldest server the tests run on.
 OLDEST_SERVER = (7, 0)
+
+#: What redis-py puts before the error of a pipeline: the command, with our data in it.
+_PIPELINED = re.compile(r"^Command # \d+ \(.*\) of pipeline caused error: ", re.DOTALL)
 
 #: Errors of a server that is there but cannot answer now: wait, then ask again.
 _PASSING = ("LOADING", "READONLY", "UNBLOCKED", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN")
@@ -111,10 +114,11 @@ class Connection:
 
         Raises:
             RedisTooOld: it is older than `OLDEST_SERVER`.
+            ConfigError: it has no such database, or speaks another protocol.
             RedisUnreachable, RedisAuthError, RedisTLSError: it does not let us in.
         """
         with map_errors(self.url):
-            self.redis.ping()
+            self._ping()
             try:
                 info = self.redis.info("server") | self.redis.info("memory")
             except ResponseError:  # fakeredis has no INFO, and a managed Redis or an ACL may forbid it
@@ -133,6 +137,19 @@ class Connection:
                 policy,
             )
         self.read_time()
+
+    def _ping(self) -> None:
+        try:
+            self.redis.ping()
+        except (ResponseError, InvalidResponse) as error:
+            text = str(error)
+            if "unknown command" in text and "HELLO" in text:  # that came with 6.0
+                raise RedisTooOld(
+                    f"the server at {self.url} is older than Redis 6; brokerfl needs 7.0 or newer (or Valkey 7.2)"
+                ) from None
+            if translate(error) is not None:
+                raise
+            raise ConfigError(f"what answers at {self.url} cannot be used: {text}") from None
 
     def wait_until_up(self, until: float, stop: Callable[[], bool] = lambda: False) -> bool:
         """Wait with jittered back-off until Redis answers again; say once that it went and once that it is back.
@@ -154,7 +171,7 @@ class Connection:
             self.read_time()
             return True
         except RedisUnreachable as error:
-            log(WARNING, "%s: waiting for it to come back", error)
+            log(WARNING, "%s: waiting for it to come back", str(error).rstrip("."))
             return self._wait_for_answer(until, stop)
         finally:
             self._waiting.release()
@@ -203,13 +220,14 @@ def connect(
         RedisUnreachable, RedisAuthError, RedisTLSError, RedisTooOld: see there.
     """
     tls = tls or TLS()
-    parts = _check_url(url, tls, insecure)
+    parts = check_url(url, insecure)
+    _check_tls(url, parts.scheme, tls)
     try:
         client = redis.Redis.from_url(
             url,
             socket_timeout=_SOCKET_TIMEOUT,
             socket_connect_timeout=_CONNECT_TIMEOUT,
-            socket_keepalive=True,
+            **({} if parts.scheme == "unix" else {"socket_keepalive": True}),
             # A repeated XADD is a duplicate and a repeated XREADGROUP strands a batch: the loops repeat, not the
             # client.
             retry=Retry(NoBackoff(), 0),
@@ -223,49 +241,11 @@ def connect(
     return connection
 
 
-def masked(url: str) -> str:
-    """Return ``url`` with its password, if any, replaced by ``***``."""
-    try:
-        parts = urlsplit(url)
-        if parts.password is not None:
-            user, host = parts.username or "", parts.netloc.rpartition("@")[2]
-            parts = parts._replace(netloc=f"{user}:***@{host}")
-        if "password=" in parts.query:  # unix:///path?password=…
-            pairs = [p if not p.startswith("password=") else "password=***" for p in parts.query.split("&")]
-            parts = parts._replace(query="&".join(pairs))
-        return urlunsplit(parts)
-    except ValueError:
-        return "<unreadable URL>"
-
-
-def _check_url(url: str, tls: TLS, insecure: bool) -> Any:
-    try:
-        parts = urlsplit(url)
-        _ = parts.port, parts.hostname
-    except ValueError as error:
-        raise ConfigError(f"the Redis URL {masked(url)} cannot be read: {error}") from None
-    if parts.scheme not in ("redis", "rediss", "unix"):
-        raise ConfigError(
-            f"the Redis URL {masked(url)} must start with redis://, rediss:// (TLS) or unix://, "
-            "e.g. redis://127.0.0.1:6379"
-        )
-    if parts.scheme != "rediss" and tls != TLS():
+def _check_tls(url: str, scheme: str, tls: TLS) -> None:
+    if scheme != "rediss" and tls != TLS():
         raise ConfigError(f"certificates are given but {masked(url)} is not a TLS URL: write rediss://")
     if tls.key is not None and tls.cert is None:
         raise ConfigError("--key is given without --cert: mutual TLS needs both")
-    if parts.scheme == "redis" and not insecure and not _is_loopback(parts.hostname or "localhost"):
-        raise InsecureURL(
-            f"{masked(url)} is plain text to a host that is not this machine: models and passwords could be read on "
-            "the way. Use rediss://, or pass --insecure if the network is trusted"
-        )
-    return parts
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 @contextmanager
@@ -282,7 +262,7 @@ def map_errors(url: str = "Redis") -> Iterator[None]:
 
 def translate(error: BaseException, url: str = "Redis") -> Exception | None:
     """Return the brokerfl exception that ``error`` means, None when it is none of those below."""
-    text = str(error)
+    text = _PIPELINED.sub("", str(error))
     if isinstance(error, WatchError) and not is_changed(error):
         return RedisUnreachable(f"Redis at {url} does not answer: {text}")
     if _is_tls(error):
@@ -290,6 +270,8 @@ def translate(error: BaseException, url: str = "Redis") -> Exception | None:
     if isinstance(error, AuthenticationError | AuthenticationWrongNumberOfArgsError) or text.startswith(
         ("NOAUTH", "WRONGPASS")
     ):
+        if "HELLO must be called" in text or "Authentication required" in text:
+            text = "it asks for a password (redis://:password@host or redis://user:password@host)"
         return RedisAuthError(f"{url} refuses the login: {text}")
     if isinstance(error, NoPermissionError) or text.startswith("NOPERM"):
         return RedisAuthError(f"{url} refuses a right that brokerfl needs: {text}")
@@ -326,6 +308,10 @@ def _tls_reason(error: BaseException) -> str:
     text = str(error)
     if "CERTIFICATE_VERIFY_FAILED" in text:
         return f"the server's certificate is not trusted; check --ca-cert ({text})"
+    if "CERTIFICATE_REQUIRED" in text:
+        return "the server wants to know who we are: give --cert and --key"
+    if "PEM lib" in text or "KEY_VALUES_MISMATCH" in text or "NO_CERTIFICATE_OR_CRL" in text:
+        return f"a file of --ca-cert, --cert, --key is no PEM file, or certificate and key do not fit ({text})"
     if "WRONG_VERSION_NUMBER" in text:
         return "the server does not speak TLS on this port; use redis:// or the TLS port"
     return text

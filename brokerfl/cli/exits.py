@@ -1,5 +1,6 @@
 """Exit codes: which error ends a command how. Owns the table; the README shows it."""
 
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,9 +72,8 @@ _CODES: tuple[tuple[type[Exception], Exit], ...] = (
     (MissingExtra, Exit.MISSING_EXTRA),
 )
 
-_HINTS: tuple[tuple[type[Exception], str], ...] = (
-    (RedisUnreachable, "Is it running? `brokerfl up` starts one on this machine; --redis names another."),
-)
+_START = "Is it running? `brokerfl up` starts one on this machine; --redis names another (rediss:// if it speaks TLS)."
+_TLS = "Is it running, does it speak TLS on this port, and does it ask for a certificate (--cert, --key)?"
 
 
 def code_of(error: BaseException) -> Exit:
@@ -88,10 +88,11 @@ def clear_errors() -> Iterator[None]:
         yield
     except BrokerflError as error:
         click.echo(f"Error: {error}", err=True)
-        for kind, hint in _HINTS:
-            if isinstance(error, kind):
-                click.echo(hint, err=True)
+        if isinstance(error, RedisUnreachable):
+            click.echo(_TLS if "rediss://" in str(error) else _START, err=True)
         sys.exit(code_of(error))
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
 
 
 class Command(click.Command):

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from logging import INFO, WARNING
 from types import FrameType
 
@@ -15,7 +16,7 @@ from brokerfl.broker.nodes import Registration
 from brokerfl.cli.apps import load_app
 from brokerfl.cli.configs import parse_config, parse_labels
 from brokerfl.cli.exits import Command
-from brokerfl.cli.options import RedisOptions, redis_options
+from brokerfl.cli.options import ConfigText, RedisOptions, redis_options
 from brokerfl.client import ClientApp
 from brokerfl.client.node import Node
 from brokerfl.common import log
@@ -32,6 +33,7 @@ from brokerfl.common import log
 )
 @click.option(
     "--node-config",
+    type=ConfigText(),
     multiple=True,
     metavar="'K=V …'",
     envvar="BROKERFL_NODE_CONFIG",
@@ -88,18 +90,22 @@ def _stop_on_signals(node: Node, registration: Registration, grace: float) -> No
     def stop(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, leave)
         signal.signal(signal.SIGTERM, leave)
+        threading.Thread(target=give_up_after_grace, args=(number,), name="grace", daemon=True).start()
         node.stop()
-        timer = threading.Timer(grace, give_up, (number,))
-        timer.daemon = True
-        timer.start()
 
     def leave(number: int, frame: FrameType | None) -> None:
         _exit(number)
 
-    def give_up(number: int) -> None:
+    def give_up_after_grace(number: int) -> None:
+        # Logged here, for the signal may have interrupted a write of the main thread.
+        name = signal.Signals(number).name
+        log(INFO, "Got %s; leaving (a message in hand has %g s, a second signal ends it)", name, grace)
+        time.sleep(grace)
         log(WARNING, "The message in hand was not finished in %g s; leaving without it", grace)
-        registration.leave()
-        _exit(number)
+        try:
+            registration.leave()
+        finally:  # Redis may be away
+            _exit(number)
 
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)

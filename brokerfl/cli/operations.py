@@ -8,11 +8,15 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from brokerfl.broker.nodes import list_nodes
 from brokerfl.broker.runs import list_runs, stop_run
 from brokerfl.cli.exits import Command
 from brokerfl.cli.options import RedisOptions, redis_options
+
+#: Columns of numbers.
+_COUNTS = ("nodes", "messages", "replies")
 
 format_option = click.option(
     "--format",
@@ -22,6 +26,10 @@ format_option = click.option(
     show_default=True,
     help="json prints one list of objects; ids are strings, for they exceed what JavaScript counts.",
 )
+
+
+class _RunId(click.IntRange):
+    name = "run id"  # what click calls it in errors
 
 
 @click.command(cls=Command)
@@ -37,10 +45,10 @@ def runs(redis: RedisOptions, form: str, ended_too: bool) -> None:
             "app": run.app,
             "started": _time(run.created_at),
             "ended": _time(run.ended_at),
-            "held by": run.holder,
-            "nodes": run.nodes,
-            "messages": run.messages,
-            "replies": run.replies,
+            "holder": run.holder,
+            "nodes": None if run.ended_at else run.nodes,
+            "messages": None if run.ended_at else run.messages,
+            "replies": None if run.ended_at else run.replies,
         }
         for run in list_runs(redis.connect())
         if ended_too or not run.ended_at
@@ -58,7 +66,7 @@ def nodes(redis: RedisOptions, form: str) -> None:
             "node": str(node.node_id),
             "status": "online" if node.online else "offline",
             "name": node.name,
-            "labels": node.labels if form == "json" else " ".join(f"{k}={v}" for k, v in node.labels.items()),
+            "labels": node.labels,
             "version": node.version,
             "since": _time(node.since),
         }
@@ -68,7 +76,7 @@ def nodes(redis: RedisOptions, form: str) -> None:
 
 
 @click.command(cls=Command)
-@click.argument("run", type=click.IntRange(min=2))
+@click.argument("run", type=_RunId(min=2))
 @redis_options
 @format_option
 def stop(run: int, redis: RedisOptions, form: str) -> None:
@@ -80,23 +88,29 @@ def stop(run: int, redis: RedisOptions, form: str) -> None:
         click.echo(f"Run {run} is stopped; its keys are deleted.")
 
 
-def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds).isoformat(sep=" ", timespec="seconds") if seconds else ""
+def _time(seconds: float) -> datetime | None:
+    return datetime.fromtimestamp(seconds).astimezone() if seconds else None
 
 
 def _show(rows: Sequence[dict[str, Any]], form: str, nothing: str) -> None:
     if form == "json":
-        click.echo(json.dumps(rows, indent=2))
+        click.echo(json.dumps(rows, indent=2, default=lambda time: time.isoformat(timespec="seconds")))
     elif not rows:
         click.echo(nothing)
     else:
-        columns = [name for name in rows[0] if any(row[name] not in ("", 0) for row in rows)]
+        columns = [name for name in rows[0] if any(row[name] for row in rows)]
         table = Table(box=None, header_style="bold", pad_edge=False)
         for name in columns:
-            table.add_column(name, no_wrap=True, justify="right" if isinstance(rows[0][name], int) else "left")
+            table.add_column(name, justify="right" if name in _COUNTS else "left")
         for row in rows:
-            table.add_row(*(str(row[name]) for name in columns))
-        console = Console()
-        if not console.is_terminal:  # a pipe has no width: never cut an id
-            console = Console(width=10_000, soft_wrap=True)
-        console.print(table)
+            table.add_row(*(Text(_text(row[name])) for name in columns))
+        # Wider than any table, in a pipe and on a terminal: an id that is cut or folded cannot be copied.
+        Console(width=10_000, soft_wrap=True).print(table)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"{key}={text}" for key, text in value.items())
+    if isinstance(value, datetime):
+        return f"{value:%Y-%m-%d %H:%M:%S}"
+    return "" if value is None else str(value)

@@ -1,6 +1,6 @@
 """Options that commands share: where Redis is and how to reach it. Owns their names, variables and defaults."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from logging import DEBUG, INFO
@@ -64,7 +64,7 @@ def redis_options(function: Function) -> Function:
             ),
             click.option(
                 "--redis-file",
-                type=path,
+                type=click.Path(dir_okay=False),
                 envvar="BROKERFL_REDIS_URL_FILE",
                 help="Read the URL from this file: a command line shows in ps.",
             ),
@@ -97,16 +97,29 @@ def redis_options(function: Function) -> Function:
 
 
 def _url(url: str | None, file: str | None) -> str:
+    """What is typed wins over the environment, there the file over the URL."""
     source = click.get_current_context().get_parameter_source
-    typed = source("redis") is click.core.ParameterSource.COMMANDLINE
-    if url is not None and (typed or file is None):
+    typed = [name for name in ("redis", "redis_file") if source(name) is click.core.ParameterSource.COMMANDLINE]
+    if len(typed) == 2:
+        raise ConfigError("--redis and --redis-file both say where Redis is: give one of them")
+    if url is not None and (file is None or typed == ["redis"]):
         return url
-    if file is None:
-        return DEFAULT_URL
+    return DEFAULT_URL if file is None else _read_url(file)
+
+
+def _read_url(file: str) -> str:
     try:
-        text = Path(file).read_text().strip()
-    except OSError as error:
-        raise ConfigError(f"the URL file {file} cannot be read: {error.strerror}") from None
-    if not text:
-        raise ConfigError(f"the URL file {file} is empty")
-    return text
+        words = Path(file).read_text().split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the URL file {file} cannot be read: {getattr(error, 'strerror', 'not a text')}") from None
+    if len(words) != 1:
+        raise ConfigError(f"the URL file {file} must hold one URL and nothing else")
+    return words[0]
+
+
+class ConfigText(click.types.StringParamType):
+    """A text that comes whole from an environment variable: click would divide it at blanks, also quoted ones."""
+
+    def split_envvar_value(self, rv: str) -> Sequence[str]:
+        """Return the one value of a repeatable option."""
+        return [rv]

@@ -12,13 +12,12 @@ import click
 
 from brokerfl import __version__
 from brokerfl.broker.keys import LEASE, OFFLINE_GRACE, RETENTION
-from brokerfl.cli.apps import load_app
+from brokerfl.cli.apps import is_ours, load_app
 from brokerfl.cli.configs import parse_config
 from brokerfl.cli.exits import Command, Exit, code_of
-from brokerfl.cli.options import RedisOptions, redis_options
+from brokerfl.cli.options import ConfigText, RedisOptions, redis_options
 from brokerfl.common import (
     SUPERLINK_NODE_ID,
-    BrokerflError,
     Context,
     OutageLimit,
     RecordSet,
@@ -29,6 +28,8 @@ from brokerfl.common import (
 )
 from brokerfl.server import Driver, ServerApp
 from brokerfl.server.collector import OUTAGE_LIMIT
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class _Signalled(BaseException):
@@ -43,6 +44,7 @@ class _Signalled(BaseException):
 @redis_options
 @click.option(
     "--run-config",
+    type=ConfigText(),
     multiple=True,
     metavar="'K=V …'",
     envvar="BROKERFL_RUN_CONFIG",
@@ -94,8 +96,10 @@ def main(
     config = parse_config(run_config, "--run-config")
     server_app = load_app(app, app_dir, ServerApp)
     connection = redis.connect()
-    signal.signal(signal.SIGINT, _on_signal)
-    signal.signal(signal.SIGTERM, _on_signal)
+    # A signal that comes while the run is created waits until there is something to detach.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    for number in _SIGNALS:
+        signal.signal(number, _on_signal)
     driver = Driver(
         connection,
         app,
@@ -105,7 +109,11 @@ def main(
         offline_grace=offline_grace,
         outage_limit=outage_limit,
     )
-    sys.exit(_run(driver, server_app, config, retention))
+    try:
+        code = _run(driver, server_app, config, retention)
+    except _Signalled as signalled:  # while the run was let go of; if it was not, its lease lapses
+        code = 128 + signalled.number
+    sys.exit(code)
 
 
 def _run(driver: Driver, server_app: ServerApp, config: UserConfig, retention: float) -> int:
@@ -113,6 +121,7 @@ def _run(driver: Driver, server_app: ServerApp, config: UserConfig, retention: f
     log(INFO, "Run %s of %s started", run_id, driver.run.app)
     context = Context(run_id, SUPERLINK_NODE_ID, {}, RecordSet(), dict(config))
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         server_app(driver, context)
         driver.end()
     except _Signalled as signalled:
@@ -126,8 +135,7 @@ def _run(driver: Driver, server_app: ServerApp, config: UserConfig, retention: f
         _detach(driver, retention, str(error))
         return code_of(error)
     except (Exception, SystemExit) as error:
-        if not isinstance(error, BrokerflError):
-            traceback.print_exc()
+        _print_traceback(error)
         _detach(driver, retention, f"main raised {type(error).__name__}: {error}")
         return Exit.APP_RAISED
     log(INFO, "Run %s completed after %.1f s", run_id, time.monotonic() - started)
@@ -138,15 +146,28 @@ def _detach(driver: Driver, retention: float, reason: str) -> None:
     driver.detach()
     click.echo(
         f"Run {driver.run.run_id} is detached: {reason}\n"
-        f"Its messages stay in Redis for {retention / 3600:g} h. To delete them now: brokerfl stop {driver.run.run_id}",
+        f"Its messages stay in Redis for {_in_words(retention)}. To delete them now: brokerfl stop {driver.run.run_id}",
         err=True,
     )
 
 
+def _in_words(seconds: float) -> str:
+    unit, name = next((unit, name) for unit, name in ((3600, "h"), (60, "min"), (1, "s")) if seconds >= unit)
+    return f"{seconds / unit:.3g} {name}"
+
+
+def _print_traceback(error: BaseException) -> None:
+    """Print it from the first frame of the user's on."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None and is_ours(trace.tb_frame.f_code.co_filename):
+        trace = trace.tb_next
+    traceback.print_exception(error.with_traceback(trace))
+
+
 def _on_signal(number: int, frame: FrameType | None) -> None:
     """The first signal detaches the run, the second one leaves at once."""
-    signal.signal(signal.SIGINT, _leave)
-    signal.signal(signal.SIGTERM, _leave)
+    for each in _SIGNALS:
+        signal.signal(each, _leave)
     raise _Signalled(number)
 
 

@@ -25,11 +25,10 @@ class _Signalled(BaseException):
 )
 def up(port: int, data: Path | None) -> None:
     """Run the embedded Valkey server until Ctrl-C."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _on_signal)
-    server = EmbeddedServer(port, data)
     try:
-        with server:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, _on_signal)
+        with EmbeddedServer(port, data) as server:
             kept = f"append-only file in {data}" if data else "in memory only; --data DIR keeps it"
             click.echo(f"Valkey is up at {server.url} ({kept}). Ctrl-C stops it.")
             code = server.wait()

@@ -175,8 +175,11 @@ def test_replies_gather_while_a_publish_is_in_flight(backend: Backend) -> None:
         assert made < count / 2, f"{made} transactions for {count} replies"
 
 
+Lose = Callable[[int], None]
+
+
 @pytest.fixture
-def lose_answers(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+def lose_answers(monkeypatch: pytest.MonkeyPatch) -> Lose:
     """Let this thread's next transactions be executed, and the connection break before their answers arrive."""
     execute = Pipeline._execute_transaction
     thread, left = threading.get_ident(), [0]
@@ -193,7 +196,7 @@ def lose_answers(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return lambda count: left.__setitem__(0, count)
 
 
-def test_a_push_whose_answer_was_lost_is_made_once(backend: Backend, lose_answers: Callable[[int], None]) -> None:
+def test_a_push_whose_answer_was_lost_is_made_once(backend: Backend, lose_answers: Lose) -> None:
     """Redis executed the push and the connection broke before it said so: the inbox holds the message once."""
     registration = Registration(backend.connect(), "later")
     registration.register()

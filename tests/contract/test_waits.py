@@ -81,6 +81,8 @@ def test_a_named_node_that_stays_away_is_error_5(backend: Backend) -> None:
         gone = silent_node(backend, "hospital", lease=0.4)
         [reply] = driver.send_and_receive([driver.create_message(number(1), "train", gone.node_id, "1")])
         assert reply.error.code == ErrorCode.NODE_UNAVAILABLE
+        inbox = driver._connection.keys.inbox(gone.node_id, driver.run.run_id)
+        assert backend.admin.xlen(inbox) == 0, "a node that comes back later would execute it"
 
 
 def test_a_node_that_left_is_error_5(backend: Backend) -> None:
@@ -210,6 +212,15 @@ def test_stop_ends_a_wait(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> 
         with pytest.raises(RunStopped):
             driver.pull_messages([])
         gate.go.set()
+    assert not [key for key in backend.admin.scan_iter() if str(driver.run.run_id).encode() in key]
+
+
+def test_stop_waits_for_a_busy_server_app(backend: Backend) -> None:
+    """A ServerApp that is busy when it is stopped hears RunStopped afterwards, not that its data are lost."""
+    driver = Driver(backend.connect(), "server:app", lease=0.9)
+    stop_run(backend.connect(), driver.run.run_id)
+    with pytest.raises(RunStopped):
+        driver.pull_messages([])
     assert not [key for key in backend.admin.scan_iter() if str(driver.run.run_id).encode() in key]
 
 

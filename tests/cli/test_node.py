@@ -1,0 +1,143 @@
+"""`brokerfl-node`: names, signals, and what a node's death means to the runs."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import NEVER, Broker, Commands, node_id
+from tests.conftest import PREFIX
+
+pytestmark = pytest.mark.timeout(180)
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Path:
+    """A file that is not there; a node waits for it in the middle of a message."""
+    return tmp_path / "gate"
+
+
+def gated(gate: Path) -> tuple[str, str]:
+    return "--node-config", f"gate='{gate}'"
+
+
+def listed(commands: Commands) -> list[dict[str, object]]:
+    nodes = json.loads(commands.run("brokerfl", "nodes", "--format", "json").out)
+    assert isinstance(nodes, list)
+    return nodes
+
+
+def test_a_second_process_with_a_name_is_refused(commands: Commands, broker: Broker) -> None:
+    """The second node of a name ends with 20 and one line that names the name and its holder; the first serves on."""
+    first = commands.node("--name", "hospital-1", "--lease", "5")
+    second = commands.run("brokerfl-node", "client:app", "--name", "hospital-1", code=20)
+    assert second.err.count("Error:") == 1
+    assert f"Error: the name 'hospital-1' is in use by process {first.pid} on " in second.err
+    assert "Traceback" not in second.text
+    commands.run("brokerfl-server", "server:app", "--run-config", "nodes=1").wait_for("Round 1: 1 of 1 replied")
+
+
+def test_a_killed_named_node_serves_again_at_once(commands: Commands, broker: Broker, gate: Path) -> None:
+    """After kill -9 in the middle of a message, a restart has the same id and answers it, whatever its lease."""
+    first = commands.node("--name", "hospital-1", "--lease", NEVER, *gated(gate))
+    server = commands.server("--run-config", "nodes=1", "--offline-grace", NEVER)
+    first.wait_for("Training begins")
+    first.kill()
+    gate.touch()
+    second = commands.node("--name", "hospital-1", "--lease", NEVER, *gated(gate))
+    assert node_id(second) == node_id(first)
+    assert "Round 1: 1 of 1 replied" in server.ends(0).text
+
+
+def test_a_killed_unnamed_node_is_error_5_and_disturbs_no_other_run(
+    commands: Commands, broker: Broker, gate: Path
+) -> None:
+    """kill -9 in the middle of a round ends its message as Error 5, so the round ends; another run has no error."""
+    victim = commands.node("--lease", "0.9", *gated(gate))
+    others = commands.nodes(2)
+    stop = commands.folder / "stop"
+    config = f"nodes=3 without='{node_id(victim)}' until='{stop}'"
+    bystander = commands.server("--run-config", config)
+    bystander.wait_for("Round 2: 2 of 2 replied")
+    server = commands.server("--run-config", "nodes=3")
+    victim.wait_for("Training begins")
+    victim.kill()
+    assert f"Round 1: Error 5 of {node_id(victim)}\n" in server.ends(0).text
+    assert "Round 1: 2 of 3 replied" in server.text
+    stop.touch()
+    assert "Error" not in bystander.ends(0).text
+    assert all(node.text.count("Training begins") > 2 for node in others)
+
+
+@pytest.mark.parametrize("name", ["", "hospital-1"])
+def test_sigterm_lets_a_node_finish_and_leave(commands: Commands, broker: Broker, gate: Path, name: str) -> None:
+    """It publishes the message in hand, exits with 0 and is offline; only a named one stays in the registry."""
+    node = commands.node(*gated(gate), *(["--name", name] if name else []))
+    server = commands.server("--run-config", "nodes=1")
+    node.wait_for("Training begins")
+    node.send(signal.SIGTERM)
+    node.wait_for("Got SIGTERM")
+    gate.touch()
+    assert f"Node {node_id(node)}" in node.ends(0).text.splitlines()[-1]
+    assert "Round 1: 1 of 1 replied" in server.ends(0).text
+    assert [(row["name"], row["status"]) for row in listed(commands)] == ([(name, "offline")] if name else [])
+    assert broker.scan(f"{PREFIX}:*lease") == set()
+
+
+def test_a_second_signal_ends_a_node_at_once(commands: Commands, broker: Broker, gate: Path) -> None:
+    """In the middle of a message that never ends, the second signal ends the process with 128 + its number."""
+    nodes = commands.nodes(2, *gated(gate), "--grace", NEVER)
+    commands.server("--run-config", "nodes=2")
+    for node, number, code in zip(nodes, (signal.SIGINT, signal.SIGTERM), (130, 143), strict=True):
+        node.wait_for("Training begins")
+        node.send(number)
+        node.wait_for(f"Got {number.name}")
+        node.send(number)
+        node.ends(code)
+
+
+def test_a_node_leaves_when_its_grace_is_over(commands: Commands, broker: Broker, gate: Path) -> None:
+    """It says so, ends with 143, and is gone for the run at once: Error 5 comes long before the lease would lapse."""
+    node = commands.node(*gated(gate), "--grace", "0.2", "--lease", NEVER)
+    server = commands.server("--run-config", "nodes=1")
+    node.wait_for("Training begins")
+    node.send(signal.SIGTERM)
+    assert "was not finished in 0.2 s; leaving without it" in node.ends(143).text
+    assert f"Round 1: Error 5 of {node_id(node)}\n" in server.ends(0).text
+
+
+def test_an_idle_node_ends_with_0(commands: Commands, broker: Broker) -> None:
+    """Ctrl-C and SIGTERM end a node that only waits; it says that it has left."""
+    nodes = commands.nodes(2)
+    for node, number in zip(nodes, (signal.SIGINT, signal.SIGTERM), strict=True):
+        node.send(number)
+        assert f"INFO :      Node {node_id(node)} has left\n" in node.ends(0).text
+    assert listed(commands) == []
+
+
+def test_a_frozen_node_gives_way_to_its_successor(commands: Commands, broker: Broker) -> None:
+    """A named node that did not answer for a lease, and was replaced meanwhile, ends with 20 when it wakes up."""
+    first = commands.node("--name", "hospital-1", "--lease", "0.9")
+    first.send(signal.SIGSTOP)
+    second = commands.node("--name", "hospital-1")
+    first.send(signal.SIGCONT)
+    assert f"Error: another process took over node {node_id(first)} " in first.ends(20).err
+    assert "Traceback" not in first.text
+    commands.run("brokerfl-server", "server:app", "--run-config", "nodes=1").wait_for("Round 1: 1 of 1 replied")
+    assert second.text.count("Training begins") == 1
+
+
+def test_labels_and_node_config_arrive(commands: Commands, broker: Broker) -> None:
+    """Labels are what `brokerfl nodes` shows; the node config, typed or from the environment, is in the Context."""
+    text = commands.folder.joinpath("client.py").read_text()
+    commands.write("client.py", text.replace('"Training begins"', 'f"Config {context.node_config}"'))
+    commands.env["BROKERFL_NODE_CONFIG"] = "partition-id=3 site='Charité Berlin'"
+    env = commands.node("--label", "site=berlin", "--label", "gpu=a=b")
+    typed = commands.node("--node-config", "partition-id=4 lr=0.5", "--node-config", "lr=0.1 on=true")
+    by_id = {row["node"]: row for row in listed(commands)}
+    assert by_id[node_id(env)]["labels"] == {"site": "berlin", "gpu": "a=b"}
+    assert by_id[node_id(typed)]["labels"] == {}
+    commands.run("brokerfl-server", "server:app", "--run-config", "nodes=2")
+    env.wait_for("Config {'partition-id': 3, 'site': 'Charité Berlin'}")
+    typed.wait_for("Config {'partition-id': 4, 'lr': 0.1, 'on': True}")

@@ -1,0 +1,91 @@
+"""A Redis that goes away, comes back empty, or is full: what the commands say and how they end."""
+
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from brokerfl.broker.embedded import EmbeddedServer
+from tests.cli.conftest import Broker, Commands, Process, error_of, run_id
+
+pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("valkey_url")]
+
+
+@pytest.fixture
+def server(commands: Commands) -> Iterator[EmbeddedServer]:
+    """A server of the test's own, without persistence, that may be stopped and started; ``commands`` use it."""
+    made = EmbeddedServer()
+    made.start()
+    commands.env["BROKERFL_REDIS_URL"] = made.url
+    yield made
+    commands.kill()
+    made.stop()
+
+
+def in_a_round(commands: Commands, *options: str) -> tuple[Process, Process]:
+    """A node in the middle of a message and the ServerApp that waits for it."""
+    node = commands.node("--node-config", "gate='gate'")
+    server_app = commands.server("--run-config", "nodes=1", *options)
+    node.wait_for("Training begins")
+    return node, server_app
+
+
+def test_signals_end_commands_without_redis(commands: Commands, server: EmbeddedServer) -> None:
+    """While Redis is away SIGTERM still ends a node with 0 and detaches a ServerApp with 143; both say what is lost."""
+    node, server_app = in_a_round(commands)
+    idle = commands.node()
+    server.stop()
+    for process in (server_app, idle):
+        process.wait_for(r"WARNING : +Redis at .* does not answer.*waiting for it to come back")
+        process.send(signal.SIGTERM)
+    assert "The node left without telling Redis" in idle.ends(0).text
+    assert f"brokerfl stop {run_id(server_app)}" in server_app.ends(143).err
+    node.send(signal.SIGTERM)
+    node.wait_for("Got SIGTERM")
+    commands.write("gate", "")
+    assert "The node left without telling Redis" in node.ends(0).text
+    assert not any("Traceback" in process.text for process in commands.started)
+
+
+def test_a_node_leaves_when_its_grace_is_over_also_without_redis(commands: Commands, server: EmbeddedServer) -> None:
+    """It cannot tell Redis that it leaves, and ends with 143 all the same."""
+    node = commands.node("--node-config", "gate='gate'", "--grace", "0.2")
+    commands.server("--run-config", "nodes=1")
+    node.wait_for("Training begins")
+    server.stop()
+    node.send(signal.SIGTERM)
+    assert "leaving without it" in node.ends(143).text
+
+
+def test_an_outage_that_is_too_long_detaches_the_run(commands: Commands, server: EmbeddedServer) -> None:
+    """After --outage-limit the ServerApp ends with 10 and says how to stop the run; the node waits on."""
+    node, server_app = in_a_round(commands, "--outage-limit", "0.3")
+    server.stop()
+    text = server_app.ends(10).err
+    assert f"Run {run_id(server_app)} is detached: Redis was away for more than 0.3 s: " in text
+    assert "Traceback" not in text
+    commands.write("gate", "")
+    node.wait_for("waiting for it to come back")
+
+
+def test_a_redis_that_forgot_the_run_ends_it(commands: Commands, server: EmbeddedServer) -> None:
+    """After a restart without its data the ServerApp ends with 32 and one line; the node serves the next run."""
+    node, server_app = in_a_round(commands)
+    server.stop()
+    server_app.wait_for("waiting for it to come back")
+    server.start()
+    assert server_app.ends(32).err.splitlines()[-1].startswith(f"Error: run {run_id(server_app)} is gone from Redis")
+    assert "Traceback" not in server_app.text
+    commands.write("gate", "")
+    assert "Round 1: 1 of 1 replied" in commands.run("brokerfl-server", "server:app", "--run-config", "nodes=1").text
+    assert node.text.count("Training begins") == 2
+
+
+def test_a_full_redis_is_named(commands: Commands, broker: Broker) -> None:
+    """A server at its maxmemory ends the start of a run with 14 and one line."""
+    broker.admin.config_set("maxmemory", 1)
+    try:
+        process = commands.run("brokerfl-server", "server:app", "--run-config", "nodes=1", code=14)
+    finally:
+        broker.admin.config_set("maxmemory", 0)
+    assert error_of(process).startswith(f"Error: {broker.url} is full (maxmemory): ")

@@ -1,0 +1,193 @@
+"""`brokerfl-server`: how a run begins, ends, is detached and is stopped, by real signals."""
+
+import json
+import signal
+
+import pytest
+
+from tests.apps import eventually
+from tests.cli.conftest import DEADLINE, NEVER, Broker, Commands, Process, run_id
+from tests.conftest import PREFIX
+
+pytestmark = pytest.mark.timeout(180)
+
+#: A run with this config waits for nodes that never come.
+WAITING = ("--run-config", "nodes=9")
+
+RAISING = """
+from brokerfl.common import Context
+from brokerfl.server import Driver, ServerApp
+
+app = ServerApp()
+
+
+def divide(number: int) -> float:
+    return number / 0
+
+
+@app.main()
+def main(driver: Driver, context: Context) -> None:
+    if context.run_config.get("leave"):
+        raise SystemExit(7)
+    divide(3)
+"""
+
+STUBBORN = """
+import time
+
+from brokerfl.common import Context
+from brokerfl.server import Driver, ServerApp
+
+app = ServerApp()
+
+
+@app.main()
+def main(driver: Driver, context: Context) -> None:
+    while True:
+        try:
+            print("Working", flush=True)
+            time.sleep(600)
+        except BaseException as error:
+            print(f"Swallowed {type(error).__name__}", flush=True)
+"""
+
+
+def runs(commands: Commands) -> dict[str, str]:
+    """The status of each run that has not ended."""
+    rows = json.loads(commands.run("brokerfl", "runs", "--format", "json").out)
+    return {row["run"]: row["status"] for row in rows}
+
+
+def remaining(broker: Broker) -> set[str]:
+    """Keys of runs."""
+    return {key for key in broker.scan() if "run:" in key or ":in:" in key or ":out:" in key or ":data:" in key}
+
+
+def assert_detached(server: Process, commands: Commands, broker: Broker) -> None:
+    """It said how to stop the run, the list shows it, and doing as told deletes it."""
+    run = run_id(server)
+    assert f"To delete them now: brokerfl stop {run}\n" in server.err
+    assert runs(commands) == {run: "detached"}
+    assert remaining(broker)
+    assert commands.run("brokerfl", "stop", run).out == f"Run {run} is stopped; its keys are deleted.\n"
+    assert remaining(broker) == set()
+    assert runs(commands) == {}
+
+
+def test_a_run_ends_with_main(commands: Commands, broker: Broker) -> None:
+    """The command prints the run's id, ends with 0 when main returns, and no key of the run remains."""
+    commands.node()
+    server = commands.run("brokerfl-server", "server:app", "--run-config", "nodes=1 rounds=2")
+    assert f"INFO :      Run {run_id(server)} completed after " in server.err
+    assert remaining(broker) == set()
+    ended = json.loads(commands.run("brokerfl", "runs", "--all", "--format", "json").out)
+    assert [(row["run"], row["status"]) for row in ended] == [(run_id(server), "completed")]
+
+
+def test_an_exception_in_main_detaches_the_run(commands: Commands, broker: Broker) -> None:
+    """It ends with 4, the traceback starts in the user's file without a frame of ours, and the run can be stopped."""
+    commands.write("server.py", RAISING)
+    server = commands.run("brokerfl-server", "server:app", "--lease", NEVER, code=4)
+    first = server.err.split("Traceback (most recent call last):\n")[1].splitlines()[0]
+    assert f'File "{commands.folder / "server.py"}"' in first
+    assert "return number / 0" in server.err
+    assert "brokerfl/cli" not in server.err
+    assert f"Run {run_id(server)} is detached: main raised ZeroDivisionError: division by zero\n" in server.err
+    assert_detached(server, commands, broker)
+
+
+def test_sys_exit_in_main_detaches_the_run(commands: Commands, broker: Broker) -> None:
+    """Only a main that returns ends its run: SystemExit is an exception like any other, and ends with 4."""
+    commands.write("server.py", RAISING)
+    server = commands.run("brokerfl-server", "server:app", "--run-config", "leave=true", code=4)
+    assert "main raised SystemExit: 7\n" in server.err
+    assert_detached(server, commands, broker)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_detaches_the_run(commands: Commands, broker: Broker, number: signal.Signals, code: int) -> None:
+    """Ctrl-C and SIGTERM in the middle of a round end with 130 and 143; the run is let go of long before its lease."""
+    node = commands.node("--node-config", "gate='never'")
+    server = commands.server("--run-config", "nodes=1", "--lease", NEVER, "--retention", "7200")
+    node.wait_for("Training begins")
+    server.send(number)
+    server.ends(code)
+    assert f"Run {run_id(server)} is detached: got {number.name}\n" in server.err
+    assert "Its messages stay in Redis for 2 h." in server.err
+    assert "Traceback" not in server.text
+    assert len(broker.scan(f"{PREFIX}:*:in:{run_id(server)}")) == 1
+    assert_detached(server, commands, broker)
+
+
+def test_a_signal_while_the_run_is_created_detaches_it(commands: Commands, broker: Broker) -> None:
+    """SIGTERM that comes before Redis has answered leaves no run that nobody knows of: its id is printed."""
+    broker.admin.client_pause(600_000, all=False)
+    server = commands.start("brokerfl-server", "server:app", *WAITING, "--lease", NEVER)
+    eventually(lambda: broker.admin.info("clients")["blocked_clients"], DEADLINE)
+    server.send(signal.SIGTERM)
+    broker.admin.client_unpause()
+    assert "Traceback" not in server.ends(143).text
+    assert_detached(server, commands, broker)
+
+
+def test_a_second_signal_ends_a_server_at_once(commands: Commands, broker: Broker) -> None:
+    """A main that swallows whatever comes cannot swallow the second Ctrl-C."""
+    commands.write("server.py", STUBBORN)
+    server = commands.server()
+    server.wait_for("^Working$")
+    server.send(signal.SIGINT)
+    server.wait_for("^Swallowed _Signalled$")
+    server.send(signal.SIGINT)
+    server.ends(130)
+
+
+def test_stop_ends_a_living_server(commands: Commands, broker: Broker) -> None:
+    """`brokerfl stop` deletes a run in the middle of a round; its ServerApp ends with 31; a late reply is dropped."""
+    node = commands.node("--node-config", "gate='gate'")
+    server = commands.server("--run-config", "nodes=1", "--lease", NEVER)
+    node.wait_for("Training begins")
+    stopped = commands.run("brokerfl", "stop", run_id(server), "--format", "json")
+    assert json.loads(stopped.out) == {"run": run_id(server), "status": "stopped"}
+    assert server.ends(31).err.splitlines()[-1] == f"Error: run {run_id(server)} was stopped"
+    assert "Traceback" not in server.text
+    commands.write("gate", "")
+    node.wait_for(f"Run {run_id(server)} is over; a late reply to it was dropped")
+    assert remaining(broker) == set()
+
+
+def test_a_frozen_server_revives_no_run(commands: Commands, broker: Broker) -> None:
+    """A ServerApp that slept while its run was stopped ends with 31 or 32 and one line when it wakes up."""
+    server = commands.server(*WAITING, "--lease", "0.9")
+    server.send(signal.SIGSTOP)
+    commands.run("brokerfl", "stop", run_id(server))
+    server.send(signal.SIGCONT)
+    assert server.ends(31, 32).err.splitlines()[-1].startswith(f"Error: run {run_id(server)} ")
+    assert "Traceback" not in server.text
+    assert remaining(broker) == set()
+
+
+@pytest.mark.parametrize("when", ["at once", "after its lease"])
+def test_a_killed_server_can_be_stopped(commands: Commands, broker: Broker, when: str) -> None:
+    """After kill -9 `brokerfl stop` deletes all of the run; once its lease has lapsed, the run shows as detached."""
+    node = commands.node("--node-config", "gate='never'")
+    server = commands.server("--run-config", "nodes=1", "--lease", "0.9")
+    run = run_id(server)
+    node.wait_for("Training begins")
+    server.kill()
+    if when == "after its lease":
+        eventually(lambda: not broker.scan(f"{PREFIX}:{{run:{run}}}:lease"), DEADLINE)
+        assert runs(commands) == {run: "detached"}
+    assert commands.run("brokerfl", "stop", run).out == f"Run {run} is stopped; its keys are deleted.\n"
+    assert remaining(broker) == set()
+    ended = json.loads(commands.run("brokerfl", "runs", "--all", "--format", "json").out)
+    assert [(row["run"], row["status"]) for row in ended] == [(run, "stopped")]
+
+
+def test_only_what_there_is_can_be_stopped(commands: Commands, broker: Broker) -> None:
+    """A run that never was, and one that has ended, end `brokerfl stop` with 30 and a line that says which it is."""
+    commands.write("server.py", RAISING.replace("divide(3)", "pass"))
+    server = commands.run("brokerfl-server", "server:app")
+    again = commands.run("brokerfl", "stop", run_id(server), code=30)
+    assert again.err == f"Error: run {run_id(server)} has ended already\n"
+    unknown = commands.run("brokerfl", "stop", "12345", code=30)
+    assert unknown.err == f"Error: there is no run 12345 under the prefix '{PREFIX}'; see brokerfl runs\n"
