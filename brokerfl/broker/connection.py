@@ -4,6 +4,7 @@ Owns the client's settings and the one table that maps foreign exceptions to bro
 meanings.
 """
 
+import random
 import re
 import ssl
 import threading
@@ -21,13 +22,17 @@ from redis.client import Pipeline as Pipeline
 from redis.exceptions import (
     AuthenticationError,
     AuthenticationWrongNumberOfArgsError,
+    ClusterDownError,
     ConnectionError,
     InvalidResponse,
+    MasterDownError,
     NoPermissionError,
     OutOfMemoryError,
+    ReadOnlyError,
     RedisError,
     ResponseError,
     TimeoutError,
+    TryAgainError,
     WatchError,
 )
 from redis.retry import Retry
@@ -55,8 +60,13 @@ OLDEST_SERVER = (7, 0)
 #: What redis-py puts before the error of a pipeline: the command, with our data in it.
 _PIPELINED = re.compile(r"^Command # \d+ \(.*\) of pipeline caused error: ", re.DOTALL)
 
-#: Errors of a server that is there but cannot answer now: wait, then ask again.
-_PASSING = ("LOADING", "READONLY", "UNBLOCKED", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN")
+#: Errors of a server that is there but cannot do it now: wait, then ask again. redis-py takes the code off the text
+#: of those that it has a class for.
+_PASSING_CLASSES = (ConnectionError, TimeoutError, ReadOnlyError, MasterDownError, ClusterDownError, TryAgainError)
+_PASSING = ("LOADING", "READONLY", "UNBLOCKED", "CLUSTERDOWN", "MASTERDOWN", "NOREPLICAS", "MISCONF", "BUSY ")
+
+#: Seconds: an answer that is followed by the next failure within this time was none, and the wait grows.
+_FLAP = 1.0
 
 
 @dataclass(frozen=True)
@@ -89,6 +99,8 @@ class Connection:
         self.url = url
         self._offset = 0.0
         self._waiting = threading.Lock()
+        self._up_at = 0.0
+        self._flaps = 0
 
     def __repr__(self) -> str:
         return f"<Connection {self.url} prefix={self.keys.prefix}>"
@@ -168,13 +180,29 @@ class Connection:
         if not self._waiting.acquire(timeout=patience):
             return False
         try:  # a second thread finds Redis answering and says nothing
-            self.read_time()
+            self._wait_out_flaps(until)
+            self._probe()
             return True
         except RedisUnreachable as error:
             log(WARNING, "%s: waiting for it to come back", str(error).rstrip("."))
             return self._wait_for_answer(until, stop)
         finally:
+            self._up_at = time.monotonic()
             self._waiting.release()
+
+    def _wait_out_flaps(self, until: float) -> None:
+        """A replica, or a server that cuts what we send, answers the probe and fails the next command: back off."""
+        now = time.monotonic()
+        self._flaps = self._flaps + 1 if now - self._up_at < _FLAP else 0
+        if self._flaps:
+            pause = random.uniform(0.0, min(_FLAP * 0.9, 0.02 * 2**self._flaps))
+            time.sleep(max(0.0, min(pause, until - now)))
+
+    def _probe(self) -> None:
+        """TIME is answered even while data are being loaded, a read is not."""
+        with map_errors(self.url):
+            self.redis.exists(self.keys.identity)
+        self.read_time()
 
     def _wait_for_answer(self, until: float, stop: Callable[[], bool]) -> bool:
         since = time.monotonic()
@@ -186,11 +214,15 @@ class Connection:
             reraise=True,
         )
         try:
-            retrying(self.read_time)
+            retrying(self._probe)
         except RedisUnreachable:
             return False
         log(INFO, "Redis at %s is back after %.1f s", self.url, time.monotonic() - since)
         return True
+
+    def reset(self) -> None:
+        """Give up the idle sockets: after a signal tore a command apart, one may hold an answer nobody waits for."""
+        self.redis.connection_pool.disconnect(inuse_connections=False)
 
     def close(self) -> None:
         """Close all sockets."""
@@ -277,7 +309,7 @@ def translate(error: BaseException, url: str = "Redis") -> Exception | None:
         return RedisAuthError(f"{url} refuses a right that brokerfl needs: {text}")
     if isinstance(error, OutOfMemoryError) or "OOM command not allowed" in text:
         return RedisOutOfMemory(f"{url} is full (maxmemory): {text}")
-    if isinstance(error, ConnectionError | TimeoutError | OSError) or text.startswith(_PASSING):
+    if isinstance(error, (*_PASSING_CLASSES, OSError)) or text.startswith(_PASSING):
         return RedisUnreachable(f"Redis at {url} does not answer: {text or type(error).__name__}")
     return None
 

@@ -15,7 +15,7 @@ from redis.client import Pipeline
 from redis.exceptions import WatchError
 
 from brokerfl.broker.connection import Connection, is_changed, map_errors
-from brokerfl.common import RunFenced, RunLost, RunStopped
+from brokerfl.common import RedisOutOfMemory, RunFenced, RunLost, RunStopped
 
 #: What a stop writes in place of a token.
 STOP = "stop"
@@ -46,8 +46,14 @@ class Fence:
         """What the owner key holds while this owner may write."""
         return f"{self._counter}:{self._token}"
 
-    def execute(self, build: Build) -> list[Any]:
+    def execute(self, build: Build, *, frees: bool = False) -> list[Any]:
         """Run the commands that ``build`` puts into a MULTI, if this owner still may write.
+
+        Args:
+            build: puts commands into the pipeline it is given; may be called again.
+            frees: the commands only read and delete. A full Redis 7.0 refuses even those inside a MULTI, so they are
+            then run
+                outside of one, right after the owner was checked: a takeover in between would not be noticed.
 
         Returns:
             Their results. An error that a single command met is in its place: BUSYGROUP of a second XGROUP CREATE, or
@@ -58,11 +64,16 @@ class Fence:
             RedisUnreachable: unknown whether it was written.
             RedisOutOfMemory: nothing was written.
         """
-        with (
-            self._lock,
-            map_errors(self._connection.url),
-            self._connection.redis.pipeline(transaction=True) as pipe,
-        ):
+        with self._lock:
+            try:
+                return self._execute(build)
+            except RedisOutOfMemory:
+                if not frees:
+                    raise
+                return self._execute_outside(build)
+
+    def _execute(self, build: Build) -> list[Any]:
+        with map_errors(self._connection.url), self._connection.redis.pipeline(transaction=True) as pipe:
             while True:
                 pipe.watch(self._key)
                 self.check(pipe.get(self._key))
@@ -75,6 +86,13 @@ class Fence:
                     if not is_changed(error):
                         raise
                     # Its ttl was renewed, or it changed hands: look again.
+
+    def _execute_outside(self, build: Build) -> list[Any]:
+        with map_errors(self._connection.url), self._connection.redis.pipeline(transaction=False) as pipe:
+            self.check(self._connection.redis.get(self._key))
+            build(pipe)
+            results: list[Any] = pipe.execute(raise_on_error=False)
+            return results
 
     def check(self, owner: bytes | None) -> None:
         """Judge a value read from the owner key.

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from logging import ERROR
 
-from brokerfl.common import RedisUnreachable, log
+from brokerfl.common import RedisOutOfMemory, RedisUnreachable, log
 
 
 class Heartbeat:
@@ -40,7 +40,7 @@ class Heartbeat:
         while not self._stopped.wait(self._interval):
             try:
                 self._beat()
-            except RedisUnreachable:
+            except (RedisUnreachable, RedisOutOfMemory):
                 continue
             except Exception as error:
                 try:

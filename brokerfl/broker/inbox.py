@@ -102,7 +102,7 @@ class Inboxes:
             types = pipe.execute() if inboxes else []
         before = self._runs
         self._runs = {key: inboxes[key] for key, kind in zip(inboxes, types, strict=True) if kind == b"stream"}
-        self._on_runs({run_id: frame for run_id, frame in frames.items() if run_id in self._runs.values()})
+        self._on_runs(frames)
         return before != self._runs
 
     def drain(self) -> list[Delivery]:
@@ -166,14 +166,20 @@ class Inboxes:
         return set(self._runs) - known
 
     def _recover(self) -> None:
-        """A stream is missing: a run ended, or Redis lost the doorbell too. Only an answer without change waits."""
-        if self.refresh():
-            return
-        if self._connection.redis.exists(self._ctl):
+        """A stream is missing, or its group: a run ended, or somebody deleted what we read.
+
+        The doorbell is ours to create. An inbox is not, but a group on one that exists revives nothing.
+        """
+        keys = self._connection.keys
+        with self._connection.redis.pipeline(transaction=False) as pipe:
+            pipe.xgroup_create(self._ctl, GROUP, id="0", mkstream=True)
+            pipe.pexpire(self._ctl, milliseconds(LEASE), nx=True)  # until the next renewal
+            for run_id in self._runs.values():
+                pipe.xgroup_create(keys.inbox(self._node_id, run_id), GROUP, id="0")
+            ctl, _, *inboxes = pipe.execute(raise_on_error=False)
+        repaired = any(result is True for result in (ctl, *inboxes))
+        if not self.refresh() and not repaired:
             time.sleep(0.05)
-        else:
-            self._connection.redis.xgroup_create(self._ctl, GROUP, id="0", mkstream=True)
-            self._connection.redis.pexpire(self._ctl, milliseconds(LEASE))  # until the next renewal
 
 
 def _is_missing(error: ResponseError) -> bool:

@@ -44,6 +44,14 @@ BELL_LENGTH = 1000
 DEFAULT_PREFIX = "brokerfl"
 
 
+def parse_id(text: bytes) -> int | None:
+    """Return the node or run id in ``text``; None when it is none: what others wrote is not trusted to be a number."""
+    if len(text) > 20 or not text.isdigit():
+        return None
+    number = int(text)
+    return number if number < 2**64 else None
+
+
 def milliseconds(seconds: float) -> int:
     """Return ``seconds`` as Redis wants a lifetime: whole milliseconds, at least one."""
     return max(1, round(seconds * 1000))

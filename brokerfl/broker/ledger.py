@@ -37,7 +37,7 @@ class State(Enum):
 
 @dataclass(slots=True)
 class OpenMessage:
-    """One message of the run. ``deadline`` is in milliseconds of Redis TIME."""
+    """One message of the run. ``deadline`` is in milliseconds of Redis TIME; ``pushed`` once Redis has accepted it."""
 
     message_id: str
     node_id: int
@@ -45,6 +45,7 @@ class OpenMessage:
     message_type: str
     deadline: int
     state: State = State.OPEN
+    pushed: bool = False
     inbox_entry: str = ""
     outbox_entry: str = ""
     reply: Fields | Error | None = None
@@ -60,6 +61,7 @@ class Ledger:
 
     Attributes:
         dropped: replies that fitted nothing open: another node's, late, or a second one.
+        taken: how often `take` found something.
     """
 
     def __init__(self) -> None:
@@ -68,6 +70,7 @@ class Ledger:
         self._open_per_node: dict[int, int] = {}
         self._groups: set[str] = set()
         self.dropped = 0
+        self.taken = 0
 
     def __contains__(self, message_id: str) -> bool:
         return message_id in self._messages
@@ -75,12 +78,23 @@ class Ledger:
     def __len__(self) -> int:
         return len(self._messages)
 
-    def add(self, messages: Iterable[OpenMessage]) -> None:
-        """Enter messages whose push Redis has accepted."""
+    def add(self, messages: Iterable[OpenMessage]) -> set[str]:
+        """Enter messages that are about to be pushed; return the groups that are new, for `withdraw`."""
+        new = {message.group_id for message in messages} - self._groups
         for message in messages:
             self._messages[message.message_id] = message
-            self._groups.add(message.group_id)
             self._open_per_node[message.node_id] = self._open_per_node.get(message.node_id, 0) + 1
+        self._groups |= new
+        return new
+
+    def withdraw(self, messages: Iterable[OpenMessage], new_groups: set[str]) -> None:
+        """Undo `add`: the push failed."""
+        for message in messages:
+            if message.state is State.OPEN:
+                self._close(message.node_id)
+            self._answered.pop(message.message_id, None)
+            self._messages.pop(message.message_id, None)
+        self._groups -= new_groups
 
     def is_new_group(self, group_ids: Iterable[str]) -> bool:
         """Return whether one of ``group_ids`` was never pushed: then the run moves on."""
@@ -131,17 +145,20 @@ class Ledger:
     def _settle_answer(self, message: OpenMessage, reply: Fields | Error) -> None:
         message.state, message.reply = State.ANSWERED, reply
         self._answered[message.message_id] = None
-        left = self._open_per_node[message.node_id] - 1
-        if left:
-            self._open_per_node[message.node_id] = left
-        else:
-            del self._open_per_node[message.node_id]
+        self._close(message.node_id)
 
-    def take(self, message_ids: Iterable[str] | None = None) -> OpenMessage | None:
-        """Take the reply among ``message_ids`` (a set) that arrived first; None when there is none yet."""
-        wanted = message_ids if isinstance(message_ids, set) or message_ids is None else set(message_ids)
+    def _close(self, node_id: int) -> None:
+        left = self._open_per_node[node_id] - 1
+        if left:
+            self._open_per_node[node_id] = left
+        else:
+            del self._open_per_node[node_id]
+
+    def take(self, message_ids: set[str]) -> OpenMessage | None:
+        """Take the reply among ``message_ids`` that arrived first; None when there is none yet."""
         for message_id in self._answered:
-            if wanted is None or message_id in wanted:
+            if message_id in message_ids:
+                self.taken += 1
                 del self._answered[message_id]
                 message = self._messages[message_id]
                 message.state, message.taken_by = State.TAKEN, threading.get_ident()

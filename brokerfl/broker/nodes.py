@@ -15,8 +15,8 @@ from logging import INFO
 from redis.exceptions import WatchError
 
 from brokerfl import __version__
-from brokerfl.broker.connection import Connection, is_changed, map_errors
-from brokerfl.broker.keys import GROUP, LEASE, RETENTION, milliseconds
+from brokerfl.broker.connection import Connection, is_changed, map_errors, translate
+from brokerfl.broker.keys import GROUP, LEASE, RETENTION, milliseconds, parse_id
 from brokerfl.broker.process import describe, is_dead, new_token
 from brokerfl.common import NodeNameTaken, log
 
@@ -171,6 +171,8 @@ class Registration:
             pipe.time()
             self._renew_ttls(pipe)
             holder, _, known, _, now, *_ = pipe.execute(raise_on_error=False)
+        if isinstance(holder, Exception):
+            raise translate(holder, self._connection.url) or holder
         if isinstance(now, tuple):
             self._connection.set_time(*now)
         if holder is not None and holder != self._token.encode():
@@ -197,48 +199,47 @@ class Registration:
 
 def list_nodes(connection: Connection) -> list[NodeInfo]:
     """Return every registered node, online first, and take out of the registry those whose info is gone."""
-    keys = connection.keys
-    with map_errors(connection.url):
-        ids = sorted(int(member) for member in connection.redis.smembers(keys.nodes))
-        with connection.redis.pipeline(transaction=False) as pipe:
-            for node in ids:
-                pipe.exists(keys.node_lease(node))
-                pipe.hgetall(keys.node_info(node))
-            answers = pipe.execute()
-        found, gone = [], []
-        for node, online, info in zip(ids, answers[::2], answers[1::2], strict=True):
-            if online or info:
-                found.append(_node_info(node, bool(online), info))
-            else:
-                gone.append(str(node))
-        if gone:  # one that registers at this moment puts itself back with its next renewal
-            connection.redis.srem(keys.nodes, *gone)
+    found = [_node_info(node, bool(online), info) for node, online, info in _look_at_all(connection)]
     return sorted(found, key=lambda info: not info.online)
 
 
+def _look_at_all(connection: Connection) -> list[tuple[int, bool, dict[bytes, bytes]]]:
+    """Return (node id, online, info) of every registered node. What a node made of its own keys hurts only itself."""
+    keys = connection.keys
+    with map_errors(connection.url):
+        members = connection.redis.smembers(keys.nodes)
+        ids = {member: parse_id(member) for member in members}
+        gone = [member for member, node in ids.items() if node is None]
+        known = sorted(node for node in ids.values() if node is not None)
+        with connection.redis.pipeline(transaction=False) as pipe:
+            for node in known:
+                pipe.exists(keys.node_lease(node))
+                pipe.hgetall(keys.node_info(node))
+            answers = pipe.execute(raise_on_error=False)
+        found = []
+        for node, online, info in zip(known, answers[::2], answers[1::2], strict=True):
+            if online == 1 or info:
+                found.append((node, online == 1, info if isinstance(info, dict) else {}))
+            else:
+                gone.append(str(node).encode())
+        if gone:  # one that registers at this moment puts itself back with its next renewal
+            connection.redis.srem(keys.nodes, *gone)
+    return found
+
+
 def _node_info(node_id: int, online: bool, info: Mapping[bytes, bytes]) -> NodeInfo:
-    text = {key.decode(): value.decode() for key, value in info.items()}
-    return NodeInfo(
-        node_id,
-        online,
-        text.get("name", ""),
-        json.loads(text.get("labels", "{}")),
-        text.get("version", ""),
-        float(text.get("since", "0")),
-    )
+    text = {key.decode(errors="replace"): value.decode(errors="replace") for key, value in info.items()}
+    try:
+        labels = {str(key): str(value) for key, value in json.loads(text.get("labels", "{}")).items()}
+        since = float(text.get("since", "0"))
+    except (ValueError, AttributeError, RecursionError):
+        labels, since = {}, 0.0
+    return NodeInfo(node_id, online, text.get("name", ""), labels, text.get("version", ""), since)
 
 
 def online_nodes(connection: Connection) -> list[int]:
-    """Return the ids of the nodes whose lease is held now."""
-    keys = connection.keys
-    with map_errors(connection.url):
-        ids = sorted(int(member) for member in connection.redis.smembers(keys.nodes))
-        if not ids:
-            return []
-        with connection.redis.pipeline(transaction=False) as pipe:
-            for node in ids:
-                pipe.exists(keys.node_lease(node))
-            return [node for node, online in zip(ids, pipe.execute(), strict=True) if online]
+    """Return the ids of the nodes whose lease is held now, in ascending order."""
+    return [node for node, online, _ in _look_at_all(connection) if online]
 
 
 def registered(connection: Connection, node_ids: Iterable[int]) -> set[int]:
@@ -267,10 +268,12 @@ def absent_nodes(connection: Connection, node_ids: Iterable[int]) -> list[Absenc
         for node in asked:
             pipe.exists(keys.node_lease(node))
             pipe.hget(keys.node_info(node), "name")
-        now, *answers = pipe.execute()
+        now, *answers = pipe.execute(raise_on_error=False)
+    if isinstance(now, Exception):
+        raise translate(now, connection.url) or now
     connection.set_time(*now)
     return [
-        Absence(node, comes_back=bool(name))
+        Absence(node, comes_back=isinstance(name, bytes) and name != b"")
         for node, online, name in zip(asked, answers[::2], answers[1::2], strict=True)
-        if not online
+        if online == 0
     ]

@@ -7,15 +7,16 @@ One outbox per node: its key says who wrote an entry, and a hostile node can onl
 cursor, so no reader takes another's ring; it carries no truth, so a lost or forged one costs only time.
 """
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from redis.client import Pipeline
 from redis.exceptions import ResponseError
 
-from brokerfl.broker.connection import Connection, map_errors
+from brokerfl.broker.connection import Connection, map_errors, translate
 from brokerfl.broker.inbox import remove_message
-from brokerfl.broker.keys import BELL_LENGTH
+from brokerfl.broker.keys import BELL_LENGTH, parse_id
 from brokerfl.broker.stream import entries
 from brokerfl.wire.frame import Fields
 
@@ -82,18 +83,24 @@ class Outboxes:
             None when somebody rang without being a node: look at the owner.
         """
         with map_errors(self._connection.url):
-            response = self._connection.redis.xread(
-                {self._bell: self._bell_cursor}, block=None if block is None else max(1, round(block * 1000))
-            )
+            try:
+                response = self._connection.redis.xread(
+                    {self._bell: self._bell_cursor}, block=None if block is None else max(1, round(block * 1000))
+                )
+            except ResponseError as error:
+                if translate(error) is not None:
+                    raise
+                time.sleep(block or 0.0)  # somebody made another thing of the bell: sweeps do without
+                return None
         rung: set[int] = set()
         called = False
         for _, entry_id, fields in entries(response):
             self._bell_cursor = entry_id
-            node = fields.get(b"n", b"")
-            if node.isdigit():
-                rung.add(int(node))
-            else:
+            node = parse_id(fields.get(b"n", b""))
+            if node is None:
                 called = True
+            else:
+                rung.add(node)
         return None if called else rung
 
     def read(self, node_ids: Iterable[int], settled: Iterable[tuple[int, str]] = ()) -> list[Reply]:

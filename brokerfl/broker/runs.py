@@ -10,6 +10,7 @@ Owns `P:runs`, and a run's meta, owner and lease. It must not know messages.
 
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +19,11 @@ from redis.exceptions import WatchError
 
 from brokerfl.broker.connection import Connection, is_changed, map_errors
 from brokerfl.broker.fence import STOP, Fence
-from brokerfl.broker.keys import BELL_LENGTH, GROUP, LEASE, RETENTION, Keys, milliseconds
+from brokerfl.broker.keys import BELL_LENGTH, GROUP, LEASE, RETENTION, Keys, milliseconds, parse_id
 from brokerfl.broker.nodes import new_id
-from brokerfl.broker.process import describe, new_token
-from brokerfl.common import RunNotFound, UserConfig
-from brokerfl.wire.run import Run, decode_run, encode_run
+from brokerfl.broker.process import describe, is_dead, new_token
+from brokerfl.common import FrameError, RedisOutOfMemory, RunNotFound, UserConfig
+from brokerfl.wire.run import Run, decode_entry, decode_run, encode_run
 
 #: A member's score in `P:runs` is the time of the run's creation in milliseconds; once it ended, the negative time of
 #: its end. Half a millisecond more marks a run that was stopped. (A double holds that: the time needs 41 of its 53
@@ -150,7 +151,7 @@ class Attachment:
             RunStopped, RunFenced, RunLost: it is no longer ours to end.
         """
         nodes = list(node_ids)
-        self.fence.execute(lambda pipe: _delete(pipe, self._connection, self._run_id, nodes, stopped=False))
+        self.fence.execute(lambda pipe: _delete(pipe, self._connection, self._run_id, nodes, stopped=False), frees=True)
 
 
 def _delete(pipe: Pipeline, connection: Connection, run_id: int, nodes: Iterable[int], stopped: bool) -> None:
@@ -158,9 +159,17 @@ def _delete(pipe: Pipeline, connection: Connection, run_id: int, nodes: Iterable
     for node in nodes:
         pipe.unlink(*keys.of_node_and_run(node, run_id))
         pipe.hdel(keys.node_runs(node), str(run_id))
+    pipe.unlink(keys.run_lease(run_id), *keys.of_run(run_id))
+    # Last, for it takes memory: what went before has made room for it.
     mark = milliseconds(connection.time()) + (_STOPPED_MARK if stopped else 0)
     pipe.zadd(keys.runs, {str(run_id): -mark}, xx=True)
-    pipe.unlink(keys.run_lease(run_id), *keys.of_run(run_id))
+
+
+def has_ended(connection: Connection, run_id: int) -> bool:
+    """Return whether `P:runs` marks the run as ended."""
+    with map_errors(connection.url):
+        score = connection.redis.zscore(connection.keys.runs, str(run_id))
+    return score is not None and score < 0
 
 
 def stop_run(connection: Connection, run_id: int, *, patience: float = 2 * LEASE) -> None:
@@ -177,14 +186,46 @@ def stop_run(connection: Connection, run_id: int, *, patience: float = 2 * LEASE
     Raises:
         RunNotFound: no such run, or it has ended.
     """
-    fence = _take_over_to_stop(connection, run_id)
+    try:
+        fence = _take_over_to_stop(connection, run_id)
+        _await_release(connection, run_id, patience)
+    except RedisOutOfMemory:  # a full Redis takes no new owner, but lets us delete the old one with all the rest
+        fence = None
+    nodes = _nodes_of(connection, run_id)
+
+    def build(pipe: Pipeline) -> None:
+        _delete(pipe, connection, run_id, nodes, stopped=True)
+
+    if fence is not None:
+        fence.execute(build, frees=True)
+    else:
+        with map_errors(connection.url), connection.redis.pipeline(transaction=False) as pipe:
+            build(pipe)
+            pipe.execute(raise_on_error=False)
+
+
+def _await_release(connection: Connection, run_id: int, patience: float) -> None:
+    """Wait until the ServerApp has let go: it gave up its lease, it is dead, or the lease lapsed."""
     lease = connection.keys.run_lease(run_id)
     until = time.monotonic() + patience
     with map_errors(connection.url):
-        while connection.redis.exists(lease) and time.monotonic() < until:
+        while (holder := connection.redis.get(lease)) is not None and time.monotonic() < until:
+            if is_dead(holder.decode().partition(":")[2]):
+                return
             time.sleep(0.05)
-        nodes = [int(member) for member in connection.redis.smembers(connection.keys.run_nodes(run_id))]
-    fence.execute(lambda pipe: _delete(pipe, connection, run_id, nodes, stopped=True))
+
+
+def _nodes_of(connection: Connection, run_id: int) -> set[int]:
+    """Return the nodes that may hold keys of the run: those it noted, and those its ledger names."""
+    keys = connection.keys
+    with map_errors(connection.url):
+        members = connection.redis.smembers(keys.run_nodes(run_id))
+        entries = connection.redis.hvals(keys.ledger(run_id))
+    nodes = {node for member in members if (node := parse_id(member)) is not None}
+    for entry in entries:
+        with suppress(FrameError):
+            nodes.add(decode_entry(entry)[0])
+    return nodes
 
 
 def _take_over_to_stop(connection: Connection, run_id: int) -> Fence:
@@ -209,10 +250,9 @@ def _take_over_to_stop(connection: Connection, run_id: int) -> Fence:
 
 
 def _absent(connection: Connection, run_id: int) -> str:
-    score = connection.redis.zscore(connection.keys.runs, str(run_id))
-    if score is None:
-        return f"there is no run {run_id} under the prefix {connection.keys.prefix!r}; see brokerfl runs"
-    return f"run {run_id} has ended already" if score < 0 else f"run {run_id} has expired"
+    if has_ended(connection, run_id):
+        return f"run {run_id} has ended already"
+    return f"there is no run {run_id} under the prefix {connection.keys.prefix!r} (any more); see brokerfl runs"
 
 
 def list_runs(connection: Connection) -> list[RunInfo]:
@@ -246,8 +286,11 @@ def list_runs(connection: Connection) -> list[RunInfo]:
 
 
 def _run_info(run_id: int, meta: dict[bytes, bytes], lease: bytes | None, nodes: int) -> RunInfo:
-    run = decode_run(run_id, meta[b"frame"])
-    status = meta[b"status"].decode()
+    try:
+        run = decode_run(run_id, meta.get(b"frame", b""))
+    except FrameError:  # of another version: it can still be seen and stopped
+        run = Run(run_id, "?", {}, 0.0)
+    status = meta.get(b"status", b"?").decode()
     if status == "running" and lease is None:
         status = "detached"
     return RunInfo(
@@ -266,7 +309,7 @@ def runs_of(connection: Connection, node_id: int) -> dict[int, Any]:
     """Return the runs that ever contacted ``node_id`` and have not ended, as frames by run id."""
     with map_errors(connection.url):
         frames = connection.redis.hgetall(connection.keys.node_runs(node_id))
-    return {int(run_id): frame for run_id, frame in frames.items()}
+    return {run_id: frame for field, frame in frames.items() if (run_id := parse_id(field)) is not None}
 
 
 def forget_registry(connection: Connection) -> None:

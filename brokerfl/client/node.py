@@ -28,6 +28,7 @@ from brokerfl.common import (
     Metadata,
     NodeNameTaken,
     RecordSet,
+    RedisOutOfMemory,
     RedisUnreachable,
     UserConfig,
     log,
@@ -41,6 +42,9 @@ from brokerfl.wire.run import Run, decode_run
 #: runs take turns fairly; one whose messages are tiny reads many in one round trip.
 READ_AHEAD = 0.05
 _MOST_READ = 64
+
+#: Characters of an Error reply's reason; the whole of it is in the node's log.
+_LONGEST_REASON = 2000
 
 
 class Node:
@@ -72,7 +76,7 @@ class Node:
         self._runs: dict[int, Run] = {}
         self._worklist = Worklist()
         self._inboxes = Inboxes(connection, self.node_id, self._take_runs)
-        self._publisher = Publisher(connection, self.node_id, self._settled, self.is_stopping)
+        self._publisher = Publisher(connection, self.node_id, self._settled, self._fail, self.is_stopping)
         self._stopping = threading.Event()
         self._failure: Exception | None = None
         self._pace = READ_AHEAD
@@ -141,6 +145,7 @@ class Node:
         while not self.is_stopping():
             try:
                 if not connected:
+                    self._renew()
                     self._publisher.flush()
                     self._take(self._inboxes.drain())
                     connected = True
@@ -148,10 +153,9 @@ class Node:
                     self._take(self._inboxes.read(self._read_ahead()))
                 if self._worklist and not self.is_stopping():
                     self._work()
-            except RedisUnreachable:
+            except (RedisUnreachable, RedisOutOfMemory):
                 connected = False
-                if self._connection.wait_until_up(float("inf"), self.is_stopping):
-                    self._renew()
+                self._connection.wait_until_up(float("inf"), self.is_stopping)
 
     def _read_ahead(self) -> int:
         return max(1, min(_MOST_READ, int(READ_AHEAD / self._pace)))
@@ -167,9 +171,11 @@ class Node:
                 log(WARNING, "An entry of run %s names no message; it is removed", delivery.run_id)
             discard_message(self._connection, self.node_id, delivery.run_id, delivery.entry_id)
 
-    def _settled(self, work: Work) -> None:
+    def _settled(self, work: Work, entries: tuple[str, ...]) -> None:
         with self._settling:
-            self._worklist.done(work)
+            late = self._worklist.done(work, entries)
+        for entry in late:
+            discard_message(self._connection, self.node_id, work.run_id, entry)
 
     def _take_runs(self, frames: dict[int, bytes]) -> None:
         """Learn of new runs; forget those that are over, with their state and their queued messages."""
@@ -192,8 +198,7 @@ class Node:
         reply = self._answer(work)
         self._pace = max(1e-6, time.monotonic() - started)
         if reply is None:
-            discard_message(self._connection, self.node_id, work.run_id, work.entries[0])
-            self._settled(work)
+            self._settled(work, ())
         else:
             self._publisher.put(work, reply, more=bool(self._worklist))
 
@@ -222,9 +227,9 @@ class Node:
                 ERROR,
                 "The ClientApp raised an exception on a message of type %s\n%s",
                 message.metadata.message_type,
-                traceback.format_exc().rstrip(),
+                _printable(traceback.format_exc().rstrip()),
             )
-            return self._refuse(work, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, f"{type(error).__name__}: {error}")
+            return self._refuse(work, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, f"{type(error).__name__}: {_text(error)}")
 
     def _context(self, run_id: int) -> Context:
         context = self._contexts.get(run_id)
@@ -246,7 +251,8 @@ class Node:
         return encode_message(work.message_id, header, encode_content(reply.content))
 
     def _refuse(self, work: Work, code: int, reason: str) -> Fields:
-        return encode_message(work.message_id, self._header(work, "", "", 0.0), error=Error(code, reason))
+        error = Error(code, _printable(reason[:_LONGEST_REASON]))
+        return encode_message(work.message_id, self._header(work, "", "", 0.0), error=error)
 
     def _header(self, work: Work, group_id: str, message_type: str, ttl: float) -> Metadata:
         return Metadata(
@@ -259,3 +265,16 @@ class Node:
             ttl=ttl,
             message_type=message_type,
         )
+
+
+def _text(error: BaseException) -> str:
+    """Return what an exception says; user code may have broken even that."""
+    try:
+        return str(error)
+    except Exception:
+        return "(its text cannot be had)"
+
+
+def _printable(text: str) -> str:
+    """Return text that can be sent and logged: Python keeps odd bytes of file names as characters that cannot."""
+    return text.encode(errors="replace").decode()

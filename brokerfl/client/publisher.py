@@ -26,7 +26,9 @@ class Publisher:
     Args:
         connection: where to.
         node_id: whose outboxes.
-        published: called with each work that is settled: its reply was taken, or its run is over.
+        published: called with each work that is settled, for its reply was taken or its run is over, and the inbox
+            entries that were settled with it.
+        failed: called when the thread meets what it cannot wait out.
         stopping: true gives up waiting for a Redis that is full.
     """
 
@@ -34,12 +36,14 @@ class Publisher:
         self,
         connection: Connection,
         node_id: int,
-        published: Callable[[Work], None],
+        published: Callable[[Work, tuple[str, ...]], None],
+        failed: Callable[[Exception], None],
         stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         self._connection = connection
         self._node_id = node_id
         self._published = published
+        self._failed = failed
         self._stopping = stopping
         self._finished: list[tuple[Work, Fields]] = []
         self._publishing = threading.Lock()
@@ -69,13 +73,13 @@ class Publisher:
         with self._publishing:
             while self._finished:
                 batch = self._finished[:]
-                self._publish(batch)
+                outgoing = [Outgoing(work.run_id, tuple(work.entries), reply) for work, reply in batch]
+                self._publish(batch, outgoing)
                 del self._finished[: len(batch)]
-                for work, _ in batch:
-                    self._published(work)
+                for (work, _), sent in zip(batch, outgoing, strict=True):
+                    self._published(work, sent.inbox_entries)
 
-    def _publish(self, batch: list[tuple[Work, Fields]]) -> None:
-        outgoing = [Outgoing(work.run_id, tuple(work.entries), reply) for work, reply in batch]
+    def _publish(self, batch: list[tuple[Work, Fields]], outgoing: list[Outgoing]) -> None:
         taken = self._when_there_is_room(lambda: publish(self._connection, self._node_id, outgoing))
         for (work, _), ok in zip(batch, taken, strict=True):
             if not ok:
@@ -105,9 +109,21 @@ class Publisher:
             if self._closed:
                 return
             try:
-                self.flush()
-            except (RedisUnreachable, RedisOutOfMemory):
-                continue  # the node's loop meets the same and flushes when Redis is back
+                self._flush_through_outage()
+            except Exception as error:
+                self._failed(error)
+                return
+
+    def _flush_through_outage(self) -> None:
+        while not self._closed:
+            try:
+                return self.flush()
+            except RedisUnreachable:
+                self._connection.wait_until_up(float("inf"), lambda: self._closed or self._stopping())
+                if self._stopping():
+                    return  # `close` makes the last attempt
+            except RedisOutOfMemory:
+                return  # only when the node is stopping
 
     def close(self) -> None:
         """Publish what is left and end the thread.

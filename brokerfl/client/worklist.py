@@ -49,9 +49,10 @@ class Worklist:
             self._queues[run_id] = queue
         return work
 
-    def done(self, work: Work) -> None:
-        """Its reply is published, or it gets none."""
+    def done(self, work: Work, settled: Iterable[str] = ()) -> list[str]:
+        """Its reply is published, or it gets none. Returns those of its entries that are not ``settled``."""
         self._in_hand.pop((work.run_id, work.message_id), None)
+        return [entry for entry in work.entries if entry not in settled]
 
     def keep_only(self, run_ids: Iterable[int]) -> None:
         """Drop what is queued for runs that are over."""

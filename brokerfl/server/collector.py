@@ -9,7 +9,7 @@ one thread pays for no hand-over between threads, and one with many opens no mor
 import threading
 import time
 from collections.abc import Callable, Iterable
-from logging import DEBUG, WARNING
+from logging import DEBUG
 from typing import Any, TypeVar
 
 from brokerfl.broker.connection import Connection, Pipeline
@@ -99,6 +99,7 @@ class Collector:
         Raises:
             RunStopped, RunFenced, RunLost, OutageLimit: the run is over for this process.
         """
+        taken = -1
         with self.lock:
             while True:
                 message = self.ledger.take(message_ids)
@@ -106,7 +107,9 @@ class Collector:
                     message_ids.discard(message.message_id)
                     return message
                 self.check()
-                message_ids.intersection_update([i for i in message_ids if self.ledger.waits(i)])
+                if self.ledger.taken != taken:  # another call may have taken what this one waits for
+                    taken = self.ledger.taken
+                    message_ids.intersection_update([i for i in message_ids if self.ledger.waits(i)])
                 left = SWEEP if until is None else until - time.monotonic()
                 if not message_ids or left <= 0:
                     return None
@@ -128,14 +131,16 @@ class Collector:
 
     def _lead(self, collect: Callable[[], None]) -> None:
         self._collecting = True
-        self.lock.release()
         try:
-            collect()
-        except (RunError, OutageLimit) as error:
-            self._over = self._over or error
-            raise
+            self.lock.release()
+            try:
+                collect()
+            except (RunError, OutageLimit) as error:
+                self._over = self._over or error
+                raise
+            finally:
+                self.lock.acquire()
         finally:
-            self.lock.acquire()
             self._collecting = False
             self.lock.notify_all()
 
@@ -180,7 +185,7 @@ class Collector:
             failed = [
                 (message, _verdict(message, now))
                 for message in self.ledger.open_messages()
-                if message.deadline <= now or message.node_id in gone
+                if message.pushed and (message.deadline <= now or message.node_id in gone)
             ]
         if failed:
             self._pass(failed)
@@ -197,7 +202,7 @@ class Collector:
             for node in nodes:
                 self._outboxes.read_more(pipe, node)
 
-        results = self._fence.execute(build)
+        results = self._fence.execute(build, frees=True)
         with self.lock:
             for node, found in zip(nodes, results[-len(nodes) :], strict=True):
                 for entry_id, fields in found if isinstance(found, list) else ():
@@ -207,10 +212,11 @@ class Collector:
                 self.ledger.fail(message.message_id, error)
 
     def _reconnect(self, error: Exception, until: float | None) -> None:
+        self.check()
         now = time.monotonic()
         self._down_since = self._down_since or now
         limit = self._down_since + self._outage_limit
-        if self._connection.wait_until_up(
+        if now < limit and self._connection.wait_until_up(
             limit if until is None else min(limit, until), lambda: self._over is not None
         ):
             self._outboxes.reset()
@@ -227,18 +233,23 @@ class Collector:
         """
         while True:
             try:
-                return ask()
+                answer = ask()
+                self._down_since = None
+                return answer
             except RedisUnreachable as error:
                 self._reconnect(error, None)
 
     # Writing.
 
-    def transact(self, build: Callable[[Pipeline], None], executed: Callable[[], bool]) -> list[Any] | None:
+    def transact(
+        self, build: Callable[[Pipeline], None], executed: Callable[[], bool], *, frees: bool = False
+    ) -> list[Any] | None:
         """Run a fenced transaction, through an outage if need be; take out what was dropped in the same one.
 
         Args:
             build: puts the commands into the MULTI.
             executed: asked after an outage whether it had been executed before the connection broke.
+            frees: the commands only delete; see `Fence.execute`.
 
         Returns:
             The results of ``build``'s commands, or None when it was executed but its results are lost.
@@ -259,15 +270,21 @@ class Collector:
 
         while True:
             try:
-                return self._fence.execute(with_dropped)[:count]
+                results = self._fence.execute(with_dropped, frees=frees)[:count]
+                self._down_since = None
+                return results
             except RedisUnreachable as error:
-                log(WARNING, "%s", error)
                 self._reconnect(error, None)
+            if self._ask_again(executed):
+                return None
+
+    def _ask_again(self, executed: Callable[[], bool]) -> bool:
+        """Whether it was executed; the limit of the outage goes on counting until the transaction itself succeeds."""
+        while True:
             try:
-                if executed():
-                    return None
-            except RedisUnreachable:
-                continue
+                return executed()
+            except RedisUnreachable as error:
+                self._reconnect(error, None)
 
     def forget(self, settled: list[OpenMessage]) -> None:
         """A commit took these out of the ledger: their outbox entries go with the next look at the outboxes."""

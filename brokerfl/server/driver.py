@@ -14,7 +14,7 @@ from brokerfl.broker.heartbeat import Heartbeat
 from brokerfl.broker.keys import LEASE, OFFLINE_GRACE, RETENTION
 from brokerfl.broker.ledger import OpenMessage
 from brokerfl.broker.nodes import online_nodes
-from brokerfl.broker.runs import create_run
+from brokerfl.broker.runs import create_run, has_ended
 from brokerfl.common import (
     DEFAULT_TTL,
     SUPERLINK_NODE_ID,
@@ -23,6 +23,7 @@ from brokerfl.common import (
     Metadata,
     RecordSet,
     RunError,
+    RunLost,
     RunStopped,
     UserConfig,
     is_message_type,
@@ -35,6 +36,9 @@ from brokerfl.wire.message import is_message_id
 from brokerfl.wire.run import Run
 
 Answer = TypeVar("Answer")
+
+#: Seconds, about 30 years: a deadline in milliseconds stays far below 64 bits.
+_LONGEST_TTL = 1e9
 
 
 class Driver:
@@ -111,8 +115,7 @@ class Driver:
             left = 0.2 if until is None else min(0.2, until - time.monotonic())
             if left <= 0:
                 raise TimeoutError(f"{len(found)} of {n} nodes are online after {timeout:g} s")
-            with self._collector.lock:
-                self._collector.lock.wait(left)
+            time.sleep(left)
             self._collector.check()
 
     # Sending.
@@ -134,11 +137,6 @@ class Driver:
         Raises:
             ValueError: an impossible message type or ttl.
         """
-        if not is_message_type(message_type):
-            raise ValueError(
-                f"the message type {message_type!r} is not train, evaluate or query, or one of them with an action "
-                "such as train.warmup"
-            )
         metadata = Metadata(
             run_id=self._run.run_id,
             message_id="",
@@ -149,6 +147,7 @@ class Driver:
             ttl=DEFAULT_TTL if ttl is None else float(ttl),
             message_type=message_type,
         )
+        _check_metadata(metadata)
         return Message(metadata, content=content)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
@@ -180,6 +179,7 @@ class Driver:
                 f"a message of run {message.metadata.run_id} cannot be pushed by run {self._run.run_id}: "
                 "use create_message of this Driver"
             )
+        _check_metadata(message.metadata)
         return message
 
     def checkpoint(self) -> None:
@@ -305,7 +305,11 @@ class Driver:
         if self._closed:
             return
         self._collector.check()
-        self._reach(lambda: self._attachment.end(self._collector.contacted))
+        try:
+            self._reach(lambda: self._attachment.end(self._collector.contacted))
+        except RunLost:
+            if not self._reach(lambda: has_ended(self._connection, self._run.run_id)):
+                raise  # else it was executed, and the answer was lost
         self._closed = True
         self._collector.end(RunStopped(f"run {self._run.run_id} has ended"))
 
@@ -315,4 +319,20 @@ class Driver:
         self._closed = True
         self._collector.end(RunStopped(f"this process has detached from run {self._run.run_id}"))
         with suppress(BrokerflError):  # the lease lapses by itself
+            self._connection.reset()
             self._attachment.detach()
+
+
+def _check_metadata(metadata: Metadata) -> None:
+    """Refuse what a frame cannot carry, or what no node would understand."""
+    if not isinstance(metadata.message_type, str) or not is_message_type(metadata.message_type):
+        raise ValueError(
+            f"the message type {metadata.message_type!r} is not train, evaluate or query, or one of them with an "
+            "action such as train.warmup"
+        )
+    if type(metadata.dst_node_id) is not int or not 0 <= metadata.dst_node_id < 2**64:
+        raise ValueError(f"dst_node_id is {metadata.dst_node_id!r}: it must be an int, as get_node_ids() returns them")
+    if not isinstance(metadata.group_id, str):
+        raise ValueError(f"group_id is {metadata.group_id!r}: it must be a str, such as str(server_round)")
+    if not isinstance(metadata.ttl, int | float) or not 0 <= metadata.ttl < _LONGEST_TTL:
+        raise ValueError(f"ttl is {metadata.ttl!r}: it must be seconds, from 0 to {_LONGEST_TTL:g}")

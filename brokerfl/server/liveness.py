@@ -12,6 +12,9 @@ from collections.abc import Iterable
 from brokerfl.broker.keys import LEASE, OFFLINE_GRACE
 from brokerfl.broker.nodes import Absence
 
+#: Seconds without a look after which an absence is not continuous any more; looks come about once a second.
+_STALE = 10.0
+
 
 class Liveness:
     """Judges absences by the local monotonic clock.
@@ -26,6 +29,7 @@ class Liveness:
         self._lease = lease
         self._since: dict[int, float] = {}
         self._not_before = 0.0
+        self._looked = time.monotonic()
 
     def reconnected(self) -> None:
         """The observer had lost its connection: what it saw before is void."""
@@ -35,6 +39,9 @@ class Liveness:
     def unavailable(self, absences: Iterable[Absence]) -> set[int]:
         """Return the nodes to give up, given those that hold no lease now."""
         now = time.monotonic()
+        if now - self._looked > _STALE:  # nobody waited: what happened in between was not seen
+            self._since.clear()
+        self._looked = now
         seen = {absence.node_id: absence for absence in absences}
         self._since = {node: self._since.get(node, now) for node in seen}
         return {

@@ -6,7 +6,7 @@ waited for.
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from brokerfl.broker.connection import Connection, Pipeline, map_errors
@@ -17,7 +17,7 @@ from brokerfl.broker.nodes import registered
 from brokerfl.broker.runs import Attachment
 from brokerfl.common import Error, ErrorCode, Message
 from brokerfl.server.collector import Collector
-from brokerfl.wire.frame import Fields
+from brokerfl.wire.frame import MAX_MESSAGE_BYTES, Fields
 from brokerfl.wire.message import encode_message, new_message_id
 from brokerfl.wire.record import encode_content
 from brokerfl.wire.run import Run, encode_run
@@ -55,8 +55,8 @@ class Pusher:
                     ids.append(pushed[-1][0].message_id)
                 else:
                     ids.append("")
-            if pushed:
-                self._commit(pushed)
+            for part in _parts(pushed):
+                self._commit(part)
             return ids
 
     def checkpoint(self) -> None:
@@ -97,7 +97,7 @@ class Pusher:
             if not entries and not settled:
                 return
             # Before the push, for a reply may be faster than its answer.
-            collector.ledger.add(entries)
+            new_groups = collector.ledger.add(entries)
             first = {entry.node_id for entry in entries} - collector.contacted
             collector.contact(first)
 
@@ -106,11 +106,13 @@ class Pusher:
             self._deliver(pipe, pushed, first)
 
         try:
-            results = collector.transact(build, lambda: self._is_executed(entries, settled))
+            results = collector.transact(build, lambda: self._is_executed(entries, settled), frees=not entries)
         except BaseException:
             with collector.lock:
-                collector.ledger.remove(entries)
+                collector.ledger.withdraw(entries, new_groups)
             raise
+        for entry in entries:
+            entry.pushed = True
         collector.forget(settled)
         if results is not None and entries:
             self._note_entries(pushed, results[len(results) - len(pushed) :])
@@ -120,11 +122,14 @@ class Pusher:
         if entries:
             pipe.hset(keys.ledger(run), mapping={entry.message_id: entry.encode() for entry in entries})
             pipe.hincrby(keys.meta(run), "messages", len(entries))
+            pipe.hincrby(keys.meta(run), "replies", len(settled))
+            pipe.pexpire(keys.meta(run), milliseconds(self._attachment.retention))
             # A hash vanishes when it is empty, and comes back without a lifetime.
             pipe.pexpire(keys.ledger(run), milliseconds(self._attachment.retention))
         if settled:
             pipe.hdel(keys.ledger(run), *(message.message_id for message in settled))
-            pipe.hincrby(keys.meta(run), "replies", len(settled))
+            if not entries:  # best effort: a full Redis refuses to count, and lets us delete
+                pipe.hincrby(keys.meta(run), "replies", len(settled))
 
     def _deliver(self, pipe: Pipeline, pushed: _Pushed, first: Iterable[int]) -> None:
         """Put inbox entries into ``pipe``, as its last commands; before them all that first contact takes."""
@@ -170,6 +175,24 @@ class Pusher:
         with self._collector.lock:
             self._collector.ledger.fail(entry.message_id, Error(ErrorCode.NODE_UNAVAILABLE, reason))
             self._collector.lock.notify_all()
+
+
+def _parts(pushed: _Pushed) -> Iterator[_Pushed]:
+    """Divide a push so that no transaction holds more than one message may.
+
+    Redis keeps a MULTI in its query buffer, and cuts the connection at 1 GB of that (``client-query-buffer-limit``).
+    """
+    part: _Pushed = []
+    size = 0
+    for entry, fields in pushed:
+        more = sum(map(len, fields.values()))
+        if part and size + more > MAX_MESSAGE_BYTES:
+            yield part
+            part, size = [], 0
+        part.append((entry, fields))
+        size += more
+    if part:
+        yield part
 
 
 def _is_expired(message: Message) -> bool:

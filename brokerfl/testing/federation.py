@@ -45,11 +45,12 @@ class Federation:
         configs = node_configs or [
             {"partition-id": index, "num-partitions": num_supernodes} for index in range(num_supernodes)
         ]
+        self._connections: list[Connection] = []
         self._failures: list[Exception] = []
         self.nodes: list[Node] = []
         self._ready = threading.Semaphore(0)
         for config in configs:
-            connection = self._connect()
+            connection = self._open()
             node = Node(client_app, connection, Registration(connection), config, self._ready.release)
             self.nodes.append(node)
         self._threads = [
@@ -72,8 +73,14 @@ class Federation:
             node.stop()
         for thread in self._threads:
             thread.join()
+        for connection in self._connections:
+            connection.close()
         if error is None:
             self._raise_failure()
+
+    def _open(self) -> Connection:
+        self._connections.append(self._connect())
+        return self._connections[-1]
 
     def _serve(self, node: Node) -> None:
         try:
@@ -95,7 +102,7 @@ class Federation:
         Raises:
             Exception: whatever its main function raised; its keys are deleted all the same.
         """
-        driver = Driver(self._connect(), app, run_config)
+        driver = Driver(self._open(), app, run_config)
         context = Context(driver.run.run_id, SUPERLINK_NODE_ID, {}, RecordSet(), dict(run_config or {}))
         try:
             server_app(driver, context)

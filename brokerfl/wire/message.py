@@ -4,6 +4,7 @@ Owns the message header and the ids of messages. It must not know streams, runs'
 """
 
 import os
+import reprlib
 from collections.abc import Mapping
 from hashlib import blake2s
 from typing import Any
@@ -89,7 +90,7 @@ def decode_message(fields: Mapping[bytes, bytes | memoryview]) -> Message:
         raise FrameError("the header is not the list that this version writes")
     for (name, kinds), value in zip(_HEADER, header, strict=True):
         if type(value) not in kinds:
-            raise FrameError(f"the header's {name} is {value!r}")
+            raise FrameError(f"the header's {name} is {reprlib.repr(value)}")
     run_id, src, dst, group_id, message_type, reply_to, created_at, ttl, error = header
     metadata = Metadata(
         run_id=run_id,
@@ -124,5 +125,5 @@ _HEADER: tuple[tuple[str, tuple[type, ...]], ...] = (
 
 def _error(item: list[Any]) -> Error:
     if len(item) != 2 or type(item[0]) is not int or not isinstance(item[1], str | None):
-        raise FrameError(f"the error is {item!r}, not a code and a reason")
+        raise FrameError(f"the error is {reprlib.repr(item)}, not a code and a reason")
     return Error(item[0], item[1])

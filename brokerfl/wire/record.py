@@ -5,6 +5,7 @@ array is made. It must not know messages, ids or Redis.
 """
 
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,13 +13,14 @@ from brokerfl.common import (
     Array,
     ConfigsRecord,
     FrameError,
+    MessageTooLarge,
     MetricsRecord,
     ParametersRecord,
     RecordSet,
     SType,
 )
 from brokerfl.common.array import ITEMSIZE
-from brokerfl.wire.frame import CONTENT, Fields, check_size, pack, unpack
+from brokerfl.wire.frame import CONTENT, MAX_CONTENT_BYTES, Fields, check_size, pack, unpack
 
 #: numpy allows 64 dimensions since 2.0 (NPY_MAXDIMS).
 MAX_DIMENSIONS = 64
@@ -41,6 +43,11 @@ def encode_content(content: RecordSet) -> Fields:
     metrics = {name: _checked(record) for name, record in content.metrics_records.items()}
     configs = {name: _checked(record) for name, record in content.configs_records.items()}
     fields: Fields = {CONTENT: pack([parameters, metrics, configs])}
+    if len(fields[CONTENT]) > MAX_CONTENT_BYTES:
+        raise MessageTooLarge(
+            f"metrics and configs take {len(fields[CONTENT]):,} bytes, the limit is {MAX_CONTENT_BYTES:,}: "
+            "put large data into arrays"
+        )
     for index, buffer in enumerate(buffers):
         fields[b"%d" % index] = buffer
     check_size(fields)
@@ -53,7 +60,11 @@ def decode_content(fields: Mapping[bytes, bytes | memoryview]) -> RecordSet:
     Raises:
         FrameError: a description that is malformed or does not fit the buffers.
     """
-    description = unpack(fields[CONTENT])
+    try:
+        check_size(fields)
+    except MessageTooLarge as error:
+        raise FrameError(str(error)) from None
+    description = unpack(fields[CONTENT], MAX_CONTENT_BYTES)
     if not isinstance(description, list) or len(description) != 3:
         raise FrameError("the content is not a list of three kinds of records")
     buffers = _Buffers(fields)
@@ -107,7 +118,7 @@ def _array(item: Any, buffers: _Buffers) -> Array:
     if not (isinstance(dtype, str) and isinstance(stype, str) and type(size) is int):
         raise FrameError("an array's dtype, stype or size has the wrong type")
     if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
-        raise FrameError(f"an array's shape is {shape!r}, not a list of sizes")
+        raise FrameError(f"an array's shape is {reprlib.repr(shape)}, not a list of sizes")
     data = buffers.take(size)
     if stype == SType.NUMPY:
         _check_numpy(dtype, shape, data)
@@ -117,7 +128,7 @@ def _array(item: Any, buffers: _Buffers) -> Array:
 def _check_numpy(dtype: str, shape: Sequence[int], data: bytes | memoryview) -> None:
     itemsize = ITEMSIZE.get(dtype)
     if itemsize is None:
-        raise FrameError(f"an array has dtype {dtype!r}, which brokerfl does not carry")
+        raise FrameError(f"an array has dtype {reprlib.repr(dtype)}, which brokerfl does not carry")
     if len(shape) > MAX_DIMENSIONS:
         raise FrameError(f"an array has {len(shape)} dimensions, at most {MAX_DIMENSIONS} are allowed")
     expected = itemsize * math.prod(shape)

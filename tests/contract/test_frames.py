@@ -2,10 +2,11 @@
 
 import pytest
 
-from brokerfl.common import ErrorCode
+from brokerfl.client import ClientApp
+from brokerfl.common import Context, ErrorCode, Message, MessageTooLarge
 from brokerfl.server import Driver
 from brokerfl.wire import frame
-from tests.apps import Gate, driving, federation, number, number_in
+from tests.apps import Gate, driving, federation, number, number_in, text
 from tests.conftest import Backend
 
 
@@ -76,16 +77,42 @@ def test_a_reply_of_another_version_is_error_4(backend: Backend) -> None:
 
 
 def test_a_message_above_the_limit_is_a_clear_error(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A message above the one size limit is refused at the push with both sizes; so is a reply, as an Error."""
-    from tests.apps import text
-
+    """A message above the one size limit is refused at the push; a reply above it is Error 2; both say the sizes."""
     monkeypatch.setattr(frame, "MAX_MESSAGE_BYTES", 10_000)
-    with federation(backend, nodes=1) as nodes, driving(backend) as driver:
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        return message.create_reply(text(a="x" * 10_001))
+
+    with federation(backend, app, nodes=1) as nodes, driving(backend) as driver:
         node = nodes.nodes[0].node_id
-        with pytest.raises(frame.MessageTooLarge, match="limit is 10,000 bytes"):
+        with pytest.raises(MessageTooLarge, match="limit is 10,000 bytes"):
             driver.push_messages([driver.create_message(text(a="x" * 10_001), "train", node, "1")])
-        monkeypatch.setattr(frame, "MAX_MESSAGE_BYTES", 2_000_000)
-        ids = driver.push_messages([driver.create_message(text(a="x" * 20_000), "train", node, "1")])
-        monkeypatch.setattr(frame, "MAX_MESSAGE_BYTES", 10_000)
-        [reply] = driver.replies(ids)
-        assert reply.has_content() or "limit is 10,000 bytes" in (reply.error.reason or "")
+        [reply] = driver.send_and_receive([driver.create_message(number(1), "train", node, "1")])
+        assert reply.error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+        assert "limit is 10,000 bytes" in (reply.error.reason or "")
+
+
+def test_a_broken_exception_is_still_an_error_2(backend: Backend) -> None:
+    """Exceptions whose text is no Unicode, endless, or itself raises, become Error 2 and the node goes on."""
+
+    class BrokenError(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("even this")
+
+    exceptions = [OSError("no file \udcff"), ValueError("x" * 1_000_000), BrokenError()]
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        raise exceptions[number_in(message)]
+
+    with federation(backend, app, nodes=1) as nodes, driving(backend) as driver:
+        for index, exception in enumerate(exceptions):
+            [reply] = driver.send_and_receive(
+                [driver.create_message(number(index), "train", nodes.nodes[0].node_id, "1")]
+            )
+            assert reply.error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+            assert (reply.error.reason or "").startswith(type(exception).__name__)
+            assert len(reply.error.reason or "") <= 2000

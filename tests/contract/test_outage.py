@@ -242,7 +242,7 @@ def read_new(backend: Backend, node: int) -> list[Delivery]:
 
 
 def test_what_was_delivered_before_a_reconnect_is_taken_up(backend: Backend) -> None:
-    """A message that Redis handed out, but that never arrived, is served after the next connect: it is still pending."""
+    """A message that Redis handed out, but that never arrived, is served after the next connect."""
     with driving(backend) as driver:
         registration = Registration(backend.connect(), "node")
         registration.register()
