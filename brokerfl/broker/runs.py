@@ -252,7 +252,7 @@ def _take_over_to_stop(connection: Connection, run_id: int) -> Fence:
 def _absent(connection: Connection, run_id: int) -> str:
     if has_ended(connection, run_id):
         return f"run {run_id} has ended already"
-    return f"there is no run {run_id} under the prefix {connection.keys.prefix!r} (any more); see brokerfl runs"
+    return f"there is no run {run_id} under the prefix {connection.keys.prefix!r}; see brokerfl runs"
 
 
 def list_runs(connection: Connection) -> list[RunInfo]:

@@ -111,6 +111,7 @@ class Node:
         finally:
             self.stop()
             heartbeat.stop()
+            waker.join()
             self._leave()
         if self._failure is not None:
             raise self._failure
