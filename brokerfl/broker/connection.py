@@ -107,14 +107,15 @@ class Connection:
 
     def read_time(self) -> float:
         """Ask Redis for its TIME; return it in seconds and remember how far the local clock is off."""
+        asked = time.monotonic()
         with map_errors(self.url):
-            seconds, microseconds = self.redis.time()
-        return self.set_time(seconds, microseconds)
+            answer = self.redis.time()
+        return self.set_time(answer, asked)
 
-    def set_time(self, seconds: int, microseconds: int) -> float:
-        """Take a TIME that came with another answer."""
-        now = seconds + microseconds / 1e6
-        self._offset = now - time.monotonic()
+    def set_time(self, answer: tuple[int, int], asked: float) -> float:
+        """Take an answer to TIME, asked for at the local monotonic time ``asked``: it is from about halfway."""
+        now = answer[0] + answer[1] / 1e6
+        self._offset = now - (asked + time.monotonic()) / 2
         return now
 
     def time(self) -> float:

@@ -162,7 +162,7 @@ class Registration:
 
         PEXPIRE is allowed when memory is full, and the lease is asked for in the same round trip.
         """
-        keys, node = self._connection.keys, self.node_id
+        keys, node, asked_at = self._connection.keys, self.node_id, time.monotonic()
         with map_errors(self._connection.url), self._connection.redis.pipeline(transaction=False) as pipe:
             pipe.get(keys.node_lease(node))
             pipe.pexpire(keys.node_lease(node), milliseconds(self.lease))
@@ -174,7 +174,7 @@ class Registration:
         if isinstance(holder, Exception):
             raise translate(holder, self._connection.url) or holder
         if isinstance(now, tuple):
-            self._connection.set_time(*now)
+            self._connection.set_time(now, asked_at)
         if holder is not None and holder != self._token.encode():
             return False
         if holder is None and not self._take_lease():
@@ -262,7 +262,7 @@ class Absence:
 
 def absent_nodes(connection: Connection, node_ids: Iterable[int]) -> list[Absence]:
     """Return those of ``node_ids`` that hold no lease now. Sets the clock in the same round trip."""
-    keys, asked = connection.keys, list(node_ids)
+    keys, asked, asked_at = connection.keys, list(node_ids), time.monotonic()
     with map_errors(connection.url), connection.redis.pipeline(transaction=False) as pipe:
         pipe.time()
         for node in asked:
@@ -271,7 +271,7 @@ def absent_nodes(connection: Connection, node_ids: Iterable[int]) -> list[Absenc
         now, *answers = pipe.execute(raise_on_error=False)
     if isinstance(now, Exception):
         raise translate(now, connection.url) or now
-    connection.set_time(*now)
+    connection.set_time(now, asked_at)
     return [
         Absence(node, comes_back=isinstance(name, bytes) and name != b"")
         for node, online, name in zip(asked, answers[::2], answers[1::2], strict=True)

@@ -120,7 +120,8 @@ def test_a_node_does_not_execute_what_expired_meanwhile(backend: Backend) -> Non
         assert gate.begun.acquire(timeout=10)
         ids += driver.push_messages([driver.create_message(number(2), "train", node, "1", ttl=0.2)])
         pushed = server_time(backend)
-        eventually(lambda: server_time(backend) > pushed + 0.2)
+        # The node knows the server's clock as well as a round trip allows; on a busy machine that is not much.
+        eventually(lambda: server_time(backend) > pushed + 1.0)
         gate.go.set()
         inbox = driver._connection.keys.inbox(node, driver.run.run_id)
         eventually(lambda: backend.admin.xlen(inbox) == 0)  # nobody swept: the node itself removed it
