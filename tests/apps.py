@@ -5,7 +5,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from brokerfl.broker.nodes import Registration
 from brokerfl.client import ClientApp
+from brokerfl.client.node import Node
 from brokerfl.common import ConfigsRecord, Context, Message, MetricsRecord, RecordSet
 from brokerfl.server import Driver
 from brokerfl.testing import Federation
@@ -55,6 +57,20 @@ def federation(backend: Backend, app: ClientApp | None = None, nodes: int = 2) -
     """Nodes in threads on a backend."""
     with Federation(app or echo_app(), nodes, connect=backend.connect) as made:
         yield made
+
+
+@contextmanager
+def serving(backend: Backend, name: str) -> Iterator[None]:
+    """A named node that echoes, in a thread, until the block ends."""
+    registration = Registration(backend.connect(), name)
+    node = Node(echo_app(), registration._connection, registration)
+    thread = threading.Thread(target=node.serve)
+    thread.start()
+    try:
+        yield
+    finally:
+        node.stop()
+        thread.join()
 
 
 @contextmanager

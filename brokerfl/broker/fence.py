@@ -89,10 +89,21 @@ class Fence:
 
     def _execute_outside(self, build: Build) -> list[Any]:
         with map_errors(self._connection.url), self._connection.redis.pipeline(transaction=False) as pipe:
-            self.check(self._connection.redis.get(self._key))
+            self.look()
             build(pipe)
             results: list[Any] = pipe.execute(raise_on_error=False)
             return results
+
+    def look(self) -> None:
+        """Ask Redis who the owner is, and judge it.
+
+        Raises:
+            RunStopped, RunFenced, RunLost: the run is no longer this owner's.
+            RedisUnreachable: Redis does not answer.
+        """
+        with map_errors(self._connection.url):
+            owner = self._connection.redis.get(self._key)
+        self.check(owner)
 
     def check(self, owner: bytes | None) -> None:
         """Judge a value read from the owner key.

@@ -109,11 +109,11 @@ class Inboxes:
         """Return everything that was delivered to this node and not settled. To be called after every connect."""
         self.refresh()
         found: list[Delivery] = []
-        for key, run_id in self._runs.items():
+        for key in self._runs:
             last = "0"
             while True:
                 batch = self._read({key: last}, count=100, block=None)
-                found += [delivery for delivery in batch if delivery.run_id == run_id]
+                found += batch
                 if not batch:
                     break
                 last = batch[-1].entry_id
@@ -170,12 +170,11 @@ class Inboxes:
 
         The doorbell is ours to create. An inbox is not, but a group on one that exists revives nothing.
         """
-        keys = self._connection.keys
         with self._connection.redis.pipeline(transaction=False) as pipe:
             pipe.xgroup_create(self._ctl, GROUP, id="0", mkstream=True)
             pipe.pexpire(self._ctl, milliseconds(LEASE), nx=True)  # until the next renewal
-            for run_id in self._runs.values():
-                pipe.xgroup_create(keys.inbox(self._node_id, run_id), GROUP, id="0")
+            for key in self._runs:
+                pipe.xgroup_create(key, GROUP, id="0")
             ctl, _, *inboxes = pipe.execute(raise_on_error=False)
         repaired = any(result is True for result in (ctl, *inboxes))
         if not self.refresh() and not repaired:

@@ -174,7 +174,7 @@ class Collector:
 
     def _sweep(self) -> None:
         """Look at everything that no ring tells of."""
-        self._fence.check(self._connection.redis.get(self._connection.keys.owner(self._run_id)))
+        self._fence.look()
         with self.lock:
             owing = self.ledger.open_nodes()
         absences = absent_nodes(self._connection, owing)

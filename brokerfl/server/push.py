@@ -122,14 +122,13 @@ class Pusher:
         if entries:
             pipe.hset(keys.ledger(run), mapping={entry.message_id: entry.encode() for entry in entries})
             pipe.hincrby(keys.meta(run), "messages", len(entries))
-            pipe.hincrby(keys.meta(run), "replies", len(settled))
             pipe.pexpire(keys.meta(run), milliseconds(self._attachment.retention))
             # A hash vanishes when it is empty, and comes back without a lifetime.
             pipe.pexpire(keys.ledger(run), milliseconds(self._attachment.retention))
         if settled:
             pipe.hdel(keys.ledger(run), *(message.message_id for message in settled))
-            if not entries:  # best effort: a full Redis refuses to count, and lets us delete
-                pipe.hincrby(keys.meta(run), "replies", len(settled))
+            # Outside a MULTI best effort: a full Redis refuses to count, and lets us delete.
+            pipe.hincrby(keys.meta(run), "replies", len(settled))
 
     def _deliver(self, pipe: Pipeline, pushed: _Pushed, first: Iterable[int]) -> None:
         """Put inbox entries into ``pipe``, as its last commands; before them all that first contact takes."""

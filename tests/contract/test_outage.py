@@ -14,12 +14,11 @@ from brokerfl.broker.inbox import Delivery, Inboxes
 from brokerfl.broker.nodes import Registration
 from brokerfl.broker.outbox import Outgoing, publish
 from brokerfl.client import ClientApp
-from brokerfl.client.node import Node
 from brokerfl.common import Context, ErrorCode, Message, Metadata, OutageLimit, RedisOutOfMemory
 from brokerfl.server import Driver
 from brokerfl.wire.message import encode_message
 from brokerfl.wire.record import encode_content
-from tests.apps import Gate, driving, echo_app, eventually, federation, number, number_in, text
+from tests.apps import Gate, driving, eventually, federation, number, number_in, serving, text
 from tests.conftest import PREFIX, Backend, check_keys, real_backend
 
 
@@ -249,13 +248,8 @@ def test_what_was_delivered_before_a_reconnect_is_taken_up(backend: Backend) -> 
         ids = driver.push_messages([driver.create_message(number(3), "train", registration.node_id, "1")])
         assert len(read_new(backend, registration.node_id)) == 1  # and then the process is gone
         registration.leave()
-        again = Registration(backend.connect(), "node")
-        node = Node(echo_app(), again._connection, again)
-        thread = threading.Thread(target=node.serve)
-        thread.start()
-        assert [number_in(reply) for reply in driver.replies(ids)] == [3]
-        node.stop()
-        thread.join()
+        with serving(backend, "node"):
+            assert [number_in(reply) for reply in driver.replies(ids)] == [3]
 
 
 def test_an_inbox_that_vanished_is_opened_again(backend: Backend) -> None:

@@ -6,11 +6,10 @@ import pytest
 
 from brokerfl.broker.nodes import Absence, Registration
 from brokerfl.broker.runs import list_runs, stop_run
-from brokerfl.client.node import Node
 from brokerfl.common import ErrorCode, RunNotFound, RunStopped
 from brokerfl.server import Driver, collector
 from brokerfl.server.liveness import Liveness
-from tests.apps import Gate, driving, echo_app, eventually, federation, number, number_in
+from tests.apps import Gate, driving, eventually, federation, number, number_in, serving
 from tests.conftest import Backend
 
 
@@ -66,13 +65,8 @@ def test_a_named_node_may_come_back(backend: Backend) -> None:
         lease = driver._connection.keys.node_lease(first.node_id)
         eventually(lambda: not backend.admin.exists(lease))
         assert list(driver.replies(ids, timeout=1.5)) == []
-        again = Registration(backend.connect(), "hospital")
-        node = Node(echo_app(), again._connection, again)
-        thread = threading.Thread(target=node.serve)
-        thread.start()
-        assert [number_in(reply) for reply in driver.replies(ids)] == [4]
-        node.stop()
-        thread.join()
+        with serving(backend, "hospital"):
+            assert [number_in(reply) for reply in driver.replies(ids)] == [4]
 
 
 def test_a_named_node_that_stays_away_is_error_5(backend: Backend) -> None:
