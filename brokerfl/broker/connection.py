@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from logging import INFO, WARNING
 from typing import Any
+from weakref import WeakSet
 
 import redis
 import tenacity
@@ -90,6 +91,8 @@ class Connection:
         redis: the redis-py client. Its calls raise redis-py's errors: wrap them in `map_errors`.
         keys: the keys under the prefix.
         url: where it points, without the password.
+        losses: how often one of its sockets was connected again, which redis-py does unseen when it finds one broken
+            before a command: what Redis knew before is then to be compared.
     """
 
     def __init__(self, client: redis.Redis, keys: Keys, url: str = "") -> None:
@@ -97,6 +100,7 @@ class Connection:
         self.redis: Any = client
         self.keys = keys
         self.url = url
+        self.losses = 0
         self._offset = 0.0
         self._waiting = threading.Lock()
         self._up_at = 0.0
@@ -269,9 +273,24 @@ def connect(
     except ValueError as error:
         raise ConfigError(f"the Redis URL {masked(url)} cannot be read: {error}") from None
     connection = Connection(client, Keys(prefix), masked(url))
+    client.connection_pool.connection_kwargs["redis_connect_func"] = _Greeting(connection)
     if check:
         connection.check_server()
     return connection
+
+
+class _Greeting:
+    """What a socket does when it is connected: redis-py's own, and count those that were connected before."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._known: WeakSet[Any] = WeakSet()
+
+    def __call__(self, socket: Any) -> None:
+        if socket in self._known:
+            self._connection.losses += 1
+        self._known.add(socket)
+        socket.on_connect()
 
 
 def _check_tls(url: str, scheme: str, tls: TLS) -> None:

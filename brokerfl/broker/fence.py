@@ -1,7 +1,7 @@
 """The fence: who may write a run, checked in the same transaction as every write.
 
-Owns the run's `owner` key: ``counter:token``. A stop (and, one day, a takeover) adds one to the counter, and from
-then on every transaction of the former owner fails. It must not know what is written behind it.
+Owns the run's `owner` key: ``counter:token``. A takeover and a stop add one to the counter, and from then on every
+transaction of the former owner fails. It must not know what is written behind it.
 
 The lease is not what is watched: its renewal would break the WATCH, and a frozen process does not notice that it
 lapsed.
@@ -15,12 +15,25 @@ from redis.client import Pipeline
 from redis.exceptions import WatchError
 
 from brokerfl.broker.connection import Connection, is_changed, map_errors
+from brokerfl.broker.keys import RETENTION, milliseconds
 from brokerfl.common import RedisOutOfMemory, RunFenced, RunLost, RunStopped
 
 #: What a stop writes in place of a token.
 STOP = "stop"
 
 Build = Callable[[Pipeline], Any]
+
+
+class Forgotten(Exception):  # noqa: N818  (it says what Redis did)
+    """Redis does not know this owner, nor a later one: it forgot its last writes, or the run is over.
+
+    Attributes:
+        is_gone: there is no owner at all.
+    """
+
+    def __init__(self, is_gone: bool) -> None:
+        self.is_gone = is_gone
+        super().__init__()
 
 
 class Fence:
@@ -31,14 +44,18 @@ class Fence:
         run_id: the run.
         counter: which owner in turn this is; the first has 1.
         token: this owner's own.
+        retention: seconds the owner key lives when it had to be written again.
     """
 
-    def __init__(self, connection: Connection, run_id: int, counter: int, token: str) -> None:
+    def __init__(
+        self, connection: Connection, run_id: int, counter: int, token: str, retention: float = RETENTION
+    ) -> None:
         self._connection = connection
         self._run_id = run_id
         self._key = connection.keys.owner(run_id)
         self._counter = counter
         self._token = token
+        self._retention = retention
         self._lock = threading.Lock()
 
     @property
@@ -46,46 +63,65 @@ class Fence:
         """What the owner key holds while this owner may write."""
         return f"{self._counter}:{self._token}"
 
-    def execute(self, build: Build, *, frees: bool = False) -> list[Any]:
+    def execute(self, build: Build, *, frees: bool = False, reclaims: bool = False) -> list[Any]:
         """Run the commands that ``build`` puts into a MULTI, if this owner still may write.
 
         Args:
             build: puts commands into the pipeline it is given; may be called again.
             frees: the commands only read and delete. A full Redis 7.0 refuses even those inside a MULTI, so they are
-            then run
-                outside of one, right after the owner was checked: a takeover in between would not be noticed.
+                then run outside of one, right after the owner was checked: a takeover in between would not be noticed.
+            reclaims: where Redis forgot this owner, it is written again by the same transaction.
 
         Returns:
             Their results. An error that a single command met is in its place: BUSYGROUP of a second XGROUP CREATE, or
             WRONGTYPE where a node made something else of a key of its own; neither may stop the others.
 
         Raises:
-            RunStopped, RunFenced, RunLost: this owner may no longer write; nothing was written.
+            RunStopped, RunFenced: this owner may no longer write; nothing was written.
+            Forgotten: Redis does not know this owner any more; nothing was written.
+            RunLost: the run ended elsewhere; only where ``reclaims``.
             RedisUnreachable: unknown whether it was written.
             RedisOutOfMemory: nothing was written.
         """
         with self._lock:
             try:
-                return self._execute(build)
+                return self._execute(build, reclaims)
             except RedisOutOfMemory:
                 if not frees:
                     raise
                 return self._execute_outside(build)
 
-    def _execute(self, build: Build) -> list[Any]:
+    def _execute(self, build: Build, reclaims: bool) -> list[Any]:
         with map_errors(self._connection.url), self._connection.redis.pipeline(transaction=True) as pipe:
             while True:
                 pipe.watch(self._key)
-                self.check(pipe.get(self._key))
+                forgotten = self._is_forgotten(pipe, pipe.get(self._key), reclaims)
                 pipe.multi()
+                if forgotten:
+                    pipe.set(self._key, self.value, px=milliseconds(self._retention))
                 build(pipe)
                 try:
                     results: list[Any] = pipe.execute(raise_on_error=False)
-                    return results
+                    return results[1:] if forgotten else results
                 except WatchError as error:
                     if not is_changed(error):
                         raise
                     # Its ttl was renewed, or it changed hands: look again.
+
+    def _is_forgotten(self, pipe: Pipeline, owner: bytes | None, reclaims: bool) -> bool:
+        try:
+            self.check(owner)
+            return False
+        except Forgotten:
+            if not reclaims:
+                raise
+        # Whoever ends a run deletes its owner and marks it, in one transaction: what is read here is the truth.
+        score: Any = pipe.zscore(self._connection.keys.runs, str(self._run_id))
+        if owner is None and score is not None and score < 0:
+            if score % 1:
+                raise RunStopped(f"run {self._run_id} was stopped")
+            raise RunLost(f"run {self._run_id} was ended by another ServerApp")
+        return True
 
     def _execute_outside(self, build: Build) -> list[Any]:
         with map_errors(self._connection.url), self._connection.redis.pipeline(transaction=False) as pipe:
@@ -98,7 +134,8 @@ class Fence:
         """Ask Redis who the owner is, and judge it.
 
         Raises:
-            RunStopped, RunFenced, RunLost: the run is no longer this owner's.
+            RunStopped, RunFenced: the run is no longer this owner's.
+            Forgotten: Redis does not know this owner any more.
             RedisUnreachable: Redis does not answer.
         """
         with map_errors(self._connection.url):
@@ -109,13 +146,16 @@ class Fence:
         """Judge a value read from the owner key.
 
         Raises:
-            RunStopped, RunFenced, RunLost: the run is no longer this owner's.
+            RunStopped, RunFenced: the run is no longer this owner's.
+            Forgotten: Redis does not know this owner any more.
         """
         if owner is None:
-            raise RunLost(f"run {self._run_id} is gone from Redis: it was ended elsewhere, or its data were lost")
+            raise Forgotten(is_gone=True)
         counter, _, token = owner.decode().partition(":")
         if token == self._token and int(counter) == self._counter:
             return
+        if int(counter) < self._counter:
+            raise Forgotten(is_gone=False)
         if token.startswith(STOP):
             raise RunStopped(f"run {self._run_id} was stopped")
         raise RunFenced(f"run {self._run_id} was taken over by another ServerApp")

@@ -7,17 +7,18 @@ ended.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from redis.client import Pipeline
 from redis.exceptions import ResponseError
 
-from brokerfl.broker.connection import BLOCK, Connection, map_errors
+from brokerfl.broker.connection import BLOCK, Connection, map_errors, translate
 from brokerfl.broker.keys import BELL_LENGTH, GROUP, LEASE, Keys, milliseconds
 from brokerfl.broker.runs import runs_of
 from brokerfl.broker.stream import entries
 from brokerfl.wire.frame import Fields
+from brokerfl.wire.message import message_id_of
 
 
 def open_inbox(pipe: Pipeline, keys: Keys, node_id: int, run_id: int, frame: bytes) -> None:
@@ -56,6 +57,37 @@ def discard_message(connection: Connection, node_id: int, run_id: int, entry_id:
     with map_errors(connection.url), connection.redis.pipeline(transaction=False) as pipe:
         remove_message(pipe, connection.keys, node_id, run_id, entry_id)
         pipe.execute(raise_on_error=False)
+
+
+def entries_of(connection: Connection, node_id: int, run_id: int) -> Iterator[tuple[str, str]]:
+    """Yield (entry id, message id) of everything in an inbox; nothing when it is gone or is no stream."""
+    inbox, after = connection.keys.inbox(node_id, run_id), "-"
+    while True:
+        with map_errors(connection.url):
+            try:
+                found = connection.redis.xrange(inbox, after, "+", count=16)
+            except ResponseError as error:
+                if translate(error) is not None:
+                    raise
+                return
+        for entry_id, fields in found:
+            yield entry_id.decode(), message_id_of(fields)
+        if not found:
+            return
+        after = f"({found[-1][0].decode()}"
+
+
+def is_wanted(connection: Connection, node_id: int, run_id: int, entry_ids: Iterable[str]) -> bool:
+    """Return whether a delivered message is still to be executed: nobody took it back, and its run goes on."""
+    inbox = connection.keys.inbox(node_id, run_id)
+    with map_errors(connection.url), connection.redis.pipeline(transaction=False) as pipe:
+        for entry_id in entry_ids:
+            pipe.xpending_range(inbox, GROUP, min=entry_id, max=entry_id, count=1)
+        answers = pipe.execute(raise_on_error=False)
+    for answer in answers:
+        if isinstance(answer, Exception) and not _is_missing(answer):
+            raise translate(answer, connection.url) or answer
+    return any(isinstance(answer, list) and answer for answer in answers)
 
 
 @dataclass(frozen=True)
@@ -108,8 +140,12 @@ class Inboxes:
     def drain(self) -> list[Delivery]:
         """Return everything that was delivered to this node and not settled. To be called after every connect."""
         self.refresh()
+        return self.pending()
+
+    def pending(self) -> list[Delivery]:
+        """Return what was delivered from the inboxes that are known, and not settled."""
         found: list[Delivery] = []
-        for key in self._runs:
+        for key in list(self._runs):
             last = "0"
             while True:
                 batch = self._read({key: last}, count=100, block=None)
@@ -151,6 +187,7 @@ class Inboxes:
                 found.append(Delivery(self._runs[key], entry_id, fields))
         if rung:
             new = self._answer(rung)
+            found += self.pending()  # whoever had the id before may have read something and not executed it
             if new:  # not after all that was read ahead for the other runs
                 found += self._read(dict.fromkeys(new, ">"), count, block=None)
         return found
@@ -181,7 +218,7 @@ class Inboxes:
             time.sleep(0.05)
 
 
-def _is_missing(error: ResponseError) -> bool:
+def _is_missing(error: Exception) -> bool:
     """Redis 7.0 says UNBLOCKED to a blocked read, newer ones NOGROUP, fakeredis a text of its own for a missing key."""
     text = str(error)
     return text.startswith(("NOGROUP", "UNBLOCKED", "WRONGTYPE")) or "requires the key to exist" in text

@@ -133,6 +133,9 @@ class Keys:
     def run_nodes(self, run_id: int) -> str:
         return self._run(run_id, "nodes")
 
+    def context(self, run_id: int) -> str:
+        return self._run(run_id, "context")
+
     def bell(self, run_id: int) -> str:
         return f"{self.prefix}:bell:{{run:{run_id}}}"
 
@@ -140,6 +143,7 @@ class Keys:
         """Return all keys of a run but its lease, in the order in which the end deletes them: the owner last."""
         return (
             self.ledger(run_id),
+            self.context(run_id),
             self.run_nodes(run_id),
             self.bell(run_id),
             self.meta(run_id),

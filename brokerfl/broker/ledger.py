@@ -9,21 +9,24 @@ waiting and must not know how replies travel.
     handed    the call that waited returned it, or its iterator went past it
     gone      a commit took it out of the ledger
 
+After a resume the entries of the hash are *orphans* until the app pushes the same message again and so adopts them, or
+waits for their ids. Nobody waits for an orphan, so no verdict is passed on it.
+
 A reply that was taken counts as handed when the thread that took it commits: its loop body has seen it. It does not
 when another thread commits, for then it may not have been folded yet.
 
-Not safe between threads by itself: its one user, the Driver, holds a lock.
+Not safe between threads by itself: whoever uses it holds its `lock`.
 """
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
 from brokerfl.broker.stream import milliseconds_of
 from brokerfl.common import Error
-from brokerfl.wire.frame import Fields
-from brokerfl.wire.run import encode_entry
+from brokerfl.wire.frame import Fields, data_entry_of
+from brokerfl.wire.run import LedgerEntry, encode_entry
 
 
 class State(Enum):
@@ -37,36 +40,68 @@ class State(Enum):
 
 @dataclass(slots=True)
 class OpenMessage:
-    """One message of the run. ``deadline`` is in milliseconds of Redis TIME; ``pushed`` once Redis has accepted it."""
+    """One message of the run.
+
+    Attributes:
+        message_id: its id.
+        entry: what the hash holds of it.
+        pushed: Redis has accepted the entry.
+        is_lost: it is in the hash, and neither in an inbox nor in an outbox.
+        fields: what was pushed, kept as long as it is open; None after a resume.
+        inbox_entries: where it is in its inbox, as far as is known.
+        outbox_entry: where its reply is.
+        data_entry: where the payload of a large reply is.
+        reply: what was read, or the verdict.
+        taken_by: the thread that took the reply.
+    """
 
     message_id: str
-    node_id: int
-    group_id: str
-    message_type: str
-    deadline: int
+    entry: LedgerEntry
     state: State = State.OPEN
     pushed: bool = False
-    inbox_entry: str = ""
+    is_lost: bool = False
+    fields: Fields | None = None
+    inbox_entries: tuple[str, ...] = ()
     outbox_entry: str = ""
+    data_entry: str = ""
     reply: Fields | Error | None = None
     taken_by: int = 0
 
+    @property
+    def node_id(self) -> int:
+        """Who is to execute it."""
+        return self.entry.node_id
+
+    @property
+    def key(self) -> tuple[str, int, str]:
+        """What a message pushed after a resume must share with it to adopt it."""
+        return self.entry.group_id, self.entry.node_id, self.entry.message_type
+
     def encode(self) -> bytes:
         """Return what the hash holds of it."""
-        return encode_entry(self.node_id, self.group_id, self.message_type, self.deadline)
+        return encode_entry(self.entry)
 
 
 class Ledger:
     """The messages of one run that no commit has taken out yet.
 
     Attributes:
+        lock: guards all of it, and is notified when something in it changed.
+        pushed: how many messages the run has pushed.
+        replied: of how many of them a commit has settled the reply.
         dropped: replies that fitted nothing open: another node's, late, or a second one.
         taken: how often `take` found something.
     """
 
     def __init__(self) -> None:
+        self.lock = threading.Condition()
+        self.pushed = 0
+        self.replied = 0
+        self._sequence = 0
         self._messages: dict[str, OpenMessage] = {}
+        self._orphans: dict[str, OpenMessage] = {}
         self._answered: dict[str, None] = {}
+        self._taken: dict[str, OpenMessage] = {}
         self._open_per_node: dict[int, int] = {}
         self._groups: set[str] = set()
         self.dropped = 0
@@ -78,18 +113,68 @@ class Ledger:
     def __len__(self) -> int:
         return len(self._messages)
 
+    # After a resume.
+
+    def load(self, entries: Mapping[str, LedgerEntry]) -> None:
+        """Take what the hash holds: messages that wait to be adopted."""
+        for message_id, entry in sorted(entries.items(), key=lambda item: item[1].sequence):
+            message = OpenMessage(message_id, entry, pushed=True)
+            self.add([message])
+            self._orphans[message_id] = message
+            self._sequence = entry.sequence
+
+    def adopt(self, entry: LedgerEntry, now: float) -> OpenMessage | None:
+        """Return the orphan that a message pushed again stands for: with equal content, else the oldest.
+
+        One that has expired without a reply is not adopted: ``now`` is in milliseconds of Redis TIME.
+        """
+        key = (entry.group_id, entry.node_id, entry.message_type)
+        fitting = [
+            orphan
+            for orphan in self._orphans.values()
+            if orphan.key == key and (orphan.state is not State.OPEN or orphan.entry.deadline > now)
+        ]
+        if not fitting:
+            return None
+        found = next((orphan for orphan in fitting if orphan.entry.digest == entry.digest), fitting[0])
+        return self._orphans.pop(found.message_id)
+
+    def disown(self, adopted: Iterable[OpenMessage]) -> None:
+        """The push that adopted them failed: they are orphans again."""
+        for message in adopted:
+            if message.state in (State.OPEN, State.ANSWERED):
+                self._orphans[message.message_id] = message
+
+    def claim(self, message_id: str) -> None:
+        """The app waits for this id, which it remembered over a resume: that adopts it too."""
+        self._orphans.pop(message_id, None)
+
+    def orphans(self) -> list[OpenMessage]:
+        """Return what nobody has adopted yet."""
+        return list(self._orphans.values())
+
+    # Pushing.
+
+    def next_sequence(self) -> int:
+        """Return the number of the next message."""
+        self._sequence += 1
+        return self._sequence
+
     def add(self, messages: Iterable[OpenMessage]) -> set[str]:
         """Enter messages that are about to be pushed; return the groups that are new, for `withdraw`."""
-        new = {message.group_id for message in messages} - self._groups
+        new = {message.entry.group_id for message in messages} - self._groups
         for message in messages:
-            self._messages[message.message_id] = message
-            self._open_per_node[message.node_id] = self._open_per_node.get(message.node_id, 0) + 1
+            if message.message_id not in self._messages:
+                self._messages[message.message_id] = message
+                self._open_per_node[message.node_id] = self._open_per_node.get(message.node_id, 0) + 1
         self._groups |= new
         return new
 
     def withdraw(self, messages: Iterable[OpenMessage], new_groups: set[str]) -> None:
-        """Undo `add`: the push failed."""
+        """Undo `add`: the push failed. What was adopted stays."""
         for message in messages:
+            if message.pushed:
+                continue
             if message.state is State.OPEN:
                 self._close(message.node_id)
             self._answered.pop(message.message_id, None)
@@ -109,12 +194,21 @@ class Ledger:
         """Return the nodes that owe a reply."""
         return list(self._open_per_node)
 
-    def open_messages(self, node_ids: Iterable[int] | None = None) -> Iterator[OpenMessage]:
-        """Yield the open messages, all or those of some nodes."""
-        wanted = None if node_ids is None else set(node_ids)
-        for message in list(self._messages.values()):
-            if message.state is State.OPEN and (wanted is None or message.node_id in wanted):
-                yield message
+    def open_messages(self) -> list[OpenMessage]:
+        """Return the messages that Redis has accepted and that nobody has answered, with the orphans."""
+        return [message for message in self._messages.values() if message.state is State.OPEN and message.pushed]
+
+    def awaited(self) -> list[OpenMessage]:
+        """Return the open messages on which a verdict may be passed: all but the orphans."""
+        return [message for message in self.open_messages() if message.message_id not in self._orphans]
+
+    def in_redis(self) -> dict[str, bytes]:
+        """Return what the hash must hold: every message that was pushed and that no commit has taken out."""
+        return {message_id: message.encode() for message_id, message in self._messages.items() if message.pushed}
+
+    def find(self, message_id: str) -> OpenMessage | None:
+        """Return a message that no commit has taken out."""
+        return self._messages.get(message_id)
 
     def answer(self, node_id: int, outbox_entry: str, message_id: str, reply: Fields) -> bool:
         """Take a reply that was read from ``node_id``'s outbox. Returns False when it fits nothing open.
@@ -128,11 +222,12 @@ class Ledger:
             message is None
             or message.state is not State.OPEN
             or message.node_id != node_id
-            or milliseconds_of(outbox_entry) > message.deadline
+            or milliseconds_of(outbox_entry) > message.entry.deadline
         ):
             self.dropped += 1
             return False
         message.outbox_entry = outbox_entry
+        message.data_entry = data_entry_of(reply)
         self._settle_answer(message, reply)
         return True
 
@@ -143,7 +238,7 @@ class Ledger:
             self._settle_answer(message, error)
 
     def _settle_answer(self, message: OpenMessage, reply: Fields | Error) -> None:
-        message.state, message.reply = State.ANSWERED, reply
+        message.state, message.reply, message.fields = State.ANSWERED, reply, None
         self._answered[message.message_id] = None
         self._close(message.node_id)
 
@@ -162,6 +257,7 @@ class Ledger:
                 del self._answered[message_id]
                 message = self._messages[message_id]
                 message.state, message.taken_by = State.TAKEN, threading.get_ident()
+                self._taken[message_id] = message
                 return message
         return None
 
@@ -174,11 +270,17 @@ class Ledger:
         thread = threading.get_ident()
         return [
             message
-            for message in self._messages.values()
+            for message in self._taken.values()
             if message.state is State.HANDED or (message.state is State.TAKEN and message.taken_by == thread)
         ]
 
     def remove(self, messages: Iterable[OpenMessage]) -> None:
         """A commit took them out of the hash."""
         for message in messages:
-            self._messages.pop(message.message_id, None)
+            if self._messages.pop(message.message_id, None) is None:
+                continue
+            if message.state is State.OPEN:  # an orphan that nobody adopted
+                self._close(message.node_id)
+            self._orphans.pop(message.message_id, None)
+            self._answered.pop(message.message_id, None)
+            self._taken.pop(message.message_id, None)

@@ -10,14 +10,15 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
-from logging import INFO
+from logging import WARNING
 
 from redis.exceptions import WatchError
 
 from brokerfl import __version__
 from brokerfl.broker.connection import Connection, is_changed, map_errors, translate
 from brokerfl.broker.keys import GROUP, LEASE, RETENTION, milliseconds, parse_id
-from brokerfl.broker.process import describe, is_dead, new_token
+from brokerfl.broker.lease import await_lapse
+from brokerfl.broker.process import home_of, is_dead, new_token
 from brokerfl.common import NodeNameTaken, log
 
 
@@ -52,6 +53,11 @@ class Registration:
         name: the node's name; "" for an unnamed node, whose id is random and never comes back.
         labels: shown to operators.
         lease: seconds after which a silent node counts as offline.
+        home: the identity of the state directory that this process has locked; "" for none.
+
+    Attributes:
+        identity: of the Redis data set, as last seen.
+        renewed_at: local monotonic time at which the lease was last renewed.
     """
 
     def __init__(
@@ -60,34 +66,39 @@ class Registration:
         name: str = "",
         labels: Mapping[str, str] | None = None,
         lease: float = LEASE,
+        home: str = "",
     ) -> None:
         self._connection = connection
         self.name = name
         self.labels = dict(labels or {})
         self.lease = lease
         self.node_id = node_id_of(connection.keys.prefix, name) if name else new_id()
-        self._token = new_token()
+        self.identity = b""
+        self._home = home
+        self._token = new_token(home)
         self._since = 0.0
+        self.renewed_at = 0.0
 
     def register(self, stop: Callable[[], bool] = lambda: False) -> None:
         """Take the lease and enter the registry.
 
-        A lease of a dead process of this host is taken over at once; any other is watched for one lease time: renewed,
-        the name is taken; lapsed, it is ours.
+        A lease of a dead process of this host, or of one that used this node's state directory, is taken over at once;
+        any other is watched for one lease time: renewed, the name is taken; lapsed, it is ours.
 
         Raises:
             NodeNameTaken: a living process holds the name.
         """
-        waited = False
+        lease = self._connection.keys.node_lease(self.node_id)
         while not self._take_lease():
-            if not waited:
-                log(INFO, "Node %r is held by %s; waiting to see whether it lives", self.name, self._holder())
-                waited = True
-            self._watch_holder(stop)
+            await_lapse(self._connection, lease, f"Node {self.name!r}", self._refusal, stop)
             if stop():
                 return
         self._since = self._connection.read_time()
         self._enter()
+        self.renewed_at = time.monotonic()
+
+    def _refusal(self, holder: str) -> Exception:
+        return NodeNameTaken(f"the name {self.name!r} is in use by {holder}: give each node its own --name")
 
     def _take_lease(self) -> bool:
         keys, redis = self._connection.keys, self._connection.redis
@@ -96,7 +107,7 @@ class Registration:
             try:
                 pipe.watch(lease)
                 holder = pipe.get(lease)
-                if holder is not None and not is_dead(holder.decode()):
+                if holder is not None and not self._is_gone(holder.decode()):
                     return False
                 pipe.multi()
                 pipe.set(lease, self._token, px=milliseconds(self.lease))
@@ -107,32 +118,26 @@ class Registration:
                     raise
                 return False
 
-    def _holder(self) -> str:
-        with map_errors(self._connection.url):
-            token = self._connection.redis.get(self._connection.keys.node_lease(self.node_id))
-        return describe(token.decode()) if token else "nobody"
+    def _is_gone(self, holder: str) -> bool:
+        """Whoever held the lease from this state directory is dead, for it is locked by this process now."""
+        return is_dead(holder) or (self._home != "" and home_of(holder) == self._home)
 
-    def _watch_holder(self, stop: Callable[[], bool]) -> None:
-        """Return when the lease has lapsed; raise when its holder renewed it."""
-        lease = self._connection.keys.node_lease(self.node_id)
-        last: int | None = None
-        while not stop():
-            with map_errors(self._connection.url):
-                left = int(self._connection.redis.pttl(lease))
-            if left < 0:
-                return
-            if last is not None and left > last:
-                raise NodeNameTaken(
-                    f"the name {self.name!r} is in use by {self._holder()}: give each node its own --name"
-                )
-            last = left
-            time.sleep(min(0.2, left / 1000))
+    def read_identity(self) -> bytes:
+        """Return the identity of the Redis data set; give it one if it has none."""
+        keys = self._connection.keys
+        with map_errors(self._connection.url), self._connection.redis.pipeline(transaction=False) as pipe:
+            pipe.set(keys.identity, secrets.token_hex(16), nx=True)
+            pipe.get(keys.identity)
+            identity: bytes = pipe.execute()[1]
+        return identity
 
     def _enter(self) -> None:
         keys, node = self._connection.keys, self.node_id
         with map_errors(self._connection.url):
             with self._connection.redis.pipeline(transaction=True) as pipe:
                 pipe.set(keys.identity, secrets.token_hex(16), nx=True)
+                pipe.get(keys.identity)
+                pipe.hget(keys.node_info(node), "home")
                 pipe.hset(keys.node_info(node), mapping=self._info())
                 pipe.sadd(keys.nodes, str(node))
                 pipe.xgroup_create(keys.ctl(node), GROUP, id="0", mkstream=True)
@@ -141,6 +146,14 @@ class Registration:
             for error in results:
                 if isinstance(error, Exception) and not str(error).startswith("BUSYGROUP"):
                     raise error
+        self.identity, home = results[1], results[2]
+        if home and home.decode() != self._home:
+            log(
+                WARNING,
+                "Node %r kept its state elsewhere before: what it learned in runs that go on (context.state) is not "
+                "in the state directory it has now, and what it had answered may be executed again",
+                self.name,
+            )
 
     def _info(self) -> dict[str, str]:
         return {
@@ -149,6 +162,7 @@ class Registration:
             "version": __version__,
             "python": platform.python_version(),
             "since": repr(self._since),
+            "home": self._home,
         }
 
     def _renew_ttls(self, pipe: "object") -> None:
@@ -167,10 +181,11 @@ class Registration:
             pipe.get(keys.node_lease(node))
             pipe.pexpire(keys.node_lease(node), milliseconds(self.lease))
             pipe.exists(keys.node_info(node), keys.ctl(node))
+            pipe.get(keys.identity)
             pipe.sadd(keys.nodes, str(node))
             pipe.time()
             self._renew_ttls(pipe)
-            holder, _, known, _, now, *_ = pipe.execute(raise_on_error=False)
+            holder, _, known, identity, _, now, *_ = pipe.execute(raise_on_error=False)
         if isinstance(holder, Exception):
             raise translate(holder, self._connection.url) or holder
         if isinstance(now, tuple):
@@ -179,9 +194,14 @@ class Registration:
             return False
         if holder is None and not self._take_lease():
             return False
-        if holder is None or known != 2:
+        if holder is None or known != 2 or identity != self.identity:
             self._enter()
+        self.renewed_at = time.monotonic()
         return True
+
+    def is_due(self) -> bool:
+        """Whether the lease may have lapsed unnoticed: this process was frozen, or Redis away."""
+        return time.monotonic() - self.renewed_at > self.lease / 2
 
     def leave(self) -> None:
         """Give up the lease; an unnamed node also leaves the registry, since its id never comes back."""

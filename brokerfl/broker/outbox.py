@@ -1,7 +1,7 @@
 """The outboxes: how a reply reaches the run, and how the run hears of it.
 
-Owns the streams `P:{N}:out:R` and the bell `P:bell:{run:R}`. It must not know what a reply says, or which message is
-open.
+Owns the streams `P:{N}:out:R` and `P:{N}:data:R`, and the bell `P:bell:{run:R}`. It must not know what a reply says, or
+which message is open.
 
 One outbox per node: its key says who wrote an entry, and a hostile node can only spoil its own. The bell is read from a
 cursor, so no reader takes another's ring; it carries no truth, so a lost or forged one costs only time.
@@ -56,6 +56,9 @@ def publish(connection: Connection, node_id: int, replies: Iterable[Outgoing]) -
 
 Reply = tuple[int, str, dict[bytes, bytes]]
 
+#: A reply to be deleted: node id, entry id, and the entry of its payload in the data stream or "".
+Settled = tuple[int, str, str]
+
 
 class Outboxes:
     """The outboxes of one run, as its ServerApp reads them. One thread at a time.
@@ -103,12 +106,12 @@ class Outboxes:
                 rung.add(node)
         return None if called else rung
 
-    def read(self, node_ids: Iterable[int], settled: Iterable[tuple[int, str]] = ()) -> list[Reply]:
+    def read(self, node_ids: Iterable[int], settled: Iterable[Settled] = ()) -> list[Reply]:
         """Return what is new in the outboxes of ``node_ids`` as (node id, entry id, fields).
 
         Args:
             node_ids: whose outboxes.
-            settled: entries (node id, entry id) of which a commit is the last reader; deleted in the same round trip.
+            settled: replies of which a commit is the last reader; deleted in the same round trip.
         """
         keys, nodes = self._connection.keys, list(node_ids)
         found: list[Reply] = []
@@ -134,10 +137,38 @@ class Outboxes:
         self._cursors[node_id] = entry_id
 
 
-def remove_replies(pipe: Pipeline, connection: Connection, run_id: int, settled: Iterable[tuple[int, str]]) -> None:
-    """Put into ``pipe`` the deletion of outbox entries, given as (node id, entry id)."""
-    by_node: dict[int, list[str]] = {}
-    for node, entry_id in settled:
-        by_node.setdefault(node, []).append(entry_id)
-    for node, ids in by_node.items():
+def remove_replies(pipe: Pipeline, connection: Connection, run_id: int, settled: Iterable[Settled]) -> None:
+    """Put into ``pipe`` the deletion of replies, with the payloads of large ones."""
+    outboxes: dict[int, list[str]] = {}
+    data: dict[int, list[str]] = {}
+    for node, entry_id, data_entry in settled:
+        outboxes.setdefault(node, []).append(entry_id)
+        if data_entry:
+            data.setdefault(node, []).append(data_entry)
+    for node, ids in outboxes.items():
         pipe.xdel(connection.keys.outbox(node, run_id), *ids)
+    for node, ids in data.items():
+        pipe.xdel(connection.keys.data(node, run_id), *ids)
+
+
+def upload(connection: Connection, node_id: int, run_id: int, content: Fields) -> str | None:
+    """Put the content of a large reply into the node's data stream, before the reply names it.
+
+    Returns:
+        The entry's id; None when the run is over.
+    """
+    with map_errors(connection.url):
+        entry = connection.redis.xadd(connection.keys.data(node_id, run_id), content, nomkstream=True)
+    return None if entry is None else entry.decode()
+
+
+def download(connection: Connection, node_id: int, run_id: int, data_entry: str) -> dict[bytes, bytes] | None:
+    """Return the content that `upload` put there; None when it is gone."""
+    with map_errors(connection.url):
+        try:
+            found = connection.redis.xrange(connection.keys.data(node_id, run_id), data_entry, data_entry)
+        except ResponseError as error:
+            if translate(error) is not None:
+                raise
+            return None
+    return dict(found[0][1]) if found else None

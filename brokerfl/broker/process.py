@@ -10,10 +10,19 @@ import subprocess
 from pathlib import Path
 
 
-def new_token() -> str:
-    """Return ``host/pid/start/random`` of this process; the random part tells two leases of one process apart."""
+def new_token(home: str = "") -> str:
+    """Return ``host/pid/start/random/home`` of this process; the random part tells two leases of one process apart.
+
+    Args:
+        home: the identity of a directory that this process has locked.
+    """
     pid = os.getpid()
-    return f"{_host()}/{pid}/{_started(pid) or '-'}/{secrets.token_hex(8)}"
+    return f"{_host()}/{pid}/{_started(pid) or '-'}/{secrets.token_hex(8)}/{home}"
+
+
+def home_of(token: str) -> str:
+    """Return the identity of the directory that the token's process had locked."""
+    return token.rpartition("/")[2]
 
 
 def is_dead(token: str) -> bool:

@@ -18,12 +18,15 @@ from redis.client import Pipeline
 from redis.exceptions import WatchError
 
 from brokerfl.broker.connection import Connection, is_changed, map_errors
-from brokerfl.broker.fence import STOP, Fence
-from brokerfl.broker.keys import BELL_LENGTH, GROUP, LEASE, RETENTION, Keys, milliseconds, parse_id
-from brokerfl.broker.nodes import new_id
+from brokerfl.broker.fence import STOP, Fence, Forgotten
+from brokerfl.broker.keys import BELL_LENGTH, LEASE, RETENTION, Keys, milliseconds, parse_id
 from brokerfl.broker.process import describe, is_dead, new_token
-from brokerfl.common import FrameError, RedisOutOfMemory, RunNotFound, UserConfig
-from brokerfl.wire.run import Run, decode_entry, decode_run, encode_run
+from brokerfl.common import (
+    FrameError,
+    RedisOutOfMemory,
+    RunNotFound,
+)
+from brokerfl.wire.run import Run, decode_entry, decode_run
 
 #: A member's score in `P:runs` is the time of the run's creation in milliseconds; once it ended, the negative time of
 #: its end. Half a millisecond more marks a run that was stopped. (A double holds that: the time needs 41 of its 53
@@ -46,115 +49,13 @@ class RunInfo:
     replies: int = 0
 
 
-def create_run(
-    connection: Connection,
-    app: str,
-    run_config: UserConfig,
-    *,
-    lease: float = LEASE,
-    retention: float = RETENTION,
-) -> tuple[Run, "Attachment"]:
-    """Create a run with a random id and attach to it.
-
-    Raises:
-        ValueError: the run config holds what cannot be sent.
-    """
-    keys = connection.keys
-    run = Run(new_id(), app, dict(run_config), connection.read_time())
-    fence = Fence(connection, run.run_id, 1, new_token())
-    attachment = Attachment(connection, run.run_id, fence, lease, retention)
-    frame = encode_run(run)
-    with map_errors(connection.url), connection.redis.pipeline(transaction=True) as pipe:
-        pipe.set(keys.identity, new_token().rpartition("/")[2], nx=True)
-        prune(pipe, keys, run.created_at, retention)
-        pipe.zadd(keys.runs, {str(run.run_id): round(run.created_at * 1000)})
-        pipe.hset(keys.meta(run.run_id), mapping={"frame": frame, "status": "running"})
-        pipe.set(keys.owner(run.run_id), fence.value)
-        pipe.set(keys.run_lease(run.run_id), fence.value, px=milliseconds(lease))
-        pipe.xgroup_create(keys.bell(run.run_id), GROUP, id="0", mkstream=True)
-        attachment.expire(pipe, ())
-        pipe.execute()
-    return run, attachment
-
-
 def prune(pipe: Pipeline, keys: Keys, now: float, retention: float = RETENTION) -> None:
     """Forget the runs that ended longer than the retention time ago. ``now`` is in seconds of Redis."""
     pipe.zremrangebyscore(keys.runs, -milliseconds(now - retention), "(0")
 
 
-class Attachment:
-    """A ServerApp's hold on its run: renews the lease and every lifetime, and lets go of it in one of three ways.
-
-    Attributes:
-        fence: through which every write of the run goes.
-    """
-
-    def __init__(self, connection: Connection, run_id: int, fence: Fence, lease: float, retention: float) -> None:
-        self._connection = connection
-        self._run_id = run_id
-        self.fence = fence
-        self.lease = lease
-        self.retention = retention
-        self._renewed = time.monotonic()
-
-    def expire(self, pipe: Pipeline, node_ids: Iterable[int]) -> None:
-        """Put into ``pipe`` the lifetime of every key of the run, and of what its nodes hold of it."""
-        keys, lives = self._connection.keys, milliseconds(self.retention)
-        for key in keys.of_run(self._run_id):
-            pipe.pexpire(key, lives)
-        for node in node_ids:
-            self.expire_node(pipe, node)
-
-    def expire_node(self, pipe: Pipeline, node_id: int) -> None:
-        """Put into ``pipe`` the lifetimes of one node's keys for this run."""
-        keys, lives = self._connection.keys, milliseconds(self.retention)
-        for key in keys.of_node_and_run(node_id, self._run_id):
-            pipe.pexpire(key, lives)
-        # Shared with other runs, whose retention may be longer: GT never shortens, but needs a ttl to compare with.
-        pipe.pexpire(keys.node_runs(node_id), lives, nx=True)
-        pipe.pexpire(keys.node_runs(node_id), lives, gt=True)
-
-    def renew(self, node_ids: Iterable[int]) -> None:
-        """Renew the lease, and every quarter of the retention time the lifetimes.
-
-        Raises:
-            RunStopped, RunFenced, RunLost: the run is no longer ours.
-        """
-        keys, run = self._connection.keys, self._run_id
-        with map_errors(self._connection.url):
-            with self._connection.redis.pipeline(transaction=False) as pipe:
-                pipe.get(keys.owner(run))
-                pipe.pexpire(keys.run_lease(run), milliseconds(self.lease))
-                owner, held = pipe.execute()
-            self.fence.check(owner)
-            if not held:  # gone after a long outage: only a fenced transaction may set it again
-                self.fence.execute(
-                    lambda pipe: pipe.set(keys.run_lease(run), self.fence.value, px=milliseconds(self.lease))
-                )
-            if time.monotonic() - self._renewed > self.retention / 4:
-                with self._connection.redis.pipeline(transaction=False) as pipe:
-                    self.expire(pipe, node_ids)
-                    pipe.execute(raise_on_error=False)
-                self._renewed = time.monotonic()
-
-    def detach(self) -> None:
-        """Give up the lease and leave all else: the run is detached, or goes if it is being stopped."""
-        key = self._connection.keys.run_lease(self._run_id)
-        with map_errors(self._connection.url):
-            if self._connection.redis.get(key) == self.fence.value.encode():
-                self._connection.redis.unlink(key)
-
-    def end(self, node_ids: Iterable[int]) -> None:
-        """Delete every key of the run.
-
-        Raises:
-            RunStopped, RunFenced, RunLost: it is no longer ours to end.
-        """
-        nodes = list(node_ids)
-        self.fence.execute(lambda pipe: _delete(pipe, self._connection, self._run_id, nodes, stopped=False), frees=True)
-
-
-def _delete(pipe: Pipeline, connection: Connection, run_id: int, nodes: Iterable[int], stopped: bool) -> None:
+def delete_run(pipe: Pipeline, connection: Connection, run_id: int, nodes: Iterable[int], stopped: bool) -> None:
+    """Put into ``pipe`` the deletion of every key of a run, and that it has ended."""
     keys = connection.keys
     for node in nodes:
         pipe.unlink(*keys.of_node_and_run(node, run_id))
@@ -163,6 +64,20 @@ def _delete(pipe: Pipeline, connection: Connection, run_id: int, nodes: Iterable
     # Last, for it takes memory: what went before has made room for it.
     mark = milliseconds(connection.time()) + (_STOPPED_MARK if stopped else 0)
     pipe.zadd(keys.runs, {str(run_id): -mark}, xx=True)
+
+
+def read_run(connection: Connection, run_id: int) -> Run:
+    """Return a run that has not ended.
+
+    Raises:
+        RunNotFound: there is none.
+        FrameError: it was created by another version.
+    """
+    with map_errors(connection.url):
+        frame = connection.redis.hget(connection.keys.meta(run_id), "frame")
+    if frame is None:
+        raise RunNotFound(absent(connection, run_id))
+    return decode_run(run_id, frame)
 
 
 def has_ended(connection: Connection, run_id: int) -> bool:
@@ -194,10 +109,11 @@ def stop_run(connection: Connection, run_id: int, *, patience: float = 2 * LEASE
     nodes = _nodes_of(connection, run_id)
 
     def build(pipe: Pipeline) -> None:
-        _delete(pipe, connection, run_id, nodes, stopped=True)
+        delete_run(pipe, connection, run_id, nodes, stopped=True)
 
     if fence is not None:
-        fence.execute(build, frees=True)
+        with suppress(Forgotten):  # the ServerApp ended it meanwhile
+            fence.execute(build, frees=True)
     else:
         with map_errors(connection.url), connection.redis.pipeline(transaction=False) as pipe:
             build(pipe)
@@ -224,7 +140,7 @@ def _nodes_of(connection: Connection, run_id: int) -> set[int]:
     nodes = {node for member in members if (node := parse_id(member)) is not None}
     for entry in entries:
         with suppress(FrameError):
-            nodes.add(decode_entry(entry)[0])
+            nodes.add(decode_entry(entry).node_id)
     return nodes
 
 
@@ -235,7 +151,7 @@ def _take_over_to_stop(connection: Connection, run_id: int) -> Fence:
             pipe.watch(keys.owner(run_id))
             owner = pipe.get(keys.owner(run_id))
             if owner is None:
-                raise RunNotFound(_absent(connection, run_id))
+                raise RunNotFound(absent(connection, run_id))
             fence = Fence(connection, run_id, int(owner.partition(b":")[0]) + 1, f"{STOP}/{new_token()}")
             pipe.multi()
             pipe.set(keys.owner(run_id), fence.value, keepttl=True)
@@ -249,7 +165,8 @@ def _take_over_to_stop(connection: Connection, run_id: int) -> Fence:
                     raise
 
 
-def _absent(connection: Connection, run_id: int) -> str:
+def absent(connection: Connection, run_id: int) -> str:
+    """Return why a run cannot be found, in words."""
     if has_ended(connection, run_id):
         return f"run {run_id} has ended already"
     return f"there is no run {run_id} under the prefix {connection.keys.prefix!r}; see brokerfl runs"

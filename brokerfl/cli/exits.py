@@ -23,6 +23,7 @@ from brokerfl.common import (
     RedisTLSError,
     RedisTooOld,
     RedisUnreachable,
+    RunAttached,
     RunFenced,
     RunLost,
     RunNotFound,
@@ -50,6 +51,7 @@ class Exit(IntEnum):
     RUN_STOPPED = 31
     RUN_LOST = 32
     RUN_FENCED = 33
+    RUN_ATTACHED = 34
     MISSING_EXTRA = 40
 
 
@@ -69,6 +71,7 @@ _CODES: tuple[tuple[type[Exception], Exit], ...] = (
     (RunStopped, Exit.RUN_STOPPED),
     (RunLost, Exit.RUN_LOST),
     (RunFenced, Exit.RUN_FENCED),
+    (RunAttached, Exit.RUN_ATTACHED),
     (MissingExtra, Exit.MISSING_EXTRA),
 )
 

@@ -6,19 +6,21 @@ import sys
 import threading
 import time
 from logging import INFO, WARNING
+from pathlib import Path
 from types import FrameType
 
 import click
 
 from brokerfl import __version__
 from brokerfl.broker.keys import LEASE
-from brokerfl.broker.nodes import Registration
+from brokerfl.broker.nodes import Registration, node_id_of
 from brokerfl.cli.apps import load_app
 from brokerfl.cli.configs import parse_config, parse_labels
 from brokerfl.cli.exits import Command
 from brokerfl.cli.options import ConfigText, RedisOptions, redis_options
 from brokerfl.client import ClientApp
-from brokerfl.client.node import Node
+from brokerfl.client.journal import Journal, node_folder
+from brokerfl.client.node import MAX_CRASHES, Node
 from brokerfl.common import log
 
 
@@ -56,6 +58,19 @@ from brokerfl.common import log
     type=click.FloatRange(min=0.0),
     help="Seconds to finish the message in hand after SIGTERM or Ctrl-C.",
 )
+@click.option(
+    "--state-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    envvar="BROKERFL_STATE_DIR",
+    help="Where a named node keeps its state. [default: $XDG_STATE_HOME/brokerfl or ~/.local/state/brokerfl]",
+)
+@click.option(
+    "--max-crashes",
+    default=MAX_CRASHES,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="How often a message may kill the node before it is answered with Error 8 and set aside.",
+)
 @click.version_option(__version__)
 def main(
     app: str,
@@ -66,19 +81,22 @@ def main(
     app_dir: str,
     lease: float,
     grace: float,
+    state_dir: Path | None,
+    max_crashes: int,
 ) -> None:
     """Run the ClientApp APP (module:attribute, such as client:app) for every run on this Redis."""
     config = parse_config(node_config, "--node-config")
     labels = parse_labels(label)
     client_app = load_app(app, app_dir, ClientApp)
     connection = redis.connect()
-    registration = Registration(connection, name, labels, lease)
+    journal = Journal(node_folder(state_dir, node_id_of(connection.keys.prefix, name)) if name else None)
+    registration = Registration(connection, name, labels, lease, journal.home)
     title = f"Node {registration.node_id}" + (f" ({name})" if name else "")
 
     def ready() -> None:
         log(INFO, "%s serves %s on %s", title, app, connection.url)
 
-    node = Node(client_app, connection, registration, config, ready)
+    node = Node(client_app, connection, registration, config, ready, journal, max_crashes)
     _stop_on_signals(node, registration, grace)
     node.serve()
     log(INFO, "%s has left", title)
@@ -94,6 +112,7 @@ def _stop_on_signals(node: Node, registration: Registration, grace: float) -> No
         node.stop()
 
     def leave(number: int, frame: FrameType | None) -> None:
+        node.abandon()
         _exit(number)
 
     def give_up_after_grace(number: int) -> None:
@@ -102,6 +121,7 @@ def _stop_on_signals(node: Node, registration: Registration, grace: float) -> No
         log(INFO, "Got %s; leaving (a message in hand has %g s, a second signal ends it)", name, grace)
         time.sleep(grace)
         log(WARNING, "The message in hand was not finished in %g s; leaving without it", grace)
+        node.abandon()
         try:
             registration.leave()
         finally:  # Redis may be away

@@ -13,7 +13,7 @@ from rich.text import Text
 from brokerfl.broker.nodes import list_nodes
 from brokerfl.broker.runs import list_runs, stop_run
 from brokerfl.cli.exits import Command
-from brokerfl.cli.options import RedisOptions, redis_options
+from brokerfl.cli.options import RedisOptions, RunId, redis_options
 
 #: Columns of numbers.
 _COUNTS = ("nodes", "messages", "replies")
@@ -26,10 +26,6 @@ format_option = click.option(
     show_default=True,
     help="json prints one list of objects; ids are strings, for they exceed what JavaScript counts.",
 )
-
-
-class _RunId(click.IntRange):
-    name = "run id"  # what click calls it in errors
 
 
 @click.command(cls=Command)
@@ -76,7 +72,7 @@ def nodes(redis: RedisOptions, form: str) -> None:
 
 
 @click.command(cls=Command)
-@click.argument("run", type=_RunId(min=2))
+@click.argument("run", type=RunId(min=2))
 @redis_options
 @format_option
 def stop(run: int, redis: RedisOptions, form: str) -> None:

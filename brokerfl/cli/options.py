@@ -117,6 +117,12 @@ def _read_url(file: str) -> str:
     return words[0]
 
 
+class RunId(click.IntRange):
+    """The id of a run."""
+
+    name = "run id"  # what click calls it in errors
+
+
 class ConfigText(click.types.StringParamType):
     """A text that comes whole from an environment variable: click would divide it at blanks, also quoted ones."""
 

@@ -15,15 +15,12 @@ from brokerfl.broker.keys import LEASE, OFFLINE_GRACE, RETENTION
 from brokerfl.cli.apps import is_ours, load_app
 from brokerfl.cli.configs import parse_config
 from brokerfl.cli.exits import Command, Exit, code_of
-from brokerfl.cli.options import ConfigText, RedisOptions, redis_options
+from brokerfl.cli.options import ConfigText, RedisOptions, RunId, redis_options
 from brokerfl.common import (
-    SUPERLINK_NODE_ID,
-    Context,
+    ConfigError,
     OutageLimit,
-    RecordSet,
     RedisError,
     RunError,
-    UserConfig,
     log,
 )
 from brokerfl.server import Driver, ServerApp
@@ -49,6 +46,15 @@ class _Signalled(BaseException):
     metavar="'K=V …'",
     envvar="BROKERFL_RUN_CONFIG",
     help="Given to the ServerApp's and every node's Context, e.g. 'num-rounds=3 lr=0.1'.",
+)
+@click.option(
+    "--resume",
+    type=RunId(min=2),
+    metavar="RUN",
+    help="Take up this detached run: context.state is back, and what is open is not executed again.",
+)
+@click.option(
+    "--takeover", is_flag=True, help="With --resume: take the run away from a ServerApp that seems to be alive."
 )
 @click.option("--app-dir", default=".", envvar="BROKERFL_APP_DIR", help="Where the app's module is. [default: here]")
 @click.option(
@@ -86,43 +92,48 @@ def main(
     app: str,
     redis: RedisOptions,
     run_config: tuple[str, ...],
+    resume: int | None,
+    takeover: bool,
     app_dir: str,
     lease: float,
     retention: float,
     offline_grace: float,
     outage_limit: float,
 ) -> None:
-    """Run the ServerApp APP (module:attribute, such as server:app) as a new run on this Redis."""
-    config = parse_config(run_config, "--run-config")
+    """Run the ServerApp APP (module:attribute, such as server:app) as a new run on this Redis, or resume one."""
+    if takeover and resume is None:
+        raise ConfigError("--takeover is given without --resume: name the run to take over")
+    config = parse_config(run_config, "--run-config") if run_config or resume is None else None
     server_app = load_app(app, app_dir, ServerApp)
     connection = redis.connect()
-    # A signal that comes while the run is created waits until there is something to detach.
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    if resume is None:  # a signal that comes while the run is created waits until there is something to detach
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     for number in _SIGNALS:
         signal.signal(number, _on_signal)
-    driver = Driver(
-        connection,
-        app,
-        config,
-        lease=lease,
-        retention=retention,
-        offline_grace=offline_grace,
-        outage_limit=outage_limit,
-    )
     try:
-        code = _run(driver, server_app, config, retention)
+        driver = Driver(
+            connection,
+            app,
+            config,
+            resume=resume,
+            takeover=takeover,
+            lease=lease,
+            retention=retention,
+            offline_grace=offline_grace,
+            outage_limit=outage_limit,
+        )
+        code = _run(driver, server_app, retention, "started" if resume is None else "resumed")
     except _Signalled as signalled:  # while the run was let go of; if it was not, its lease lapses
         code = 128 + signalled.number
     sys.exit(code)
 
 
-def _run(driver: Driver, server_app: ServerApp, config: UserConfig, retention: float) -> int:
+def _run(driver: Driver, server_app: ServerApp, retention: float, how: str) -> int:
     run_id, started = driver.run.run_id, time.monotonic()
-    log(INFO, "Run %s of %s started", run_id, driver.run.app)
-    context = Context(run_id, SUPERLINK_NODE_ID, {}, RecordSet(), dict(config))
+    log(INFO, "Run %s of %s %s", run_id, driver.run.app, how)
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-        server_app(driver, context)
+        server_app(driver, driver.context)
         driver.end()
     except _Signalled as signalled:
         _detach(driver, retention, f"got {signal.Signals(signalled.number).name}")
@@ -146,7 +157,9 @@ def _detach(driver: Driver, retention: float, reason: str) -> None:
     driver.detach()
     click.echo(
         f"Run {driver.run.run_id} is detached: {reason}\n"
-        f"Its messages stay in Redis for {_in_words(retention)}. To delete them now: brokerfl stop {driver.run.run_id}",
+        f"Its messages stay in Redis for {_in_words(retention)}. To go on:\n"
+        f"    brokerfl-server {driver.run.app} --resume {driver.run.run_id}\n"
+        f"To delete them: brokerfl stop {driver.run.run_id}",
         err=True,
     )
 

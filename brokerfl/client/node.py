@@ -1,50 +1,36 @@
-"""The node: reads its inboxes, runs the ClientApp, publishes the replies.
+"""The node: reads its inboxes, has messages executed, publishes the replies.
 
-Owns the loop and the Context of each run. It must not know the commands that Redis is sent.
+Owns the loop. It must not know the commands that Redis is sent, or what a message says.
 """
 
 import threading
 import time
-import traceback
 from collections.abc import Callable
-from logging import ERROR, INFO, WARNING
+from logging import INFO, WARNING
 
-from brokerfl.broker.connection import Connection
+import tenacity
+
+from brokerfl.broker.connection import BLOCK, Connection
 from brokerfl.broker.heartbeat import Heartbeat
-from brokerfl.broker.inbox import Delivery, Inboxes, discard_message, ring_doorbell
+from brokerfl.broker.inbox import Delivery, Inboxes, discard_message, is_wanted, ring_doorbell
 from brokerfl.broker.nodes import Registration
-from brokerfl.broker.stream import milliseconds_of
+from brokerfl.broker.outbox import upload
 from brokerfl.client.app import ClientApp
+from brokerfl.client.executor import Executor
+from brokerfl.client.journal import Journal
 from brokerfl.client.publisher import Publisher
 from brokerfl.client.worklist import Work, Worklist
-from brokerfl.common import (
-    SUPERLINK_NODE_ID,
-    BrokerflError,
-    Context,
-    Error,
-    ErrorCode,
-    FrameError,
-    Message,
-    Metadata,
-    NodeNameTaken,
-    RecordSet,
-    RedisOutOfMemory,
-    RedisUnreachable,
-    UserConfig,
-    log,
-)
+from brokerfl.common import BrokerflError, NodeNameTaken, RedisOutOfMemory, RedisUnreachable, UserConfig, log
 from brokerfl.wire.frame import Fields
-from brokerfl.wire.message import decode_message, encode_message, message_id_of
-from brokerfl.wire.record import encode_content
-from brokerfl.wire.run import Run, decode_run
+from brokerfl.wire.message import message_id_of
 
 #: Seconds of work to read ahead. A node whose messages take longer than this reads one of each run at a time, so that
 #: runs take turns fairly; one whose messages are tiny reads many in one round trip.
 READ_AHEAD = 0.05
 _MOST_READ = 64
 
-#: Characters of an Error reply's reason; the whole of it is in the node's log.
-_LONGEST_REASON = 2000
+#: How often a message may kill its node before it is answered with Error 8.
+MAX_CRASHES = 3
 
 
 class Node:
@@ -56,6 +42,8 @@ class Node:
         registration: the node's claim to its id.
         node_config: given to every Context.
         on_ready: called once the node is registered and about to read.
+        journal: what the node must not forget; in memory by default.
+        max_crashes: how often a message may kill the node before it is answered with Error 8.
     """
 
     def __init__(
@@ -65,20 +53,24 @@ class Node:
         registration: Registration,
         node_config: UserConfig | None = None,
         on_ready: Callable[[], None] = lambda: None,
+        journal: Journal | None = None,
+        max_crashes: int = MAX_CRASHES,
     ) -> None:
         self.node_id = registration.node_id
-        self._app = app
         self._connection = connection
         self._registration = registration
-        self._node_config = dict(node_config or {})
         self._on_ready = on_ready
-        self._contexts: dict[int, Context] = {}
-        self._runs: dict[int, Run] = {}
+        self._journal = journal or Journal()
+        self._identity = b""
+        self._executor = Executor(
+            app, connection, self.node_id, node_config or {}, self._journal, max_crashes, self._upload
+        )
         self._worklist = Worklist()
         self._inboxes = Inboxes(connection, self.node_id, self._take_runs)
         self._publisher = Publisher(connection, self.node_id, self._settled, self._fail, self.is_stopping)
         self._stopping = threading.Event()
         self._failure: Exception | None = None
+        self._losses = -1
         self._pace = READ_AHEAD
         self._settling = threading.Lock()
 
@@ -90,12 +82,17 @@ class Node:
         """Finish the message in hand, publish it, leave. May be called from a signal handler or any thread."""
         self._stopping.set()
 
+    def abandon(self) -> None:
+        """The process is about to end in the middle of a message, on purpose: the message stays the node's."""
+        self._journal.forgive()
+
     def serve(self) -> None:
         """Register and serve until `stop`.
 
         Raises:
             NodeNameTaken: another process holds the name, now or since this one was frozen.
             RedisAuthError, RedisTLSError: Redis does not let us in.
+            ConfigError: the journal cannot be used.
         """
         self._registration.register(self.is_stopping)
         heartbeat = Heartbeat(
@@ -106,6 +103,7 @@ class Node:
         waker.start()
         try:
             if not self.is_stopping():
+                self._choose_journal()
                 self._on_ready()
             self._loop()
         finally:
@@ -119,6 +117,9 @@ class Node:
     def _wake_when_stopping(self) -> None:
         """A blocking read ends when the node rings its own doorbell: no signal has to tear it apart."""
         self._stopping.wait()
+        self._ring()
+
+    def _ring(self) -> None:
         try:
             ring_doorbell(self._connection, self.node_id)
         except BrokerflError:
@@ -130,6 +131,9 @@ class Node:
             self._registration.leave()
         except BrokerflError as error:
             log(WARNING, "The node left without telling Redis: %s", error)
+        if isinstance(self._failure, NodeNameTaken):
+            self._ring()  # whoever has the name now takes up what this process read without having executed it
+        self._journal.close()
 
     def _renew(self) -> None:
         if not self._registration.renew():
@@ -142,21 +146,54 @@ class Node:
     # The loop.
 
     def _loop(self) -> None:
-        connected = False
         while not self.is_stopping():
             try:
-                if not connected:
-                    self._renew()
-                    self._publisher.flush()
-                    self._take(self._inboxes.drain())
-                    connected = True
-                if not self._worklist:
-                    self._take(self._inboxes.read(self._read_ahead()))
-                if self._worklist and not self.is_stopping():
-                    self._work()
+                self.turn(min(BLOCK, self._registration.lease / 2))
             except (RedisUnreachable, RedisOutOfMemory):
-                connected = False
+                self._losses = -1
                 self._connection.wait_until_up(float("inf"), self.is_stopping)
+            except NodeNameTaken as error:
+                self._fail(error)
+
+    def turn(self, block: float) -> None:
+        """Read, waiting ``block`` seconds for a message, and work off one.
+
+        Raises:
+            NodeNameTaken: another process holds the id by now.
+            RedisUnreachable, RedisOutOfMemory: to be called again when Redis answers.
+        """
+        losses = self._connection.losses
+        if losses != self._losses:
+            self._renew()
+            self._choose_journal()
+            self._publisher.flush()
+            self._take(self._inboxes.drain())
+            self._losses = losses
+        if not self._worklist:
+            self._take(self._inboxes.read(self._read_ahead(), block))
+        if self._registration.is_due():  # frozen, or Redis was away: somebody else may hold the lease
+            self._renew()
+        if self._registration.identity != self._identity:
+            self._losses = -1  # the data are gone without a connection having broken
+        elif self._worklist and not self.is_stopping():
+            self._work()
+        self._executor.release()
+
+    def _choose_journal(self) -> None:
+        """The local state belongs to one Redis data set."""
+        identity = self._registration.identity
+        if identity == self._identity:
+            return
+        if self._identity:
+            log(WARNING, "Redis at %s lost its data, or is another one: the node starts afresh", self._connection.url)
+        strange = self._journal.open(identity)
+        if strange and not self._identity:
+            log(WARNING, "The state directory belongs to another Redis, or one that lost its data; starting afresh")
+        self._identity = identity
+        self._executor.start_afresh()
+        self._publisher.clear()
+        with self._settling:
+            self._worklist.clear()
 
     def _read_ahead(self) -> int:
         return max(1, min(_MOST_READ, int(READ_AHEAD / self._pace)))
@@ -179,16 +216,8 @@ class Node:
             discard_message(self._connection, self.node_id, work.run_id, entry)
 
     def _take_runs(self, frames: dict[int, bytes]) -> None:
-        """Learn of new runs; forget those that are over, with their state and their queued messages."""
-        for run_id, frame in frames.items():
-            if run_id not in self._runs:
-                try:
-                    self._runs[run_id] = decode_run(run_id, frame)
-                except FrameError as error:
-                    log(WARNING, "Run %s cannot be served: %s", run_id, error)
-        for run_id in set(self._runs).difference(frames):
-            del self._runs[run_id]
-            self._contexts.pop(run_id, None)
+        """Learn of new runs; drop what is queued for those that are over."""
+        self._executor.take_runs(frames)
         with self._settling:
             self._worklist.keep_only(frames)
 
@@ -196,86 +225,32 @@ class Node:
         with self._settling:
             work = self._worklist.next()
         started = time.monotonic()
-        reply = self._answer(work)
+        # It may have been cancelled while it was queued behind a slow one.
+        if started - work.queued_at > READ_AHEAD and not is_wanted(
+            self._connection, self.node_id, work.run_id, work.entries
+        ):
+            log(INFO, "A message of run %s was cancelled before it was executed", work.run_id)
+            return self._settled(work, ())
+        reply = self._executor.execute(work)
         self._pace = max(1e-6, time.monotonic() - started)
         if reply is None:
             self._settled(work, ())
         else:
             self._publisher.put(work, reply, more=bool(self._worklist))
 
-    # One message.
+    def _upload(self, run_id: int, content: Fields) -> str | None:
+        """Upload the content of a large reply, through outages and a full Redis, until the node is to stop."""
 
-    def _answer(self, work: Work) -> Fields | None:
-        """Return the reply to one message, whatever happens; None when it expired unseen."""
-        try:
-            message = decode_message(work.fields)
-        except FrameError as error:
-            log(WARNING, "A message of run %s cannot be read: %s", work.run_id, error)
-            return self._refuse(
-                work, ErrorCode.MESSAGE_UNAVAILABLE, f"node {self.node_id} cannot read the message: {error}"
-            )
-        deadline = milliseconds_of(work.entries[0]) + message.metadata.ttl * 1000
-        if deadline <= self._connection.time() * 1000:
-            log(INFO, "A message of run %s expired before it was executed", work.run_id)
-            return None
-        if work.run_id not in self._runs:
-            return self._refuse(work, ErrorCode.MESSAGE_UNAVAILABLE, "the run's frame cannot be read by this node")
-        try:
-            reply = self._app(message, self._context(work.run_id))
-            return self._encode(work, message, reply)
-        except (Exception, SystemExit) as error:
-            log(
-                ERROR,
-                "The ClientApp raised an exception on a message of type %s\n%s",
-                message.metadata.message_type,
-                _printable(traceback.format_exc().rstrip()),
-            )
-            return self._refuse(work, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, f"{type(error).__name__}: {_text(error)}")
+        def wait(state: tenacity.RetryCallState) -> None:
+            if state.outcome is not None and isinstance(state.outcome.exception(), RedisUnreachable):
+                self._connection.wait_until_up(float("inf"), self.is_stopping)
 
-    def _context(self, run_id: int) -> Context:
-        context = self._contexts.get(run_id)
-        if context is None:
-            config = dict(self._runs[run_id].run_config)
-            context = Context(run_id, self.node_id, dict(self._node_config), RecordSet(), config)
-            self._contexts[run_id] = context
-        return context
-
-    def _encode(self, work: Work, message: Message, reply: Message) -> Fields:
-        if not isinstance(reply, Message):
-            raise TypeError(
-                f"the function for {message.metadata.message_type} messages returned {type(reply).__name__}, not a "
-                "Message: return message.create_reply(…)"
-            )
-        header = self._header(work, message.metadata.group_id, message.metadata.message_type, reply.metadata.ttl)
-        if reply.has_error():
-            return encode_message(work.message_id, header, error=reply.error)
-        return encode_message(work.message_id, header, encode_content(reply.content))
-
-    def _refuse(self, work: Work, code: int, reason: str) -> Fields:
-        error = Error(code, _printable(reason[:_LONGEST_REASON]))
-        return encode_message(work.message_id, self._header(work, "", "", 0.0), error=error)
-
-    def _header(self, work: Work, group_id: str, message_type: str, ttl: float) -> Metadata:
-        return Metadata(
-            run_id=work.run_id,
-            message_id="",
-            src_node_id=self.node_id,
-            dst_node_id=SUPERLINK_NODE_ID,
-            reply_to_message=work.message_id,
-            group_id=group_id,
-            ttl=ttl,
-            message_type=message_type,
+        retrying = tenacity.Retrying(
+            wait=tenacity.wait_random_exponential(multiplier=0.1, max=5.0),
+            retry=tenacity.retry_if_exception_type((RedisUnreachable, RedisOutOfMemory)),
+            stop=lambda _: self.is_stopping(),
+            before_sleep=wait,
+            sleep=time.sleep,
+            reraise=True,
         )
-
-
-def _text(error: BaseException) -> str:
-    """Return what an exception says; user code may have broken even that."""
-    try:
-        return str(error)
-    except Exception:
-        return "(its text cannot be had)"
-
-
-def _printable(text: str) -> str:
-    """Return text that can be sent and logged: Python keeps odd bytes of file names as characters that cannot."""
-    return text.encode(errors="replace").decode()
+        return retrying(lambda: upload(self._connection, self.node_id, run_id, content))

@@ -50,7 +50,6 @@ class Publisher:
         self._wake = threading.Event()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name=f"publisher of node {node_id}", daemon=True)
-        self._thread.start()
 
     def put(self, work: Work, reply: Fields, more: bool) -> None:
         """Publish a reply: at once, or in the publisher's thread when there is ``more`` work.
@@ -60,6 +59,8 @@ class Publisher:
         """
         self._finished.append((work, reply))
         if more:
+            if not self._thread.is_alive():
+                self._thread.start()
             self._wake.set()
         else:
             self.flush()
@@ -133,5 +134,11 @@ class Publisher:
         """
         self._closed = True
         self._wake.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
         self.flush()
+
+    def clear(self) -> None:
+        """Drop what is finished: it belongs to another Redis."""
+        with self._publishing:
+            self._finished.clear()

@@ -3,6 +3,7 @@
 Owns the order in which runs take turns, and which messages are known. It must not know Redis or ClientApp.
 """
 
+import time
 from collections import OrderedDict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -12,12 +13,21 @@ from brokerfl.broker.inbox import Delivery
 
 @dataclass
 class Work:
-    """One message in hand. ``entries`` are its inbox entries: more than one when it was pushed again."""
+    """One message in hand.
+
+    Attributes:
+        run_id: its run.
+        message_id: its id.
+        fields: what was read.
+        entries: its inbox entries: more than one when it was pushed again.
+        queued_at: local monotonic time.
+    """
 
     run_id: int
     message_id: str
     fields: dict[bytes, bytes]
     entries: list[str] = field(default_factory=list)
+    queued_at: float = field(default_factory=time.monotonic)
 
 
 class Worklist:
@@ -53,6 +63,11 @@ class Worklist:
         """Its reply is published, or it gets none. Returns those of its entries that are not ``settled``."""
         self._in_hand.pop((work.run_id, work.message_id), None)
         return [entry for entry in work.entries if entry not in settled]
+
+    def clear(self) -> None:
+        """Drop everything: it belonged to another Redis."""
+        self._queues.clear()
+        self._in_hand.clear()
 
     def keep_only(self, run_ids: Iterable[int]) -> None:
         """Drop what is queued for runs that are over."""

@@ -1,6 +1,7 @@
 """Context: what an app is given beside the message. Owns its fields; must not know where state is kept."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from brokerfl.common.record import RecordSet
 
@@ -29,3 +30,11 @@ class Context:
     node_config: UserConfig
     state: RecordSet
     run_config: UserConfig
+    _is_cancelled: Callable[[], bool] = field(default=lambda: False, repr=False, compare=False)
+
+    def cancelled(self) -> bool:
+        """Return whether nobody wants what is running now: its message was cancelled, or its run is over.
+
+        Cheap enough for every batch: it asks Redis at most once a second. Code that sees it may raise or return.
+        """
+        return self._is_cancelled()

@@ -77,6 +77,10 @@ class RunNotFound(RunError):
     """There is no run with this id, or it has ended."""
 
 
+class RunAttached(RunError):
+    """Another ServerApp that is alive runs this run."""
+
+
 class RunStopped(RunError):
     """Somebody stopped the run."""
 

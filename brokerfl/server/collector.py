@@ -9,17 +9,19 @@ one thread pays for no hand-over between threads, and one with many opens no mor
 import threading
 import time
 from collections.abc import Callable, Iterable
-from logging import DEBUG
+from logging import DEBUG, WARNING
 from typing import Any, TypeVar
 
 from brokerfl.broker.connection import Connection, Pipeline
-from brokerfl.broker.fence import Fence
-from brokerfl.broker.inbox import remove_message
+from brokerfl.broker.fence import Fence, Forgotten
+from brokerfl.broker.inbox import remove_message, ring
 from brokerfl.broker.ledger import Ledger, OpenMessage
 from brokerfl.broker.nodes import absent_nodes
-from brokerfl.broker.outbox import Outboxes, remove_replies
-from brokerfl.common import Error, ErrorCode, OutageLimit, RedisUnreachable, RunError, log
+from brokerfl.broker.outbox import Outboxes, Settled, remove_replies
+from brokerfl.common import Error, ErrorCode, OutageLimit, RedisOutOfMemory, RedisUnreachable, RunError, log
 from brokerfl.server.liveness import Liveness
+from brokerfl.server.reconcile import Reconciler
+from brokerfl.wire.frame import data_entry_of
 from brokerfl.wire.message import message_id_of
 
 Answer = TypeVar("Answer")
@@ -36,7 +38,9 @@ class Collector:
 
     Attributes:
         ledger: the run's messages; touch it only while holding `lock`.
-        lock: guards the ledger, and is notified when something in it changed.
+        lock: the ledger's.
+        writing: held from the start of a transaction until the ledger says what became of it: nobody may compare the
+            ledger with Redis in between. Taken before `lock`.
     """
 
     def __init__(
@@ -44,24 +48,33 @@ class Collector:
         connection: Connection,
         run_id: int,
         fence: Fence,
+        ledger: Ledger,
         liveness: Liveness,
+        reconciler: Reconciler,
         outage_limit: float = OUTAGE_LIMIT,
+        contacted: Iterable[int] = (),
     ) -> None:
-        self.ledger = Ledger()
-        self.lock = threading.Condition()
+        self.ledger = ledger
+        self.lock = ledger.lock
+        self.writing = threading.RLock()
         self._connection = connection
         self._run_id = run_id
         self._fence = fence
         self._liveness = liveness
+        self._reconciler = reconciler
         self._outage_limit = outage_limit
         self._outboxes = Outboxes(connection, run_id)
-        self._contacted: set[int] = set()
+        self._contacted = set(contacted)
+        self._losses = connection.losses
+        self._is_stale = False
+        self._is_full = False
+        self._was_cut = False
         self._collecting = False
         self._swept = time.monotonic()
         self._down_since: float | None = None
         self._over: Exception | None = None
-        self._settled: list[tuple[int, str]] = []
-        self._dropped: list[tuple[int, str]] = []
+        self._settled: list[Settled] = []
+        self._dropped: list[Settled] = []
 
     # Who is part of the run, and whether it goes on.
 
@@ -148,14 +161,27 @@ class Collector:
 
     def _collect(self, block: float | None, until: float | None) -> None:
         try:
+            self.reconcile()
             rung = self._outboxes.wait(block)
             if rung is None or time.monotonic() - self._swept >= SWEEP:
                 self._sweep()
             else:
                 self._read(rung & self._contacted)
             self._down_since = None
+        except Forgotten:
+            self._is_stale = True
+        except RedisOutOfMemory as error:
+            self._wait_for_room(error, block)
         except RedisUnreachable as error:
             self._reconnect(error, until)
+
+    def _wait_for_room(self, error: Exception, block: float | None) -> None:
+        """What Redis forgot cannot be written again as long as it is full."""
+        if not self._is_full:
+            log(WARNING, "%s; waiting until there is room", error)
+        self._is_full = True
+        with self.lock:
+            self.lock.wait(block or 0.0)
 
     def _read(self, node_ids: set[int]) -> None:
         with self.lock:
@@ -169,7 +195,7 @@ class Collector:
 
     def _match(self, node: int, entry_id: str, fields: dict[bytes, bytes]) -> None:
         if not self.ledger.answer(node, entry_id, message_id_of(fields), fields):  # type: ignore[arg-type]
-            self._dropped.append((node, entry_id))
+            self._dropped.append((node, entry_id, data_entry_of(fields)))
             log(DEBUG, "Dropped a reply of node %s that fits no open message", node)
 
     def _sweep(self) -> None:
@@ -184,21 +210,26 @@ class Collector:
         with self.lock:
             failed = [
                 (message, _verdict(message, now))
-                for message in self.ledger.open_messages()
-                if message.pushed and (message.deadline <= now or message.node_id in gone)
+                for message in self.ledger.awaited()
+                if message.entry.deadline <= now or (message.node_id in gone and not message.entry.waits)
             ]
         if failed:
-            self._pass(failed)
+            self.fail(failed)
         self._swept = time.monotonic()
 
-    def _pass(self, failed: list[tuple[OpenMessage, Error]]) -> None:
-        """Take the messages back from the inboxes, then look into the outboxes once more: a reply there wins."""
+    def fail(self, failed: list[tuple[OpenMessage, Error]]) -> None:
+        """Take the messages back from the inboxes, then look into the outboxes once more: a reply there wins.
+
+        Raises:
+            RunStopped, RunFenced, Forgotten, RedisUnreachable: not all of it may have happened; it can be repeated.
+        """
         nodes = list(dict.fromkeys(message.node_id for message, _ in failed))
 
         def build(pipe: Pipeline) -> None:
             for message, _ in failed:
-                if message.inbox_entry:
-                    remove_message(pipe, self._connection.keys, message.node_id, self._run_id, message.inbox_entry)
+                take_back(pipe, self._connection, self._run_id, message)
+            for node in nodes:
+                ring(pipe, self._connection.keys, node)
             for node in nodes:
                 self._outboxes.read_more(pipe, node)
 
@@ -210,20 +241,78 @@ class Collector:
                     self._match(node, entry_id.decode(), fields)
             for message, error in failed:
                 self.ledger.fail(message.message_id, error)
+            self.lock.notify_all()
+
+    def cancel(self, message_ids: Iterable[str]) -> None:
+        """Answer open messages with Error 3 and take them back.
+
+        Raises:
+            RunStopped, RunFenced, RunLost, OutageLimit: the run is over.
+        """
+        self.check()
+        with self.lock:
+            wanted = set(message_ids)
+            failed = [
+                (message, Error(ErrorCode.MESSAGE_UNAVAILABLE, "the message was cancelled"))
+                for message in self.ledger.awaited()
+                if message.message_id in wanted
+            ]
+        if failed:
+            self.through_outage(lambda: self._fail_reconciled(failed))
+
+    def _fail_reconciled(self, failed: list[tuple[OpenMessage, Error]]) -> None:
+        try:
+            self.reconcile()
+            self.fail(failed)
+        except Forgotten:
+            self._is_stale = True
+            self._fail_reconciled(failed)
 
     def _reconnect(self, error: Exception, until: float | None) -> None:
+        self._is_stale = self._was_cut = True
         self.check()
         now = time.monotonic()
         self._down_since = self._down_since or now
         limit = self._down_since + self._outage_limit
-        if now < limit and self._connection.wait_until_up(
+        is_up = now < limit and self._connection.wait_until_up(
             limit if until is None else min(limit, until), lambda: self._over is not None
-        ):
+        )
+        if not is_up and time.monotonic() >= limit:
+            raise OutageLimit(f"Redis was away for more than {self._outage_limit:g} s: {error}") from error
+
+    def reconcile(self, *, always: bool = False) -> None:
+        """Compare with Redis if a connection was lost since the last time, even one that redis-py mended unseen.
+
+        Args:
+            always: also when there seems to be no reason.
+
+        Raises:
+            RunStopped, RunFenced, RunLost: the run is over for this process.
+            Forgotten, RedisUnreachable, RedisOutOfMemory: to be repeated.
+        """
+        with self.writing:
+            losses = self._connection.losses
+            if losses == self._losses and not self._is_stale and not always:
+                return
+            self._is_stale = True
             self._outboxes.reset()
             self._liveness.reconnected()
             self._swept = 0.0
-        elif time.monotonic() >= limit:
-            raise OutageLimit(f"Redis was away for more than {self._outage_limit:g} s: {error}") from error
+            self._reconciler.restore(self._contacted, was_cut=self._was_cut or losses != self._losses)
+            self._reconciler.compare(self._contacted, self._read)
+            self._losses, self._was_cut, self._is_stale, self._is_full = losses, False, False, False
+
+    def take_up(self) -> None:
+        """A resumed run: see what is there. Nothing is written, for this process remembers nothing.
+
+        Raises:
+            RunStopped, RunFenced, RunLost, OutageLimit: the run is over for this process.
+        """
+        try:
+            with self.writing:
+                self._reconciler.compare(self._contacted, self._read)
+        except (RedisUnreachable, Forgotten):
+            self._is_stale = True  # done again before anything else is
 
     def through_outage(self, ask: Callable[[], Answer]) -> Answer:
         """Return what ``ask`` returns, asking again after an outage.
@@ -258,7 +347,7 @@ class Collector:
             RunStopped, RunFenced, RunLost, OutageLimit: the run is over for this process.
             RedisOutOfMemory: Redis is full; nothing was written.
         """
-        count = 0
+        count, uncertain = 0, False
         with self.lock:
             dropped, self._dropped = self._dropped, []
 
@@ -268,32 +357,40 @@ class Collector:
             count = len(pipe)
             remove_replies(pipe, self._connection, self._run_id, dropped)
 
-        while True:
-            try:
-                results = self._fence.execute(with_dropped, frees=frees)[:count]
-                self._down_since = None
-                return results
-            except RedisUnreachable as error:
-                self._reconnect(error, None)
-            if self._ask_again(executed):
-                return None
-
-    def _ask_again(self, executed: Callable[[], bool]) -> bool:
-        """Whether it was executed; the limit of the outage goes on counting until the transaction itself succeeds."""
-        while True:
-            try:
-                return executed()
-            except RedisUnreachable as error:
-                self._reconnect(error, None)
+        with self.writing:
+            while True:
+                try:
+                    # Before the comparison, which writes the ledger as it was before this transaction.
+                    if uncertain and executed():
+                        return None
+                    self.reconcile()
+                    uncertain = True
+                    results = self._fence.execute(with_dropped, frees=frees)[:count]
+                    self._down_since = None
+                    return results
+                except Forgotten:
+                    self._is_stale, uncertain = True, False
+                except RedisUnreachable as error:
+                    self._reconnect(error, None)
 
     def forget(self, settled: list[OpenMessage]) -> None:
         """A commit took these out of the ledger: their outbox entries go with the next look at the outboxes."""
         with self.lock:
             self.ledger.remove(settled)
-            self._settled += [(message.node_id, message.outbox_entry) for message in settled if message.outbox_entry]
+            self._settled += [
+                (message.node_id, message.outbox_entry, message.data_entry)
+                for message in settled
+                if message.outbox_entry
+            ]
+
+
+def take_back(pipe: Pipeline, connection: Connection, run_id: int, message: OpenMessage) -> None:
+    """Put into ``pipe`` that a message is not to be executed any more."""
+    if message.inbox_entries:
+        remove_message(pipe, connection.keys, message.node_id, run_id, *message.inbox_entries)
 
 
 def _verdict(message: OpenMessage, now: float) -> Error:
-    if message.deadline <= now:
+    if message.entry.deadline <= now:
         return Error(ErrorCode.MESSAGE_UNAVAILABLE, "the message expired before a reply came")
     return Error(ErrorCode.NODE_UNAVAILABLE, f"node {message.node_id} is unavailable: its lease lapsed")

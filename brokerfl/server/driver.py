@@ -9,30 +9,39 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import TypeVar
 
+from brokerfl.broker.attachment import Attachment, attach_run, create_run, read_books
 from brokerfl.broker.connection import Connection
+from brokerfl.broker.fence import Forgotten
 from brokerfl.broker.heartbeat import Heartbeat
 from brokerfl.broker.keys import LEASE, OFFLINE_GRACE, RETENTION
-from brokerfl.broker.ledger import OpenMessage
+from brokerfl.broker.ledger import Ledger, OpenMessage
 from brokerfl.broker.nodes import online_nodes
-from brokerfl.broker.runs import create_run, has_ended
+from brokerfl.broker.outbox import download
+from brokerfl.broker.runs import has_ended, read_run
+from brokerfl.broker.saved import SavedContext
 from brokerfl.common import (
     DEFAULT_TTL,
     SUPERLINK_NODE_ID,
     BrokerflError,
+    ConfigError,
+    Context,
+    Error,
     Message,
     Metadata,
     RecordSet,
     RunError,
-    RunLost,
     RunStopped,
     UserConfig,
     is_message_type,
 )
 from brokerfl.server.collector import OUTAGE_LIMIT, Collector
+from brokerfl.server.delivery import Delivery
 from brokerfl.server.liveness import Liveness
 from brokerfl.server.push import Pusher
+from brokerfl.server.reconcile import Reconciler
 from brokerfl.server.reply import decode_reply, refused_reply, unknown_reply
 from brokerfl.wire.message import is_message_id
+from brokerfl.wire.record import decode_content, encode_content
 from brokerfl.wire.run import Run
 
 Answer = TypeVar("Answer")
@@ -49,11 +58,22 @@ class Driver:
     Args:
         connection: the Redis in the middle.
         app: what was started, as the operator sees it.
-        run_config: given to the Context of the ServerApp and of every node.
+        run_config: given to the Context of the ServerApp and of every node; for a resumed run None, or the same.
+        resume: the id of a detached run to take up, in place of creating one.
+        takeover: resume it even if its ServerApp seems alive; from then on that one may write nothing.
         lease: seconds after which a silent ServerApp counts as detached.
         retention: seconds a detached run keeps its messages.
         offline_grace: seconds a named node may be offline before its open messages become Error 5.
         outage_limit: seconds to wait for a Redis that is away before `OutageLimit`.
+
+    Attributes:
+        context: the ServerApp's Context. Its state is saved in Redis by every push of a new group and every
+            `checkpoint`, in the same transaction that settles replies; a resumed run has it back.
+
+    Raises:
+        RunNotFound, RunStopped: there is no run to resume.
+        RunAttached: the run to be resumed has a ServerApp that lives.
+        ConfigError: the run to be resumed has another run config.
     """
 
     def __init__(
@@ -62,25 +82,37 @@ class Driver:
         app: str = "",
         run_config: UserConfig | None = None,
         *,
+        resume: int | None = None,
+        takeover: bool = False,
         lease: float = LEASE,
         retention: float = RETENTION,
         offline_grace: float = OFFLINE_GRACE,
         outage_limit: float = OUTAGE_LIMIT,
     ) -> None:
         self._connection = connection
-        self._run, self._attachment = create_run(connection, app, run_config or {}, lease=lease, retention=retention)
+        run, self._attachment = _begin(connection, app, run_config, resume, takeover, lease, retention)
+        self._run = run
+        books = read_books(connection, run.run_id)
+        ledger = Ledger()
+        ledger.pushed, ledger.replied = books.messages, books.replies
+        ledger.load(books.entries)
+        saved = SavedContext(connection, run.run_id, retention, encode_content(RecordSet()))
+        state = decode_content(saved.load())
+        self.context = Context(run.run_id, SUPERLINK_NODE_ID, {}, state, dict(run.run_config))
+        delivery = Delivery(connection, run, self._attachment)
+        reconciler = Reconciler(connection, run.run_id, self._attachment, ledger, saved, delivery, books.identity)
+        liveness = Liveness(offline_grace, lease)
         self._collector = Collector(
-            connection, self._run.run_id, self._attachment.fence, Liveness(offline_grace, lease), outage_limit
+            connection, run.run_id, self._attachment.fence, ledger, liveness, reconciler, outage_limit, books.nodes
         )
-        self._pusher = Pusher(connection, self._run, self._attachment, self._collector)
+        self._pusher = Pusher(connection, self.context, saved, self._attachment, self._collector, delivery)
         self._closed = False
         self._heartbeat = Heartbeat(
-            f"heartbeat of run {self._run.run_id}",
-            min(lease / 3, retention / 4),
-            self._renew,
-            self._collector.end,
+            f"heartbeat of run {run.run_id}", min(lease / 3, retention / 4), self._renew, self._collector.end
         )
         self._heartbeat.start()
+        if resume is not None:
+            self._collector.take_up()
 
     def __repr__(self) -> str:
         return f"<Driver run={self._run.run_id} open={len(self._collector.ledger)}>"
@@ -150,11 +182,19 @@ class Driver:
         _check_metadata(metadata)
         return Message(metadata, content=content)
 
-    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+    def push_messages(self, messages: Iterable[Message], *, deliver_when_online: bool = False) -> list[str]:
         """Send messages; return their ids in the same order, ``""`` where one was refused.
 
         Refused are messages to a node that the registry does not know, messages whose ttl has passed, and all of them
         when the run is not running any more. Contents are frozen now: what the caller changes afterwards is not sent.
+
+        In a resumed run, a message of the same group, node and type as one that is still open is that one: its id is
+        returned, and the node does not execute it again.
+
+        Args:
+            messages: made by `create_message`.
+            deliver_when_online: wait for nodes that are offline, or not registered yet, until the messages' ttl, in
+                place of Error 5.
 
         Raises:
             TypeError, ValueError: something that is no message of this run or cannot be sent; nothing was pushed.
@@ -164,7 +204,7 @@ class Driver:
         """
         batch = [self._check(message) for message in messages]
         try:
-            return self._pusher.push(batch)
+            return self._pusher.push(batch, waits=deliver_when_online)
         except RunError as error:
             self._collector.end(error)
             return [""] * len(batch)
@@ -183,14 +223,26 @@ class Driver:
         return message
 
     def checkpoint(self) -> None:
-        """Say that the run moves on without pushing a new group: replies handed over so far leave Redis.
+        """Save `context.state` and let the replies handed over so far leave Redis, in one transaction.
 
-        For asynchronous apps, which push one group for ever. Call it when what the replies taught is kept.
+        For asynchronous apps, which push one group for ever. Call it when what the replies taught is in the state.
+
+        Raises:
+            RunStopped, RunFenced, RunLost, OutageLimit: the run is over.
+            RedisOutOfMemory: Redis is full; nothing was saved.
+        """
+        self._pusher.checkpoint()
+
+    def cancel_messages(self, message_ids: Iterable[str]) -> None:
+        """Take messages back: each ends as an Error reply 3 at once, unless its reply is there.
+
+        A node that has not begun does not execute it; one that has sees ``context.cancelled()``.
 
         Raises:
             RunStopped, RunFenced, RunLost, OutageLimit: the run is over.
         """
-        self._pusher.checkpoint()
+        accepted, _ = self._sort(message_ids)
+        self._collector.cancel(accepted)
 
     # Collecting.
 
@@ -236,14 +288,16 @@ class Driver:
             message = self._collector.next(wanted, until)
             if message is None:
                 return
-            decoded = decode_reply(self._run.run_id, message)
+            decoded = self._decode(message)
             try:
                 yield decoded
             finally:  # the loop may also have been left by break: the app has the reply
                 with self._collector.lock:
                     self._collector.ledger.hand(message)
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None, deliver_when_online: bool = False
+    ) -> list[Message]:
         """Push messages and wait for their replies, in the order in which they arrive.
 
         Every message ends as one reply here: a refused one as an Error reply too.
@@ -251,13 +305,14 @@ class Driver:
         Args:
             messages: as for `push_messages`.
             timeout: seconds; then what has come is returned. The rest can still be pulled, by id.
+            deliver_when_online: as for `push_messages`.
 
         Raises:
             RunStopped, RunFenced, RunLost, OutageLimit: the run is over.
             TypeError, ValueError, MessageTooLarge, RedisOutOfMemory: as `push_messages`.
         """
         batch = list(messages)
-        ids = self.push_messages(batch)
+        ids = self.push_messages(batch, deliver_when_online=deliver_when_online)
         self._collector.check()
         refused = [
             refused_reply(self._run.run_id, message, self._pusher.is_registered(message.metadata.dst_node_id))
@@ -272,12 +327,22 @@ class Driver:
         for message_id in dict.fromkeys(message_ids):
             if message_id in self._collector.ledger or is_message_id(self._run.run_id, message_id):
                 accepted.add(message_id)
+                with self._collector.lock:
+                    self._collector.ledger.claim(message_id)
             elif message_id != "":
                 foreign.append(message_id)
         return accepted, foreign
 
+    def _decode(self, message: OpenMessage) -> Message:
+        if message.data_entry and not isinstance(message.reply, Error):
+            content = self._reach(
+                lambda: download(self._connection, message.node_id, self._run.run_id, message.data_entry)
+            )
+            return decode_reply(self._run.run_id, message, content)
+        return decode_reply(self._run.run_id, message)
+
     def _hand(self, message: OpenMessage) -> Message:
-        decoded = decode_reply(self._run.run_id, message)
+        decoded = self._decode(message)
         with self._collector.lock:
             self._collector.ledger.hand(message)
         return decoded
@@ -286,10 +351,15 @@ class Driver:
 
     def _renew(self) -> None:
         try:
-            self._attachment.renew(self._collector.contacted)
+            try:
+                self._attachment.renew(self._collector.contacted)
+            except Forgotten:
+                self._collector.reconcile(always=True)
         except RunError:
             self._attachment.detach()  # whoever stops the run waits for the lease
             raise
+        except Forgotten:
+            return  # forgotten twice: the next beat sees to it
 
     def _reach(self, ask: Callable[[], Answer]) -> Answer:
         """Ask Redis something that may be asked again, through an outage if need be."""
@@ -305,11 +375,11 @@ class Driver:
         if self._closed:
             return
         self._collector.check()
-        try:
-            self._reach(lambda: self._attachment.end(self._collector.contacted))
-        except RunLost:
-            if not self._reach(lambda: has_ended(self._connection, self._run.run_id)):
-                raise  # else it was executed, and the answer was lost
+        self._collector.transact(
+            lambda pipe: self._attachment.delete(pipe, self._collector.contacted),
+            lambda: has_ended(self._connection, self._run.run_id),
+            frees=True,
+        )
         self._closed = True
         self._collector.end(RunStopped(f"run {self._run.run_id} has ended"))
 
@@ -321,6 +391,26 @@ class Driver:
         with suppress(BrokerflError):  # the lease lapses by itself
             self._connection.reset()
             self._attachment.detach()
+
+
+def _begin(
+    connection: Connection,
+    app: str,
+    run_config: UserConfig | None,
+    resume: int | None,
+    takeover: bool,
+    lease: float,
+    retention: float,
+) -> tuple[Run, Attachment]:
+    if resume is None:
+        return create_run(connection, app, run_config or {}, lease=lease, retention=retention)
+    former = read_run(connection, resume)
+    if run_config is not None and run_config != former.run_config:
+        raise ConfigError(
+            f"run {resume} was started with the run config {former.run_config}, not {run_config}: "
+            "resume it without one, or start a new run"
+        )
+    return attach_run(connection, resume, takeover=takeover, lease=lease, retention=retention)
 
 
 def _check_metadata(metadata: Metadata) -> None:

@@ -4,22 +4,32 @@ Owns the shape of a reply's metadata and the Error replies that no node wrote. I
 """
 
 import time
+from collections.abc import Mapping
 
 from brokerfl.broker.ledger import OpenMessage
 from brokerfl.common import SUPERLINK_NODE_ID, Error, ErrorCode, FrameError, Message, Metadata
 from brokerfl.wire.message import decode_message
+from brokerfl.wire.run import LedgerEntry
 
 
-def decode_reply(run_id: int, message: OpenMessage) -> Message:
+def decode_reply(run_id: int, message: OpenMessage, content: Mapping[bytes, bytes] | None = None) -> Message:
     """Return the reply to ``message``. Who sent it and what it answers is the ledger's word, not the frame's.
 
     A frame that cannot be read, or that names another run, becomes Error 4 with the reason.
+
+    Args:
+        run_id: the run.
+        message: what was answered.
+        content: the payload of a large reply, which travels beside its frame.
     """
     if isinstance(message.reply, Error):
         return _error(run_id, message, message.reply)
     assert message.reply is not None, "the reply was handed over already"
+    if message.data_entry and content is None:
+        gone = Error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, "the payload of the reply is gone from Redis")
+        return _error(run_id, message, gone)
     try:
-        reply = decode_message(message.reply)
+        reply = decode_message({**message.reply, **(content or {})})
     except FrameError as error:
         return _error(run_id, message, Error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, f"the reply cannot be read: {error}"))
     if reply.metadata.run_id != run_id:
@@ -33,14 +43,14 @@ def decode_reply(run_id: int, message: OpenMessage) -> Message:
 def unknown_reply(run_id: int, message_id: str) -> Message:
     """Return the Error reply to an id that no push of the run returned."""
     reason = f"no push of run {run_id} returned the id {message_id!r}"
-    unknown = OpenMessage(message_id, 0, "", "", 0)
+    unknown = OpenMessage(message_id, LedgerEntry(0, "", "", 0))
     return _error(run_id, unknown, Error(ErrorCode.MESSAGE_UNAVAILABLE, reason))
 
 
 def refused_reply(run_id: int, message: Message, is_registered: bool) -> Message:
     """Return the Error reply to a message that the push refused."""
     meta = message.metadata
-    refused = OpenMessage("", meta.dst_node_id, meta.group_id, meta.message_type, 0)
+    refused = OpenMessage("", LedgerEntry(meta.dst_node_id, meta.group_id, meta.message_type, 0))
     if is_registered:
         error = Error(ErrorCode.MESSAGE_UNAVAILABLE, "the message had expired before it was pushed")
     else:
@@ -59,8 +69,8 @@ def _metadata(run_id: int, message: OpenMessage, created_at: float, ttl: float) 
         src_node_id=message.node_id,
         dst_node_id=SUPERLINK_NODE_ID,
         reply_to_message=message.message_id,
-        group_id=message.group_id,
+        group_id=message.entry.group_id,
         created_at=created_at,
         ttl=ttl,
-        message_type=message.message_type,
+        message_type=message.entry.message_type,
     )

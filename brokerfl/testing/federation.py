@@ -9,7 +9,7 @@ from brokerfl.broker.connection import Connection
 from brokerfl.broker.nodes import Registration
 from brokerfl.client import ClientApp
 from brokerfl.client.node import Node
-from brokerfl.common import SUPERLINK_NODE_ID, Context, RecordSet, UserConfig
+from brokerfl.common import Context, UserConfig
 from brokerfl.server import Driver, ServerApp
 from brokerfl.testing.fake import FakeServer, fake_connection
 
@@ -103,12 +103,11 @@ class Federation:
             Exception: whatever its main function raised; its keys are deleted all the same.
         """
         driver = Driver(self._open(), app, run_config)
-        context = Context(driver.run.run_id, SUPERLINK_NODE_ID, {}, RecordSet(), dict(run_config or {}))
         try:
-            server_app(driver, context)
+            server_app(driver, driver.context)
         finally:
             driver.end()
-        return SimulationResult(driver.run.run_id, context)
+        return SimulationResult(driver.run.run_id, driver.context)
 
 
 def run_simulation(

@@ -8,9 +8,11 @@ A stream entry holds these fields:
     i      the id of the message, or of the message replied to (ASCII). Readable in every version.
     h      version byte + msgpack header
     c      version byte + msgpack description of the content; absent in an Error reply
+    d      in place of c and the buffers: the id of the entry of the node's data stream that holds them
     0, 1…  one raw buffer per array, in the order of the description
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,7 +26,7 @@ VERSION = 1
 #: (``proto-max-bulk-len``) and a large one keeps every other client waiting while it is copied.
 MAX_MESSAGE_BYTES = 256 * 1024 * 1024
 
-ID, HEAD, CONTENT = b"i", b"h", b"c"
+ID, HEAD, CONTENT, DATA = b"i", b"h", b"c", b"d"
 
 #: Most bytes of the header, and of the description of a content. Lists of small numbers grow eightfold when they are
 #: unpacked.
@@ -35,6 +37,8 @@ MAX_CONTENT_BYTES = 64 * 1024 * 1024
 _MAX_CONTAINERS = 200_000
 
 Fields = dict[bytes, bytes | memoryview]
+
+_ENTRY_ID = re.compile(rb"[0-9]{1,20}-[0-9]{1,20}")
 
 
 class FrameVersionError(FrameError):
@@ -107,3 +111,19 @@ def check_size(fields: Mapping[bytes, bytes | memoryview]) -> int:
             f"the message holds {size:,} bytes, the limit is {MAX_MESSAGE_BYTES:,} bytes: send fewer or smaller arrays"
         )
     return size
+
+
+def data_entry_of(fields: Mapping[bytes, bytes | memoryview]) -> str:
+    """Return the entry of the data stream that field ``d`` names; "" where there is none or it is no entry's id."""
+    entry = bytes(fields.get(DATA, b""))
+    return entry.decode() if _ENTRY_ID.fullmatch(entry) else ""
+
+
+def join_fields(fields: Mapping[bytes, bytes | memoryview]) -> bytes:
+    """Return all ``fields`` in one piece, for a place that holds no stream entries."""
+    return msgpack.packb(dict(fields), use_bin_type=True)  # type: ignore[no-any-return]
+
+
+def split_fields(data: bytes) -> dict[bytes, bytes]:
+    """Return the fields that `join_fields` joined. Only for what this process wrote itself."""
+    return msgpack.unpackb(data, strict_map_key=False)  # type: ignore[no-any-return]

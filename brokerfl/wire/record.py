@@ -7,6 +7,7 @@ array is made. It must not know messages, ids or Redis.
 import math
 import reprlib
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from typing import Any
 
 from brokerfl.common import (
@@ -77,6 +78,20 @@ def decode_content(fields: Mapping[bytes, bytes | memoryview]) -> RecordSet:
         )
     except (TypeError, ValueError, AttributeError) as error:
         raise FrameError(f"the content is malformed: {error}") from None
+
+
+def digest_of(content: Fields) -> bytes:
+    """Return 16 bytes that tell one encoded content from another."""
+    digest = sha256()
+    for name, data in content.items():
+        digest.update(b"%b %d " % (name, len(data)))
+        digest.update(data)
+    return digest.digest()[:16]
+
+
+def frozen(content: Fields) -> Fields:
+    """Return ``content`` with the arrays copied that share the app's memory: it stays as it is now."""
+    return {name: data if isinstance(data, bytes) else bytes(data) for name, data in content.items()}
 
 
 def _checked(record: MetricsRecord | ConfigsRecord) -> dict[str, Any]:

@@ -48,19 +48,52 @@ def decode_run(run_id: int, data: bytes) -> Run:
     raise FrameError(f"the frame of run {run_id} is malformed")
 
 
-def encode_entry(node_id: int, group_id: str, message_type: str, deadline: int) -> bytes:
-    """Return a ledger entry. ``deadline`` is in milliseconds of Redis TIME."""
-    return pack([node_id, group_id, message_type, deadline])
+@dataclass(frozen=True)
+class LedgerEntry:
+    """What the ledger's hash holds of one message.
+
+    Attributes:
+        node_id: who is to execute it.
+        group_id: its group.
+        message_type: its type.
+        deadline: milliseconds of Redis TIME at which it expires.
+        sequence: which message of the run it was, counted from 1: after a resume the oldest is adopted first.
+        digest: of its content, as `record.digest_of` makes it; equal content is adopted before the oldest.
+        waits: it outlasts its node's absence; only its deadline ends it.
+    """
+
+    node_id: int
+    group_id: str
+    message_type: str
+    deadline: int
+    sequence: int = 0
+    digest: bytes = b""
+    waits: bool = False
 
 
-def decode_entry(data: bytes) -> tuple[int, str, str, int]:
-    """Return node id, group, type and deadline (ms) of a ledger entry.
+def encode_entry(entry: LedgerEntry) -> bytes:
+    """Return the bytes of a ledger entry."""
+    e = entry
+    return pack([e.node_id, e.group_id, e.message_type, e.deadline, e.sequence, e.digest, e.waits])
+
+
+def decode_entry(data: bytes) -> LedgerEntry:
+    """Return the ledger entry that `encode_entry` made.
 
     Raises:
         FrameError: malformed, or of another version.
     """
     entry: Any = unpack(data)
     match entry:
-        case [int(node_id), str(group_id), str(message_type), int(deadline), *_]:
-            return node_id, group_id, message_type, deadline
+        case [
+            int(node_id),
+            str(group_id),
+            str(message_type),
+            int(deadline),
+            int(sequence),
+            bytes(digest),
+            bool(waits),
+            *_,
+        ]:
+            return LedgerEntry(node_id, group_id, message_type, deadline, sequence, digest, waits)
     raise FrameError("a ledger entry is malformed")

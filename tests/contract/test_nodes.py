@@ -77,7 +77,7 @@ def test_a_lapsed_lease_is_taken_and_its_holder_notices(backend: Backend) -> Non
 
 def test_a_dead_process_of_this_host_is_replaced_at_once(backend: Backend) -> None:
     """A lease whose holder ran on this host and is gone is taken over without waiting for it to lapse."""
-    host, pid, started, _ = new_token().split("/")
+    host, pid, started, *_ = new_token().split("/")
     first = Registration(backend.connect(), "berlin", lease=3600.0)
     for dead in (f"{host}/999999999/1/x", f"{host}/{pid}/{int(started) + 1 if started.isdigit() else 'x'}/x"):
         assert is_dead(dead)

@@ -19,7 +19,7 @@ ONLY_IN = {
     "click": {"cli"},
     "rich": {"cli"},
     "fakeredis": {"testing"},
-    "tenacity": {"broker", "client"},
+    "tenacity": {"broker", "client", "server"},
     "numpy": {"common"},
     "torch": set(),
 }

@@ -22,7 +22,7 @@ from brokerfl.wire import frame
 from brokerfl.wire.frame import FrameVersionError, pack, unpack
 from brokerfl.wire.message import decode_message, encode_message, is_message_id, message_id_of, new_message_id
 from brokerfl.wire.record import decode_content, encode_content
-from brokerfl.wire.run import Run, decode_entry, decode_run, encode_entry, encode_run
+from brokerfl.wire.run import LedgerEntry, Run, decode_entry, decode_run, encode_entry, encode_run
 
 METADATA = Metadata(
     run_id=2**64 - 1, message_id="", src_node_id=1, dst_node_id=2**63, reply_to_message="", group_id="ä", ttl=1.5,
@@ -156,7 +156,8 @@ def test_runs_and_entries_come_back() -> None:
     """A run's frame and a ledger entry survive; what is malformed is a FrameError."""
     run = Run(2**64 - 1, "server:app", {"lr": 0.1, "on": True, "n": 3, "s": "x"}, 1.5)
     assert decode_run(run.run_id, encode_run(run)) == run
-    assert decode_entry(encode_entry(2**64 - 1, "1", "train.x", 2**41)) == (2**64 - 1, "1", "train.x", 2**41)
+    entry = LedgerEntry(2**64 - 1, "1", "train.x", 2**41, 7, b"digest", True)
+    assert decode_entry(encode_entry(entry)) == entry
     for bad in (b"", b"\x01", pack([1]), pack(["a", 1.0, {"k": [1]}]), pack({}), b"\x02"):
         with pytest.raises(FrameError):
             decode_run(5, bad)

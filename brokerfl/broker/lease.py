@@ -1,0 +1,48 @@
+"""Leases: whether the holder of one lives. Owns that question for nodes and runs alike; must not know what is held.
+
+A lease whose holder is a dead process of this host is free at once. Any other is watched for one lease time: it is
+renewed, so somebody lives there; or it lapses.
+"""
+
+import time
+from collections.abc import Callable
+from logging import INFO
+
+from brokerfl.broker.connection import Connection, map_errors
+from brokerfl.broker.process import describe
+from brokerfl.common import log
+
+
+def holder_of(connection: Connection, key: str) -> str:
+    """Return who holds a lease, in words."""
+    with map_errors(connection.url):
+        value = connection.redis.get(key)
+    return describe(value.decode().rpartition(":")[2]) if value else "nobody"
+
+
+def await_lapse(
+    connection: Connection, key: str, what: str, refusal: Callable[[str], Exception], stop: Callable[[], bool]
+) -> None:
+    """Return when the lease ``key`` has lapsed, or when ``stop`` says so.
+
+    Args:
+        connection: where the lease is.
+        key: its name.
+        what: what it is the lease of, for the log.
+        refusal: makes the exception to raise, of the holder in words.
+        stop: looked at every 0.2 seconds.
+
+    Raises:
+        Exception: what ``refusal`` made: the holder renewed it.
+    """
+    log(INFO, "%s is held by %s; waiting to see whether it lives", what, holder_of(connection, key))
+    last: int | None = None
+    while not stop():
+        with map_errors(connection.url):
+            left = int(connection.redis.pttl(key))
+        if left < 0:
+            return
+        if last is not None and left > last:
+            raise refusal(holder_of(connection, key))
+        last = left
+        time.sleep(min(0.2, left / 1000))
