@@ -73,6 +73,7 @@ def attach_run(
         RunStopped: somebody stopped it.
     """
     run = read_run(connection, run_id)
+    connection.read_time()
     while (attachment := _try_to_attach(connection, run, takeover, lease, retention)) is None:
         if stop():
             raise RunAttached(f"run {run_id} is still held by another ServerApp")

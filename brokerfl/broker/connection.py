@@ -55,6 +55,9 @@ BLOCK = 2.0
 _SOCKET_TIMEOUT = BLOCK + 5.0
 _CONNECT_TIMEOUT = 5.0
 
+#: A repeated XADD is a duplicate and a repeated XREADGROUP strands a batch: the loops repeat, not the client.
+NO_RETRY = Retry(NoBackoff(), 0)
+
 #: Streams with NOMKSTREAM came with 6.2, PEXPIRE GT with 7.0; 7.0.15 is the oldest server the tests run on.
 OLDEST_SERVER = (7, 0)
 
@@ -265,9 +268,7 @@ def connect(
             socket_timeout=_SOCKET_TIMEOUT,
             socket_connect_timeout=_CONNECT_TIMEOUT,
             **({} if parts.scheme == "unix" else {"socket_keepalive": True}),
-            # A repeated XADD is a duplicate and a repeated XREADGROUP strands a batch: the loops repeat, not the
-            # client.
-            retry=Retry(NoBackoff(), 0),
+            retry=NO_RETRY,
             **(tls.options() if parts.scheme == "rediss" else {}),
         )
     except ValueError as error:

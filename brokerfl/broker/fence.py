@@ -116,12 +116,26 @@ class Fence:
             if not reclaims:
                 raise
         # Whoever ends a run deletes its owner and marks it, in one transaction: what is read here is the truth.
-        score: Any = pipe.zscore(self._connection.keys.runs, str(self._run_id))
-        if owner is None and score is not None and score < 0:
+        if owner is None:
+            self._check_score(pipe.zscore(self._connection.keys.runs, str(self._run_id)))
+        return True
+
+    def _check_score(self, score: Any) -> None:
+        if score is not None and score < 0:
             if score % 1:
                 raise RunStopped(f"run {self._run_id} was stopped")
             raise RunLost(f"run {self._run_id} was ended by another ServerApp")
-        return True
+
+    def explain(self) -> None:
+        """Raise why the run has no owner any more.
+
+        Raises:
+            RunStopped, RunLost: always one of them.
+        """
+        with map_errors(self._connection.url):
+            score = self._connection.redis.zscore(self._connection.keys.runs, str(self._run_id))
+        self._check_score(score)
+        raise RunLost(f"run {self._run_id} is gone from Redis: it was deleted, or it expired")
 
     def _execute_outside(self, build: Build) -> list[Any]:
         with map_errors(self._connection.url), self._connection.redis.pipeline(transaction=False) as pipe:

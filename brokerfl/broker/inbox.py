@@ -187,7 +187,8 @@ class Inboxes:
                 found.append(Delivery(self._runs[key], entry_id, fields))
         if rung:
             new = self._answer(rung)
-            found += self.pending()  # whoever had the id before may have read something and not executed it
+            # Whoever had the id before may have read something and not executed it.
+            found += [delivery for delivery in self.pending() if delivery not in found]
             if new:  # not after all that was read ahead for the other runs
                 found += self._read(dict.fromkeys(new, ">"), count, block=None)
         return found

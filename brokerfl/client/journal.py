@@ -21,7 +21,6 @@ import sqlite3
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from brokerfl.common import ConfigError, NodeNameTaken
@@ -44,17 +43,6 @@ CREATE TABLE IF NOT EXISTS crashes (run TEXT, message TEXT, count INTEGER, PRIMA
 CREATE TABLE IF NOT EXISTS dead (message TEXT PRIMARY KEY, run TEXT, fields BLOB, crashes INTEGER, at REAL);
 CREATE TABLE IF NOT EXISTS runs (run TEXT PRIMARY KEY, absent_since REAL);
 """
-
-
-@dataclass(frozen=True)
-class DeadMessage:
-    """A message that killed its node too often. ``at`` is Unix time in seconds."""
-
-    run_id: int
-    message_id: str
-    fields: dict[bytes, bytes]
-    crashes: int
-    at: float
 
 
 def default_state_dir() -> Path:
@@ -132,7 +120,7 @@ class Journal:
             strange = not path.exists() and any(self._folder.glob("*.db"))
             self._path = str(path)
         try:
-            self._db = sqlite3.connect(self._path, isolation_level=None)
+            self._db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")
             self._db.executescript(_SCHEMA)
@@ -230,15 +218,16 @@ class Journal:
         self.forgive()
         self._commits += 1
         if self._commits % 1000 == 0:
-            self._drop_old_replies(run)
+            self._drop_old_replies()
 
-    def _drop_old_replies(self, run: str) -> None:
+    def _drop_old_replies(self) -> None:
         with self._transaction() as db:
-            db.execute(
-                "DELETE FROM answered WHERE run = ? AND rowid <= "
-                "(SELECT rowid FROM answered WHERE run = ? ORDER BY rowid DESC LIMIT 1 OFFSET ?)",
-                (run, run, MOST_REPLIES),
-            )
+            for (run,) in db.execute("SELECT DISTINCT run FROM answered").fetchall():
+                db.execute(
+                    "DELETE FROM answered WHERE run = ? AND rowid <= "
+                    "(SELECT rowid FROM answered WHERE run = ? ORDER BY rowid DESC LIMIT 1 OFFSET ?)",
+                    (run, run, MOST_REPLIES),
+                )
 
     def state_of(self, run_id: int) -> dict[bytes, bytes] | None:
         """Return the fields of a run's state as of the last commit; None when it never had any."""
@@ -275,13 +264,3 @@ class Journal:
                 "INSERT OR REPLACE INTO dead VALUES (?, ?, ?, ?, ?)",
                 (message_id, str(run_id), join_fields(fields), crashes, time.time()),
             )
-
-
-def dead_messages(path: Path) -> list[DeadMessage]:
-    """Return the dead messages in a journal's file, which its node may be using; the oldest first."""
-    db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
-    try:
-        rows = db.execute("SELECT run, message, fields, crashes, at FROM dead ORDER BY at").fetchall()
-    finally:
-        db.close()
-    return [DeadMessage(int(run), message, split_fields(data), count, at) for run, message, data, count, at in rows]

@@ -94,7 +94,7 @@ class Node:
             RedisAuthError, RedisTLSError: Redis does not let us in.
             ConfigError: the journal cannot be used.
         """
-        self._registration.register(self.is_stopping)
+        self.register()
         heartbeat = Heartbeat(
             f"heartbeat of node {self.node_id}", self._registration.lease / 3, self._renew, self._fail
         )
@@ -103,16 +103,26 @@ class Node:
         waker.start()
         try:
             if not self.is_stopping():
-                self._choose_journal()
                 self._on_ready()
-            self._loop()
+            while not self.is_stopping():
+                self.turn(min(BLOCK, self._registration.lease / 2))
         finally:
             self.stop()
             heartbeat.stop()
             waker.join()
-            self._leave()
+            self.leave()
         if self._failure is not None:
             raise self._failure
+
+    def register(self) -> None:
+        """Take the node's id, and open the journal that belongs to this Redis.
+
+        Raises:
+            NodeNameTaken, ConfigError: see `serve`.
+        """
+        self._registration.register(self.is_stopping)
+        if not self.is_stopping():
+            self._choose_journal()
 
     def _wake_when_stopping(self) -> None:
         """A blocking read ends when the node rings its own doorbell: no signal has to tear it apart."""
@@ -125,7 +135,8 @@ class Node:
         except BrokerflError:
             return  # then nothing is being read either
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
+        """Publish what is finished, give up the id, and let go of the journal."""
         try:
             self._publisher.close()
             self._registration.leave()
@@ -145,23 +156,17 @@ class Node:
 
     # The loop.
 
-    def _loop(self) -> None:
-        while not self.is_stopping():
-            try:
-                self.turn(min(BLOCK, self._registration.lease / 2))
-            except (RedisUnreachable, RedisOutOfMemory):
-                self._losses = -1
-                self._connection.wait_until_up(float("inf"), self.is_stopping)
-            except NodeNameTaken as error:
-                self._fail(error)
-
     def turn(self, block: float) -> None:
-        """Read, waiting ``block`` seconds for a message, and work off one.
+        """Read, waiting ``block`` seconds for a message, and work off one; wait while Redis is away."""
+        try:
+            self._turn(block)
+        except (RedisUnreachable, RedisOutOfMemory):
+            self._losses = -1
+            self._connection.wait_until_up(float("inf"), self.is_stopping)
+        except NodeNameTaken as error:
+            self._fail(error)
 
-        Raises:
-            NodeNameTaken: another process holds the id by now.
-            RedisUnreachable, RedisOutOfMemory: to be called again when Redis answers.
-        """
+    def _turn(self, block: float) -> None:
         losses = self._connection.losses
         if losses != self._losses:
             self._renew()

@@ -188,12 +188,7 @@ class Pusher:
                 self._saved.committed(staged)
             collector.forget(settled + cancelled)
             if cancelled:
-                log(
-                    INFO,
-                    "Cancelled %s of run %s that the resumed ServerApp did not push again",
-                    len(cancelled),
-                    self._run_id,
-                )
+                log(INFO, "Run %s: %s messages that were not pushed again are cancelled", self._run_id, len(cancelled))
             if results is not None and pushed:
                 self._note_entries(pushed, results[len(results) - len(pushed) :])
 

@@ -72,9 +72,7 @@ class Reconciler:
             forgotten = False
         except Forgotten as error:
             if error.is_gone and (not was_cut or self._attachment.is_outlived()):
-                raise RunLost(
-                    f"run {self._run_id} is gone from Redis: it was deleted, ended elsewhere, or expired"
-                ) from None
+                self._attachment.fence.explain()
             forgotten = True
         nodes = list(contacted)
         self._attachment.fence.execute(lambda pipe: self._write(pipe, nodes), reclaims=True)

@@ -5,7 +5,7 @@ from typing import Any
 
 from fakeredis import FakeRedis, FakeServer
 
-from brokerfl.broker.connection import Connection
+from brokerfl.broker.connection import NO_RETRY, Connection
 from brokerfl.broker.keys import DEFAULT_PREFIX, Keys
 
 __all__ = ["FakeServer", "fake_connection"]
@@ -57,6 +57,7 @@ class _Redis(FakeRedis):
 
 def fake_connection(server: FakeServer | None = None, prefix: str = DEFAULT_PREFIX) -> Connection:
     """Return a connection to a fakeredis server of its own, or to ``server``."""
-    connection = Connection(_Redis(server=server or FakeServer()), Keys(prefix), "fakeredis")
+    client = _Redis(server=server or FakeServer(), retry=NO_RETRY)
+    connection = Connection(client, Keys(prefix), "fakeredis")
     connection.read_time()
     return connection

@@ -1,0 +1,585 @@
+"""A world in one thread: a ServerApp, nodes and a Redis (fakeredis), and one accident at an exact command.
+
+Owns the order in which processes run, and the accidents. Nothing here waits: a ServerApp that blocks lets the nodes work,
+and when nobody has anything to do the clock goes on. So a case takes milliseconds and always does the same.
+
+Every command a process sends is counted, a MULTI … EXEC as one. At the k-th command of its victim an accident happens,
+before or after the server executes it:
+
+    kill     the process is gone; another one starts in its place
+    cut      its connection breaks
+    forget   Redis loses the last writes it acknowledged, and every connection breaks
+    stop     somebody stops the run
+    freeze   another process takes the victim's place and does all the rest; then the victim wakes
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from fakeredis import FakeRedis, FakeServer
+from redis.client import Pipeline
+from redis.exceptions import ConnectionError
+
+from brokerfl.broker.connection import NO_RETRY, Connection
+from brokerfl.broker.heartbeat import Heartbeat
+from brokerfl.broker.keys import LEASE, Keys
+from brokerfl.broker.nodes import Registration
+from brokerfl.broker.runs import list_runs, stop_run
+from brokerfl.client import ClientApp
+from brokerfl.client.journal import Journal
+from brokerfl.client.node import Node
+from brokerfl.common import BrokerflError, Context, Message, MetricsRecord, RedisUnreachable, RunError, RunStopped
+from brokerfl.server import Driver
+from tests.apps import number
+from tests.conftest import PREFIX
+
+#: Virtual seconds after which a case counts as hanging. No accident takes longer than a lease and an offline grace.
+PATIENCE = 300.0
+
+#: Commands that change nothing: a Redis that forgets forgets the others.
+READS = {
+    "GET", "HGET", "HGETALL", "HMGET", "HVALS", "HEXISTS", "EXISTS", "TIME", "XREAD", "XRANGE", "XPENDING", "SMEMBERS", "SMISMEMBER",
+    "SCARD", "ZSCORE", "ZRANGE", "PTTL", "TYPE", "WATCH", "UNWATCH", "SCAN", "MULTI", "EXEC", "PING", "XLEN", "HLEN",
+}  # fmt: skip
+
+
+class Killed(BaseException):
+    """The process is gone: no Exception, so that nothing catches it."""
+
+
+@dataclass
+class Accident:
+    """What happens at the ``k``-th command of ``victim``, and whether before or after the server executes it."""
+
+    kind: str = "none"
+    victim: str = ""
+    k: int = 0
+    before: bool = True
+    forgets: int = 0
+    wakes_after: int = 0
+
+    def __str__(self) -> str:
+        when = "before" if self.before else "after"
+        return f"{self.kind} {when} command {self.k} of {self.victim} ({self.forgets} forgotten, {self.wakes_after} turns)"
+
+
+@dataclass
+class Execution:
+    """One run of a ClientApp's function."""
+
+    process: int
+    node_id: int
+    message_id: str
+    group: str
+    value: int
+
+
+class World:
+    """Processes, their Redis, and what happened.
+
+    Args:
+        accident: what is to happen.
+        nodes: how many nodes.
+    """
+
+    def __init__(self, accident: Accident, nodes: int = 2) -> None:
+        self.accident = accident
+        self.happened = False
+        self.redis_server = FakeServer()
+        self.admin = FakeRedis(server=self.redis_server)
+        self.counts: dict[str, int] = {}
+        self.commands: dict[str, list[str]] = {}
+        self.log: list[list[tuple[tuple[Any, ...], Any]]] = []
+        self.executions: list[Execution] = []
+        self.clock = 0.0
+        self.wires: list[Wire] = []
+        self.nodes = [NodeProcess(self, f"node{index}", f"node{index}") for index in range(nodes)]
+        self.asleep: list[NodeProcess] = []
+        self.frozen: Frozen | None = None
+        self.durable = 0
+        self.in_turn = False
+
+    def register_nodes(self) -> None:
+        """Let every node enter the registry."""
+        for process in self.nodes:
+            while not process.is_registered:
+                process.turn()
+        self.durable = len(self.log)
+
+    def wire(self, name: str) -> "Wire":
+        self.wires.append(Wire(self, name))
+        return self.wires[-1]
+
+    @property
+    def node_ids(self) -> list[int]:
+        return list(dict.fromkeys(process.node.node_id for process in self.nodes))
+
+    def run_nodes(self) -> bool:
+        """Let every node have its turn; return whether any of them wrote anything."""
+        if self.in_turn:  # it is a node that waits
+            return False
+        before, self.in_turn = len(self.log), True
+        try:
+            self.wake_sleepers()
+            for process in list(self.nodes):
+                process.turn()
+        finally:
+            self.in_turn = False
+        return len(self.log) != before
+
+    def pass_time(self, seconds: float) -> None:
+        self.clock += seconds
+        assert self.clock < PATIENCE, "the run hangs"
+
+    def replace(self, frozen: "NodeProcess") -> None:
+        """A node did not answer for longer than its lease: somebody starts it on another machine."""
+        self.clock += 2 * LEASE
+        self.release(Keys(PREFIX).node_lease(frozen.node.node_id))
+        self.asleep.append(frozen)
+        self.nodes[self.nodes.index(frozen)] = NodeProcess(self, "successor", frozen.name)
+
+    def wake_sleepers(self, at_the_end: bool = False) -> None:
+        """Frozen nodes wake some turns after they froze, at the latest when all is over."""
+        for process in list(self.asleep):
+            self.accident.wakes_after -= 1
+            if self.accident.wakes_after < 0 or at_the_end:
+                self.asleep.remove(process)
+                process.wake()
+                self.nodes.append(process)
+
+    def finish(self) -> None:
+        """Let everybody who is still there have some turns after the end."""
+        self.in_turn = True
+        self.wake_sleepers(at_the_end=True)
+        self.in_turn = False
+        for _ in range(5):
+            self.run_nodes()
+
+    # Accidents.
+
+    def command(self, wire: "Wire", commands: Sequence[tuple[Any, ...]], execute: Callable[[], Any]) -> Any:
+        """Let a process execute a command, unless something happens."""
+        if wire.dead:
+            raise Killed
+        self.counts[wire.name] = self.counts.get(wire.name, 0) + 1
+        self.commands.setdefault(wire.name, []).append(" ".join(str(args[0]) for args in commands))
+        hit = not self.happened and wire.name == self.accident.victim and self.counts[wire.name] == self.accident.k
+        if wire.broken:
+            wire.broken = False
+            raise ConnectionError("broken")
+        if hit and self.accident.before:
+            self._strike(wire)
+        result = execute()
+        self._remember(commands, result)
+        if hit and not self.accident.before:
+            self._strike(wire)
+        return result
+
+    def _remember(self, commands: Sequence[tuple[Any, ...]], result: Any) -> None:
+        results = result if len(commands) > 1 or isinstance(result, list) else [result]
+        results = results if len(results) == len(commands) else [None] * len(commands)
+        unit = [
+            (args, answer)
+            for args, answer in zip(commands, results, strict=True)
+            if str(args[0]).split()[0] not in READS and not isinstance(answer, Exception)
+        ]
+        if unit and not (str(unit[0][0][0]) == "XREADGROUP" and not result):
+            self.log.append(unit)
+
+    def _strike(self, wire: "Wire") -> None:
+        self.happened = True
+        match self.accident.kind:
+            case "kill":
+                wire.dead = True
+                raise Killed
+            case "cut":
+                raise ConnectionError("cut")
+            case "forget":
+                self.forget(self.accident.forgets)
+                for each in self.wires:
+                    each.broken = each is not wire
+                raise ConnectionError("Redis was killed")
+            case "stop":
+                stop_everything(self)
+            case "freeze":
+                assert self.frozen is not None
+                self.frozen.freeze()
+
+    def forget(self, writes: int) -> None:
+        """Make Redis what it was before its last ``writes`` writes: empty it, and do all the others again.
+
+        Not back to before the nodes were registered: a Redis without its identity has lost all data, and says so.
+        """
+        self.log = self.log[: max(self.durable, len(self.log) - writes)]
+        self.admin.flushall()
+        for unit in self.log:
+            with self.admin.pipeline(transaction=True) as pipe:
+                for args, answer in unit:
+                    if args[0] == "XADD" and answer is None:
+                        continue
+                    pipe.execute_command(*_with_id(args, answer))
+                pipe.execute(raise_on_error=False)
+
+    def release(self, key: str) -> None:
+        """A lease lapses: its holder is gone."""
+        self.admin.delete(key)
+
+
+def _with_id(args: tuple[Any, ...], answer: Any) -> tuple[Any, ...]:
+    """An XADD executed again must make the same entry."""
+    if args[0] != "XADD":
+        return args
+    place = args.index("*") if "*" in args else args.index(b"*")
+    return (*args[:place], answer, *args[place + 1 :])
+
+
+def stop_everything(world: World) -> None:
+    """Stop whatever run there is."""
+    connection = Connection(FakeRedis(server=world.redis_server), Keys(PREFIX), "admin")
+    for run in list_runs(connection):
+        if not run.ended_at:
+            stop_run(connection, run.run_id, patience=0.1)
+            world.log.clear()
+
+
+# Connections.
+
+
+class Wire:
+    """One process's connection."""
+
+    def __init__(self, world: World, name: str) -> None:
+        self.world = world
+        self.name = name
+        self.dead = False
+        self.broken = False
+        client = _Client(server=world.redis_server, retry=NO_RETRY)
+        client.wire = self
+        self.connection = Connection(client, Keys(PREFIX), name)
+
+
+class _Client(FakeRedis):
+    wire: Wire
+
+    def _send_command_parse_response(self, conn: Any, command_name: Any, *args: Any, **options: Any) -> Any:
+        def execute() -> Any:
+            return FakeRedis._send_command_parse_response(self, conn, command_name, *args, **options)
+
+        return self.wire.world.command(self.wire, [args], execute)
+
+    def pipeline(self, transaction: Any = True, shard_hint: Any = None) -> "_Pipeline":
+        made = _Pipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+        made.wire = self.wire
+        return made
+
+    def xread(self, streams: Any, count: Any = None, block: Any = None) -> Any:
+        found = super().xread(streams, count)
+        if found or block is None:
+            return found
+        if not self.wire.world.run_nodes():
+            self.wire.world.pass_time(block / 1000)
+        return super().xread(streams, count)
+
+    def xreadgroup(self, *args: Any, **options: Any) -> Any:
+        return super().xreadgroup(*args, **{**options, "block": None})
+
+
+class _Pipeline(Pipeline):
+    wire: Wire
+
+    def _send_command_parse_response(self, conn: Any, command_name: Any, *args: Any, **options: Any) -> Any:
+        def execute() -> Any:
+            return Pipeline._send_command_parse_response(self, conn, command_name, *args, **options)
+
+        return self.wire.world.command(self.wire, [args], execute)
+
+    def _execute_transaction(self, connection: Any, commands: Any, raise_on_error: Any) -> Any:
+        def execute() -> Any:
+            return Pipeline._execute_transaction(self, connection, commands, raise_on_error)
+
+        watching = self.watching
+        try:
+            return self.wire.world.command(self.wire, [args for args, _ in commands], execute)
+        except ConnectionError:
+            self.watching = watching  # the answer to EXEC has not come
+            raise
+
+    def _execute_pipeline(self, connection: Any, commands: Any, raise_on_error: Any) -> Any:
+        def one(command: Any) -> Any:
+            return Pipeline._execute_pipeline(self, connection, [command], False)[0]
+
+        results = [self.wire.world.command(self.wire, [each[0]], lambda each=each: one(each)) for each in commands]
+        if raise_on_error:
+            self.raise_first_error(commands, results)
+        return results
+
+
+# Processes.
+
+
+class KeptJournal(Journal):
+    """A journal in memory that outlives its process, as a file does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kept: dict[bytes, Any] = {}
+
+    def open(self, identity: bytes) -> bool:
+        self._db = self._kept.get(identity)
+        if self._db is None:
+            super().open(identity)
+            self._kept[identity] = self._db
+        return False
+
+    def _close_file(self) -> None:
+        self._db = None
+
+
+class NodeProcess:
+    """A node that is started again whenever it was killed."""
+
+    def __init__(self, world: World, wire: str, name: str) -> None:
+        self.world = world
+        self.wire_name = wire
+        self.name = name
+        self.journal = KeptJournal()
+        self.starts = 0
+        self.frozen: Frozen | None = None
+        self.has_left = False
+        self.start()
+
+    def start(self) -> None:
+        self.starts += 1
+        self.wire = self.world.wire(self.wire_name)
+        registration = Registration(self.wire.connection, self.name)
+        self.node = Node(self._app(), self.wire.connection, registration, journal=self.journal)
+        self.is_registered = False
+
+    def turn(self) -> None:
+        """Let the node do one thing; in a thread while it may freeze."""
+        if self.has_left or self.frozen is not None:
+            return
+        may_freeze = self.accident_is_near()
+        if not may_freeze:
+            self._turn()
+            return
+        frozen = self.world.frozen = Frozen(self._turn)
+        if frozen.start():
+            self.frozen = frozen
+            self.world.replace(self)
+        elif frozen.error is not None:
+            raise frozen.error
+
+    def accident_is_near(self) -> bool:
+        accident = self.world.accident
+        return accident.kind == "freeze" and accident.victim == self.wire_name and not self.world.happened
+
+    def wake(self) -> None:
+        """Let a frozen node go on."""
+        frozen, self.frozen = self.frozen, None
+        assert frozen is not None
+        frozen.wake()
+        assert frozen.error is None, frozen.error
+
+    def _turn(self) -> None:
+        try:
+            if not self.is_registered:
+                self._register()
+            if self.node.is_stopping():
+                self.node.leave()
+                self.has_left = True
+            else:
+                self.node.turn(0.001)
+        except Killed:
+            self.world.release(Keys(PREFIX).node_lease(self.node.node_id))
+            self.start()
+
+    def _register(self) -> None:
+        while not self.is_registered:
+            try:
+                self.node.register()
+                self.is_registered = True
+            except RedisUnreachable:  # whoever started it starts it again
+                self.world.release(Keys(PREFIX).node_lease(self.node.node_id))
+
+    def _app(self) -> ClientApp:
+        """Counts and adds up in its state what it is sent; replies three times the value, and the running total."""
+        app = ClientApp()
+        process = id(self.journal)
+
+        @app.train()
+        def train(message: Message, context: Context) -> Message:
+            value = message.content.metrics_records["m"]["n"]
+            assert isinstance(value, int)
+            done = context.state.metrics_records.setdefault("done", MetricsRecord({"count": 0, "total": 0}))
+            done["count"] += 1  # type: ignore[operator]
+            done["total"] += value  # type: ignore[operator]
+            meta = message.metadata
+            self.world.executions.append(Execution(process, context.node_id, meta.message_id, meta.group_id, value))
+            reply = number(3 * value)
+            reply.metrics_records["done"] = MetricsRecord(dict(done))
+            return message.create_reply(reply)
+
+        return app
+
+
+@dataclass
+class Outcome:
+    """What a ServerApp's main returned, and how often it was started."""
+
+    result: Any = None
+    starts: int = 0
+    run_id: int = 0
+    errors: list[str] = field(default_factory=list)
+
+
+Program = Callable[[Driver, World, int], Any]
+
+
+def serve(world: World, program: Program, outcome: Outcome, resume: int | None = None, name: str = "server") -> None:
+    """Run a ServerApp until it has ended, starting it again whenever it was killed."""
+    keys = Keys(PREFIX)
+    while True:
+        outcome.starts += 1
+        wire = world.wire(name)
+        try:
+            driver = Driver(wire.connection, "app", resume=resume, takeover=name != "server")
+            outcome.run_id = driver.run.run_id
+            outcome.result = program(driver, world, outcome.starts)
+            driver.end()
+            return
+        except Killed:
+            resume = unfinished(world)
+            if resume is None and outcome.result is not None:
+                return
+            if resume is not None:
+                world.release(keys.run_lease(resume))
+        except BrokerflError as error:
+            if not isinstance(error.__cause__, ConnectionError) or outcome.run_id:
+                raise
+            resume = unfinished(world)  # the connection broke while the run was created: the user tries again
+            if resume is not None:
+                world.release(keys.run_lease(resume))
+
+
+def play(accident: Accident, program: Program) -> tuple[World, Outcome]:
+    """Let a ServerApp and two nodes run through one accident; return what became of them."""
+    world, outcome = World(accident), Outcome()
+    enter(world)
+    world.register_nodes()
+    if accident.kind == "freeze" and accident.victim == "server":
+        world.frozen = Frozen(lambda: serve(world, program, outcome))
+        if world.frozen.start():
+            resume = unfinished(world)
+            successor = Outcome()
+            if resume is not None:
+                serve(world, program, successor, resume, "successor")
+            world.frozen.wake()
+            if resume is not None:
+                assert isinstance(world.frozen.error, RunError), f"the frozen one went on: {world.frozen.error!r}"
+                outcome = successor
+            elif world.frozen.error is not None:
+                raise world.frozen.error
+    else:
+        try:
+            serve(world, program, outcome)
+        except RunStopped:
+            assert accident.kind == "stop"
+    world.finish()
+    return world, outcome
+
+
+def unfinished(world: World) -> int | None:
+    """Return the run that has not ended."""
+    for member, score in world.admin.zrange(Keys(PREFIX).runs, 0, -1, withscores=True):
+        if score > 0 and world.admin.exists(Keys(PREFIX).owner(int(member))):
+            return int(member)
+    return None
+
+
+class Frozen:
+    """A victim in a thread of its own, which stops at an exact command until it is woken."""
+
+    def __init__(self, victim: Callable[[], None]) -> None:
+        self._asleep = threading.Event()
+        self._awake = threading.Event()
+        self.error: BaseException | None = None
+        self._victim = victim
+        self._froze = False
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def start(self) -> bool:
+        """Run the victim until it freezes or ends; return whether it froze."""
+        self._thread.start()
+        assert self._asleep.wait(30)
+        return self._froze
+
+    def _run(self) -> None:
+        try:
+            self._victim()
+        except BaseException as error:
+            self.error = error
+        finally:
+            self._asleep.set()
+
+    def freeze(self) -> None:
+        """Called by the victim."""
+        self._froze = True
+        self._asleep.set()
+        assert self._awake.wait(30)
+
+    def wake(self) -> None:
+        """Let the victim go on to its end."""
+        self._awake.set()
+        self._thread.join(30)
+        assert not self._thread.is_alive(), "the victim hangs"
+
+
+_entered: list[World] = []
+
+
+def enter(world: World) -> None:
+    """From now on the time is this world's."""
+    _entered[:] = [world]
+
+
+@contextmanager
+def virtual_time() -> Iterator[None]:
+    """Nothing sleeps and no heart beats: the clock is that of the world that was entered last."""
+    real = time.monotonic
+
+    def sleep(seconds: float) -> None:
+        _entered[0].run_nodes()
+        _entered[0].pass_time(max(seconds, 0.001))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "monotonic", lambda: real() + (_entered[0].clock if _entered else 0.0))
+        patch.setattr(time, "sleep", sleep)
+        patch.setattr(Heartbeat, "start", lambda self: None)
+        yield
+        _entered.clear()
+
+
+# The books.
+
+
+def check_books(world: World, outcome: Outcome) -> None:
+    """Every message was executed once, every state has what was executed in it, and no key of the run is left."""
+    seen: dict[tuple[int, str], int] = {}
+    for execution in world.executions:
+        key = execution.process, execution.message_id
+        seen[key] = seen.get(key, 0) + 1
+    twice = [key for key, count in seen.items() if count > 1]
+    assert not twice, f"executed more than once: {twice}"
+    left = [key.decode() for key in world.admin.scan_iter() if str(outcome.run_id) in key.decode()]
+    assert not left, f"keys of the run are left: {left}"
+    for key in world.admin.scan_iter():
+        lasting = key.decode() in {f"{PREFIX}:id", f"{PREFIX}:nodes", f"{PREFIX}:runs"}
+        assert lasting or world.admin.pttl(key) > 0, f"{key!r} has no lifetime"
+
+
