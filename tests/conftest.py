@@ -23,6 +23,11 @@ REQUIRED = os.environ.get("BROKERFL_REQUIRE_BACKENDS") == "1"
 BACKENDS = ("fakeredis", "valkey", "redis", "redis-tls")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let ``scripts/test tests/crash --every-accident`` run tens of thousands of cases."""
+    parser.addoption("--every-accident", action="store_true", help="all cases of tests/crash, not one in some")
+
+
 @dataclass
 class Backend:
     """A server under test. ``connect`` gives a new connection, ``admin`` a client that may do anything."""

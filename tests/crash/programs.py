@@ -107,6 +107,31 @@ def asynchronous(driver: Driver, world: World, start: int) -> int:
     return int(books["sum"])  # type: ignore[arg-type]
 
 
+def another_sample(driver: Driver, world: World, start: int) -> int:
+    """Chooses other nodes of three whenever it is started, and counts what came from whom."""
+    state = driver.context.state.metrics_records
+    books = state.setdefault("books", MetricsRecord({"round": 0, "sum": 0, "should": 0, "replies": 0}))
+    for server_round in range(int(books["round"]), ROUNDS):  # type: ignore[arg-type]
+        left_out = (server_round + start) % 3
+        chosen = [node for index, node in enumerate(world.node_ids) if index != left_out]
+        for reply in driver.replies(_send(driver, chosen, server_round, str(server_round))):
+            books["sum"] += _value(reply)  # type: ignore[operator]
+            index = chosen.index(reply.metadata.src_node_id)
+            books["should"] += 3 * value_of(server_round, index)  # type: ignore[operator]
+            books["replies"] += 1  # type: ignore[operator]
+        books["round"] = server_round + 1
+    assert books["replies"] == 2 * ROUNDS, books
+    assert books["sum"] == books["should"], books
+    return EXPECTED
+
+
 PROGRAMS = {
-    program.__name__: program for program in (state_kept, state_ignored, content_changes, one_group, asynchronous)
+    program.__name__: program
+    for program in (state_kept, state_ignored, content_changes, one_group, asynchronous, another_sample)
 }
+
+#: Programs that may have a message executed again under another id, or execute what is then cancelled.
+REPEATING = {"state_ignored", "another_sample"}
+
+#: How many nodes a program has.
+NODES = {"another_sample": 3}

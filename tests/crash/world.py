@@ -65,7 +65,9 @@ class Accident:
 
     def __str__(self) -> str:
         when = "before" if self.before else "after"
-        return f"{self.kind} {when} command {self.k} of {self.victim} ({self.forgets} forgotten, {self.wakes_after} turns)"
+        return (
+            f"{self.kind} {when} command {self.k} of {self.victim} ({self.forgets} forgotten, {self.wakes_after} turns)"
+        )
 
 
 @dataclass
@@ -93,6 +95,7 @@ class World:
         self.redis_server = FakeServer()
         self.admin = FakeRedis(server=self.redis_server)
         self.counts: dict[str, int] = {}
+        self.ready: dict[str, int] = {}
         self.commands: dict[str, list[str]] = {}
         self.log: list[list[tuple[tuple[Any, ...], Any]]] = []
         self.executions: list[Execution] = []
@@ -106,10 +109,10 @@ class World:
 
     def register_nodes(self) -> None:
         """Let every node enter the registry."""
-        for process in self.nodes:
-            while not process.is_registered:
-                process.turn()
+        while waiting := [process for process in self.nodes if not process.is_registered]:
+            waiting[0].turn()
         self.durable = len(self.log)
+        self.ready = dict(self.counts)
 
     def wire(self, name: str) -> "Wire":
         self.wires.append(Wire(self, name))
@@ -467,9 +470,9 @@ def serve(world: World, program: Program, outcome: Outcome, resume: int | None =
                 world.release(keys.run_lease(resume))
 
 
-def play(accident: Accident, program: Program) -> tuple[World, Outcome]:
-    """Let a ServerApp and two nodes run through one accident; return what became of them."""
-    world, outcome = World(accident), Outcome()
+def play(accident: Accident, program: Program, nodes: int = 2) -> tuple[World, Outcome]:
+    """Let a ServerApp and its nodes run through one accident; return what became of them."""
+    world, outcome = World(accident, nodes), Outcome()
     enter(world)
     world.register_nodes()
     if accident.kind == "freeze" and accident.victim == "server":
@@ -581,5 +584,3 @@ def check_books(world: World, outcome: Outcome) -> None:
     for key in world.admin.scan_iter():
         lasting = key.decode() in {f"{PREFIX}:id", f"{PREFIX}:nodes", f"{PREFIX}:runs"}
         assert lasting or world.admin.pttl(key) > 0, f"{key!r} has no lifetime"
-
-
