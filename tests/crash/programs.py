@@ -114,10 +114,15 @@ def another_sample(driver: Driver, world: World, start: int) -> int:
     for server_round in range(int(books["round"]), ROUNDS):  # type: ignore[arg-type]
         left_out = (server_round + start) % 3
         chosen = [node for index, node in enumerate(world.node_ids) if index != left_out]
-        for reply in driver.replies(_send(driver, chosen, server_round, str(server_round))):
+        value = {node: 10 ** (3 * server_round + index) for index, node in enumerate(world.node_ids)}
+        driver.wait_for_nodes(len(value))
+        group = str(server_round)
+        ids = driver.push_messages(
+            [driver.create_message(number(value[node]), "train", node, group) for node in chosen]
+        )
+        for reply in driver.replies(ids):
             books["sum"] += _value(reply)  # type: ignore[operator]
-            index = chosen.index(reply.metadata.src_node_id)
-            books["should"] += 3 * value_of(server_round, index)  # type: ignore[operator]
+            books["should"] += 3 * value[reply.metadata.src_node_id]  # type: ignore[operator]
             books["replies"] += 1  # type: ignore[operator]
         books["round"] = server_round + 1
     assert books["replies"] == 2 * ROUNDS, books
