@@ -190,11 +190,13 @@ class Registration:
             raise translate(holder, self._connection.url) or holder
         if isinstance(now, tuple):
             self._connection.set_time(now, asked_at)
-        if holder is not None and holder != self._token.encode():
+        is_ours = holder == self._token.encode()
+        # A Redis that forgot its last writes may remember the lease of our predecessor.
+        if holder is not None and not is_ours and not self._is_gone(holder.decode()):
             return False
-        if holder is None and not self._take_lease():
+        if not is_ours and not self._take_lease():
             return False
-        if holder is None or known != 2 or identity != self.identity:
+        if not is_ours or known != 2 or identity != self.identity:
             self._enter()
         self.renewed_at = time.monotonic()
         return True

@@ -211,7 +211,9 @@ class Collector:
             failed = [
                 (message, _verdict(message, now))
                 for message in self.ledger.awaited()
-                if message.entry.deadline <= now or (message.node_id in gone and not message.entry.waits)
+                if message.entry.deadline <= now
+                or (message.node_id in gone and not message.entry.waits)
+                or (message.is_lost and message.fields is None)
             ]
         if failed:
             self.fail(failed)
@@ -393,4 +395,7 @@ def take_back(pipe: Pipeline, connection: Connection, run_id: int, message: Open
 def _verdict(message: OpenMessage, now: float) -> Error:
     if message.entry.deadline <= now:
         return Error(ErrorCode.MESSAGE_UNAVAILABLE, "the message expired before a reply came")
+    if message.is_lost and message.fields is None:
+        reason = "Redis lost the message, and the resumed ServerApp did not push it again"
+        return Error(ErrorCode.MESSAGE_UNAVAILABLE, reason)
     return Error(ErrorCode.NODE_UNAVAILABLE, f"node {message.node_id} is unavailable: its lease lapsed")

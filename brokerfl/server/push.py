@@ -16,7 +16,7 @@ from brokerfl.broker.attachment import Attachment
 from brokerfl.broker.connection import Connection, Pipeline, map_errors
 from brokerfl.broker.inbox import ring
 from brokerfl.broker.keys import milliseconds
-from brokerfl.broker.ledger import OpenMessage
+from brokerfl.broker.ledger import OpenMessage, State
 from brokerfl.broker.nodes import registered
 from brokerfl.broker.saved import SavedContext
 from brokerfl.common import Context, Error, ErrorCode, Message, RedisOutOfMemory, log
@@ -139,7 +139,8 @@ class Pusher:
                 waits,
             )
             made = self._ledger.adopt(entry, now) or OpenMessage(new_message_id(self._run_id), entry)
-        if not made.pushed or made.is_lost:  # else its first content stands
+        if made.state is State.OPEN:
+            # What was adopted keeps its first content, unless Redis should prove to have lost that.
             made.fields = encode_message(made.message_id, meta, content)
         return made
 

@@ -63,7 +63,7 @@ def accidents(kind: str, name: str, victim: str, every: bool) -> Iterator[Accide
     calm = run(name, Accident())
     first = calm.ready[victim] + 1 if kind == "freeze" and victim != "server" else 1
     forgotten = (0,) if kind != "forget" else FORGOTTEN if every else FORGOTTEN[::3]
-    wakes = (0,) if kind != "freeze" or victim == "server" else WAKES if every else WAKES[1::2]
+    wakes = (0,) if kind != "freeze" else WAKES if every else WAKES[::2]
     for k in range(first, calm.counts[victim] + 1):
         for before in (True, False):
             for forgets in forgotten:

@@ -35,6 +35,7 @@ from brokerfl.client.journal import Journal
 from brokerfl.client.node import Node
 from brokerfl.common import BrokerflError, Context, Message, MetricsRecord, RedisUnreachable, RunError, RunStopped
 from brokerfl.server import Driver
+from brokerfl.wire.record import decode_content
 from tests.apps import number
 from tests.conftest import PREFIX
 
@@ -102,7 +103,7 @@ class World:
         self.clock = 0.0
         self.wires: list[Wire] = []
         self.nodes = [NodeProcess(self, f"node{index}", f"node{index}") for index in range(nodes)]
-        self.asleep: list[NodeProcess] = []
+        self.asleep: list[NodeProcess | Frozen] = []
         self.frozen: Frozen | None = None
         self.durable = 0
         self.is_over = False
@@ -148,13 +149,12 @@ class World:
         self.nodes[self.nodes.index(frozen)] = NodeProcess(self, "successor", frozen.name)
 
     def wake_sleepers(self, at_the_end: bool = False) -> None:
-        """Frozen nodes wake some turns after they froze, at the latest when all is over."""
-        for process in list(self.asleep):
+        """Who is frozen wakes some turns after that, at the latest when all is over."""
+        for sleeper in list(self.asleep):
             self.accident.wakes_after -= 1
             if self.accident.wakes_after < 0 or at_the_end:
-                self.asleep.remove(process)
-                process.wake()
-                self.nodes.append(process)
+                self.asleep.remove(sleeper)
+                sleeper.wake()
 
     def finish(self) -> None:
         """Let everybody who is still there have some turns after the end."""
@@ -363,7 +363,7 @@ class NodeProcess:
     def start(self) -> None:
         self.starts += 1
         self.wire = self.world.wire(self.wire_name)
-        registration = Registration(self.wire.connection, self.name)
+        registration = Registration(self.wire.connection, self.name, home=self.wire_name)
         self.node = Node(self._app(), self.wire.connection, registration, journal=self.journal)
         self.is_registered = False
 
@@ -392,6 +392,7 @@ class NodeProcess:
         assert frozen is not None
         frozen.wake()
         assert frozen.error is None, frozen.error
+        self.world.nodes.append(self)
 
     def _turn(self) -> None:
         try:
@@ -485,8 +486,11 @@ def play(accident: Accident, program: Program, nodes: int = 2) -> tuple[World, O
             resume = unfinished(world)
             successor = Outcome()
             if resume is not None:
+                world.asleep.append(world.frozen)
                 serve(world, program, successor, resume, "successor")
-            world.frozen.wake()
+                world.finish()
+            else:
+                world.frozen.wake()
             if resume is not None:
                 assert isinstance(world.frozen.error, RunError), f"the frozen one went on: {world.frozen.error!r}"
                 outcome = successor
@@ -583,6 +587,11 @@ def check_books(world: World, outcome: Outcome) -> None:
         seen[key] = seen.get(key, 0) + 1
     twice = [key for key, count in seen.items() if count > 1]
     assert not twice, f"executed more than once: {twice}"
+    for process in world.nodes:
+        state = process.journal.state_of(outcome.run_id)
+        done = {} if state is None else decode_content(state).metrics_records["done"]
+        executed = [each.value for each in world.executions if each.process == id(process.journal)]
+        assert (done.get("count", 0), done.get("total", 0)) == (len(executed), sum(executed)), "a state is wrong"
     left = [key.decode() for key in world.admin.scan_iter() if str(outcome.run_id) in key.decode()]
     assert not left, f"keys of the run are left: {left}"
     for key in world.admin.scan_iter():
