@@ -163,11 +163,16 @@ class Pusher:
                 first = {message.node_id for message in pushed} - collector.contacted
                 collector.contact(first)
 
+            sent: list[OpenMessage] = []
+
             def build(pipe: Pipeline) -> None:
+                nonlocal sent
                 self._write_ledger(pipe, pushed, settled, cancelled)
                 if staged is not None:
                     self._saved.write(pipe, staged)
-                self._delivery.deliver(pipe, pushed, first)
+                # One that was adopted may have been answered since: a comparison came first.
+                sent = [message for message in pushed if message.fields is not None]
+                self._delivery.deliver(pipe, sent, first)
 
             try:
                 results = self._when_there_is_room(
@@ -190,8 +195,8 @@ class Pusher:
             collector.forget(settled + cancelled)
             if cancelled:
                 log(INFO, "Run %s: %s messages that were not pushed again are cancelled", self._run_id, len(cancelled))
-            if results is not None and pushed:
-                self._note_entries(pushed, results[len(results) - len(pushed) :])
+            if results is not None and sent:
+                self._note_entries(sent, results[len(results) - len(sent) :])
 
     def _when_there_is_room(self, action: Callable[[], list[Any] | None], patient: bool) -> list[Any] | None:
         """A full Redis is back-pressure for a while: replies that are settled, here or in another run, make room."""
