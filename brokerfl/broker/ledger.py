@@ -47,12 +47,13 @@ class OpenMessage:
         entry: what the hash holds of it.
         pushed: Redis has accepted the entry.
         is_lost: it is in the hash, and neither in an inbox nor in an outbox.
-        fields: what was pushed, kept as long as it is open; None after a resume.
+        fields: what was pushed, kept as long as it may have to be pushed again; None after a resume.
         inbox_entries: where it is in its inbox, as far as is known.
         outbox_entry: where its reply is.
         data_entry: where the payload of a large reply is.
         reply: what was read, or the verdict.
         taken_by: the thread that took the reply.
+        was_reopened: the payload of its first reply was missing.
     """
 
     message_id: str
@@ -66,6 +67,7 @@ class OpenMessage:
     data_entry: str = ""
     reply: Fields | Error | None = None
     taken_by: int = 0
+    was_reopened: bool = False
 
     @property
     def node_id(self) -> int:
@@ -238,7 +240,9 @@ class Ledger:
             self._settle_answer(message, error)
 
     def _settle_answer(self, message: OpenMessage, reply: Fields | Error) -> None:
-        message.state, message.reply, message.fields = State.ANSWERED, reply, None
+        message.state, message.reply = State.ANSWERED, reply
+        if not message.data_entry:  # else the payload may prove to be missing
+            message.fields = None
         self._answered[message.message_id] = None
         self._close(message.node_id)
 
@@ -263,7 +267,17 @@ class Ledger:
 
     def hand(self, message: OpenMessage) -> None:
         """A reply that was taken has reached the app for good; its bytes are let go."""
-        message.state, message.reply = State.HANDED, None
+        message.state, message.reply, message.fields = State.HANDED, None, None
+
+    def reopen(self, message: OpenMessage) -> bool:
+        """A reply that was taken is none, for its payload is missing: the message is open again, once."""
+        if message.was_reopened or message.fields is None:
+            return False
+        message.state, message.reply, message.was_reopened, message.is_lost = State.OPEN, None, True, True
+        message.inbox_entries, message.outbox_entry, message.data_entry = (), "", ""
+        del self._taken[message.message_id]
+        self._open_per_node[message.node_id] = self._open_per_node.get(message.node_id, 0) + 1
+        return True
 
     def settled(self) -> list[OpenMessage]:
         """Return what a commit by this thread takes out: all that was handed over to the app."""

@@ -38,7 +38,7 @@ from brokerfl.wire.run import Run, decode_run
 #: data stream before the reply names it, and never to disk.
 INLINE = 64 * 1024
 
-#: Seconds that the payload of a large reply stays in memory, for a Redis that forgot it.
+#: Seconds that the payload of a run's last large reply stays in memory, for a Redis that forgot it.
 HOLD = 60.0
 
 #: Characters of an Error reply's reason; the whole of it is in the node's log.
@@ -82,7 +82,7 @@ class Executor:
         self._contexts: dict[int, Context] = {}
         self._digests: dict[int, bytes] = {}
         self._no_state = digest_of(encode_content(RecordSet()))
-        self._held: tuple[str, Fields, float] | None = None
+        self._held: dict[int, tuple[str, Fields, float]] = {}
         self._running: Work | None = None
         self._asked = 0.0
         self._losses = 0
@@ -106,12 +106,13 @@ class Executor:
         self._runs.clear()
         self._contexts.clear()
         self._digests.clear()
-        self._held = None
+        self._held.clear()
 
     def release(self) -> None:
-        """Let go of a large reply that was held long enough."""
-        if self._held is not None and time.monotonic() - self._held[2] > HOLD:
-            self._held = None
+        """Let go of large replies that were held long enough."""
+        for run_id, (_, _, since) in list(self._held.items()):
+            if time.monotonic() - since > HOLD:
+                del self._held[run_id]
 
     # One message.
 
@@ -197,7 +198,7 @@ class Executor:
             self._journal.forgive()
             log(INFO, "Run %s is over; a late reply to it was dropped", work.run_id)
         else:
-            self._held = work.message_id, frozen(content), time.monotonic()
+            self._held[work.run_id] = work.message_id, frozen(content), time.monotonic()
         return entry
 
     def _again(self, work: Work, reply: Fields) -> Fields | None:
@@ -205,10 +206,11 @@ class Executor:
         data_entry = data_entry_of(reply)
         if not data_entry or download(self._connection, self._node_id, work.run_id, data_entry) is not None:
             return reply
-        if self._held is None or self._held[0] != work.message_id:
+        held_id, content, _ = self._held.get(work.run_id, ("", {}, 0.0))
+        if held_id != work.message_id:
             reason = f"node {self._node_id} had answered, and the payload of its reply is gone from Redis"
             return self._refuse(work, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, reason)
-        entry = self._upload(work.run_id, self._held[1])
+        entry = self._upload(work.run_id, content)
         if entry is None:
             return None
         again = {**reply, DATA: entry.encode()}

@@ -195,7 +195,10 @@ class Collector:
 
     def _match(self, node: int, entry_id: str, fields: dict[bytes, bytes]) -> None:
         if not self.ledger.answer(node, entry_id, message_id_of(fields), fields):  # type: ignore[arg-type]
-            self._dropped.append((node, entry_id, data_entry_of(fields)))
+            data_entry, message = data_entry_of(fields), self.ledger.find(message_id_of(fields))
+            if message is not None and message.data_entry == data_entry and message.node_id == node:
+                data_entry = ""  # a second copy of the reply that counts: the payload is still needed
+            self._dropped.append((node, entry_id, data_entry))
             log(DEBUG, "Dropped a reply of node %s that fits no open message", node)
 
     def _sweep(self) -> None:
@@ -374,6 +377,15 @@ class Collector:
                     self._is_stale, uncertain = True, False
                 except RedisUnreachable as error:
                     self._reconnect(error, None)
+
+    def reopen(self, message: OpenMessage) -> bool:
+        """The payload of a reply is missing: drop it, if its message can be pushed again."""
+        with self.lock:
+            outbox_entry = message.outbox_entry
+            if not self.ledger.reopen(message):
+                return False
+            self._dropped.append((message.node_id, outbox_entry, ""))
+            return True
 
     def forget(self, settled: list[OpenMessage]) -> None:
         """A commit took these out of the ledger: their outbox entries go with the next look at the outboxes."""

@@ -262,7 +262,9 @@ class Driver:
                 message = self._collector.ledger.take(wanted)
             if message is None:
                 return replies
-            replies.append(self._hand(message))
+            reply = self._hand(message)
+            if reply is not None:
+                replies.append(reply)
 
     def replies(self, message_ids: Iterable[str], *, timeout: float | None = None) -> Iterator[Message]:
         """Yield each reply to ``message_ids`` the moment it arrives, until all have come.
@@ -289,6 +291,9 @@ class Driver:
             if message is None:
                 return
             decoded = self._decode(message)
+            if decoded is None:
+                wanted.add(message.message_id)
+                continue
             try:
                 yield decoded
             finally:  # the loop may also have been left by break: the app has the reply
@@ -333,18 +338,22 @@ class Driver:
                 foreign.append(message_id)
         return accepted, foreign
 
-    def _decode(self, message: OpenMessage) -> Message:
-        if message.data_entry and not isinstance(message.reply, Error):
-            content = self._reach(
-                lambda: download(self._connection, message.node_id, self._run.run_id, message.data_entry)
-            )
-            return decode_reply(self._run.run_id, message, content)
-        return decode_reply(self._run.run_id, message)
+    def _decode(self, message: OpenMessage) -> Message | None:
+        """Return the reply; None when its payload is missing and the message was pushed again."""
+        if not message.data_entry or isinstance(message.reply, Error):
+            return decode_reply(self._run.run_id, message)
+        content = self._reach(
+            lambda: download(self._connection, message.node_id, self._run.run_id, message.data_entry)
+        )
+        if content is None and self._pusher.push_again(message):
+            return None
+        return decode_reply(self._run.run_id, message, content)
 
-    def _hand(self, message: OpenMessage) -> Message:
+    def _hand(self, message: OpenMessage) -> Message | None:
         decoded = self._decode(message)
-        with self._collector.lock:
-            self._collector.ledger.hand(message)
+        if decoded is not None:
+            with self._collector.lock:
+                self._collector.ledger.hand(message)
         return decoded
 
     # The run's life.

@@ -100,6 +100,19 @@ class Pusher:
                 raise
             return ids
 
+    def push_again(self, message: OpenMessage) -> bool:
+        """Push a message again whose reply proved to be incomplete; return whether that is possible.
+
+        Raises:
+            RunError, OutageLimit: the run is over.
+        """
+        with self._pushing, self._collector.writing:
+            if not self._collector.reopen(message):
+                return False
+            self._note_entries([message], [None])
+            message.is_lost = False
+            return True
+
     def checkpoint(self) -> None:
         """Take what was handed over out of the ledger, and save the context.
 
