@@ -94,6 +94,11 @@ class Collector:
                 self._over = reason
             self.lock.notify_all()
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the run is over for this process."""
+        return self._over is not None
+
     def check(self) -> None:
         """Raise what `end` was told, if it was."""
         if self._over is not None:

@@ -98,7 +98,9 @@ class Driver:
         ledger.load(books.entries)
         saved = SavedContext(connection, run.run_id, retention, encode_content(RecordSet()))
         state = decode_content(saved.load())
-        self.context = Context(run.run_id, SUPERLINK_NODE_ID, {}, state, dict(run.run_config))
+        self.context = Context(
+            run.run_id, SUPERLINK_NODE_ID, {}, state, dict(run.run_config), lambda: self._collector.is_over
+        )
         delivery = Delivery(connection, run, self._attachment)
         reconciler = Reconciler(connection, run.run_id, self._attachment, ledger, saved, delivery, books.identity)
         liveness = Liveness(offline_grace, lease)
