@@ -144,6 +144,17 @@ class Fence:
             results: list[Any] = pipe.execute(raise_on_error=False)
             return results
 
+    def seal(self) -> None:
+        """See to it that no transaction of this owner that is still on its way takes effect.
+
+        A connection that timed out may deliver its EXEC minutes later, when it was repeated and the run has moved on.
+        A new lifetime breaks the WATCH it holds, and is allowed when memory is full.
+
+        Raises:
+            RunStopped, RunFenced, Forgotten, RedisUnreachable: as `execute`.
+        """
+        self.execute(lambda pipe: pipe.pexpire(self._key, milliseconds(self._retention)), frees=True)
+
     def look(self) -> None:
         """Ask Redis who the owner is, and judge it.
 

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from brokerfl.common import ConfigError, NodeNameTaken
+from brokerfl.common import ConfigError, JournalError, NodeNameTaken
 from brokerfl.wire.frame import Fields, join_fields, split_fields
 
 #: Seconds that a run's state and replies are kept after the run has vanished from Redis. A Redis that forgot its last
@@ -152,19 +152,16 @@ class Journal:
     def _transaction(self, *, lasting: bool = False) -> Iterator[sqlite3.Connection]:
         """One transaction; ``lasting`` survives a power failure too."""
         db = self._open_db
-        if lasting:
-            db.execute("PRAGMA synchronous = FULL")
         try:
-            db.execute("BEGIN IMMEDIATE")
-            try:
+            if lasting:
+                db.execute("PRAGMA synchronous = FULL")
+            with db:  # commits, or rolls back
+                db.execute("BEGIN IMMEDIATE")
                 yield db
-            except BaseException:
-                db.execute("ROLLBACK")
-                raise
-            db.execute("COMMIT")
-        finally:
             if lasting:
                 db.execute("PRAGMA synchronous = NORMAL")
+        except sqlite3.Error as error:
+            raise JournalError(f"the node's journal {self._path} cannot be written: {error}") from error
 
     # One message.
 

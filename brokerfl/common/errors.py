@@ -65,6 +65,10 @@ class OutageLimit(BrokerflError):
     """Redis was away for longer than the limit; the run is detached and can be resumed."""
 
 
+class JournalError(BrokerflError):
+    """A node cannot write what it must not forget: the disk is full, or the file is damaged."""
+
+
 class NodeNameTaken(BrokerflError):
     """Another process that is alive serves as the node of this name."""
 

@@ -166,7 +166,8 @@ class Collector:
 
     def _collect(self, block: float | None, until: float | None) -> None:
         try:
-            self.reconcile()
+            if not self._reconcile_in_time(block):
+                return
             rung = self._outboxes.wait(block)
             if rung is None or time.monotonic() - self._swept >= SWEEP:
                 self._sweep()
@@ -179,6 +180,18 @@ class Collector:
             self._wait_for_room(error, block)
         except RedisUnreachable as error:
             self._reconnect(error, until)
+
+    def _reconcile_in_time(self, block: float | None) -> bool:
+        """Compare with Redis if there is a reason; not while another thread repeats a transaction for minutes."""
+        if self._connection.losses == self._losses and not self._is_stale:
+            return True
+        if not self.writing.acquire(timeout=block or 0.0):
+            return False
+        try:
+            self.reconcile()
+            return True
+        finally:
+            self.writing.release()
 
     def _wait_for_room(self, error: Exception, block: float | None) -> None:
         """What Redis forgot cannot be written again as long as it is full."""
@@ -370,9 +383,11 @@ class Collector:
         with self.writing:
             while True:
                 try:
-                    # Before the comparison, which writes the ledger as it was before this transaction.
-                    if uncertain and executed():
-                        return None
+                    if uncertain:
+                        self._fence.seal()
+                        # Before the comparison, which writes the ledger as it was before this transaction.
+                        if executed():
+                            return None
                     self.reconcile()
                     uncertain = True
                     results = self._fence.execute(with_dropped, frees=frees)[:count]

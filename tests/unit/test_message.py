@@ -246,7 +246,7 @@ def test_exceptions() -> None:
     import brokerfl.common as common
 
     kinds = [kind for kind in vars(errors_module).values() if isinstance(kind, type)]
-    assert len(kinds) == 22
+    assert len(kinds) == 23
     for kind in kinds:
         assert issubclass(kind, BrokerflError)
         assert kind.__name__ in common.__all__
