@@ -1,4 +1,4 @@
-"""Apps by name: finds ``module:attribute``. Owns the search and what is said when it fails."""
+"""Apps by name: finds ``module:attribute``. Owns the search, and what is said when an app fails."""
 
 import importlib
 import sys
@@ -67,13 +67,21 @@ def _failure(name: str, error: BaseException, folder: Path) -> str:
     return "\n".join(lines)
 
 
-def is_ours(file: str) -> bool:
+def print_traceback(error: BaseException) -> None:
+    """Print what an app raised, from the first frame of the user's on."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None and _is_ours(trace.tb_frame.f_code.co_filename):
+        trace = trace.tb_next
+    traceback.print_exception(error.with_traceback(trace))
+
+
+def _is_ours(file: str) -> bool:
     """Whether a frame's file is one of brokerfl's own."""
     return Path(file).is_relative_to(_OURS)
 
 
 def _is_own(file: Path, folder: Path) -> bool:
     """Whether it is the user's: the app's directory may hold a .venv, and in a checkout all of brokerfl."""
-    if is_ours(str(file)) and not folder.is_relative_to(_OURS):
+    if _is_ours(str(file)) and not folder.is_relative_to(_OURS):
         return False
     return file.is_relative_to(folder) and not {"site-packages", "dist-packages"}.intersection(file.parts)

@@ -14,6 +14,7 @@ from brokerfl.common import (
     BrokerflError,
     ConfigError,
     InsecureURL,
+    JournalError,
     MissingExtra,
     NodeNameTaken,
     OutageLimit,
@@ -47,6 +48,7 @@ class Exit(IntEnum):
     INSECURE_URL = 15
     PORT_IN_USE = 16
     NODE_NAME_TAKEN = 20
+    JOURNAL = 21
     RUN_NOT_FOUND = 30
     RUN_STOPPED = 31
     RUN_LOST = 32
@@ -67,6 +69,7 @@ _CODES: tuple[tuple[type[Exception], Exit], ...] = (
     (InsecureURL, Exit.INSECURE_URL),
     (PortInUse, Exit.PORT_IN_USE),
     (NodeNameTaken, Exit.NODE_NAME_TAKEN),
+    (JournalError, Exit.JOURNAL),
     (RunNotFound, Exit.RUN_NOT_FOUND),
     (RunStopped, Exit.RUN_STOPPED),
     (RunLost, Exit.RUN_LOST),
@@ -103,5 +106,14 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command inside `clear_errors`."""
+        with clear_errors():
+            return super().invoke(ctx)
+
+
+class Group(click.Group):
+    """A group that does something by itself, and whose errors are one line."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the group inside `clear_errors`."""
         with clear_errors():
             return super().invoke(ctx)

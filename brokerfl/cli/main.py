@@ -3,6 +3,7 @@
 import click
 
 from brokerfl import __version__
+from brokerfl.cli.dead import dead
 from brokerfl.cli.demo import demo
 from brokerfl.cli.operations import nodes, runs, stop
 from brokerfl.cli.up import up
@@ -11,10 +12,10 @@ from brokerfl.cli.up import up
 @click.group()
 @click.version_option(__version__)
 def main() -> None:
-    """Federated learning over Redis: start a broker, watch runs and nodes, stop runs."""
+    """Federated learning over Redis: start a broker, watch runs and nodes, stop runs, look at dead messages."""
 
 
-for command in (up, demo, runs, nodes, stop):
+for command in (up, demo, runs, nodes, stop, dead):
     main.add_command(command)
 
 

@@ -17,7 +17,13 @@ from brokerfl.broker.nodes import Registration, node_id_of
 from brokerfl.cli.apps import load_app
 from brokerfl.cli.configs import parse_config, parse_labels
 from brokerfl.cli.exits import Command
-from brokerfl.cli.options import ConfigText, RedisOptions, redis_options
+from brokerfl.cli.options import (
+    RedisOptions,
+    app_dir_option,
+    node_config_option,
+    redis_options,
+    state_dir_option,
+)
 from brokerfl.client import ClientApp
 from brokerfl.client.journal import Journal, node_folder
 from brokerfl.client.node import MAX_CRASHES, Node
@@ -33,16 +39,9 @@ from brokerfl.common import log
     envvar="BROKERFL_NODE_NAME",
     help="Keeps the node's id over restarts. Each running node needs its own. Unnamed nodes do not come back.",
 )
-@click.option(
-    "--node-config",
-    type=ConfigText(),
-    multiple=True,
-    metavar="'K=V …'",
-    envvar="BROKERFL_NODE_CONFIG",
-    help="Given to every Context, e.g. 'partition-id=0 num-partitions=5'.",
-)
+@node_config_option
 @click.option("--label", multiple=True, metavar="K=V", help="Shown by `brokerfl nodes`; may be repeated.")
-@click.option("--app-dir", default=".", envvar="BROKERFL_APP_DIR", help="Where the app's module is. [default: here]")
+@app_dir_option
 @click.option(
     "--lease",
     default=LEASE,
@@ -58,12 +57,7 @@ from brokerfl.common import log
     type=click.FloatRange(min=0.0),
     help="Seconds to finish the message in hand after SIGTERM or Ctrl-C.",
 )
-@click.option(
-    "--state-dir",
-    type=click.Path(file_okay=False, path_type=Path),
-    envvar="BROKERFL_STATE_DIR",
-    help="Where a named node keeps its state. [default: $XDG_STATE_HOME/brokerfl or ~/.local/state/brokerfl]",
-)
+@state_dir_option
 @click.option(
     "--max-crashes",
     default=MAX_CRASHES,

@@ -1,4 +1,4 @@
-"""Options that commands share: where Redis is and how to reach it. Owns their names, variables and defaults."""
+"""Options that commands share: where Redis is, configs, directories. Owns their names, variables and defaults."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,10 +11,14 @@ import click
 
 from brokerfl.broker.connection import TLS, Connection, connect
 from brokerfl.broker.keys import DEFAULT_PREFIX
+from brokerfl.broker.url import masked
 from brokerfl.common import ConfigError
 from brokerfl.common.logger import configure_logging
 
 DEFAULT_URL = "redis://127.0.0.1:6379"
+
+#: The parameters that `redis_options` gives a command, but for --verbose.
+CONNECTION = ("redis", "redis_file", "prefix", "insecure", "ca_cert", "cert", "key")
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -117,6 +121,26 @@ def _read_url(file: str) -> str:
     return words[0]
 
 
+def typed_options(*, only: Sequence[str] | None = None, but: Sequence[str] = ()) -> list[str]:
+    """Return the options of the running command as they were typed, for a command that goes on; passwords are masked.
+
+    Args:
+        only: the parameters to look at; all by default.
+        but: those to leave out.
+    """
+    ctx = click.get_current_context()
+    words = []
+    for option in ctx.command.params:
+        name = option.name or ""
+        is_typed = ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+        if isinstance(option, click.Option) and is_typed and name not in but and (only is None or name in only):
+            words.append(option.opts[0])
+            if not option.is_flag:
+                value = ctx.params[name]
+                words.append(masked(value) if name == "redis" else str(value).removesuffix(".0"))
+    return words
+
+
 class RunId(click.IntRange):
     """The id of a run."""
 
@@ -129,3 +153,33 @@ class ConfigText(click.types.StringParamType):
     def split_envvar_value(self, rv: str) -> Sequence[str]:
         """Return the one value of a repeatable option."""
         return [rv]
+
+
+app_dir_option = click.option(
+    "--app-dir", default=".", envvar="BROKERFL_APP_DIR", help="Where the app's module is. [default: here]"
+)
+
+node_config_option = click.option(
+    "--node-config",
+    type=ConfigText(),
+    multiple=True,
+    metavar="'K=V …'",
+    envvar="BROKERFL_NODE_CONFIG",
+    help="Given to every Context, e.g. 'partition-id=0 num-partitions=5'.",
+)
+
+run_config_option = click.option(
+    "--run-config",
+    type=ConfigText(),
+    multiple=True,
+    metavar="'K=V …'",
+    envvar="BROKERFL_RUN_CONFIG",
+    help="Given to the ServerApp's and every node's Context, e.g. 'num-rounds=3 lr=0.1'.",
+)
+
+state_dir_option = click.option(
+    "--state-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    envvar="BROKERFL_STATE_DIR",
+    help="Where a named node keeps its state. [default: $XDG_STATE_HOME/brokerfl or ~/.local/state/brokerfl]",
+)

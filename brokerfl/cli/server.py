@@ -1,10 +1,10 @@
 """`brokerfl-server`: creates a run, runs the ServerApp, ends the run. Owns its options, signals and detaching."""
 
 import os
+import shlex
 import signal
 import sys
 import time
-import traceback
 from logging import INFO
 from types import FrameType
 
@@ -12,10 +12,18 @@ import click
 
 from brokerfl import __version__
 from brokerfl.broker.keys import LEASE, OFFLINE_GRACE, RETENTION
-from brokerfl.cli.apps import is_ours, load_app
+from brokerfl.cli.apps import load_app, print_traceback
 from brokerfl.cli.configs import parse_config
 from brokerfl.cli.exits import Command, Exit, code_of
-from brokerfl.cli.options import ConfigText, RedisOptions, RunId, redis_options
+from brokerfl.cli.options import (
+    CONNECTION,
+    RedisOptions,
+    RunId,
+    app_dir_option,
+    redis_options,
+    run_config_option,
+    typed_options,
+)
 from brokerfl.common import (
     ConfigError,
     OutageLimit,
@@ -28,6 +36,9 @@ from brokerfl.server.collector import OUTAGE_LIMIT
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
+#: Options that the command that resumes a run does not repeat.
+_OF_ONE_START = ("run_config", "resume", "takeover")
+
 
 class _Signalled(BaseException):
     """SIGINT or SIGTERM; no Exception, so that an app's own handlers let it pass."""
@@ -39,14 +50,7 @@ class _Signalled(BaseException):
 @click.command(cls=Command)
 @click.argument("app")
 @redis_options
-@click.option(
-    "--run-config",
-    type=ConfigText(),
-    multiple=True,
-    metavar="'K=V …'",
-    envvar="BROKERFL_RUN_CONFIG",
-    help="Given to the ServerApp's and every node's Context, e.g. 'num-rounds=3 lr=0.1'.",
-)
+@run_config_option
 @click.option(
     "--resume",
     type=RunId(min=2),
@@ -56,7 +60,7 @@ class _Signalled(BaseException):
 @click.option(
     "--takeover", is_flag=True, help="With --resume: take the run away from a ServerApp that seems to be alive."
 )
-@click.option("--app-dir", default=".", envvar="BROKERFL_APP_DIR", help="Where the app's module is. [default: here]")
+@app_dir_option
 @click.option(
     "--lease",
     default=LEASE,
@@ -103,7 +107,9 @@ def main(
     """Run the ServerApp APP (module:attribute, such as server:app) as a new run on this Redis, or resume one."""
     if takeover and resume is None:
         raise ConfigError("--takeover is given without --resume: name the run to take over")
-    config = parse_config(run_config, "--run-config") if run_config or resume is None else None
+    # What the environment says is for runs that begin.
+    is_typed = click.get_current_context().get_parameter_source("run_config") is click.core.ParameterSource.COMMANDLINE
+    config = parse_config(run_config, "--run-config") if is_typed or resume is None else None
     server_app = load_app(app, app_dir, ServerApp)
     connection = redis.connect()
     if resume is None:  # a signal that comes while the run is created waits until there is something to detach
@@ -146,7 +152,7 @@ def _run(driver: Driver, server_app: ServerApp, retention: float, how: str) -> i
         _detach(driver, retention, str(error))
         return code_of(error)
     except (Exception, SystemExit) as error:
-        _print_traceback(error)
+        print_traceback(error)
         _detach(driver, retention, f"main raised {type(error).__name__}: {error}")
         return Exit.APP_RAISED
     log(INFO, "Run %s completed after %.1f s", run_id, time.monotonic() - started)
@@ -155,11 +161,14 @@ def _run(driver: Driver, server_app: ServerApp, retention: float, how: str) -> i
 
 def _detach(driver: Driver, retention: float, reason: str) -> None:
     driver.detach()
+    run_id, app = str(driver.run.run_id), click.get_current_context().params["app"]
+    resume = shlex.join(["brokerfl-server", app, "--resume", run_id, *typed_options(but=_OF_ONE_START)])
+    stop = shlex.join(["brokerfl", "stop", run_id, *typed_options(only=CONNECTION)])
     click.echo(
-        f"Run {driver.run.run_id} is detached: {reason}\n"
+        f"Run {run_id} is detached: {reason}\n"
         f"Its messages stay in Redis for {_in_words(retention)}. To go on:\n"
-        f"    brokerfl-server {driver.run.app} --resume {driver.run.run_id}\n"
-        f"To delete them: brokerfl stop {driver.run.run_id}",
+        f"    {resume}\n"
+        f"To delete them: {stop}",
         err=True,
     )
 
@@ -167,14 +176,6 @@ def _detach(driver: Driver, retention: float, reason: str) -> None:
 def _in_words(seconds: float) -> str:
     unit, name = next((unit, name) for unit, name in ((3600, "h"), (60, "min"), (1, "s")) if seconds >= unit)
     return f"{seconds / unit:.3g} {name}"
-
-
-def _print_traceback(error: BaseException) -> None:
-    """Print it from the first frame of the user's on."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None and is_ours(trace.tb_frame.f_code.co_filename):
-        trace = trace.tb_next
-    traceback.print_exception(error.with_traceback(trace))
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:

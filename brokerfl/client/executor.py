@@ -175,6 +175,7 @@ class Executor:
             content, state = {}, None
         finally:
             self._running = None
+            self._journal.forgive()  # from here on nothing that kills the node is the app's doing
         if sum(map(len, content.values())) > INLINE:
             entry = self._upload_large(work, content)
             if entry is None:
@@ -191,11 +192,9 @@ class Executor:
             entry = self._upload(work.run_id, content)
         except BaseException:
             self._drop_context(work.run_id)
-            self._journal.forgive()
             raise
         if entry is None:
             self._drop_context(work.run_id)
-            self._journal.forgive()
             log(INFO, "Run %s is over; a late reply to it was dropped", work.run_id)
         else:
             self._held[work.run_id] = work.message_id, frozen(content), time.monotonic()

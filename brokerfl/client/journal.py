@@ -11,7 +11,7 @@ process out. It must not know Redis, ClientApp, or what a reply says.
 
 State, answered id and reply are one transaction: so no redelivery applies a change of the state twice. SQLite's WAL
 needs no fsync to survive kill -9 (https://www.sqlite.org/wal.html); only a change of the state is worth one, for power
-failures. Which message is being executed stands in the lock file: one write, which survives kill -9 as well.
+failures. Which message is being executed stands in a file beside it: one write, which survives kill -9 as well.
 """
 
 import fcntl
@@ -33,7 +33,7 @@ FORGET_AFTER = 3600.0
 #: Replies kept for one run. Only those of the last moments before Redis was killed are ever asked for again.
 MOST_REPLIES = 10_000
 
-#: Bytes of the lock file: a run id has at most 20 digits, a message id 32.
+#: Bytes of that file: a run id has at most 20 digits, a message id 32.
 _RECORD = 64
 
 _SCHEMA = """
@@ -73,7 +73,7 @@ class Journal:
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
         self._path = ":memory:"
-        self._lock = -1
+        self._lock = self._running = -1
         self.home = ""
         self._db: sqlite3.Connection | None = None
         self._crashes: dict[tuple[str, str], int] = {}
@@ -87,7 +87,7 @@ class Journal:
                 ) from None
 
     def _lock_folder(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # what a node learns is for nobody else
         self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -98,7 +98,9 @@ class Journal:
             ) from None
         home = folder / "home"
         if not home.exists():
-            home.write_text(secrets.token_hex(8))
+            made = folder / "home.new"  # a kill in between must not leave half a file
+            made.write_text(secrets.token_hex(8))
+            made.replace(home)
         self.home = home.read_text()
 
     def open(self, identity: bytes) -> bool:
@@ -119,6 +121,7 @@ class Journal:
             path = self._folder / f"{identity.hex()}.db"
             strange = not path.exists() and any(self._folder.glob("*.db"))
             self._path = str(path)
+            self._running = os.open(path.with_suffix(".running"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             self._db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode = WAL")
@@ -142,6 +145,9 @@ class Journal:
         if self._db is not None:
             self._db.close()
             self._db = None
+        if self._running >= 0:
+            os.close(self._running)
+            self._running = -1
 
     @property
     def _open_db(self) -> sqlite3.Connection:
@@ -182,13 +188,13 @@ class Journal:
         self._note_running("")
 
     def _note_running(self, text: str) -> None:
-        if self._lock >= 0:
-            os.pwrite(self._lock, text.ljust(_RECORD).encode(), 0)
+        if self._running >= 0:
+            os.pwrite(self._running, text.ljust(_RECORD).encode(), 0)
 
     def _count_crash(self) -> None:
-        """If the lock file names a message, the last process was killed during it."""
+        """If the file names a message, the last process was killed during it."""
         db = self._open_db
-        words = os.pread(self._lock, _RECORD, 0).decode(errors="replace").split() if self._lock >= 0 else []
+        words = os.pread(self._running, _RECORD, 0).decode(errors="replace").split() if self._running >= 0 else []
         if len(words) == 2:
             with self._transaction(lasting=True):
                 db.execute("INSERT INTO crashes VALUES (?, ?, 1) ON CONFLICT DO UPDATE SET count = count + 1", words)

@@ -229,19 +229,28 @@ class Node:
     def _work(self) -> None:
         with self._settling:
             work = self._worklist.next()
+        try:
+            reply = self._execute(work)
+        except (RedisUnreachable, RedisOutOfMemory):  # its entry is known, so a drain would not queue it again
+            with self._settling:
+                self._worklist.put_back(work)
+            raise
+        if reply is None:
+            self._settled(work, ())
+        else:
+            self._publisher.put(work, reply, more=bool(self._worklist))
+
+    def _execute(self, work: Work) -> Fields | None:
         started = time.monotonic()
         # It may have been cancelled while it was queued behind a slow one.
         if started - work.queued_at > READ_AHEAD and not is_wanted(
             self._connection, self.node_id, work.run_id, work.entries
         ):
             log(INFO, "A message of run %s was cancelled before it was executed", work.run_id)
-            return self._settled(work, ())
+            return None
         reply = self._executor.execute(work)
         self._pace = max(1e-6, time.monotonic() - started)
-        if reply is None:
-            self._settled(work, ())
-        else:
-            self._publisher.put(work, reply, more=bool(self._worklist))
+        return reply
 
     def _upload(self, run_id: int, content: Fields) -> str | None:
         """Upload the content of a large reply, through outages and a full Redis, until the node is to stop."""

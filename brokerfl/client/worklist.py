@@ -59,6 +59,10 @@ class Worklist:
             self._queues[run_id] = queue
         return work
 
+    def put_back(self, work: Work) -> None:
+        """It could not be executed just now: its run has the next turn with it."""
+        self._queues.setdefault(work.run_id, deque()).appendleft(work)
+
     def done(self, work: Work, settled: Iterable[str] = ()) -> list[str]:
         """Its reply is published, or it gets none. Returns those of its entries that are not ``settled``."""
         self._in_hand.pop((work.run_id, work.message_id), None)

@@ -383,11 +383,9 @@ class Collector:
         with self.writing:
             while True:
                 try:
-                    if uncertain:
-                        self._fence.seal()
-                        # Before the comparison, which writes the ledger as it was before this transaction.
-                        if executed():
-                            return None
+                    # Before the comparison, which writes the ledger as it was before this transaction.
+                    if uncertain and self._was_executed(executed):
+                        return None
                     self.reconcile()
                     uncertain = True
                     results = self._fence.execute(with_dropped, frees=frees)[:count]
@@ -397,6 +395,16 @@ class Collector:
                     self._is_stale, uncertain = True, False
                 except RedisUnreachable as error:
                     self._reconnect(error, None)
+
+    def _was_executed(self, executed: Callable[[], bool]) -> bool:
+        """Return whether a transaction took effect whose answer was lost; afterwards it cannot any more."""
+        try:
+            self._fence.seal()
+        except Forgotten:  # it may have been the one that ended the run
+            if executed():
+                return True
+            raise
+        return executed()
 
     def reopen(self, message: OpenMessage) -> bool:
         """The payload of a reply is missing: drop it, if its message can be pushed again."""

@@ -93,6 +93,10 @@ class Process:
         return self._process.pid
 
     @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    @property
     def out(self) -> str:
         return self._files[0].read_text()
 
@@ -139,7 +143,8 @@ class Commands:
 
     def __init__(self, folder: Path, output: Path) -> None:
         self.folder = folder
-        self.env = {"TMPDIR": str(output)}  # what a killed command leaves goes with the test's directory
+        # What a killed command leaves, and what a named node keeps, goes with the test's directory.
+        self.env = {"TMPDIR": str(output), "BROKERFL_STATE_DIR": str(output / "state")}
         self._output = output
         self.started: list[Process] = []
 

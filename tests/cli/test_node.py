@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import NEVER, Broker, Commands, node_id
+from tests.cli.conftest import NEVER, Broker, Commands, error_of, node_id
 from tests.conftest import PREFIX
 
 pytestmark = pytest.mark.timeout(180)
@@ -28,13 +28,27 @@ def listed(commands: Commands) -> list[dict[str, object]]:
     return nodes
 
 
-def test_a_second_process_with_a_name_is_refused(commands: Commands, broker: Broker) -> None:
+def elsewhere(tmp_path: Path) -> tuple[str, str]:
+    """Another state directory, as a node on another machine has."""
+    return "--state-dir", str(tmp_path / "elsewhere")
+
+
+def test_a_second_process_with_a_name_is_refused(commands: Commands, broker: Broker, tmp_path: Path) -> None:
     """The second node of a name ends with 20 and one line that names the name and its holder; the first serves on."""
     first = commands.node("--name", "hospital-1", "--lease", "5")
-    second = commands.run("brokerfl-node", "client:app", "--name", "hospital-1", code=20)
+    second = commands.run("brokerfl-node", "client:app", "--name", "hospital-1", *elsewhere(tmp_path), code=20)
     assert second.err.count("Error:") == 1
     assert f"Error: the name 'hospital-1' is in use by process {first.pid} on " in second.err
     assert "Traceback" not in second.text
+    commands.run("brokerfl-server", "server:app", "--run-config", "nodes=1").wait_for("Round 1: 1 of 1 replied")
+
+
+def test_a_second_process_on_one_machine_is_refused_at_once(commands: Commands, broker: Broker) -> None:
+    """On one machine the lock of the state directory refuses it with 20, without waiting for the first one's lease."""
+    first = commands.node("--name", "hospital-1", "--lease", NEVER)
+    second = commands.run("brokerfl-node", "client:app", "--name", "hospital-1", code=20)
+    folder = f"{commands.env['BROKERFL_STATE_DIR']}/{node_id(first)}"
+    assert error_of(second).startswith(f"Error: another process uses the state directory {folder}: ")
     commands.run("brokerfl-server", "server:app", "--run-config", "nodes=1").wait_for("Round 1: 1 of 1 replied")
 
 
@@ -116,11 +130,11 @@ def test_an_idle_node_ends_with_0(commands: Commands, broker: Broker) -> None:
     assert listed(commands) == []
 
 
-def test_a_frozen_node_gives_way_to_its_successor(commands: Commands, broker: Broker) -> None:
-    """A named node that did not answer for a lease, and was replaced meanwhile, ends with 20 when it wakes up."""
+def test_a_frozen_node_gives_way_to_its_successor(commands: Commands, broker: Broker, tmp_path: Path) -> None:
+    """A node that did not answer for a lease, and was replaced from another machine, ends with 20 when it wakes up."""
     first = commands.node("--name", "hospital-1", "--lease", "0.9")
     first.send(signal.SIGSTOP)
-    second = commands.node("--name", "hospital-1")
+    second = commands.node("--name", "hospital-1", *elsewhere(tmp_path))
     first.send(signal.SIGCONT)
     assert f"Error: another process took over node {node_id(first)} " in first.ends(20).err
     assert "Traceback" not in first.text

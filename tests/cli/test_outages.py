@@ -1,7 +1,9 @@
 """A Redis that goes away, comes back empty, or is full: what the commands say and how they end."""
 
+import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -22,9 +24,9 @@ def server(commands: Commands) -> Iterator[EmbeddedServer]:
     made.stop()
 
 
-def in_a_round(commands: Commands, *options: str) -> tuple[Process, Process]:
+def in_a_round(commands: Commands, *options: str, name: str = "") -> tuple[Process, Process]:
     """A node in the middle of a message and the ServerApp that waits for it."""
-    node = commands.node("--node-config", "gate='gate'")
+    node = commands.node("--node-config", "gate='gate'", *(["--name", name] if name else []))
     server_app = commands.server("--run-config", "nodes=1", *options)
     node.wait_for("Training begins")
     return node, server_app
@@ -58,27 +60,52 @@ def test_a_node_leaves_when_its_grace_is_over_also_without_redis(commands: Comma
 
 
 def test_an_outage_that_is_too_long_detaches_the_run(commands: Commands, server: EmbeddedServer) -> None:
-    """After --outage-limit the ServerApp ends with 10 and says how to stop the run; the node waits on."""
+    """After --outage-limit the ServerApp ends with 10 and says how to resume the run; the node waits on."""
     node, server_app = in_a_round(commands, "--outage-limit", "0.3")
     server.stop()
     text = server_app.ends(10).err
     assert f"Run {run_id(server_app)} is detached: Redis was away for more than 0.3 s: " in text
+    assert f"brokerfl-server server:app --resume {run_id(server_app)}" in text
     assert "Traceback" not in text
     commands.write("gate", "")
     node.wait_for("waiting for it to come back")
 
 
-def test_a_redis_that_forgot_the_run_ends_it(commands: Commands, server: EmbeddedServer) -> None:
-    """After a restart without its data the ServerApp ends with 32 and one line; the node serves the next run."""
-    node, server_app = in_a_round(commands)
+def test_a_redis_that_lost_its_data_ends_the_run(commands: Commands, server: EmbeddedServer) -> None:
+    """After a restart without data the ServerApp ends with 32 and one line; the node starts afresh by itself."""
+    node, server_app = in_a_round(commands, name="hospital-1")
     server.stop()
     server_app.wait_for("waiting for it to come back")
     server.start()
-    assert server_app.ends(32).err.splitlines()[-1].startswith(f"Error: run {run_id(server_app)} is gone from Redis")
+    last = server_app.ends(32).err.splitlines()[-1]
+    assert last == f"Error: Redis lost its data: what it has now knows nothing of run {run_id(server_app)}"
     assert "Traceback" not in server_app.text
     commands.write("gate", "")
+    node.wait_for("WARNING : +Redis at .* lost its data, or is another one: the node starts afresh")
     assert "Round 1: 1 of 1 replied" in commands.run("brokerfl-server", "server:app", "--run-config", "nodes=1").text
     assert node.text.count("Training begins") == 2
+
+
+def test_a_redis_that_forgot_its_last_writes_does_not(commands: Commands, tmp_path: Path) -> None:
+    """After kill -9 of a Redis whose file ends before the run, the run goes on; each message is executed once."""
+    with EmbeddedServer(data=tmp_path / "data") as server:
+        commands.env["BROKERFL_REDIS_URL"] = server.url
+        node = commands.node("--node-config", "gate='gate'", "--name", "hospital-1")
+        [file] = (tmp_path / "data").glob("appendonlydir/*.incr.aof")
+        size = file.stat().st_size
+        assert size
+        server_app = commands.server("--run-config", "nodes=1 rounds=2")
+        node.wait_for("Training begins")
+        os.kill(server.pid, signal.SIGKILL)
+        server_app.wait_for("waiting for it to come back")
+        server.stop()
+        os.truncate(file, size)
+        server.start()
+        server_app.wait_for(f"Redis forgot its last writes; run {run_id(server_app)} was written again")
+        commands.write("gate", "")
+        assert server_app.ends(0).text.count(": 1 of 1 replied") == 2
+        assert node.text.count("Training begins") == 2
+        commands.kill()
 
 
 def test_a_full_redis_is_named(commands: Commands, broker: Broker) -> None:

@@ -64,9 +64,10 @@ def remaining(broker: Broker) -> set[str]:
 
 
 def assert_detached(server: Process, commands: Commands, broker: Broker) -> None:
-    """It said how to stop the run, the list shows it, and doing as told deletes it."""
+    """It said how to go on and how to stop the run, the list shows it, and doing as told deletes it."""
     run = run_id(server)
-    assert f"To delete them now: brokerfl stop {run}\n" in server.err
+    assert f"To go on:\n    brokerfl-server server:app --resume {run}" in server.err
+    assert f"To delete them: brokerfl stop {run}\n" in server.err
     assert runs(commands) == {run: "detached"}
     assert remaining(broker)
     assert commands.run("brokerfl", "stop", run).out == f"Run {run} is stopped; its keys are deleted.\n"

@@ -1,0 +1,159 @@
+"""`brokerfl dead`: the messages that killed their node too often. Owns what is said of them, and the replay.
+
+It reads what nodes on this machine keep, and needs no Redis.
+"""
+
+import faulthandler
+import reprlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from brokerfl.cli.apps import load_app, print_traceback
+from brokerfl.cli.configs import parse_config
+from brokerfl.cli.exits import Command, Exit, Group
+from brokerfl.cli.options import app_dir_option, node_config_option, run_config_option, state_dir_option
+from brokerfl.cli.tables import format_option, local_time, show, to_json
+from brokerfl.client import ClientApp
+from brokerfl.client.dead import DeadMessage, dead_messages
+from brokerfl.client.journal import default_state_dir
+from brokerfl.common import BrokerflError, ConfigError, Context, FrameError, Message, RecordSet
+from brokerfl.common.logger import configure_logging
+from brokerfl.wire.message import decode_message
+from brokerfl.wire.record import decode_content
+
+
+@click.group(cls=Group, invoke_without_command=True)
+@state_dir_option
+@format_option
+@click.pass_context
+def dead(ctx: click.Context, state_dir: Path | None, form: str) -> None:
+    """List the messages that killed their node too often, and were answered with Error 8."""
+    ctx.obj = state_dir
+    if ctx.invoked_subcommand is None:
+        folder = state_dir or default_state_dir()
+        show([_row(found) for found in dead_messages(state_dir)], form, f"no dead messages in {folder}")
+
+
+@dead.command("show", cls=Command)
+@click.argument("message")
+@state_dir_option
+@format_option
+def show_one(message: str, state_dir: Path | None, form: str) -> None:
+    """Show what is known of the dead message MESSAGE, and what it holds."""
+    found = _find(message, state_dir)
+    row, content = _row(found), list(_records(_decode(found).content))
+    if form == "json":
+        click.echo(to_json({**row, "content": content}))
+        return
+    for name, value in row.items():
+        click.echo(f"{name:<10}{value}")
+    click.echo()
+    show(content, form, "the content is empty")
+
+
+@dead.command(cls=Command)
+@click.argument("message")
+@click.argument("app")
+@state_dir_option
+@app_dir_option
+@node_config_option
+@run_config_option
+def replay(
+    message: str,
+    app: str,
+    state_dir: Path | None,
+    app_dir: str,
+    node_config: tuple[str, ...],
+    run_config: tuple[str, ...],
+) -> None:
+    """Run the ClientApp APP on the dead message MESSAGE in this process, to see what kills it.
+
+    It is given a copy of the run's state as the node has it now; nothing is written, nothing published.
+    The run was given Error 8 already, and would not count a second reply.
+    """
+    found = _find(message, state_dir)
+    given = _decode(found)
+    configs = parse_config(node_config, "--node-config"), parse_config(run_config, "--run-config")
+    client_app = load_app(app, app_dir, ClientApp)
+    fields = found.read_state()
+    state = RecordSet() if fields is None else decode_content(fields)
+    context = Context(found.run_id, found.node_id, configs[0], state, configs[1])
+    configure_logging()
+    meta = given.metadata
+    click.echo(f"Replaying a {meta.message_type} message of run {found.run_id}, group {meta.group_id!r}", err=True)
+    faulthandler.enable()  # a crash in native code shows where Python was
+    try:
+        reply = client_app(given, context)
+    except (Exception, SystemExit) as error:
+        print_traceback(error)
+        sys.exit(Exit.APP_RAISED)
+    if not isinstance(reply, Message):
+        raise BrokerflError(f"the function for {meta.message_type} messages returned {type(reply).__name__}")
+    if reply.has_error():
+        click.echo(f"The reply is Error {reply.error.code}: {reply.error.reason}")
+    else:
+        show(list(_records(reply.content)), "table", "the reply's content is empty")
+
+
+@dead.command(cls=Command)
+@click.argument("message")
+@state_dir_option
+def forget(message: str, state_dir: Path | None) -> None:
+    """Delete the dead message MESSAGE; its node may be running."""
+    _find(message, state_dir).forget()
+    click.echo(f"Message {message} is forgotten.")
+
+
+def _find(message_id: str, state_dir: Path | None) -> DeadMessage:
+    """Find it where the command itself says, else where `brokerfl dead` says, by an option or the environment."""
+    ctx = click.get_current_context()
+    typed = ctx.get_parameter_source("state_dir") is click.core.ParameterSource.COMMANDLINE
+    folder = state_dir if typed else ctx.find_object(Path)
+    for found in dead_messages(folder):
+        if found.message_id == message_id:
+            return found
+    raise ConfigError(
+        f"there is no dead message {message_id} in {folder or default_state_dir()}: `brokerfl dead` lists them, "
+        "--state-dir names another directory"
+    )
+
+
+def _decode(found: DeadMessage) -> Message:
+    try:
+        return decode_message(found.fields)
+    except FrameError as error:
+        raise BrokerflError(f"message {found.message_id} cannot be read: {error}") from None
+
+
+def _row(found: DeadMessage) -> dict[str, Any]:
+    try:
+        meta = decode_message(found.fields).metadata
+        message_type, group = meta.message_type, meta.group_id
+    except FrameError:  # set aside by another version: it can still be seen and forgotten
+        message_type, group = "?", "?"
+    return {
+        "message": found.message_id,
+        "node": str(found.node_id),
+        "run": str(found.run_id),
+        "type": message_type,
+        "group": group,
+        "bytes": sum(map(len, found.fields.values())),
+        "crashes": found.crashes,
+        "at": local_time(found.at),
+    }
+
+
+def _records(content: RecordSet) -> Iterator[dict[str, Any]]:
+    """Yield a row for each value; of arrays dtype, shape and size in bytes, of anything else the value, shortened."""
+    for name, arrays in content.parameters_records.items():
+        for key, array in arrays.items():
+            described = f"{array.dtype} {tuple(array.shape)}"
+            yield {"kind": "parameters", "record": name, "name": key, "value": described, "bytes": len(array.data)}
+    for kind, records in (("metrics", content.metrics_records), ("configs", content.configs_records)):
+        for name, record in records.items():
+            for key, value in record.items():
+                yield {"kind": kind, "record": name, "name": key, "value": reprlib.repr(value), "bytes": None}

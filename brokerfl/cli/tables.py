@@ -1,0 +1,64 @@
+"""Tables and JSON: how rows are printed. Owns `--format`; must not know what the rows say."""
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+#: Columns of numbers.
+_COUNTS = ("nodes", "messages", "replies", "bytes", "crashes")
+
+format_option = click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="In json ids are strings, for they exceed what JavaScript counts.",
+)
+
+
+def local_time(seconds: float) -> datetime | None:
+    """Return Unix time as a row holds it; None for 0, which means unknown."""
+    return datetime.fromtimestamp(seconds).astimezone() if seconds else None
+
+
+def show(rows: Sequence[dict[str, Any]], form: str, nothing: str) -> None:
+    """Print rows, all with the same columns; a column without any value is left out of the table.
+
+    Args:
+        rows: what to print.
+        form: ``table`` or ``json``.
+        nothing: what to print in place of a table without rows.
+    """
+    if form == "json":
+        click.echo(to_json(rows))
+    elif not rows:
+        click.echo(nothing)
+    else:
+        columns = [name for name in rows[0] if any(row[name] for row in rows)]
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        for name in columns:
+            table.add_column(name, justify="right" if name in _COUNTS else "left")
+        for row in rows:
+            table.add_row(*(Text(_text(row[name])) for name in columns))
+        # Wider than any table, in a pipe and on a terminal: an id that is cut or folded cannot be copied.
+        Console(width=10_000, soft_wrap=True).print(table)
+
+
+def to_json(value: object) -> str:
+    """Return ``value`` as indented JSON; times are in ISO 8601."""
+    return json.dumps(value, indent=2, default=lambda time: time.isoformat(timespec="seconds"))
+
+
+def _text(value: object) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"{key}={text}" for key, text in value.items())
+    if isinstance(value, datetime):
+        return f"{value:%Y-%m-%d %H:%M:%S}"
+    return "" if value is None else str(value)

@@ -1,0 +1,379 @@
+"""Promise 7: what a node learns stays on the node, and no redelivery applies it twice."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from brokerfl.broker.nodes import Registration
+from brokerfl.client import ClientApp, executor
+from brokerfl.client import journal as journal_module
+from brokerfl.client.journal import Journal
+from brokerfl.client.node import Node
+from brokerfl.common import Array, Context, ErrorCode, Message, MetricsRecord, ParametersRecord, RecordSet
+from brokerfl.server import Driver
+from brokerfl.wire.frame import DATA
+from tests.apps import driving, eventually, number, number_in
+from tests.conftest import Backend
+
+NAME = "berlin"
+
+#: More than a reply carries itself.
+LARGE = executor.INLINE + 1
+
+
+class Counter:
+    """A ClientApp that replies with how many messages its state has counted.
+
+    Attributes:
+        calls: how often it was called, whatever became of it.
+        begun: released by each call.
+        go: each call waits for it; set from the start.
+    """
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.begun = threading.Semaphore(0)
+        self.go = threading.Event()
+        self.go.set()
+        self.app = ClientApp()
+
+        @self.app.train()
+        def train(message: Message, context: Context) -> Message:
+            """Count; reply with the count, and a payload of as many bytes as the message says."""
+            self.calls += 1
+            self.begun.release()
+            assert self.go.wait(20)
+            count = self.count(context)
+            size = number_in(message)
+            payload = {"p": ParametersRecord({"a": Array("uint8", [size], "numpy.ndarray", bytes(size))})}
+            return message.create_reply(RecordSet(payload if size else {}, {"m": MetricsRecord({"n": count})}))
+
+        @self.app.train("raise")
+        def fail(message: Message, context: Context) -> Message:
+            """Count, and raise."""
+            self.count(context)
+            context.state.parameters_records["junk"] = ParametersRecord(
+                {"a": Array("uint8", [1], "numpy.ndarray", b"x")}
+            )
+            raise ValueError("after it had counted")
+
+    def count(self, context: Context) -> int:
+        record = context.state.metrics_records.setdefault("m", MetricsRecord({"n": 0, "list": [0]}))
+        record["n"] = int(record["n"]) + 1  # type: ignore[arg-type]
+        record["list"].append(record["n"])  # type: ignore[union-attr,arg-type]
+        assert record["list"] == list(range(record["n"] + 1))  # type: ignore[arg-type]
+        return record["n"]
+
+
+@contextmanager
+def serving(backend: Backend, app: ClientApp, folder: Path | None, lease: float = 15.0) -> Iterator[Node]:
+    """A named node with its journal in ``folder``, in a thread, until the block ends."""
+    journal = Journal(folder)
+    registration = Registration(backend.connect(), NAME, lease=lease, home=journal.home)
+    ready = threading.Event()
+    node = Node(app, registration._connection, registration, on_ready=ready.set, journal=journal)
+    thread = threading.Thread(target=node.serve)
+    thread.start()
+    try:
+        assert ready.wait(20)
+        yield node
+    finally:
+        node.stop()
+        thread.join()
+
+
+def send(driver: Driver, node: Node, size: int = 0, kind: str = "train", group: str = "1") -> Message:
+    """Send one message and return its reply."""
+    [reply] = driver.send_and_receive([driver.create_message(number(size), kind, node.node_id, group)])
+    return reply
+
+
+def push(driver: Driver, node: Node, size: int = 0) -> str:
+    [message_id] = driver.push_messages([driver.create_message(number(size), "train", node.node_id, "1")])
+    return message_id
+
+
+class Streams:
+    """The three streams between a run and a node, seen from outside."""
+
+    def __init__(self, backend: Backend, driver: Driver, node: Node) -> None:
+        keys, run = driver._connection.keys, driver.run.run_id
+        self._admin = backend.admin
+        self.inbox, self.outbox, self.data = keys.of_node_and_run(node.node_id, run)
+
+    def entry(self, stream: str) -> tuple[str, dict[bytes, bytes]]:
+        """The only entry of a stream."""
+        [(entry_id, fields)] = self._admin.xrange(stream)
+        return entry_id.decode(), fields
+
+    def again(self, fields: dict[bytes, bytes]) -> None:
+        """Put an entry into the inbox a second time, as a ServerApp does that found it in neither stream."""
+        self._admin.xadd(self.inbox, fields)
+
+    def lengths(self) -> tuple[int, int, int]:
+        return self._admin.xlen(self.inbox), self._admin.xlen(self.outbox), self._admin.xlen(self.data)
+
+
+# Once for each id.
+
+
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_a_redelivered_message_is_answered_from_the_journal(backend: Backend, on_disk: bool, tmp_path: Path) -> None:
+    """A message that comes again after its reply is published again and not executed; the state counts it once."""
+    counter = Counter()
+    counter.go.clear()
+    with serving(backend, counter.app, tmp_path if on_disk else None) as node, driving(backend) as driver:
+        streams = Streams(backend, driver, node)
+        message_id = push(driver, node)
+        assert counter.begun.acquire(timeout=10)
+        _, fields = streams.entry(streams.inbox)
+        counter.go.set()
+        eventually(lambda: streams.lengths() == (0, 1, 0))
+        for copies in (2, 3):
+            streams.again(fields)
+            eventually(lambda copies=copies: streams.lengths() == (0, copies, 0))
+        assert len({reply[b"h"] for _, reply in backend.admin.xrange(streams.outbox)}) == 1, "not the same reply"
+        assert [number_in(reply) for reply in driver.replies([message_id])] == [1]
+        eventually(lambda: (driver.pull_messages([message_id]), driver._collector.ledger.dropped)[1] == 2)
+        assert number_in(send(driver, node)) == 2
+    assert counter.calls == 2
+
+
+def test_a_message_that_comes_again_while_it_runs_is_executed_once(backend: Backend) -> None:
+    """Its second entry is settled with its first by one reply."""
+    counter = Counter()
+    counter.go.clear()
+    with serving(backend, counter.app, None) as node, driving(backend) as driver:
+        streams = Streams(backend, driver, node)
+        message_id = push(driver, node)
+        assert counter.begun.acquire(timeout=10)
+        _, fields = streams.entry(streams.inbox)
+        streams.again(fields)
+        counter.go.set()
+        assert [number_in(reply) for reply in driver.replies([message_id])] == [1]
+        eventually(lambda: streams.lengths()[0] == 0)
+        assert number_in(send(driver, node)) == 2
+    assert counter.calls == 2
+
+
+def test_a_restarted_node_has_state_and_replies(backend: Backend, tmp_path: Path) -> None:
+    """The next process of a node goes on with the state, and answers what the last one had answered, from its disk."""
+    counter, second = Counter(), Counter()
+    counter.go.clear()
+    with driving(backend) as driver:
+        with serving(backend, counter.app, tmp_path) as node:
+            streams = Streams(backend, driver, node)
+            message_id = push(driver, node)
+            assert counter.begun.acquire(timeout=10)
+            _, fields = streams.entry(streams.inbox)
+            counter.go.set()
+            eventually(lambda: streams.lengths() == (0, 1, 0))
+        backend.admin.xtrim(streams.outbox, maxlen=0)  # Redis forgot the reply, and has the message again
+        streams.again(fields)
+        with serving(backend, second.app, tmp_path) as node:
+            assert [number_in(reply) for reply in driver.replies([message_id])] == [1]
+            assert second.calls == 0
+            assert number_in(send(driver, node)) == 2
+
+
+def test_without_its_journal_a_node_starts_afresh(backend: Backend, tmp_path: Path) -> None:
+    """A node whose state directory is another one says so, and its state begins anew."""
+    counter = Counter()
+    with driving(backend) as driver:
+        with serving(backend, counter.app, tmp_path / "a") as node:
+            assert [number_in(send(driver, node)) for _ in range(2)] == [1, 2]
+        with serving(backend, counter.app, tmp_path / "b") as node:
+            assert number_in(send(driver, node)) == 1
+        with serving(backend, counter.app, tmp_path / "a") as node:
+            assert number_in(send(driver, node)) == 3
+
+
+def test_an_exception_undoes_what_it_did_to_the_state(backend: Backend, tmp_path: Path) -> None:
+    """After Error 2 the state is that of the last message that succeeded: values, lists and records alike."""
+    counter = Counter()
+    with serving(backend, counter.app, tmp_path) as node, driving(backend) as driver:
+        assert number_in(send(driver, node)) == 1
+        for _ in range(2):
+            reply = send(driver, node, kind="train.raise")
+            assert reply.error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+            assert "after it had counted" in (reply.error.reason or "")
+        assert number_in(send(driver, node)) == 2
+        fields = node._journal.state_of(driver.run.run_id)
+        assert fields is not None
+        assert set(fields) == {b"c"}, "an array that a failed message put there"
+
+
+def test_an_exception_before_any_state_leaves_none(backend: Backend, tmp_path: Path) -> None:
+    """What the first message of a run did to the state is undone when it raised."""
+    counter = Counter()
+    with serving(backend, counter.app, tmp_path) as node, driving(backend) as driver:
+        assert send(driver, node, kind="train.raise").has_error()
+        assert node._journal.state_of(driver.run.run_id) is None
+        assert number_in(send(driver, node)) == 1
+
+
+def test_a_reply_that_cannot_be_sent_undoes_the_state_too(backend: Backend) -> None:
+    """A function that counts and returns no Message is Error 2, and has not counted."""
+    counter = Counter()
+
+    @counter.app.train("nothing")
+    def nothing(message: Message, context: Context) -> Message:
+        counter.count(context)
+        return None  # type: ignore[return-value]
+
+    with serving(backend, counter.app, None) as node, driving(backend) as driver:
+        assert send(driver, node, kind="train.nothing").error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+        assert number_in(send(driver, node)) == 1
+
+
+# Large replies.
+
+
+def test_a_large_reply_travels_beside_its_entry(backend: Backend, tmp_path: Path) -> None:
+    """Its payload is in the data stream and not on disk, and leaves Redis when the reply is settled."""
+    with serving(backend, Counter().app, tmp_path) as node, driving(backend) as driver:
+        streams = Streams(backend, driver, node)
+        message_id = push(driver, node, LARGE)
+        eventually(lambda: streams.lengths() == (0, 1, 1))
+        _, reply = streams.entry(streams.outbox)
+        data_entry, payload = streams.entry(streams.data)
+        assert reply[DATA].decode() == data_entry
+        assert sum(map(len, reply.values())) < 1000
+        assert payload[b"0"] == bytes(LARGE)
+        on_disk = node._journal.reply_to(driver.run.run_id, message_id)
+        assert on_disk is not None
+        assert sum(map(len, on_disk.values())) < 1000
+        [received] = driver.replies([message_id])
+        assert received.content.parameters_records["p"]["a"].data == bytes(LARGE)
+        driver.checkpoint()
+        driver.pull_messages([])
+        assert streams.lengths() == (0, 0, 0)
+
+
+def test_a_small_reply_needs_no_data_stream(backend: Backend) -> None:
+    """Content of up to 64 KiB, the limit included, is in the reply's own entry."""
+    with serving(backend, Counter().app, None) as node, driving(backend) as driver:
+        streams = Streams(backend, driver, node)
+        push(driver, node, executor.INLINE - 1000)
+        eventually(lambda: streams.lengths() == (0, 1, 0))
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_a_large_reply_whose_payload_is_gone(backend: Backend, held: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The node is asked again, and executes nothing again; when it does not hold the payload any more it is Error 4."""
+    if not held:
+        monkeypatch.setattr(executor, "HOLD", 0.0)
+    counter = Counter()
+    with serving(backend, counter.app, None) as node, driving(backend) as driver:
+        streams = Streams(backend, driver, node)
+        message_id = push(driver, node, LARGE)
+        eventually(lambda: streams.lengths() == (0, 1, 1) and bool(node._executor._held) == held)
+        backend.admin.xtrim(streams.data, maxlen=0)
+        [reply] = driver.replies([message_id])
+        assert counter.calls == 1
+        if held:
+            assert reply.content.parameters_records["p"]["a"].data == bytes(LARGE)
+        else:
+            assert reply.error.code == ErrorCode.REPLY_MESSAGE_UNAVAILABLE
+            assert "payload" in (reply.error.reason or "")
+        assert send(driver, node, LARGE).has_content()
+
+
+def test_a_dropped_large_reply_leaves_no_payload(backend: Backend) -> None:
+    """The second copy of a reply goes with the next transaction of the run, and no payload is left behind."""
+    with serving(backend, Counter().app, None) as node, driving(backend) as driver:
+        streams = Streams(backend, driver, node)
+        send(driver, node, LARGE)
+        # What a node does that does not know whether its upload and its reply arrived.
+        _, reply = streams.entry(streams.outbox)
+        _, payload = streams.entry(streams.data)
+        entry = backend.admin.xadd(streams.data, payload)
+        backend.admin.xadd(streams.outbox, {**reply, DATA: entry})
+        backend.admin.xadd(driver._connection.keys.bell(driver.run.run_id), {"n": str(node.node_id)})
+        eventually(lambda: (driver.pull_messages([]), driver._collector.ledger.dropped)[1] == 1)
+        send(driver, node, group="2")
+        driver.pull_messages([])
+        assert streams.lengths() == (0, 1, 0)
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_a_forgotten_payload_is_uploaded_again(backend: Backend, held: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A redelivered message whose payload Redis forgot gets it again while the node holds it, afterwards Error 4."""
+    if not held:
+        monkeypatch.setattr(executor, "HOLD", 0.0)
+    counter = Counter()
+    counter.go.clear()
+    with serving(backend, counter.app, None) as node, driving(backend) as driver:
+        streams = Streams(backend, driver, node)
+        message_id = push(driver, node, LARGE)
+        assert counter.begun.acquire(timeout=10)
+        _, fields = streams.entry(streams.inbox)
+        counter.go.set()
+        eventually(lambda: streams.lengths() == (0, 1, 1))
+        if not held:
+            eventually(lambda: not node._executor._held)
+        for stream in (streams.outbox, streams.data):
+            backend.admin.xtrim(stream, maxlen=0)
+        streams.again(fields)
+        [reply] = driver.replies([message_id])
+        if held:
+            assert reply.content.parameters_records["p"]["a"].data == bytes(LARGE)
+        else:
+            assert reply.error.code == ErrorCode.REPLY_MESSAGE_UNAVAILABLE
+            assert f"node {node.node_id} had answered" in (reply.error.reason or "")
+    assert counter.calls == 1
+
+
+# Which Redis, and for how long.
+
+
+def test_the_state_belongs_to_one_redis(backend: Backend, tmp_path: Path) -> None:
+    """A Redis that lost its data is another one: the node registers again by itself, and its states begin anew."""
+    counter = Counter()
+    with serving(backend, counter.app, tmp_path, lease=0.9) as node:
+        driver = Driver(backend.connect(), "server:app")
+        assert [number_in(send(driver, node)) for _ in range(2)] == [1, 2]
+        before = node._identity
+        driver._heartbeat.stop()
+        backend.admin.flushall()
+        eventually(lambda: node._identity != before)
+        with driving(backend) as fresh:
+            assert fresh.wait_for_nodes(1, timeout=10) == [node.node_id]
+            assert number_in(send(fresh, node)) == 1
+        assert len(list(tmp_path.glob("*.db"))) == 2
+        driver.detach()
+
+
+def test_a_run_is_forgotten_some_time_after_its_end(
+    backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """State and replies outlast the run by FORGET_AFTER, and then leave the node's disk too."""
+    monkeypatch.setattr(journal_module, "FORGET_AFTER", 0.3)
+    with serving(backend, Counter().app, tmp_path) as node:
+        with driving(backend) as driver:
+            message_id = push(driver, node)
+            assert len(list(driver.replies([message_id]))) == 1
+            run = driver.run.run_id
+        assert node._journal.state_of(run) is not None
+
+        def forgotten() -> bool:
+            with driving(backend) as other:  # whatever the node hears of runs makes it look
+                send(other, node)
+            return node._journal.state_of(run) is None and node._journal.reply_to(run, message_id) is None
+
+        eventually(forgotten)
+
+
+def test_a_node_keeps_the_last_replies(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a run's replies only the last MOST_REPLIES are kept, while its state stays."""
+    monkeypatch.setattr(journal_module, "MOST_REPLIES", 3)
+    with serving(backend, Counter().app, None) as node, driving(backend) as driver:
+        node._journal._commits = 995  # the journal is tidied every thousand replies
+        ids = [push(driver, node) for _ in range(5)]
+        assert len(list(driver.replies(ids))) == 5
+        run = driver.run.run_id
+        assert [node._journal.reply_to(run, message_id) is None for message_id in ids] == [True] * 2 + [False] * 3
+        assert number_in(send(driver, node)) == 6

@@ -1,0 +1,502 @@
+"""A ServerApp dies and another takes its run up: the state is back, what is open is adopted, the first is fenced."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+
+from brokerfl.broker.nodes import Registration
+from brokerfl.broker.runs import has_ended, list_runs
+from brokerfl.common import (
+    Array,
+    ConfigError,
+    ConfigsRecord,
+    ErrorCode,
+    Message,
+    MetricsRecord,
+    ParametersRecord,
+    RecordSet,
+    RunAttached,
+    RunFenced,
+    RunLost,
+    RunNotFound,
+)
+from brokerfl.server import Driver
+from tests.apps import Gate, driving, eventually, federation, number, number_in, text
+from tests.conftest import Backend
+
+
+def start(backend: Backend, **options: Any) -> Driver:
+    """A Driver of a new run."""
+    return Driver(backend.connect(), "server:app", **options)
+
+
+def kill(driver: Driver) -> None:
+    """What kill -9 leaves behind: a lease that nobody renews."""
+    driver._heartbeat.stop()
+
+
+@contextmanager
+def resumed(backend: Backend, former: Driver, **options: Any) -> Iterator[Driver]:
+    """The Driver of another process that takes the run up; the run ends with the block."""
+    driver = Driver(backend.connect(), "", None, resume=former.run.run_id, takeover=True, **options)
+    try:
+        yield driver
+    finally:
+        driver.end()
+
+
+def silent(backend: Backend, name: str = "silent") -> int:
+    """A node that registers and reads nothing."""
+    registration = Registration(backend.connect(), name, lease=600.0)
+    registration.register()
+    return registration.node_id
+
+
+def push(driver: Driver, node: int, content: RecordSet, group: str = "1", kind: str = "train", **options: Any) -> str:
+    """Push one message; return its id."""
+    [message_id] = driver.push_messages([driver.create_message(content, kind, node, group, **options)])
+    assert message_id
+    return message_id
+
+
+def ledger(backend: Backend, driver: Driver) -> set[str]:
+    """The ids of the messages that Redis says are open or not settled."""
+    return {key.decode() for key in backend.admin.hkeys(driver._connection.keys.ledger(driver.run.run_id))}
+
+
+def in_inbox(backend: Backend, driver: Driver, node: int) -> list[str]:
+    """The ids of the messages in a node's inbox."""
+    inbox = driver._connection.keys.inbox(node, driver.run.run_id)
+    return [fields[b"i"].decode() for _, fields in backend.admin.xrange(inbox)]
+
+
+# The state.
+
+
+def test_the_state_comes_back(backend: Backend) -> None:
+    """Arrays, metrics and configs of the last commit are back after a resume, with types, order and empty lists."""
+    arrays = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.zeros((0, 2), dtype=np.int64)}
+    metrics = {"round": 3, "losses": [0.5, 0.25], "none": [], "big": 2**64 - 1}
+    configs = {"name": "ä", "raw": b"\x00\xff", "done": True, "ids": ["a", "b"]}
+    former = start(backend)
+    state = former.context.state
+    state.parameters_records["p"] = ParametersRecord({key: Array(value) for key, value in arrays.items()})
+    state.metrics_records["m"] = MetricsRecord(dict(metrics))
+    state.configs_records["c"] = ConfigsRecord(dict(configs))
+    former.checkpoint()
+    state.metrics_records["m"]["round"] = 4  # and then the process is gone
+    kill(former)
+    with resumed(backend, former) as driver:
+        back = driver.context.state
+        assert list(back.parameters_records["p"]) == list(arrays)
+        for key, value in arrays.items():
+            received = back.parameters_records["p"][key].numpy()
+            assert received.dtype == value.dtype
+            np.testing.assert_array_equal(received, value)
+        for record, sent in ((back.metrics_records["m"], metrics), (back.configs_records["c"], configs)):
+            assert list(record.items()) == list(sent.items())
+            assert [type(value) for value in record.values()] == [type(value) for value in sent.values()]
+        assert driver.context.run_id == former.run.run_id
+
+
+def test_the_run_config_comes_back(backend: Backend) -> None:
+    """A resumed run has the app and run config it was started with; another one is refused, and changes nothing."""
+    former = start(backend, run_config={"lr": 0.1, "rounds": 3})
+    kill(former)
+    owner = former._connection.keys.owner(former.run.run_id)
+    before = backend.admin.get(owner)
+    with pytest.raises(ConfigError, match=r"was started with the run config .*, not \{'lr': 0.2\}"):
+        Driver(backend.connect(), "", {"lr": 0.2}, resume=former.run.run_id, takeover=True)
+    assert backend.admin.get(owner) == before
+    with resumed(backend, former) as driver:
+        assert driver.context.run_config == {"lr": 0.1, "rounds": 3}
+        assert driver.run == former.run
+
+
+def test_the_state_is_saved_by_a_push_of_a_new_group(backend: Backend) -> None:
+    """What was in the state when a group was pushed for the first time is saved; what came later is not."""
+    node = silent(backend)
+    former = start(backend)
+    for value, group in ((1, "1"), (2, "1"), (3, "2"), (4, "2")):
+        former.context.state.metrics_records["m"] = MetricsRecord({"n": value})
+        push(former, node, number(value), group)
+    kill(former)
+    with resumed(backend, former) as driver:
+        assert driver.context.state.metrics_records["m"]["n"] == 3
+
+
+def test_a_commit_writes_only_what_changed(backend: Backend) -> None:
+    """Over many commits an array that stays as it is is not written again; one that changed is, one that went goes."""
+    with driving(backend) as driver:
+        key = driver._connection.keys.context(driver.run.run_id)
+        state = driver.context.state
+        state.parameters_records["p"] = ParametersRecord({"a": Array(np.zeros(9)), "b": Array(np.ones(9))})
+        driver.checkpoint()
+        assert set(backend.admin.hkeys(key)) == {b"c", b"0", b"1"}
+        backend.admin.hset(key, mapping={"0": "untouched", "1": "untouched"})
+        for value in range(5):
+            state.metrics_records["m"] = MetricsRecord({"n": value})
+            before = backend.admin.hget(key, "c")
+            driver.checkpoint()
+            assert backend.admin.hget(key, "c") != before
+        assert backend.admin.hmget(key, "0", "1") == [b"untouched", b"untouched"]
+        state.parameters_records["p"]["b"] = Array(np.full(9, 2.0))
+        driver.checkpoint()
+        assert backend.admin.hmget(key, "0", "1") == [b"untouched", np.full(9, 2.0).tobytes()]
+        del state.parameters_records["p"]["b"]
+        driver.checkpoint()
+        assert set(backend.admin.hkeys(key)) == {b"c", b"0"}
+        backend.admin.hset(key, "c", "untouched")
+        driver.checkpoint()
+        assert backend.admin.hget(key, "c") == b"untouched", "nothing had changed at all"
+
+
+def test_a_state_that_was_emptied_comes_back_empty(backend: Backend) -> None:
+    """A state that had records and has none at the last commit has none after a resume."""
+    former = start(backend)
+    former.context.state.metrics_records["m"] = MetricsRecord({"n": 1})
+    former.checkpoint()
+    del former.context.state.metrics_records["m"]
+    former.checkpoint()
+    kill(former)
+    with resumed(backend, former) as driver:
+        assert not driver.context.state.metrics_records
+
+
+# Adoption.
+
+
+def test_equal_content_is_adopted_first_then_the_oldest(backend: Backend) -> None:
+    """Of open messages of one group, node and type a push adopts the one with its content, else the oldest."""
+    node = silent(backend)
+    former = start(backend)
+    oldest, middle, newest = (push(former, node, number(value)) for value in (1, 2, 3))
+    kill(former)
+    # A hash has no order: the oldest may come last.
+    key = former._connection.keys.ledger(former.run.run_id)
+    entry = backend.admin.hget(key, oldest)
+    backend.admin.hdel(key, oldest)
+    backend.admin.hset(key, oldest, entry)
+    with resumed(backend, former) as driver:
+        assert push(driver, node, number(3)) == newest
+        assert push(driver, node, number(7)) == oldest
+        assert push(driver, node, number(8)) == middle
+        assert in_inbox(backend, driver, node) == [oldest, middle, newest]
+        fresh = push(driver, node, number(9))
+        assert fresh not in (oldest, middle, newest)
+        assert in_inbox(backend, driver, node) == [oldest, middle, newest, fresh]
+
+
+def test_a_batch_adopts_each_message_once(backend: Backend) -> None:
+    """A batch pushed again in another order, equal contents among it, gets each old id once."""
+    node = silent(backend)
+    former = start(backend)
+    values = (1, 1, 2)
+    ids = [push(former, node, number(value)) for value in values]
+    kill(former)
+    with resumed(backend, former) as driver:
+        batch = [driver.create_message(number(value), "train", node, "1") for value in (2, 1, 1)]
+        again = driver.push_messages(batch)
+        assert again[0] == ids[2]
+        assert sorted(again[1:]) == sorted(ids[:2])
+
+
+@pytest.mark.parametrize("differs", ["group", "node", "type"])
+def test_another_message_does_not_adopt(backend: Backend, differs: str) -> None:
+    """A message of another group, to another node or of another type is a new one, whatever its content."""
+    node, other = silent(backend), silent(backend, "other")
+    former = start(backend)
+    open_id = push(former, node, number(1), "1", "train")
+    kill(former)
+    with resumed(backend, former) as driver:
+        changed = {"group": (node, "2", "train"), "node": (other, "1", "train"), "type": (node, "1", "train.warmup")}
+        target, group, kind = changed[differs]
+        assert push(driver, target, number(1), group, kind) != open_id
+        assert push(driver, node, number(1), "1", "train") == open_id
+
+
+def test_what_expired_is_not_adopted(backend: Backend) -> None:
+    """An open message whose ttl has passed is not what a push after the resume means; an answered one is."""
+    gate = Gate()
+    gate.go.set()
+    with federation(backend, gate.app, nodes=1) as nodes:
+        node, unread = nodes.nodes[0].node_id, silent(backend)
+        former = start(backend)
+        answered = push(former, node, number(1), ttl=1.0)
+        outbox = former._connection.keys.outbox(node, former.run.run_id)
+        eventually(lambda: backend.admin.xlen(outbox))
+        expired = push(former, unread, number(1), ttl=0.1)
+        pushed = former._connection.read_time()
+        kill(former)
+        eventually(lambda: former._connection.read_time() > pushed + 1.1)
+        with resumed(backend, former) as driver:
+            assert push(driver, unread, number(1)) != expired
+            assert push(driver, node, number(1)) == answered
+            assert [number_in(reply) for reply in driver.replies([answered])] == [1]
+        assert gate.calls == 1
+
+
+def test_what_nobody_adopts_is_cancelled_when_the_run_moves_on(backend: Backend) -> None:
+    """An orphan outlasts checkpoints, and goes with the first push of a new group that also settles a reply."""
+    with federation(backend, nodes=1) as nodes:
+        node, unread = nodes.nodes[0].node_id, silent(backend)
+        former = start(backend)
+        push(former, node, number(1))
+        orphan = push(former, unread, number(1))
+        kill(former)
+        with resumed(backend, former) as driver:
+            receive = [driver.create_message(number(1), "train", node, "1")]
+            assert [number_in(reply) for reply in driver.send_and_receive(receive)] == [1]
+            driver.checkpoint()
+            assert orphan in ledger(backend, driver)
+            # A new group, but nothing to settle any more: the app may be about to push the orphan's group again.
+            driver.send_and_receive([driver.create_message(number(2), "train", node, "2")])
+            assert orphan in ledger(backend, driver)
+            assert in_inbox(backend, driver, unread) == [orphan]
+            driver.send_and_receive([driver.create_message(number(3), "train", node, "3")])
+            assert orphan not in ledger(backend, driver)
+            assert in_inbox(backend, driver, unread) == []
+
+
+def test_a_cancelled_orphan_is_not_executed(backend: Backend) -> None:
+    """A node that had the orphan queued behind a long message drops it when the resumed run moves on without it."""
+    gate = Gate()
+    with federation(backend, gate.app, nodes=1) as busy, federation(backend, nodes=1) as quick:
+        slow, fast = busy.nodes[0].node_id, quick.nodes[0].node_id
+        former = start(backend)
+        running = push(former, slow, number(1))
+        assert gate.begun.acquire(timeout=10)
+        orphan = push(former, slow, number(2))
+        push(former, fast, number(1))
+        kill(former)
+        with resumed(backend, former) as driver:
+            assert push(driver, slow, number(1)) == running
+            for group in ("1", "2"):
+                driver.send_and_receive([driver.create_message(number(1), "train", fast, group)])
+            assert orphan not in ledger(backend, driver)
+            gate.go.set()
+            assert [number_in(reply) for reply in driver.replies([running])] == [1]
+            assert number_in(driver.send_and_receive([driver.create_message(number(4), "train", slow, "3")])[0]) == 4
+        assert gate.calls == 2
+
+
+def test_a_message_that_was_lost_is_pushed_again(backend: Backend) -> None:
+    """An open message that is in no inbox is adopted under its id, and the content of now is what the node gets."""
+    with federation(backend, nodes=1) as nodes:
+        former = start(backend)
+        unread = silent(backend)
+        lost = push(former, unread, number(1))
+        keys, run = former._connection.keys, former.run.run_id
+        backend.admin.unlink(keys.inbox(unread, run))
+        kill(former)
+        with resumed(backend, former) as driver:
+            driver.send_and_receive([driver.create_message(number(0), "train", nodes.nodes[0].node_id, "1")])
+            assert push(driver, unread, number(2)) == lost
+            assert in_inbox(backend, driver, unread) == [lost]
+            assert backend.admin.hget(keys.meta(run), "messages") == b"2", "it was counted twice"
+
+
+# Replies.
+
+
+def test_a_reply_that_was_there_is_delivered(backend: Backend) -> None:
+    """What a node answered before the crash reaches the resumed app, although the node is dead by then."""
+    gate = Gate()
+    gate.go.set()
+    with federation(backend, gate.app, nodes=1) as nodes:
+        node = nodes.nodes[0].node_id
+        former = start(backend)
+        message_id = push(former, node, number(5))
+        outbox = former._connection.keys.outbox(node, former.run.run_id)
+        eventually(lambda: backend.admin.xlen(outbox))
+        kill(former)
+        nodes.nodes[0].stop()
+        eventually(lambda: not backend.admin.exists(former._connection.keys.node_lease(node)))
+        with resumed(backend, former) as driver:
+            # The node left the registry, so the push of the same message would be refused: its id is remembered.
+            assert [number_in(reply) for reply in driver.replies([message_id])] == [5]
+    assert gate.calls == 1
+
+
+def test_a_reply_that_no_commit_settled_is_delivered_again(backend: Backend) -> None:
+    """A reply that the former app had been given is given to the resumed one too, until a commit has settled it."""
+    gate = Gate()
+    gate.go.set()
+    with federation(backend, gate.app, nodes=1) as nodes:
+        node = nodes.nodes[0].node_id
+        former = start(backend)
+        first = former.create_message(number(1), "train", node, "1")
+        assert [number_in(reply) for reply in former.send_and_receive([first])] == [1]
+        kill(former)
+        second = Driver(backend.connect(), "", None, resume=former.run.run_id, takeover=True)
+        again = second.create_message(number(1), "train", node, "1")
+        assert [number_in(reply) for reply in second.send_and_receive([again])] == [1]
+        assert gate.calls == 1
+        second.checkpoint()
+        kill(second)
+        with resumed(backend, second) as third:
+            anew = third.create_message(number(1), "train", node, "1")
+            assert [number_in(reply) for reply in third.send_and_receive([anew])] == [1]
+            assert gate.calls == 2, "a settled message is over: pushed again, it is a new one"
+
+
+def test_ids_in_the_state_can_be_waited_for(backend: Backend) -> None:
+    """Ids that the app kept in its state can be given to `replies` and `pull_messages` right after a resume."""
+    gate = Gate()
+    with federation(backend, gate.app, nodes=2) as nodes:
+        former = start(backend)
+        ids = [push(former, node.node_id, number(index)) for index, node in enumerate(nodes.nodes)]
+        former.context.state.configs_records["waiting"] = ConfigsRecord({"ids": ids})
+        former.checkpoint()
+        kill(former)
+        with resumed(backend, former) as driver:
+            waiting: Any = driver.context.state.configs_records["waiting"]["ids"]
+            assert driver.pull_messages(waiting) == []
+            gate.go.set()
+            replies: list[Message] = list(driver.replies(waiting))
+            assert sorted(number_in(reply) for reply in replies) == [0, 1]
+            assert driver.pull_messages(waiting) == []
+    assert gate.calls == 2
+
+
+def test_an_orphan_gets_no_verdict_until_somebody_waits(backend: Backend) -> None:
+    """The message to a node that died meanwhile is Error 5 once it is adopted, and not before."""
+    former = start(backend)
+    registration = Registration(backend.connect(), lease=0.3)
+    registration.register()
+    message_id = push(former, registration.node_id, number(1))
+    kill(former)
+    eventually(lambda: not backend.admin.exists(former._connection.keys.node_lease(registration.node_id)))
+    with federation(backend, nodes=1) as nodes, resumed(backend, former) as driver:
+        driver._collector._swept = 0.0  # a sweep is due
+        driver.send_and_receive([driver.create_message(number(1), "train", nodes.nodes[0].node_id, "1")])
+        driver._collector._swept = 0.0
+        driver.pull_messages([])
+        assert message_id in ledger(backend, driver)
+        assert in_inbox(backend, driver, registration.node_id) == [message_id]
+        [reply] = driver.replies([message_id])
+        assert reply.error.code == ErrorCode.NODE_UNAVAILABLE
+
+
+def test_counters_go_on(backend: Backend) -> None:
+    """`brokerfl runs` counts messages and replies over a resume; what was adopted is not counted again."""
+    with federation(backend, nodes=2) as nodes:
+        ids = [node.node_id for node in nodes.nodes]
+        former = start(backend)
+        for group in ("1", "2"):
+            former.send_and_receive([former.create_message(number(1), "train", node, group) for node in ids])
+        kill(former)
+        with resumed(backend, former) as driver:
+            for group in ("2", "3"):
+                driver.send_and_receive([driver.create_message(number(1), "train", node, group) for node in ids])
+            [info] = list_runs(backend.connect())
+            assert (info.messages, info.replies, info.nodes) == (6, 4, 2)
+
+
+# Who may.
+
+
+def test_a_living_server_app_keeps_its_run(backend: Backend) -> None:
+    """Without a takeover the run of a ServerApp that renews its lease is refused, and goes on undisturbed."""
+    with federation(backend, nodes=1) as nodes, driving(backend, lease=0.9) as driver:
+        with pytest.raises(RunAttached, match="--takeover takes it away"):
+            Driver(backend.connect(), "", None, resume=driver.run.run_id)
+        message = driver.create_message(number(1), "train", nodes.nodes[0].node_id, "1")
+        assert [number_in(reply) for reply in driver.send_and_receive([message])] == [1]
+
+
+def test_a_silent_server_app_loses_its_run(backend: Backend) -> None:
+    """Without a takeover the run of one that does not renew its lease is taken up when that lapses."""
+    former = start(backend, lease=0.6)
+    kill(former)
+    driver = Driver(backend.connect(), "", None, resume=former.run.run_id)
+    with pytest.raises(RunFenced):
+        former.end()
+    driver.end()
+
+
+def test_a_run_that_is_not_there_cannot_be_resumed(backend: Backend) -> None:
+    """A run that has ended, and one that never was, raise RunNotFound that says which, and leave no key."""
+    with driving(backend) as driver:
+        run = driver.run.run_id
+    for resume, reason in ((run, "has ended already"), (77, "there is no run 77")):
+        with pytest.raises(RunNotFound, match=reason):
+            Driver(backend.connect(), "", None, resume=resume, takeover=True)
+        assert not [key for key in backend.admin.scan_iter() if b"{run:" in key]
+
+
+def test_a_former_server_app_does_nothing(backend: Backend) -> None:
+    """After a takeover the first can neither push, cancel, save, drop nor end: RunFenced, and Redis stays as it was."""
+    gate = Gate()
+    with federation(backend, gate.app, nodes=1) as nodes:
+        node = nodes.nodes[0].node_id
+        former = start(backend)
+        run, keys = former.run.run_id, former._connection.keys
+        message_id = push(former, node, number(1))
+        assert gate.begun.acquire(timeout=10)
+        with resumed(backend, former) as driver:
+            # A reply that fits nothing: whoever reads it deletes it with the next transaction.
+            stray = backend.admin.xadd(keys.outbox(node, run), {"i": "0" * 32, "h": b"\x01"})
+            all_keys = [key for key in backend.admin.scan_iter() if str(run).encode() in key]
+            before = {key: backend.admin.dump(key) for key in all_keys} if backend.is_real else {}
+            assert former.push_messages([former.create_message(number(2), "train", node, "2")]) == [""]
+            former.context.state.metrics_records["m"] = MetricsRecord({"n": 1})
+            for attempt in (
+                former.checkpoint,
+                lambda: former.cancel_messages([message_id]),
+                lambda: list(former.replies([message_id])),
+                lambda: former._collector.transact(lambda pipe: None, lambda: False),
+                former.end,
+            ):
+                former._collector._over = None  # as if it had not noticed yet: each attempt by itself is refused
+                former._collector._swept = 0.0
+                with pytest.raises(RunFenced, match="was taken over by another ServerApp"):
+                    attempt()
+            assert {key: backend.admin.dump(key) for key in before} == before
+            assert backend.admin.xrange(keys.outbox(node, run))[0][0] == stray
+            gate.go.set()
+            assert [number_in(reply) for reply in driver.replies([message_id])] == [1]
+    assert gate.calls == 1
+
+
+def test_a_former_server_app_does_not_end_a_run_that_is_over(backend: Backend) -> None:
+    """One that was taken over and wakes after the end raises RunLost, creates no key, and the end stays as it was."""
+    former = start(backend)
+    run, keys = former.run.run_id, former._connection.keys
+    with resumed(backend, former):
+        pass
+    ended = backend.admin.zscore(keys.runs, str(run))
+    former.context.state.metrics_records["m"] = MetricsRecord({"n": 1})
+    for attempt in (former.checkpoint, former.end, lambda: former.pull_messages([])):
+        former._collector._over = None
+        former._collector._swept = 0.0
+        with pytest.raises(RunLost, match=f"run {run} "):
+            attempt()
+    assert backend.admin.zscore(keys.runs, str(run)) == ended
+    assert has_ended(backend.connect(), run)
+    assert not [key for key in backend.admin.scan_iter() if str(run).encode() in key]
+    former.detach()
+
+
+def test_a_detached_run_keeps_what_nodes_answer(backend: Backend) -> None:
+    """Replies that come while no ServerApp is attached wait in Redis for the one that resumes."""
+    gate = Gate()
+    with federation(backend, gate.app, nodes=2) as nodes:
+        former = start(backend)
+        for node in nodes.nodes:
+            push(former, node.node_id, text(a="b"))
+        former.detach()
+        assert [info.status for info in list_runs(backend.connect())] == ["detached"]
+        gate.go.set()
+        keys, run = former._connection.keys, former.run.run_id
+        eventually(lambda: all(backend.admin.xlen(keys.outbox(node.node_id, run)) for node in nodes.nodes))
+        driver = Driver(backend.connect(), "", None, resume=run)  # nobody holds it: no takeover, and no wait
+        replies = driver.send_and_receive(
+            [driver.create_message(text(a="b"), "train", node.node_id, "1") for node in nodes.nodes]
+        )
+        assert [reply.has_content() for reply in replies] == [True, True]
+        driver.end()
+    assert gate.calls == 2

@@ -1,0 +1,235 @@
+"""The journal by itself: what is in it after a node was killed, and what leaves it."""
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from brokerfl.client import journal as journal_module
+from brokerfl.client.dead import dead_messages
+from brokerfl.client.journal import Journal, default_state_dir
+from brokerfl.common import ConfigError, JournalError, NodeNameTaken
+from tests.apps import eventually
+
+REDIS = b"one data set"
+
+REPLY = {b"i": b"id", b"h": b"\x01reply"}
+
+STATE = {b"c": b"\x01description", b"0": b"\x00array"}
+
+
+def opened(folder: Path | None, identity: bytes = REDIS) -> Journal:
+    journal = Journal(folder)
+    journal.open(identity)
+    return journal
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    """A journal in ``tmp_path``."""
+    made = opened(tmp_path)
+    yield made
+    made.close()
+
+
+def killed(journal: Journal) -> None:
+    """What kill -9 does: the system closes the files, and nobody says that the message in hand is over."""
+    journal.close()
+
+
+def test_a_reply_and_its_state_outlive_the_process(tmp_path: Path) -> None:
+    """After a kill the next process finds the reply and the state of the last commit, field by field."""
+    first = opened(tmp_path)
+    first.commit(7, "a", REPLY, STATE)
+    first.commit(7, "b", {b"i": b"b"})
+    killed(first)
+    with closing(opened(tmp_path)) as second:
+        assert second.reply_to(7, "a") == REPLY
+        assert second.reply_to(7, "b") == {b"i": b"b"}
+        assert second.state_of(7) == STATE
+        assert second.reply_to(8, "a") is None
+        assert second.state_of(8) is None
+
+
+def test_a_state_replaces_the_last_one(journal: Journal) -> None:
+    """A field that a new state lacks is gone, and another run's state is not touched."""
+    journal.commit(7, "a", REPLY, STATE)
+    journal.commit(8, "b", REPLY, STATE)
+    journal.commit(7, "c", REPLY, {b"c": b"new"})
+    assert journal.state_of(7) == {b"c": b"new"}
+    assert journal.state_of(8) == STATE
+
+
+def test_reply_and_state_are_one_transaction(tmp_path: Path, journal: Journal) -> None:
+    """A commit that fails in its second half leaves nothing of the first."""
+    with closing(sqlite3.connect(next(tmp_path.glob("*.db")))) as db:
+        db.execute("CREATE TRIGGER full BEFORE INSERT ON answered BEGIN SELECT RAISE(FAIL, 'disk full'); END")
+    with pytest.raises(JournalError, match="disk full"):
+        journal.commit(7, "a", REPLY, STATE)
+    assert journal.state_of(7) is None
+    assert journal.reply_to(7, "a") is None
+
+
+def test_deaths_in_a_message_are_counted(tmp_path: Path) -> None:
+    """Each process that ended between begin and commit counts; the commit, or another end, forgives."""
+    for expected in (0, 1, 2):
+        journal = opened(tmp_path)
+        assert journal.begin(7, "a") == expected
+        killed(journal)
+    journal = opened(tmp_path)
+    assert journal.begin(7, "b") == 0
+    assert journal.begin(7, "a") == 3
+    journal.forgive()  # a second signal, or an upload that was given up
+    killed(journal)
+    journal = opened(tmp_path)
+    assert journal.begin(7, "a") == 3
+    journal.commit(7, "a", REPLY)
+    killed(journal)
+    with closing(opened(tmp_path)) as last:
+        assert last.begin(7, "a") == 0
+
+
+def test_a_process_that_only_waits_dies_of_nothing(tmp_path: Path) -> None:
+    """A kill between two messages counts for neither."""
+    journal = opened(tmp_path)
+    journal.begin(7, "a")
+    journal.commit(7, "a", REPLY)
+    killed(journal)
+    with closing(opened(tmp_path)) as last:
+        assert last._crashes == {}
+
+
+def test_a_record_of_odd_bytes_is_no_death(tmp_path: Path) -> None:
+    """A lock file that somebody wrote over counts as no death and stops nothing."""
+    killed(opened(tmp_path))
+    for text in (b"\xff" * 64, b"a b c", b"", b"alone"):
+        (tmp_path / "lock").write_bytes(text)
+        with closing(opened(tmp_path)) as journal:
+            assert journal._crashes == {}
+
+
+def test_one_process_uses_a_directory(tmp_path: Path, journal: Journal) -> None:
+    """A second one is refused as long as the first lives, whatever Redis it is for; then the directory is the same."""
+    with pytest.raises(NodeNameTaken, match=f"another process uses the state directory {tmp_path}"):
+        Journal(tmp_path)
+    home = journal.home
+    journal.close()
+    with closing(Journal(tmp_path)) as next_one:
+        assert next_one.home == home != ""
+
+
+def test_each_data_set_has_a_file_of_its_own(tmp_path: Path, journal: Journal) -> None:
+    """What belongs to one Redis is neither seen nor lost while another is served; the first time that is said."""
+    journal.commit(7, "a", REPLY, STATE)
+    assert journal.open(b"other") is True
+    assert journal.reply_to(7, "a") is None
+    assert journal.state_of(7) is None
+    journal.commit(7, "a", {b"i": b"other"}, {b"c": b"other"})
+    assert journal.open(REDIS) is False
+    assert (journal.reply_to(7, "a"), journal.state_of(7)) == (REPLY, STATE)
+    assert len(list(tmp_path.glob("*.db"))) == 2
+
+
+def test_a_new_directory_is_not_strange() -> None:
+    """A journal that knows no data set yet, and one in memory, belong to whatever comes first."""
+    in_memory = Journal()
+    assert in_memory.open(REDIS) is False
+    in_memory.commit(7, "a", REPLY, STATE)
+    assert in_memory.open(b"other") is False
+    assert in_memory.reply_to(7, "a") is None
+    in_memory.close()
+
+
+def test_a_run_that_stays_away_is_forgotten(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replies, state and deaths go when a run has been absent for FORGET_AFTER, those of the others stay."""
+    monkeypatch.setattr(journal_module, "FORGET_AFTER", 0.2)
+    for run in (7, 8):
+        journal.commit(run, "a", REPLY, STATE)
+    journal.keep_only([8])
+    assert journal.state_of(7) == STATE, "a Redis that forgot its last writes may be told of it again"
+    eventually(lambda: (journal.keep_only([8]), journal.state_of(7))[1] is None)
+    assert journal.reply_to(7, "a") is None
+    assert (journal.reply_to(8, "a"), journal.state_of(8)) == (REPLY, STATE)
+
+
+def test_a_run_that_comes_back_is_kept(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Absences do not add up: a run that was seen in between is absent from then on."""
+    journal.commit(7, "a", REPLY, STATE)
+
+    def look(at: float, *present: int) -> bool:
+        monkeypatch.setattr(journal_module.time, "time", lambda: at)
+        journal.keep_only(present)
+        return journal.state_of(7) == STATE
+
+    assert look(0.0)
+    assert look(3000.0, 7)
+    assert look(4000.0)
+    assert look(7000.0)
+    assert not look(7700.0)
+
+
+def test_old_replies_go(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each run the last MOST_REPLIES are kept, whichever of them was served last; the states stay."""
+    monkeypatch.setattr(journal_module, "MOST_REPLIES", 10)
+    for number in range(1000):
+        journal.commit(7 + number % 2, f"{number}", REPLY, STATE if number < 2 else None)
+    kept = {run: [n for n in range(1000) if journal.reply_to(run, f"{n}")] for run in (7, 8)}
+    assert kept == {7: list(range(980, 1000, 2)), 8: list(range(981, 1000, 2))}
+    assert journal.state_of(7) == journal.state_of(8) == STATE
+
+
+def test_dead_messages_are_read_beside_a_running_node(tmp_path: Path) -> None:
+    """They are listed from all nodes of a directory, oldest first, and forgotten one by one, beside open journals."""
+    journals = [opened(tmp_path / str(node)) for node in (3, 4)]
+    for number in range(3):
+        journals[number % 2].set_aside(7, f"m{number}", {b"i": b"%d" % number}, 3)
+    journals[1].commit(7, "a", REPLY, STATE)
+    (tmp_path / "no node").mkdir()
+    found = dead_messages(tmp_path)
+    assert [(dead.message_id, dead.node_id, dead.run_id, dead.crashes) for dead in found] == [
+        ("m0", 3, 7, 3), ("m1", 4, 7, 3), ("m2", 3, 7, 3),
+    ]  # fmt: skip
+    assert [dead.fields for dead in found] == [{b"i": b"0"}, {b"i": b"1"}, {b"i": b"2"}]
+    assert [dead.read_state() for dead in found] == [None, STATE, None]
+    found[0].forget()
+    assert [dead.message_id for dead in dead_messages(tmp_path)] == ["m1", "m2"]
+    for journal in journals:
+        journal.close()
+    assert [dead.message_id for dead in dead_messages(tmp_path)] == ["m1", "m2"]
+    assert dead_messages(tmp_path / "nowhere") == []
+
+
+def test_a_damaged_journal_is_named(tmp_path: Path) -> None:
+    """A file that is no database raises ConfigError with its path, for the node and for `brokerfl dead`."""
+    folder = tmp_path / "3"
+    folder.mkdir()
+    (folder / f"{REDIS.hex()}.db").write_bytes(b"surely no database " * 100)
+    journal = Journal(folder)
+    with pytest.raises(ConfigError, match=rf"{folder}.*move it away to start afresh"):
+        journal.open(REDIS)
+    journal.close()
+    with pytest.raises(ConfigError, match=str(folder)):
+        dead_messages(tmp_path)
+
+
+def test_where_states_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The default follows the XDG Base Directory Specification, which has relative paths ignored."""
+    monkeypatch.setenv("HOME", "/home/me")
+    for value, expected in (
+        (str(tmp_path), tmp_path / "brokerfl"),
+        ("", Path("/home/me/.local/state/brokerfl")),
+        ("relative", Path("/home/me/.local/state/brokerfl")),
+    ):
+        monkeypatch.setenv("XDG_STATE_HOME", value)
+        assert default_state_dir() == expected
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
+def test_a_directory_without_write_permission_is_named(tmp_path: Path) -> None:
+    """It raises ConfigError that names the directory and the option."""
+    tmp_path.chmod(0o500)
+    with pytest.raises(ConfigError, match=r"cannot be written \(Permission denied\): name another with --state-dir"):
+        Journal(tmp_path / "3")
