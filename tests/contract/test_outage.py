@@ -13,6 +13,7 @@ from brokerfl.broker.embedded import EmbeddedServer
 from brokerfl.broker.inbox import Delivery, Inboxes
 from brokerfl.broker.nodes import Registration
 from brokerfl.broker.outbox import Outgoing, publish
+from brokerfl.client import node as node_module
 from brokerfl.client.publisher import Publisher
 from brokerfl.client.worklist import Work
 from brokerfl.common import ErrorCode, Message, Metadata, OutageLimit, RedisOutOfMemory, RedisUnreachable
@@ -315,7 +316,7 @@ def test_a_message_that_was_about_to_run_is_not_stranded(backend: Backend, monke
         return ask(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(node_module, "is_wanted", flaky)
-    monkeypatch.setattr(node_module, "READ_AHEAD", 0.0)  # whatever was queued is asked for
+    monkeypatch.setattr(node_module, "READ_AHEAD", 1e-9)  # whatever was queued is asked for
     gate.go.set()
     with federation(backend, gate.app, nodes=1) as nodes, driving(backend) as driver:
         node = nodes.nodes[0].node_id
