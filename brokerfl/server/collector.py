@@ -334,7 +334,7 @@ class Collector:
         try:
             with self.writing:
                 self._reconciler.compare(self._contacted, self._read)
-        except (RedisUnreachable, Forgotten):
+        except (RedisUnreachable, RedisOutOfMemory, Forgotten):
             self._is_stale = True  # done again before anything else is
 
     def through_outage(self, ask: Callable[[], Answer]) -> Answer:
@@ -395,6 +395,10 @@ class Collector:
                     self._is_stale, uncertain = True, False
                 except RedisUnreachable as error:
                     self._reconnect(error, None)
+                except RedisOutOfMemory:
+                    with self.lock:
+                        self._dropped += dropped
+                    raise
 
     def _was_executed(self, executed: Callable[[], bool]) -> bool:
         """Return whether a transaction took effect whose answer was lost; afterwards it cannot any more."""

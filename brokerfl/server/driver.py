@@ -242,6 +242,7 @@ class Driver:
 
         Raises:
             RunStopped, RunFenced, RunLost, OutageLimit: the run is over.
+            RedisOutOfMemory: Redis is full and forgot something that has to be written first; nothing was cancelled.
         """
         accepted, _ = self._sort(message_ids)
         self._collector.cancel(accepted)
@@ -344,9 +345,7 @@ class Driver:
         """Return the reply; None when its payload is missing and the message was pushed again."""
         if not message.data_entry or isinstance(message.reply, Error):
             return decode_reply(self._run.run_id, message)
-        content = self._reach(
-            lambda: download(self._connection, message.node_id, self._run.run_id, message.data_entry)
-        )
+        content = self._reach(lambda: download(self._connection, message.node_id, self._run.run_id, message.data_entry))
         if content is None and self._pusher.push_again(message):
             return None
         return decode_reply(self._run.run_id, message, content)

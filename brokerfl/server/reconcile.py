@@ -138,7 +138,7 @@ class Reconciler:
                 remove_message(pipe, self._connection.keys, node, self._run_id, entry_id)
             self._delivery.deliver(pipe, again, nodes)
 
-        results: list[Any] = self._attachment.fence.execute(build)
+        results: list[Any] = self._attachment.fence.execute(build, frees=not again)
         for message, entry in zip(again, results[len(results) - len(again) :], strict=True):
             if isinstance(entry, bytes):
                 message.inbox_entries, message.is_lost = (entry.decode(),), False
