@@ -89,6 +89,7 @@ class Ledger:
 
     Attributes:
         lock: guards all of it, and is notified when something in it changed.
+        contacted: the nodes that may hold keys of the run; noted before they do, lest a first ring is passed over.
         pushed: how many messages the run has pushed.
         replied: of how many of them a commit has settled the reply.
         dropped: replies that fitted nothing open: another node's, late, or a second one.
@@ -97,6 +98,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self.lock = threading.Condition()
+        self.contacted: set[int] = set()
         self.pushed = 0
         self.replied = 0
         self._sequence = 0

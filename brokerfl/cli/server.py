@@ -32,7 +32,7 @@ from brokerfl.common import (
     log,
 )
 from brokerfl.server import Driver, ServerApp
-from brokerfl.server.collector import OUTAGE_LIMIT
+from brokerfl.server.link import OUTAGE_LIMIT
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

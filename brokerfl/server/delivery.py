@@ -1,4 +1,4 @@
-"""The delivery: messages into the inboxes, with all that a first contact with a node takes.
+"""The delivery: messages into the inboxes and out again, with all that a first contact with a node takes.
 
 Owns the order of those commands. It must not know the ledger, or who waits for a reply.
 """
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from brokerfl.broker.attachment import Attachment
 from brokerfl.broker.connection import Connection, Pipeline
-from brokerfl.broker.inbox import add_message, open_inbox, ring
+from brokerfl.broker.inbox import add_message, open_inbox, remove_message, ring
 from brokerfl.broker.keys import milliseconds
 from brokerfl.broker.ledger import OpenMessage
 from brokerfl.wire.run import Run, encode_run
@@ -37,3 +37,9 @@ class Delivery:
         for message in messages:
             assert message.fields is not None, "only what was encoded is delivered"
             add_message(pipe, keys, message.node_id, run, message.fields)
+
+
+def take_back(pipe: Pipeline, connection: Connection, run_id: int, message: OpenMessage) -> None:
+    """Put into ``pipe`` that a message is not to be executed any more."""
+    if message.inbox_entries:
+        remove_message(pipe, connection.keys, message.node_id, run_id, *message.inbox_entries)

@@ -34,8 +34,10 @@ from brokerfl.common import (
     UserConfig,
     is_message_type,
 )
-from brokerfl.server.collector import OUTAGE_LIMIT, Collector
+from brokerfl.server.collector import Collector
 from brokerfl.server.delivery import Delivery
+from brokerfl.server.intake import Intake
+from brokerfl.server.link import OUTAGE_LIMIT, Link
 from brokerfl.server.liveness import Liveness
 from brokerfl.server.push import Pusher
 from brokerfl.server.reconcile import Reconciler
@@ -93,31 +95,33 @@ class Driver:
         run, self._attachment = _begin(connection, app, run_config, resume, takeover, lease, retention)
         self._run = run
         books = read_books(connection, run.run_id)
-        ledger = Ledger()
-        ledger.pushed, ledger.replied = books.messages, books.replies
+        self._ledger = ledger = Ledger()
+        ledger.pushed, ledger.replied, ledger.contacted = books.messages, books.replies, books.nodes
         ledger.load(books.entries)
         saved = SavedContext(connection, run.run_id, retention, encode_content(RecordSet()))
         state = decode_content(saved.load())
         self.context = Context(
-            run.run_id, SUPERLINK_NODE_ID, {}, state, dict(run.run_config), lambda: self._collector.is_over
+            run.run_id, SUPERLINK_NODE_ID, {}, state, dict(run.run_config), lambda: self._link.is_over
         )
+        fence, liveness = self._attachment.fence, Liveness(offline_grace, lease)
+        intake = Intake(connection, run.run_id, ledger)
         delivery = Delivery(connection, run, self._attachment)
-        reconciler = Reconciler(connection, run.run_id, self._attachment, ledger, saved, delivery, books.identity)
-        liveness = Liveness(offline_grace, lease)
-        self._collector = Collector(
-            connection, run.run_id, self._attachment.fence, ledger, liveness, reconciler, outage_limit, books.nodes
+        reconciler = Reconciler(
+            connection, run.run_id, self._attachment, ledger, intake, saved, delivery, books.identity
         )
-        self._pusher = Pusher(connection, self.context, saved, self._attachment, self._collector, delivery)
+        self._link = Link(connection, fence, intake, liveness, reconciler, outage_limit)
+        self._collector = Collector(connection, run.run_id, fence, ledger, intake, self._link, liveness)
+        self._pusher = Pusher(connection, self.context, saved, self._attachment, ledger, intake, self._link, delivery)
         self._closed = False
         self._heartbeat = Heartbeat(
             f"heartbeat of run {run.run_id}", min(lease / 3, retention / 4), self._renew, self._collector.end
         )
         self._heartbeat.start()
         if resume is not None:
-            self._collector.take_up()
+            self._link.take_up()
 
     def __repr__(self) -> str:
-        return f"<Driver run={self._run.run_id} open={len(self._collector.ledger)}>"
+        return f"<Driver run={self._run.run_id} open={len(self._ledger)}>"
 
     @property
     def run(self) -> Run:
@@ -150,7 +154,7 @@ class Driver:
             if left <= 0:
                 raise TimeoutError(f"{len(found)} of {n} nodes are online after {timeout:g} s")
             time.sleep(left)
-            self._collector.check()
+            self._link.check()
 
     # Sending.
 
@@ -261,8 +265,8 @@ class Driver:
         self._collector.poll()
         replies = [unknown_reply(self._run.run_id, message_id) for message_id in foreign]
         while True:
-            with self._collector.lock:
-                message = self._collector.ledger.take(wanted)
+            with self._ledger.lock:
+                message = self._ledger.take(wanted)
             if message is None:
                 return replies
             reply = self._hand(message)
@@ -300,8 +304,8 @@ class Driver:
             try:
                 yield decoded
             finally:  # the loop may also have been left by break: the app has the reply
-                with self._collector.lock:
-                    self._collector.ledger.hand(message)
+                with self._ledger.lock:
+                    self._ledger.hand(message)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None, deliver_when_online: bool = False
@@ -321,7 +325,7 @@ class Driver:
         """
         batch = list(messages)
         ids = self.push_messages(batch, deliver_when_online=deliver_when_online)
-        self._collector.check()
+        self._link.check()
         refused = [
             refused_reply(self._run.run_id, message, self._pusher.is_registered(message.metadata.dst_node_id))
             for message, message_id in zip(batch, ids, strict=True)
@@ -333,10 +337,10 @@ class Driver:
         """Divide ids into those this run once accepted and those it never did."""
         accepted, foreign = set(), []
         for message_id in dict.fromkeys(message_ids):
-            if message_id in self._collector.ledger or is_message_id(self._run.run_id, message_id):
+            if message_id in self._ledger or is_message_id(self._run.run_id, message_id):
                 accepted.add(message_id)
-                with self._collector.lock:
-                    self._collector.ledger.claim(message_id)
+                with self._ledger.lock:
+                    self._ledger.claim(message_id)
             elif message_id != "":
                 foreign.append(message_id)
         return accepted, foreign
@@ -353,8 +357,8 @@ class Driver:
     def _hand(self, message: OpenMessage) -> Message | None:
         decoded = self._decode(message)
         if decoded is not None:
-            with self._collector.lock:
-                self._collector.ledger.hand(message)
+            with self._ledger.lock:
+                self._ledger.hand(message)
         return decoded
 
     # The run's life.
@@ -362,9 +366,9 @@ class Driver:
     def _renew(self) -> None:
         try:
             try:
-                self._attachment.renew(self._collector.contacted)
+                self._attachment.renew(self._ledger.contacted)
             except Forgotten:
-                self._collector.reconcile(always=True)
+                self._link.reconcile(always=True)
         except RunError:
             self._attachment.detach()  # whoever stops the run waits for the lease
             raise
@@ -373,7 +377,7 @@ class Driver:
 
     def _reach(self, ask: Callable[[], Answer]) -> Answer:
         """Ask Redis something that may be asked again, through an outage if need be."""
-        return self._collector.through_outage(ask)
+        return self._link.through_outage(ask)
 
     def end(self) -> None:
         """End the run: all its keys are deleted. What is pushed later is refused.
@@ -384,9 +388,9 @@ class Driver:
         self._heartbeat.stop()
         if self._closed:
             return
-        self._collector.check()
-        self._collector.transact(
-            lambda pipe: self._attachment.delete(pipe, self._collector.contacted),
+        self._link.check()
+        self._link.transact(
+            lambda pipe: self._attachment.delete(pipe, self._ledger.contacted),
             lambda: has_ended(self._connection, self._run.run_id),
             frees=True,
         )

@@ -16,12 +16,13 @@ from brokerfl.broker.attachment import Attachment
 from brokerfl.broker.connection import Connection, Pipeline, map_errors
 from brokerfl.broker.inbox import ring
 from brokerfl.broker.keys import milliseconds
-from brokerfl.broker.ledger import OpenMessage, State
+from brokerfl.broker.ledger import Ledger, OpenMessage, State
 from brokerfl.broker.nodes import registered
 from brokerfl.broker.saved import SavedContext
 from brokerfl.common import Context, Error, ErrorCode, Message, RedisOutOfMemory, log
-from brokerfl.server.collector import Collector, take_back
-from brokerfl.server.delivery import Delivery
+from brokerfl.server.delivery import Delivery, take_back
+from brokerfl.server.intake import Intake
+from brokerfl.server.link import Link
 from brokerfl.wire.frame import MAX_MESSAGE_BYTES, Fields
 from brokerfl.wire.message import encode_message, new_message_id
 from brokerfl.wire.record import digest_of, encode_content, frozen
@@ -39,7 +40,9 @@ class Pusher:
         context: the ServerApp's; its state is saved by every commit.
         saved: what the last commit saved.
         attachment: this ServerApp's hold on the run.
-        collector: the ledger, and the transactions.
+        ledger: the run's messages.
+        intake: what goes with a commit.
+        link: the transactions.
         delivery: puts messages into inboxes.
     """
 
@@ -49,7 +52,9 @@ class Pusher:
         context: Context,
         saved: SavedContext,
         attachment: Attachment,
-        collector: Collector,
+        ledger: Ledger,
+        intake: Intake,
+        link: Link,
         delivery: Delivery,
     ) -> None:
         self._connection = connection
@@ -57,8 +62,9 @@ class Pusher:
         self._context = context
         self._saved = saved
         self._attachment = attachment
-        self._collector = collector
-        self._ledger = collector.ledger
+        self._ledger = ledger
+        self._intake = intake
+        self._link = link
         self._delivery = delivery
         self._registered: set[int] = set()
         self._pushing = threading.Lock()
@@ -74,7 +80,7 @@ class Pusher:
             RunError, OutageLimit, RedisOutOfMemory, TypeError, ValueError, MessageTooLarge: nothing was pushed.
         """
         with self._pushing:
-            self._collector.check()
+            self._link.check()
             if not waits:
                 self._look_up({message.metadata.dst_node_id for message in batch})
             contents: dict[int, tuple[Fields, bytes]] = {}
@@ -106,8 +112,8 @@ class Pusher:
         Raises:
             RunError, OutageLimit: the run is over.
         """
-        with self._pushing, self._collector.writing:
-            if not self._collector.reopen(message):
+        with self._pushing, self._link.writing:
+            if not self._intake.reopen(message):
                 return False
             self._note_entries([message], [None])
             message.is_lost = False
@@ -121,7 +127,7 @@ class Pusher:
             RedisOutOfMemory: Redis is full; nothing was saved.
         """
         with self._pushing:
-            self._collector.check()
+            self._link.check()
             self._commit([])
 
     def is_registered(self, node_id: int) -> bool:
@@ -131,7 +137,7 @@ class Pusher:
     def _look_up(self, node_ids: set[int]) -> None:
         unknown = node_ids - self._registered
         if unknown:
-            self._registered |= self._collector.through_outage(lambda: registered(self._connection, unknown))
+            self._registered |= self._link.through_outage(lambda: registered(self._connection, unknown))
 
     def _adopt_or_make(self, message: Message, contents: dict[int, tuple[Fields, bytes]], waits: bool) -> OpenMessage:
         """Return the orphan that this message stands for, else a new one; its content is encoded once for all."""
@@ -159,8 +165,8 @@ class Pusher:
 
     def _commit(self, pushed: list[OpenMessage]) -> None:
         """One transaction: new entries enter the ledger and the inboxes; if the run moves on, settled ones leave it."""
-        collector, ledger = self._collector, self._ledger
-        with collector.writing:
+        ledger = self._ledger
+        with self._link.writing:
             with ledger.lock:
                 moves_on = not pushed or ledger.is_new_group({message.entry.group_id for message in pushed})
                 settled = ledger.settled() if moves_on else []
@@ -173,8 +179,8 @@ class Pusher:
             with ledger.lock:
                 # Before the push, for a reply may be faster than its answer.
                 new_groups = ledger.add(pushed)
-                first = {message.node_id for message in pushed} - collector.contacted
-                collector.contact(first)
+                first = {message.node_id for message in pushed} - ledger.contacted
+                ledger.contacted |= first
 
             sent: list[OpenMessage] = []
 
@@ -189,7 +195,7 @@ class Pusher:
 
             try:
                 results = self._when_there_is_room(
-                    lambda: collector.transact(
+                    lambda: self._link.transact(
                         build, lambda: self._is_executed(pushed, settled), frees=not pushed and not saves
                     ),
                     bool(pushed),
@@ -205,7 +211,7 @@ class Pusher:
                     message.pushed, message.is_lost = True, False
             if staged is not None:
                 self._saved.committed(staged)
-            collector.forget(settled + cancelled)
+            self._intake.forget(settled + cancelled)
             if cancelled:
                 log(INFO, "Run %s: %s messages that were not pushed again are cancelled", self._run_id, len(cancelled))
             if results is not None and sent:
@@ -268,7 +274,7 @@ class Pusher:
         gone = self._take_results(pushed, results)
         if gone:
             nodes = {message.node_id for message in gone}
-            again = self._collector.transact(lambda pipe: self._delivery.deliver(pipe, gone, nodes), lambda: False)
+            again = self._link.transact(lambda pipe: self._delivery.deliver(pipe, gone, nodes), lambda: False)
             assert again is not None, "never executed unseen: it is repeated until its results are here"
             for message in self._take_results(gone, again[-len(gone) :]):
                 self._give_up(message, "it vanished")

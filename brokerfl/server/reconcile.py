@@ -7,7 +7,7 @@ run writes the run's slot again from memory, and looks for every open message in
 in neither is pushed again under the same id. The inbox comes first, for a message moves from there to the outbox.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from logging import INFO
 from typing import Any
 
@@ -19,6 +19,7 @@ from brokerfl.broker.ledger import Ledger, OpenMessage, State
 from brokerfl.broker.saved import SavedContext
 from brokerfl.common import RunLost, log
 from brokerfl.server.delivery import Delivery
+from brokerfl.server.intake import Intake
 
 
 class Reconciler:
@@ -29,6 +30,7 @@ class Reconciler:
         run_id: the run.
         attachment: this ServerApp's hold on it.
         ledger: the run's messages.
+        intake: reads the outboxes.
         saved: the run's committed context.
         delivery: puts messages into inboxes.
         identity: of the Redis data set that the run was created in.
@@ -40,6 +42,7 @@ class Reconciler:
         run_id: int,
         attachment: Attachment,
         ledger: Ledger,
+        intake: Intake,
         saved: SavedContext,
         delivery: Delivery,
         identity: bytes,
@@ -48,15 +51,15 @@ class Reconciler:
         self._run_id = run_id
         self._attachment = attachment
         self._ledger = ledger
+        self._intake = intake
         self._saved = saved
         self._delivery = delivery
         self._identity = identity
 
-    def restore(self, contacted: Iterable[int], *, was_cut: bool) -> None:
+    def restore(self, *, was_cut: bool) -> None:
         """Write the run's own keys as this process remembers them.
 
         Args:
-            contacted: the nodes that may hold keys of the run.
             was_cut: a connection was lost: Redis may have been killed. While all hold, no owner means that the run is
                 over.
 
@@ -74,36 +77,34 @@ class Reconciler:
             if error.is_gone and (not was_cut or self._attachment.is_outlived()):
                 self._attachment.fence.explain()
             forgotten = True
-        nodes = list(contacted)
-        self._attachment.fence.execute(lambda pipe: self._write(pipe, nodes), reclaims=True)
+        self._attachment.fence.execute(self._write, reclaims=True)
         if forgotten:
             log(INFO, "Redis forgot its last writes; run %s was written again", self._run_id)
 
-    def _write(self, pipe: Pipeline, nodes: Iterable[int]) -> None:
+    def _write(self, pipe: Pipeline) -> None:
         key = self._connection.keys.ledger(self._run_id)
         with self._ledger.lock:
             entries = self._ledger.in_redis()
-            self._attachment.write(pipe, nodes, messages=self._ledger.pushed, replies=self._ledger.replied)
+            self._attachment.write(
+                pipe, self._ledger.contacted, messages=self._ledger.pushed, replies=self._ledger.replied
+            )
         pipe.unlink(key)
         if entries:
             pipe.hset(key, mapping=entries)  # type: ignore[arg-type]
         self._saved.rewrite(pipe)
         self._attachment.expire(pipe, ())
 
-    def compare(self, contacted: Iterable[int], read_outboxes: Callable[[set[int]], None]) -> None:
+    def compare(self) -> None:
         """Look for every open message; push again what is neither in its inbox nor in its outbox.
-
-        Args:
-            contacted: the nodes that may hold keys of the run.
-            read_outboxes: reads those of the nodes it is given, and brings the replies into the ledger.
 
         Raises:
             RunStopped, RunFenced, Forgotten: the run is no longer ours, or Redis forgot again.
             RedisUnreachable, RedisOutOfMemory: to be repeated.
         """
-        nodes = set(contacted)
+        with self._ledger.lock:
+            nodes = set(self._ledger.contacted)
         found, stray = self._look_into_inboxes(nodes)
-        read_outboxes(nodes)
+        self._intake.read(nodes)
         with self._ledger.lock:
             missing = [message for message in self._ledger.open_messages() if message.message_id not in found]
             for message_id, entries in found.items():

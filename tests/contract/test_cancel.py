@@ -141,7 +141,7 @@ def test_the_reply_to_a_cancelled_message_is_dropped(backend: Backend) -> None:
         gate.go.set()
         outbox = driver._connection.keys.outbox(node, driver.run.run_id)
         eventually(lambda: backend.admin.xlen(outbox))
-        eventually(lambda: (driver.pull_messages([]), driver._collector.ledger.dropped)[1] == 1)
+        eventually(lambda: (driver.pull_messages([]), driver._ledger.dropped)[1] == 1)
         driver.send_and_receive([driver.create_message(number(2), "train", node, "2")])
         assert backend.admin.xlen(outbox) == 1
 

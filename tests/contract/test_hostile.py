@@ -133,7 +133,7 @@ def test_a_failed_push_leaves_no_trace(backend: Backend) -> None:
                 driver.push_messages([driver.create_message(number(2), "train", node, "2")])
         finally:
             backend.admin.config_set("maxmemory", 0)
-        assert driver._collector.ledger.open_nodes() == []
+        assert driver._ledger.open_nodes() == []
         driver.send_and_receive([driver.create_message(number(2), "train", node, "2")])
         assert backend.admin.hlen(keys.ledger(driver.run.run_id)) == 1
 

@@ -78,11 +78,11 @@ def test_a_forged_reply_is_dropped(backend: Backend) -> None:
         ids = driver.push_messages([driver.create_message(number(1), "train", node, "1")])
         assert gate.begun.acquire(timeout=10)
         forger = 99
-        driver._collector.contact([forger])
+        driver._ledger.contacted.add(forger)
         backend.admin.xadd(keys.outbox(forger, run), {"i": ids[0], "h": b"\x01"})
         backend.admin.pexpire(keys.outbox(forger, run), 60_000)
         backend.admin.xadd(keys.bell(run), {"n": str(forger)})
-        eventually(lambda: (driver.pull_messages(ids), driver._collector.ledger.dropped)[1])
+        eventually(lambda: (driver.pull_messages(ids), driver._ledger.dropped)[1])
         gate.go.set()
         [reply] = driver.replies(ids)
         assert number_in(reply) == 1

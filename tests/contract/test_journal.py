@@ -137,7 +137,7 @@ def test_a_redelivered_message_is_answered_from_the_journal(backend: Backend, on
             eventually(lambda copies=copies: streams.lengths() == (0, copies, 0))
         assert len({reply[b"h"] for _, reply in backend.admin.xrange(streams.outbox)}) == 1, "not the same reply"
         assert [number_in(reply) for reply in driver.replies([message_id])] == [1]
-        eventually(lambda: (driver.pull_messages([message_id]), driver._collector.ledger.dropped)[1] == 2)
+        eventually(lambda: (driver.pull_messages([message_id]), driver._ledger.dropped)[1] == 2)
         assert number_in(send(driver, node)) == 2
     assert counter.calls == 2
 
@@ -293,7 +293,7 @@ def test_a_dropped_large_reply_leaves_no_payload(backend: Backend) -> None:
         entry = backend.admin.xadd(streams.data, payload)
         backend.admin.xadd(streams.outbox, {**reply, DATA: entry})
         backend.admin.xadd(driver._connection.keys.bell(driver.run.run_id), {"n": str(node.node_id)})
-        eventually(lambda: (driver.pull_messages([]), driver._collector.ledger.dropped)[1] == 1)
+        eventually(lambda: (driver.pull_messages([]), driver._ledger.dropped)[1] == 1)
         send(driver, node, group="2")
         driver.pull_messages([])
         assert streams.lengths() == (0, 1, 0)

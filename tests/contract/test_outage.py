@@ -246,7 +246,7 @@ def test_a_reply_whose_publish_was_lost_is_counted_once(backend: Backend) -> Non
             publish(backend.connect(), node, [Outgoing(driver.run.run_id, (delivery.entry_id,), reply)])
         assert [number_in(message) for message in driver.replies(ids)] == [9]
         assert driver.pull_messages(ids) == []
-        eventually(lambda: (driver.pull_messages(ids), driver._collector.ledger.dropped)[1] == 1)
+        eventually(lambda: (driver.pull_messages(ids), driver._ledger.dropped)[1] == 1)
         driver.checkpoint()
         driver.pull_messages([])
         driver.push_messages([driver.create_message(number(3), "train", node, "2")])

@@ -448,10 +448,10 @@ def test_a_former_server_app_does_nothing(backend: Backend) -> None:
                 former.checkpoint,
                 lambda: former.cancel_messages([message_id]),
                 lambda: list(former.replies([message_id])),
-                lambda: former._collector.transact(lambda pipe: None, lambda: False),
+                lambda: former._link.transact(lambda pipe: None, lambda: False),
                 former.end,
             ):
-                former._collector._over = None  # as if it had not noticed yet: each attempt by itself is refused
+                former._link._over = None  # as if it had not noticed yet: each attempt by itself is refused
                 former._collector._swept = 0.0
                 with pytest.raises(RunFenced, match="was taken over by another ServerApp"):
                     attempt()
@@ -471,7 +471,7 @@ def test_a_former_server_app_does_not_end_a_run_that_is_over(backend: Backend) -
     ended = backend.admin.zscore(keys.runs, str(run))
     former.context.state.metrics_records["m"] = MetricsRecord({"n": 1})
     for attempt in (former.checkpoint, former.end, lambda: former.pull_messages([])):
-        former._collector._over = None
+        former._link._over = None
         former._collector._swept = 0.0
         with pytest.raises(RunLost, match=f"run {run} "):
             attempt()

@@ -139,7 +139,7 @@ def test_a_reply_after_the_deadline_does_not_count(backend: Backend) -> None:
         eventually(lambda: backend.admin.xlen(outbox))  # the reply is there before anybody judged the message
         [reply] = driver.replies(ids)
         assert reply.error.code == ErrorCode.MESSAGE_UNAVAILABLE
-        assert driver._collector.ledger.dropped == 1
+        assert driver._ledger.dropped == 1
 
 
 def test_a_reply_that_arrived_wins_over_a_verdict(backend: Backend) -> None:
@@ -167,7 +167,7 @@ def test_a_verdict_looks_into_the_outbox_once_more(backend: Backend, monkeypatch
         eventually(lambda: backend.admin.xlen(outbox))
         node.stop()
         eventually(lambda: not backend.admin.exists(driver._connection.keys.node_lease(node.node_id)))
-        monkeypatch.setattr(driver._collector._outboxes, "read", lambda *_: [])  # as if it had not arrived yet
+        monkeypatch.setattr(driver._collector._intake._outboxes, "read", lambda *_: [])  # as if it had not arrived yet
         assert [number_in(reply) for reply in driver.replies(ids)] == [6]
 
 

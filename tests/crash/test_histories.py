@@ -87,7 +87,7 @@ class Histories(RuleBasedStateMachine):
         """Look without taking anything; that also repairs a Redis that forgot."""
         while self.is_forgetful or self.driver.pull_messages([]):
             self.driver.pull_messages([])
-            self.is_forgetful = self.driver._collector._is_stale
+            self.is_forgetful = self.driver._link.is_stale
 
     # What may happen.
 

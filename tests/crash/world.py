@@ -588,6 +588,7 @@ def check_books(world: World, outcome: Outcome) -> None:
     twice = [key for key, count in seen.items() if count > 1]
     assert not twice, f"executed more than once: {twice}"
     for process in world.nodes:
+        process.journal.open(world.admin.get(Keys(PREFIX).identity) or b"")
         state = process.journal.state_of(outcome.run_id)
         done = {} if state is None else decode_content(state).metrics_records["done"]
         executed = [each.value for each in world.executions if each.process == id(process.journal)]

@@ -1,0 +1,239 @@
+"""The link: one run's way to Redis, through outages.
+
+Owns that a run is over for this process, how long Redis may be away, when to compare with it, and that a transaction is
+executed once although its answer was lost. It must not know what a transaction does, or who waits for replies.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from brokerfl.broker.connection import Connection, Pipeline
+from brokerfl.broker.fence import Fence, Forgotten
+from brokerfl.common import OutageLimit, RedisOutOfMemory, RedisUnreachable
+from brokerfl.server.intake import Intake
+from brokerfl.server.liveness import Liveness
+from brokerfl.server.reconcile import Reconciler
+
+Answer = TypeVar("Answer")
+
+#: Seconds a ServerApp waits for a Redis that is away before it detaches.
+OUTAGE_LIMIT = 600.0
+
+
+class Link:
+    """Reaches Redis for one run. Safe to share between threads.
+
+    Args:
+        connection: where the run lives.
+        fence: this ServerApp's right to write.
+        intake: the outboxes, whose cursors a comparison resets and whose dropped replies a transaction deletes.
+        liveness: what it saw before a lost connection is void.
+        reconciler: compares the run with Redis.
+        outage_limit: seconds to wait for a Redis that is away.
+
+    Attributes:
+        writing: held from the start of a transaction until the ledger says what became of it: nobody may compare the
+            ledger with Redis in between. Taken before the ledger's lock.
+        compared_at: local monotonic time of the last comparison.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        fence: Fence,
+        intake: Intake,
+        liveness: Liveness,
+        reconciler: Reconciler,
+        outage_limit: float = OUTAGE_LIMIT,
+    ) -> None:
+        self.writing = threading.RLock()
+        self.compared_at = 0.0
+        self._connection = connection
+        self._fence = fence
+        self._intake = intake
+        self._liveness = liveness
+        self._reconciler = reconciler
+        self._outage_limit = outage_limit
+        self._losses = connection.losses
+        self._is_stale = False
+        self._was_cut = False
+        self._down_since: float | None = None
+        self._over: Exception | None = None
+
+    # Whether the run goes on.
+
+    def end(self, reason: Exception) -> None:
+        """The run is over for this process: everything raises ``reason`` from now on. The first one counts."""
+        if self._over is None:
+            self._over = reason
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run is over for this process."""
+        return self._over is not None
+
+    def check(self) -> None:
+        """Raise what `end` was told, if it was."""
+        if self._over is not None:
+            raise self._over
+
+    # Outages.
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether Redis may have forgotten something since the last comparison."""
+        return self._is_stale or self._connection.losses != self._losses
+
+    def distrust(self) -> None:
+        """Compare before anything else is done: Redis showed that it forgot."""
+        self._is_stale = True
+
+    def is_up(self) -> None:
+        """Redis answered: an outage is over."""
+        self._down_since = None
+
+    def reconnect(self, error: Exception, until: float | None) -> None:
+        """Wait until Redis answers again, at most until the local monotonic time ``until``.
+
+        Raises:
+            OutageLimit: it was away too long.
+            RunError: the run is over for this process.
+        """
+        self._is_stale = self._was_cut = True
+        self.check()
+        now = time.monotonic()
+        self._down_since = self._down_since or now
+        limit = self._down_since + self._outage_limit
+        is_up = now < limit and self._connection.wait_until_up(
+            limit if until is None else min(limit, until), lambda: self._over is not None
+        )
+        if not is_up and time.monotonic() >= limit:
+            raise OutageLimit(f"Redis was away for more than {self._outage_limit:g} s: {error}") from error
+
+    def through_outage(self, ask: Callable[[], Answer]) -> Answer:
+        """Return what ``ask`` returns, asking again after an outage.
+
+        Raises:
+            OutageLimit: Redis was away too long.
+        """
+        while True:
+            try:
+                answer = ask()
+                self.is_up()
+                return answer
+            except Forgotten:
+                self.distrust()
+            except RedisUnreachable as error:
+                self.reconnect(error, None)
+
+    # Comparing.
+
+    def reconcile(self, *, always: bool = False) -> None:
+        """Compare with Redis if a connection was lost since the last time, even one that redis-py mended unseen.
+
+        Args:
+            always: also when there seems to be no reason.
+
+        Raises:
+            RunStopped, RunFenced, RunLost: the run is over for this process.
+            Forgotten, RedisUnreachable, RedisOutOfMemory: to be repeated.
+        """
+        with self.writing:
+            if not self.is_stale and not always:
+                return
+            losses = self._connection.losses
+            self._is_stale = True
+            self._intake.reset()
+            self._liveness.reconnected()
+            self.compared_at = time.monotonic()
+            self._reconciler.restore(was_cut=self._was_cut or losses != self._losses)
+            self._reconciler.compare()
+            self._losses, self._was_cut, self._is_stale = losses, False, False
+
+    def reconcile_in_time(self, patience: float) -> bool:
+        """As `reconcile`, but not while another thread repeats a transaction for longer than ``patience`` seconds.
+
+        Returns:
+            Whether ledger and Redis agree now.
+        """
+        if not self.is_stale:
+            return True
+        if not self.writing.acquire(timeout=patience):
+            return False
+        try:
+            self.reconcile()
+            return True
+        finally:
+            self.writing.release()
+
+    def take_up(self) -> None:
+        """A resumed run: see what is there. Nothing is restored, for this process remembers nothing.
+
+        Raises:
+            RunStopped, RunFenced: the run is over for this process.
+        """
+        try:
+            with self.writing:
+                self._reconciler.compare()
+        except (RedisUnreachable, RedisOutOfMemory, Forgotten):
+            self.distrust()  # done again before anything else is
+
+    # Writing.
+
+    def transact(
+        self, build: Callable[[Pipeline], None], executed: Callable[[], bool], *, frees: bool = False
+    ) -> list[Any] | None:
+        """Run a fenced transaction, through an outage if need be; delete what was dropped in the same one.
+
+        Args:
+            build: puts the commands into the MULTI.
+            executed: asked after an outage whether it had been executed before the connection broke.
+            frees: the commands only delete; see `Fence.execute`.
+
+        Returns:
+            The results of ``build``'s commands, or None when it was executed but its results are lost.
+
+        Raises:
+            RunStopped, RunFenced, RunLost, OutageLimit: the run is over for this process.
+            RedisOutOfMemory: Redis is full; nothing was written.
+        """
+        count, uncertain = 0, False
+        dropped = self._intake.take_dropped()
+
+        def with_dropped(pipe: Pipeline) -> None:
+            nonlocal count
+            build(pipe)
+            count = len(pipe)
+            self._intake.remove(pipe, dropped)
+
+        with self.writing:
+            while True:
+                try:
+                    # Before the comparison, which writes the ledger as it was before this transaction.
+                    if uncertain and self._was_executed(executed):
+                        return None
+                    self.reconcile()
+                    uncertain = True
+                    results = self._fence.execute(with_dropped, frees=frees)[:count]
+                    self.is_up()
+                    return results
+                except Forgotten:
+                    self.distrust()
+                    uncertain = False
+                except RedisUnreachable as error:
+                    self.reconnect(error, None)
+                except RedisOutOfMemory:
+                    self._intake.put_back(dropped)
+                    raise
+
+    def _was_executed(self, executed: Callable[[], bool]) -> bool:
+        """Return whether a transaction took effect whose answer was lost; afterwards it cannot any more."""
+        try:
+            self._fence.seal()
+        except Forgotten:  # it may have been the one that ended the run
+            if executed():
+                return True
+            raise
+        return executed()
