@@ -29,7 +29,7 @@ from brokerfl.common import (
     UserConfig,
     log,
 )
-from brokerfl.wire.frame import DATA, Fields, data_entry_of
+from brokerfl.wire.frame import DATA, Fields, check_size, data_entry_of
 from brokerfl.wire.message import decode_message, encode_message
 from brokerfl.wire.record import decode_content, digest_of, encode_content, frozen
 from brokerfl.wire.run import Run, decode_run
@@ -235,9 +235,13 @@ class Executor:
 
     def _changed_state(self, run_id: int, context: Context) -> tuple[Fields | None, bytes]:
         """Return the state's fields if it is not what the journal has, and its digest."""
-        fields = encode_content(context.state)
+        known = self._digests[run_id]
+        state = context.state
+        if known == self._no_state and not (state.parameters_records or state.metrics_records or state.configs_records):
+            return None, known
+        fields = encode_content(state)
         digest = digest_of(fields)
-        return (None if digest == self._digests[run_id] else fields), digest
+        return (None if digest == known else fields), digest
 
     def _is_cancelled(self) -> bool:
         """Ask Redis about the message that is running, at most once a second.
@@ -267,9 +271,9 @@ class Executor:
         header = self._header(work, message.metadata.group_id, message.metadata.message_type, reply.metadata.ttl)
         if reply.has_error():
             return encode_message(work.message_id, header, error=reply.error), {}
-        content = encode_content(reply.content)
-        encode_message(work.message_id, header, content)  # looks at the size of the whole
-        return encode_message(work.message_id, header), content
+        head, content = encode_message(work.message_id, header), encode_content(reply.content)
+        check_size({**head, **content})
+        return head, content
 
     def _refuse(self, work: Work, code: int, reason: str) -> Fields:
         error = Error(code, _printable(reason[:_LONGEST_REASON]))
