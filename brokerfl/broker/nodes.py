@@ -101,22 +101,25 @@ class Registration:
         return NodeNameTaken(f"the name {self.name!r} is in use by {holder}: give each node its own --name")
 
     def _take_lease(self) -> bool:
+        """Take the lease if it is free; return whether it is ours now. Heartbeat and loop may both try at once."""
         keys, redis = self._connection.keys, self._connection.redis
         lease = keys.node_lease(self.node_id)
         with map_errors(self._connection.url), redis.pipeline() as pipe:
-            try:
+            while True:
                 pipe.watch(lease)
                 holder = pipe.get(lease)
+                if holder == self._token.encode():
+                    return True
                 if holder is not None and not self._is_gone(holder.decode()):
                     return False
                 pipe.multi()
                 pipe.set(lease, self._token, px=milliseconds(self.lease))
-                pipe.execute()
-                return True
-            except WatchError as error:
-                if not is_changed(error):
-                    raise
-                return False
+                try:
+                    pipe.execute()
+                    return True
+                except WatchError as error:
+                    if not is_changed(error):
+                        raise
 
     def _is_gone(self, holder: str) -> bool:
         """Whoever held the lease from this state directory is dead, for it is locked by this process now."""
