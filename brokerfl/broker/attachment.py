@@ -192,22 +192,30 @@ class Attachment:
                 self.fence.execute(
                     lambda pipe: pipe.set(keys.run_lease(run), self.fence.value, px=milliseconds(self.lease))
                 )
-            if time.monotonic() - self._renewed > self.retention / 4:
-                with self._connection.redis.pipeline(transaction=False) as pipe:
-                    self.expire(pipe, node_ids)
-                    pipe.execute(raise_on_error=False)
-                self._renewed = time.monotonic()
+        if time.monotonic() - self._renewed > self.retention / 4:
+            self.renew_lifetimes(node_ids)
         self._seen = time.monotonic()
+
+    def renew_lifetimes(self, node_ids: Iterable[int]) -> None:
+        """Give every key of the run, and what these nodes hold of it, its whole lifetime again."""
+        with map_errors(self._connection.url), self._connection.redis.pipeline(transaction=False) as pipe:
+            self.expire(pipe, node_ids)
+            pipe.execute(raise_on_error=False)
+        self._renewed = time.monotonic()
 
     def is_outlived(self) -> bool:
         """Whether this process was silent for so long that the run's keys may have expired, and its end forgotten."""
         return time.monotonic() - self._seen > self.retention
 
-    def detach(self) -> None:
-        """Give up the lease and leave all else: the run is detached, or goes if it is being stopped."""
+    def detach(self, node_ids: Iterable[int] = ()) -> None:
+        """Give up the lease and leave all else: the run is detached, or goes if it is being stopped.
+
+        Its keys, and what these nodes hold of it, have the whole retention time from now on.
+        """
         key = self._connection.keys.run_lease(self._run_id)
         with map_errors(self._connection.url):
             if self._connection.redis.get(key) == self.fence.value.encode():
+                self.renew_lifetimes(node_ids)
                 self._connection.redis.unlink(key)
 
     def delete(self, pipe: Pipeline, node_ids: Iterable[int]) -> None:

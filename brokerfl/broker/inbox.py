@@ -65,7 +65,7 @@ def entries_of(connection: Connection, node_id: int, run_id: int) -> Iterator[tu
     while True:
         with map_errors(connection.url):
             try:
-                found = connection.redis.xrange(inbox, after, "+", count=16)
+                found = connection.redis.xrange(inbox, after, "+", count=1)  # each may hold a model
             except ResponseError as error:
                 if translate(error) is not None:
                     raise

@@ -271,6 +271,12 @@ class Ledger:
         """A reply that was taken has reached the app for good; its bytes are let go."""
         message.state, message.reply, message.fields = State.HANDED, None, None
 
+    def put_back(self, message: OpenMessage) -> None:
+        """A reply that was taken could not be handed over now: it is the first to be taken again."""
+        message.state = State.ANSWERED
+        self._taken.pop(message.message_id, None)
+        self._answered = {message.message_id: None, **self._answered}
+
     def reopen(self, message: OpenMessage) -> bool:
         """A reply that was taken is none, for its payload is missing: the message is open again, once."""
         if message.was_reopened or message.fields is None:

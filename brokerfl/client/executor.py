@@ -157,8 +157,8 @@ class Executor:
         self._losses = self._connection.losses
         state: Fields | None = None
         content: Fields = {}
+        context = self._context(work.run_id)
         try:
-            context = self._context(work.run_id)
             reply = self._app(message, context)
             head, content = self._encode(work, message, reply)
             state, digest = self._changed_state(work.run_id, context)

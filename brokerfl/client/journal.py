@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from brokerfl.common import ConfigError, JournalError, NodeNameTaken
 from brokerfl.wire.frame import Fields, join_fields, split_fields
@@ -154,6 +155,12 @@ class Journal:
         assert self._db is not None, "the journal was not opened"
         return self._db
 
+    def _select(self, query: str, *values: str) -> list[Any]:
+        try:
+            return self._open_db.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise JournalError(f"the node's journal {self._path} cannot be read: {error}") from error
+
     @contextmanager
     def _transaction(self, *, lasting: bool = False) -> Iterator[sqlite3.Connection]:
         """One transaction; ``lasting`` survives a power failure too."""
@@ -173,10 +180,8 @@ class Journal:
 
     def reply_to(self, run_id: int, message_id: str) -> dict[bytes, bytes] | None:
         """Return the reply to a message that was executed; None when it was not."""
-        found = self._open_db.execute(
-            "SELECT reply FROM answered WHERE run = ? AND message = ?", (str(run_id), message_id)
-        ).fetchone()
-        return None if found is None else split_fields(found[0])
+        found = self._select("SELECT reply FROM answered WHERE run = ? AND message = ?", str(run_id), message_id)
+        return split_fields(found[0][0]) if found else None
 
     def begin(self, run_id: int, message_id: str) -> int:
         """Note that a message is about to be executed; return how often the node was killed during it."""
@@ -234,8 +239,7 @@ class Journal:
 
     def state_of(self, run_id: int) -> dict[bytes, bytes] | None:
         """Return the fields of a run's state as of the last commit; None when it never had any."""
-        found = self._open_db.execute("SELECT field, data FROM states WHERE run = ?", (str(run_id),)).fetchall()
-        return dict(found) or None
+        return dict(self._select("SELECT field, data FROM states WHERE run = ?", str(run_id))) or None
 
     # Runs.
 

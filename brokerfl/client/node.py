@@ -6,6 +6,7 @@ Owns the loop. It must not know the commands that Redis is sent, or what a messa
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from logging import INFO, WARNING
 
 import tenacity
@@ -218,7 +219,8 @@ class Node:
         with self._settling:
             late = self._worklist.done(work, entries)
         for entry in late:
-            discard_message(self._connection, self.node_id, work.run_id, entry)
+            with suppress(RedisUnreachable):  # then it stays pending, and the next drain finds it
+                discard_message(self._connection, self.node_id, work.run_id, entry)
 
     def _take_runs(self, frames: dict[int, bytes]) -> None:
         """Learn of new runs; drop what is queued for those that are over."""

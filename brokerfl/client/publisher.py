@@ -59,7 +59,7 @@ class Publisher:
         """
         self._finished.append((work, reply))
         if more:
-            if not self._thread.is_alive():
+            if self._thread.ident is None:
                 self._thread.start()
             self._wake.set()
         else:

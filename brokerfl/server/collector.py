@@ -141,15 +141,19 @@ class Collector:
         except Forgotten:
             self._link.distrust()
         except RedisOutOfMemory as error:
-            self._wait_for_room(error, block)
+            self._do_without_room(error, block)
         except RedisUnreachable as error:
             self._link.reconnect(error, until)
 
-    def _wait_for_room(self, error: Exception, block: float | None) -> None:
-        """What Redis forgot cannot be written again as long as it is full."""
+    def _do_without_room(self, error: Exception, block: float | None) -> None:
+        """What Redis forgot cannot be written again as long as it is full; replies come and verdicts are passed."""
         if not self._is_full:
             log(WARNING, "%s; waiting until there is room", error)
         self._is_full = True
+        try:
+            self._sweep()
+        except (RedisUnreachable, Forgotten):
+            return  # the next turn sees to it
         with self._lock:
             self._lock.wait(block or 0.0)
 

@@ -29,6 +29,7 @@ from brokerfl.common import (
     Message,
     Metadata,
     RecordSet,
+    RedisUnreachable,
     RunError,
     RunStopped,
     UserConfig,
@@ -118,6 +119,7 @@ class Driver:
         )
         self._heartbeat.start()
         if resume is not None:
+            self._reach(lambda: self._attachment.renew_lifetimes(self._contacted()))
             self._link.take_up()
 
     def __repr__(self) -> str:
@@ -257,6 +259,7 @@ class Driver:
         """Return the replies to ``message_ids`` that are here now; never blocks.
 
         An id that was pulled already yields nothing; one that no push of this run returned yields an Error reply.
+        Whether a node is gone is seen while somebody looks: pull at least every 10 seconds, or wait with `replies`.
 
         Raises:
             RunStopped, RunFenced, RunLost, OutageLimit: the run is over.
@@ -269,9 +272,12 @@ class Driver:
                 message = self._ledger.take(wanted)
             if message is None:
                 return replies
-            reply = self._hand(message)
-            if reply is not None:
-                replies.append(reply)
+            wanted.discard(message.message_id)
+            decoded = self._decode(message, time.monotonic())
+            if decoded is not None:
+                replies.append(decoded)
+                with self._ledger.lock:
+                    self._ledger.hand(message)
 
     def replies(self, message_ids: Iterable[str], *, timeout: float | None = None) -> Iterator[Message]:
         """Yield each reply to ``message_ids`` the moment it arrives, until all have come.
@@ -297,7 +303,7 @@ class Driver:
             message = self._collector.next(wanted, until)
             if message is None:
                 return
-            decoded = self._decode(message)
+            decoded = self._decode(message, until)
             if decoded is None:
                 wanted.add(message.message_id)
                 continue
@@ -345,35 +351,45 @@ class Driver:
                 foreign.append(message_id)
         return accepted, foreign
 
-    def _decode(self, message: OpenMessage) -> Message | None:
-        """Return the reply; None when its payload is missing and the message was pushed again."""
+    def _decode(self, message: OpenMessage, until: float | None) -> Message | None:
+        """Return a reply that was taken; None when it is not to be had now: it can be taken again.
+
+        A payload that Redis lost is asked for again; one that does not arrive until ``until`` waits for the next call.
+        """
         if not message.data_entry or isinstance(message.reply, Error):
             return decode_reply(self._run.run_id, message)
-        content = self._reach(lambda: download(self._connection, message.node_id, self._run.run_id, message.data_entry))
+        try:
+            content = self._link.through_outage(
+                lambda: download(self._connection, message.node_id, self._run.run_id, message.data_entry), until
+            )
+        except BaseException as error:
+            with self._ledger.lock:
+                self._ledger.put_back(message)
+            if isinstance(error, RedisUnreachable):
+                return None
+            raise
         if content is None and self._pusher.push_again(message):
             return None
         return decode_reply(self._run.run_id, message, content)
-
-    def _hand(self, message: OpenMessage) -> Message | None:
-        decoded = self._decode(message)
-        if decoded is not None:
-            with self._ledger.lock:
-                self._ledger.hand(message)
-        return decoded
 
     # The run's life.
 
     def _renew(self) -> None:
         try:
             try:
-                self._attachment.renew(self._ledger.contacted)
+                self._attachment.renew(self._contacted())
+                self._link.is_up()
             except Forgotten:
                 self._link.reconcile(always=True)
         except RunError:
-            self._attachment.detach()  # whoever stops the run waits for the lease
+            self._attachment.detach(self._contacted())  # whoever stops the run waits for the lease
             raise
         except Forgotten:
             return  # forgotten twice: the next beat sees to it
+
+    def _contacted(self) -> set[int]:
+        with self._ledger.lock:
+            return set(self._ledger.contacted)
 
     def _reach(self, ask: Callable[[], Answer]) -> Answer:
         """Ask Redis something that may be asked again, through an outage if need be."""
@@ -390,7 +406,7 @@ class Driver:
             return
         self._link.check()
         self._link.transact(
-            lambda pipe: self._attachment.delete(pipe, self._ledger.contacted),
+            lambda pipe: self._attachment.delete(pipe, self._contacted()),
             lambda: has_ended(self._connection, self._run.run_id),
             frees=True,
         )
@@ -399,12 +415,13 @@ class Driver:
 
     def detach(self) -> None:
         """Let go of the run without ending it: its keys stay for the retention time. Redis may be away."""
-        self._heartbeat.stop()
         self._closed = True
+        # First, so that nobody goes on waiting for a Redis that is away, the heartbeat among them.
         self._collector.end(RunStopped(f"this process has detached from run {self._run.run_id}"))
+        self._heartbeat.stop()
         with suppress(BrokerflError):  # the lease lapses by itself
             self._connection.reset()
-            self._attachment.detach()
+            self._attachment.detach(self._contacted())
 
 
 def _begin(

@@ -112,11 +112,12 @@ class Link:
         if not is_up and time.monotonic() >= limit:
             raise OutageLimit(f"Redis was away for more than {self._outage_limit:g} s: {error}") from error
 
-    def through_outage(self, ask: Callable[[], Answer]) -> Answer:
+    def through_outage(self, ask: Callable[[], Answer], until: float | None = None) -> Answer:
         """Return what ``ask`` returns, asking again after an outage.
 
         Raises:
             OutageLimit: Redis was away too long.
+            RedisUnreachable: it was away at the local monotonic time ``until``.
         """
         while True:
             try:
@@ -126,7 +127,9 @@ class Link:
             except Forgotten:
                 self.distrust()
             except RedisUnreachable as error:
-                self.reconnect(error, None)
+                self.reconnect(error, until)
+                if until is not None and time.monotonic() >= until:
+                    raise
 
     # Comparing.
 
@@ -214,7 +217,7 @@ class Link:
                     # Before the comparison, which writes the ledger as it was before this transaction.
                     if uncertain and self._was_executed(executed):
                         return None
-                    self.reconcile()
+                    self._reconcile_unless_full(frees)
                     uncertain = True
                     results = self._fence.execute(with_dropped, frees=frees)[:count]
                     self.is_up()
@@ -227,6 +230,14 @@ class Link:
                 except RedisOutOfMemory:
                     self._intake.put_back(dropped)
                     raise
+
+    def _reconcile_unless_full(self, frees: bool) -> None:
+        """What only deletes need not wait until there is room for what Redis forgot: it makes some."""
+        try:
+            self.reconcile()
+        except RedisOutOfMemory:
+            if not frees:
+                raise
 
     def _was_executed(self, executed: Callable[[], bool]) -> bool:
         """Return whether a transaction took effect whose answer was lost; afterwards it cannot any more."""

@@ -102,7 +102,8 @@ class Pusher:
                     self._commit(part)
             except BaseException:
                 with self._ledger.lock:
-                    self._ledger.disown(adopted)
+                    # Of a push in several parts the first ones may be in Redis: pushed again, they are adopted.
+                    self._ledger.disown(adopted + [message for message in pushed if message.pushed])
                 raise
             return ids
 
@@ -115,8 +116,11 @@ class Pusher:
         with self._pushing, self._link.writing:
             if not self._intake.reopen(message):
                 return False
-            self._note_entries([message], [None])
-            message.is_lost = False
+            try:
+                self._note_entries([message], [None])
+                message.is_lost = False
+            except RedisOutOfMemory:
+                self._link.distrust()  # the next comparison finds it missing, and delivers it when there is room
             return True
 
     def checkpoint(self) -> None:
@@ -215,7 +219,10 @@ class Pusher:
             if cancelled:
                 log(INFO, "Run %s: %s messages that were not pushed again are cancelled", self._run_id, len(cancelled))
             if results is not None and sent:
-                self._note_entries(sent, results[len(results) - len(sent) :])
+                try:
+                    self._note_entries(sent, results[len(results) - len(sent) :])
+                except RedisOutOfMemory:  # they are in the ledger: a comparison delivers them when there is room
+                    self._link.distrust()
 
     def _when_there_is_room(self, action: Callable[[], list[Any] | None], patient: bool) -> list[Any] | None:
         """A full Redis is back-pressure for a while: replies that are settled, here or in another run, make room."""
@@ -223,6 +230,7 @@ class Pusher:
             wait=tenacity.wait_random_exponential(multiplier=0.1, max=1.0),
             stop=tenacity.stop_after_delay(FULL_PATIENCE if patient else 0.0),
             retry=tenacity.retry_if_exception_type(RedisOutOfMemory),
+            before_sleep=lambda _: self._link.through_outage(lambda: self._intake.read(())),  # delete what is settled
             sleep=time.sleep,
             reraise=True,
         )
@@ -253,6 +261,7 @@ class Pusher:
             pipe.hdel(keys.ledger(run), *(message.message_id for message in settled + cancelled))
             # Outside a MULTI best effort: a full Redis refuses to count, and lets us delete.
             pipe.hset(keys.meta(run), "replies", self._ledger.replied + len(settled))
+            pipe.pexpire(keys.meta(run), milliseconds(self._attachment.retention))
         for message in cancelled:
             take_back(pipe, self._connection, run, message)
         for node in {message.node_id for message in cancelled}:

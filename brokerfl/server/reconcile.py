@@ -132,15 +132,17 @@ class Reconciler:
         return found, stray
 
     def _repair(self, again: list[OpenMessage], stray: list[tuple[int, str]]) -> None:
-        nodes = {message.node_id for message in again}
+        nodes, sent = {message.node_id for message in again}, again
 
         def build(pipe: Pipeline) -> None:
             for node, entry_id in stray:
                 remove_message(pipe, self._connection.keys, node, self._run_id, entry_id)
-            self._delivery.deliver(pipe, again, nodes)
+            nonlocal sent
+            sent = [message for message in again if message.fields is not None]  # not answered since
+            self._delivery.deliver(pipe, sent, nodes)
 
         results: list[Any] = self._attachment.fence.execute(build, frees=not again)
-        for message, entry in zip(again, results[len(results) - len(again) :], strict=True):
+        for message, entry in zip(sent, results[len(results) - len(sent) :], strict=True):
             if isinstance(entry, bytes):
                 message.inbox_entries, message.is_lost = (entry.decode(),), False
         if again:
