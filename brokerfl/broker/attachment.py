@@ -5,7 +5,7 @@ Owns how a run begins and how it changes hands. It must not know how messages tr
 
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from redis.client import Pipeline
@@ -17,7 +17,7 @@ from brokerfl.broker.keys import GROUP, LEASE, RETENTION, milliseconds, parse_id
 from brokerfl.broker.lease import await_lapse
 from brokerfl.broker.nodes import new_id
 from brokerfl.broker.process import is_dead, new_token
-from brokerfl.broker.runs import absent, delete_run, prune, read_run
+from brokerfl.broker.runs import absent, delete_run, prune
 from brokerfl.common import RunAttached, RunNotFound, RunStopped, UserConfig
 from brokerfl.wire.run import LedgerEntry, Run, decode_entry, encode_run
 
@@ -50,41 +50,37 @@ def create_run(
 
 def attach_run(
     connection: Connection,
-    run_id: int,
+    run: Run,
     *,
     takeover: bool = False,
     lease: float = LEASE,
     retention: float = RETENTION,
-    stop: Callable[[], bool] = lambda: False,
-) -> tuple[Run, "Attachment"]:
+) -> "Attachment":
     """Attach to a run whose ServerApp is gone; from then on the former one may write nothing.
 
     Args:
         connection: where the run lives.
-        run_id: the run.
+        run: the run, as `read_run` returned it.
         takeover: do not ask whether the former ServerApp lives.
         lease: as for `create_run`.
         retention: as for `create_run`.
-        stop: true gives up waiting for the former lease to lapse.
 
     Raises:
         RunNotFound: no such run, or it has ended.
         RunAttached: another ServerApp that lives is attached to it.
         RunStopped: somebody stopped it.
     """
-    run = read_run(connection, run_id)
     connection.read_time()
+    run_id = run.run_id
+
+    def refusal(holder: str) -> Exception:
+        return RunAttached(
+            f"run {run_id} is run by another ServerApp, {holder}; --takeover takes it away from that one"
+        )
+
     while (attachment := _try_to_attach(connection, run, takeover, lease, retention)) is None:
-        if stop():
-            raise RunAttached(f"run {run_id} is still held by another ServerApp")
-
-        def refusal(holder: str) -> Exception:
-            return RunAttached(
-                f"run {run_id} is run by another ServerApp, {holder}; --takeover takes it away from that one"
-            )
-
-        await_lapse(connection, connection.keys.run_lease(run_id), f"Run {run_id}", refusal, stop)
-    return attachment.run, attachment
+        await_lapse(connection, connection.keys.run_lease(run_id), f"Run {run_id}", refusal)
+    return attachment
 
 
 def _try_to_attach(

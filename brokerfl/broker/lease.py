@@ -21,7 +21,11 @@ def holder_of(connection: Connection, key: str) -> str:
 
 
 def await_lapse(
-    connection: Connection, key: str, what: str, refusal: Callable[[str], Exception], stop: Callable[[], bool]
+    connection: Connection,
+    key: str,
+    what: str,
+    refusal: Callable[[str], Exception],
+    stop: Callable[[], bool] = lambda: False,
 ) -> None:
     """Return when the lease ``key`` has lapsed, or when ``stop`` says so.
 

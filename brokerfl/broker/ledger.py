@@ -74,11 +74,6 @@ class OpenMessage:
         """Who is to execute it."""
         return self.entry.node_id
 
-    @property
-    def key(self) -> tuple[str, int, str]:
-        """What a message pushed after a resume must share with it to adopt it."""
-        return self.entry.group_id, self.entry.node_id, self.entry.message_type
-
     def encode(self) -> bytes:
         """Return what the hash holds of it."""
         return encode_entry(self.entry)
@@ -132,11 +127,10 @@ class Ledger:
 
         One that has expired without a reply is not adopted: ``now`` is in milliseconds of Redis TIME.
         """
-        key = (entry.group_id, entry.node_id, entry.message_type)
         fitting = [
             orphan
             for orphan in self._orphans.values()
-            if orphan.key == key and (orphan.state is not State.OPEN or orphan.entry.deadline > now)
+            if orphan.entry.key == entry.key and (orphan.state is not State.OPEN or orphan.entry.deadline > now)
         ]
         if not fitting:
             return None
@@ -170,7 +164,7 @@ class Ledger:
         for message in messages:
             if message.message_id not in self._messages:
                 self._messages[message.message_id] = message
-                self._open_per_node[message.node_id] = self._open_per_node.get(message.node_id, 0) + 1
+                self._open(message.node_id)
         self._groups |= new
         return new
 
@@ -248,6 +242,9 @@ class Ledger:
         self._answered[message.message_id] = None
         self._close(message.node_id)
 
+    def _open(self, node_id: int) -> None:
+        self._open_per_node[node_id] = self._open_per_node.get(node_id, 0) + 1
+
     def _close(self, node_id: int) -> None:
         left = self._open_per_node[node_id] - 1
         if left:
@@ -284,7 +281,7 @@ class Ledger:
         message.state, message.reply, message.was_reopened, message.is_lost = State.OPEN, None, True, True
         message.inbox_entries, message.outbox_entry, message.data_entry = (), "", ""
         del self._taken[message.message_id]
-        self._open_per_node[message.node_id] = self._open_per_node.get(message.node_id, 0) + 1
+        self._open(message.node_id)
         return True
 
     def settled(self) -> list[OpenMessage]:

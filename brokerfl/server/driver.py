@@ -441,7 +441,7 @@ def _begin(
             f"run {resume} was started with the run config {former.run_config}, not {run_config}: "
             "resume it without one, or start a new run"
         )
-    return attach_run(connection, resume, takeover=takeover, lease=lease, retention=retention)
+    return former, attach_run(connection, former, takeover=takeover, lease=lease, retention=retention)
 
 
 def _check_metadata(metadata: Metadata) -> None:

@@ -254,13 +254,13 @@ class Pusher:
             pipe.hset(keys.ledger(run), mapping={message.message_id: message.encode() for message in pushed})
             new = sum(not message.pushed for message in pushed)
             pipe.hset(keys.meta(run), "messages", self._ledger.pushed + new)
-            pipe.pexpire(keys.meta(run), milliseconds(self._attachment.retention))
             # A hash vanishes when it is empty, and comes back without a lifetime.
             pipe.pexpire(keys.ledger(run), milliseconds(self._attachment.retention))
         if settled:
             pipe.hdel(keys.ledger(run), *(message.message_id for message in settled + cancelled))
             # Outside a MULTI best effort: a full Redis refuses to count, and lets us delete.
             pipe.hset(keys.meta(run), "replies", self._ledger.replied + len(settled))
+        if pushed or settled:
             pipe.pexpire(keys.meta(run), milliseconds(self._attachment.retention))
         for message in cancelled:
             take_back(pipe, self._connection, run, message)

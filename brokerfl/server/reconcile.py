@@ -83,16 +83,16 @@ class Reconciler:
 
     def _write(self, pipe: Pipeline) -> None:
         key = self._connection.keys.ledger(self._run_id)
+        pipe.unlink(key)
+        self._saved.rewrite(pipe)
         with self._ledger.lock:
             entries = self._ledger.in_redis()
+            if entries:
+                pipe.hset(key, mapping=entries)  # type: ignore[arg-type]
+            # Last, for it gives all of them their lifetime.
             self._attachment.write(
                 pipe, self._ledger.contacted, messages=self._ledger.pushed, replies=self._ledger.replied
             )
-        pipe.unlink(key)
-        if entries:
-            pipe.hset(key, mapping=entries)  # type: ignore[arg-type]
-        self._saved.rewrite(pipe)
-        self._attachment.expire(pipe, ())
 
     def compare(self) -> None:
         """Look for every open message; push again what is neither in its inbox nor in its outbox.

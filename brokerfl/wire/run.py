@@ -70,6 +70,11 @@ class LedgerEntry:
     digest: bytes = b""
     waits: bool = False
 
+    @property
+    def key(self) -> tuple[str, int, str]:
+        """What a message pushed after a resume must share with it to adopt it."""
+        return self.group_id, self.node_id, self.message_type
+
 
 def encode_entry(entry: LedgerEntry) -> bytes:
     """Return the bytes of a ledger entry."""
