@@ -73,7 +73,7 @@ def test_a_commit_that_is_on_its_way_during_a_takeover_takes_no_effect(lab: Lab)
     """It arrives when another ServerApp has taken the run over: its sender ends with 33, the books are right."""
     lab.nodes(2)
     lab.open_gates("n0")
-    first = lab.run(nodes=2, rounds=3, gates=1)
+    first = lab.run(nodes=2, rounds=3, gates=2)
     run = run_id(first)
     first.wait_for("1 replies are in the books")
     lab.proxy.hold(b":ledger")
@@ -83,6 +83,7 @@ def test_a_commit_that_is_on_its_way_during_a_takeover_takes_no_effect(lab: Lab)
     taker.wait_for("Run .* resumed")
     lab.proxy.release()
     first.ends(33)
+    lab.open_gates("n0", "n1", message=2)  # until here the run cannot end: that would be another exit code
     taker.ends(0)
     assert lab.results() == [expected(3, 3)]
     assert [len(lab.executions(name, run)) for name in ("n0", "n1")] == [3, 3]
