@@ -5,19 +5,20 @@ Owns how a run begins and how it changes hands. It must not know how messages tr
 
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from redis.client import Pipeline
 from redis.exceptions import WatchError
 
+from brokerfl.broker.blobs import expire_blobs
 from brokerfl.broker.connection import Connection, is_changed, map_errors
 from brokerfl.broker.fence import STOP, Fence
 from brokerfl.broker.keys import GROUP, LEASE, RETENTION, milliseconds, parse_id
 from brokerfl.broker.lease import await_lapse
 from brokerfl.broker.nodes import new_id
 from brokerfl.broker.process import is_dead, new_token
-from brokerfl.broker.runs import absent, delete_run, prune
+from brokerfl.broker.runs import Holdings, absent, delete_run, prune
 from brokerfl.common import RunAttached, RunNotFound, RunStopped, UserConfig
 from brokerfl.wire.run import LedgerEntry, Run, decode_entry, encode_run
 
@@ -43,7 +44,7 @@ def create_run(
         pipe.set(keys.identity, secrets.token_hex(16), nx=True)
         prune(pipe, keys, run.created_at, retention)
         pipe.set(keys.owner(run.run_id), fence.value)
-        attachment.write(pipe, (), messages=0, replies=0)
+        attachment.write(pipe, Holdings(), messages=0, replies=0)
         pipe.execute()
     return run, attachment
 
@@ -105,7 +106,7 @@ def _try_to_attach(
             pipe.multi()
             pipe.set(keys.owner(run_id), fence.value)
             pipe.set(keys.run_lease(run_id), fence.value, px=milliseconds(lease))
-            attachment.expire(pipe, ())
+            attachment.expire(pipe, Holdings())
             try:
                 pipe.execute()
                 return attachment
@@ -131,39 +132,40 @@ class Attachment:
         self._renewed = time.monotonic()
         self._seen = time.monotonic()
 
-    def write(self, pipe: Pipeline, node_ids: Iterable[int], *, messages: int, replies: int) -> None:
+    def write(self, pipe: Pipeline, holdings: Holdings, *, messages: int, replies: int) -> None:
         """Put into ``pipe`` all that is known of the run beside its ledger and its context. Safe to repeat.
 
         Args:
             pipe: the transaction that creates the run, or restores it where Redis forgot it.
-            node_ids: the nodes that may hold keys of it.
+            holdings: what it may have outside its own slot.
             messages: how many it has pushed.
             replies: how many a commit has settled.
         """
-        keys, run_id, nodes = self._connection.keys, self._run_id, list(node_ids)
+        keys, run_id = self._connection.keys, self._run_id
         pipe.zadd(keys.runs, {str(run_id): round(self.run.created_at * 1000)})
         pipe.hset(
             keys.meta(run_id),
             mapping={"frame": encode_run(self.run), "status": "running", "messages": messages, "replies": replies},
         )
         pipe.set(keys.run_lease(run_id), self.fence.value, px=milliseconds(self.lease))
-        if nodes:
-            pipe.sadd(keys.run_nodes(run_id), *map(str, nodes))
+        if holdings.nodes:
+            pipe.sadd(keys.run_nodes(run_id), *map(str, holdings.nodes))
         pipe.xgroup_create(keys.bell(run_id), GROUP, id="0", mkstream=True)
-        self.expire(pipe, nodes)
+        self.expire(pipe, holdings)
 
     def read_identity(self) -> bytes | None:
         """Return the identity of the Redis data set; None where it has none."""
         with map_errors(self._connection.url):
             return self._connection.redis.get(self._connection.keys.identity)  # type: ignore[no-any-return]
 
-    def expire(self, pipe: Pipeline, node_ids: Iterable[int]) -> None:
-        """Put into ``pipe`` the lifetime of every key of the run, and of what its nodes hold of it."""
+    def expire(self, pipe: Pipeline, holdings: Holdings) -> None:
+        """Put into ``pipe`` the lifetime of every key of the run."""
         keys, lives = self._connection.keys, milliseconds(self.retention)
         for key in keys.of_run(self._run_id):
             pipe.pexpire(key, lives)
-        for node in node_ids:
+        for node in holdings.nodes:
             self.expire_node(pipe, node)
+        expire_blobs(pipe, keys, self._run_id, holdings.chunks, self.retention)
 
     def expire_node(self, pipe: Pipeline, node_id: int) -> None:
         """Put into ``pipe`` the lifetimes of one node's keys for this run."""
@@ -174,7 +176,7 @@ class Attachment:
         pipe.pexpire(keys.node_runs(node_id), lives, nx=True)
         pipe.pexpire(keys.node_runs(node_id), lives, gt=True)
 
-    def renew(self, node_ids: Iterable[int]) -> None:
+    def renew(self, holdings: Callable[[], Holdings]) -> None:
         """Renew the lease, and every quarter of the retention time the lifetimes.
 
         Raises:
@@ -189,13 +191,13 @@ class Attachment:
                     lambda pipe: pipe.set(keys.run_lease(run), self.fence.value, px=milliseconds(self.lease))
                 )
         if time.monotonic() - self._renewed > self.retention / 4:
-            self.renew_lifetimes(node_ids)
+            self.renew_lifetimes(holdings())
         self._seen = time.monotonic()
 
-    def renew_lifetimes(self, node_ids: Iterable[int]) -> None:
-        """Give every key of the run, and what these nodes hold of it, its whole lifetime again."""
+    def renew_lifetimes(self, holdings: Holdings) -> None:
+        """Give every key of the run its whole lifetime again."""
         with map_errors(self._connection.url), self._connection.redis.pipeline(transaction=False) as pipe:
-            self.expire(pipe, node_ids)
+            self.expire(pipe, holdings)
             pipe.execute(raise_on_error=False)
         self._renewed = time.monotonic()
 
@@ -203,20 +205,20 @@ class Attachment:
         """Whether this process was silent for so long that the run's keys may have expired, and its end forgotten."""
         return time.monotonic() - self._seen > self.retention
 
-    def detach(self, node_ids: Iterable[int] = ()) -> None:
+    def detach(self, holdings: Holdings) -> None:
         """Give up the lease and leave all else: the run is detached, or goes if it is being stopped.
 
-        Its keys, and what these nodes hold of it, have the whole retention time from now on.
+        Its keys have the whole retention time from now on.
         """
         key = self._connection.keys.run_lease(self._run_id)
         with map_errors(self._connection.url):
             if self._connection.redis.get(key) == self.fence.value.encode():
-                self.renew_lifetimes(node_ids)
+                self.renew_lifetimes(holdings)
                 self._connection.redis.unlink(key)
 
-    def delete(self, pipe: Pipeline, node_ids: Iterable[int]) -> None:
+    def delete(self, pipe: Pipeline, holdings: Holdings) -> None:
         """Put into ``pipe`` the deletion of every key of the run, and that it has ended."""
-        delete_run(pipe, self._connection, self._run_id, node_ids, stopped=False)
+        delete_run(pipe, self._connection, self._run_id, holdings, stopped=False)
 
 
 @dataclass(frozen=True)

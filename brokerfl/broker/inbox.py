@@ -7,7 +7,7 @@ ended.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from redis.client import Pipeline
@@ -155,12 +155,17 @@ class Inboxes:
                 last = batch[-1].entry_id
         return found
 
-    def read(self, count: int, block: float = BLOCK) -> list[Delivery]:
+    def read(self, count: int, block: float = BLOCK, without: Collection[int] = ()) -> list[Delivery]:
         """Return new messages: at most ``count`` of each run, as soon as there is one, or none after ``block`` seconds.
 
         When a run came or went, it returns early with nothing.
+
+        Args:
+            count: most messages of one run.
+            block: seconds.
+            without: ids of runs to be left out.
         """
-        streams = {self._ctl: ">", **dict.fromkeys(self._runs, ">")}
+        streams = {self._ctl: ">", **{key: ">" for key, run_id in self._runs.items() if run_id not in without}}
         return self._read(streams, count, round(block * 1000))
 
     def _read(self, streams: dict[str, str], count: int, block: int | None) -> list[Delivery]:

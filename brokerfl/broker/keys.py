@@ -2,8 +2,9 @@
 
 Owns the names and the lifetimes; nothing else spells a key. It must not know what the values mean.
 
-``N`` is a node id and ``R`` a run id, both decimal uint64: user text never becomes part of a key. The braces are hash
-tags, so that on a Cluster all keys of a node, and all keys of a run, share a slot.
+``N`` is a node id and ``R`` a run id, both decimal uint64, ``D`` the sha256 of a chunk in hex: user text never becomes
+part of a key. The braces are hash tags, so that on a Cluster all keys of a node, and all keys of a run, share a slot,
+and the chunks of a model spread over all.
 
     key               type              lives
     P:id              string            for ever: the identity of this Redis data set
@@ -16,6 +17,7 @@ tags, so that on a Cluster all keys of a node, and all keys of a run, share a sl
     P:{N}:in:R        stream            ┐
     P:{N}:out:R       stream            │ until the run ends; `RETENTION` after its ServerApp was last seen
     P:{N}:data:R      stream            │
+    P:blob:R:{D}      string            │
     P:{run:R}:*       hashes, strings   │
     P:bell:{run:R}    stream            ┘
     P:{run:R}:lease   string            the ServerApp's lease
@@ -133,6 +135,12 @@ class Keys:
     def run_nodes(self, run_id: int) -> str:
         return self._run(run_id, "nodes")
 
+    def blobs(self, run_id: int) -> str:
+        return self._run(run_id, "blobs")
+
+    def blob(self, run_id: int, digest: bytes) -> str:
+        return f"{self.prefix}:blob:{run_id}:{{{digest.hex()}}}"
+
     def context(self, run_id: int) -> str:
         return self._run(run_id, "context")
 
@@ -144,6 +152,7 @@ class Keys:
         return (
             self.ledger(run_id),
             self.context(run_id),
+            self.blobs(run_id),
             self.run_nodes(run_id),
             self.bell(run_id),
             self.meta(run_id),

@@ -25,7 +25,7 @@ from enum import Enum
 
 from brokerfl.broker.stream import milliseconds_of
 from brokerfl.common import Error
-from brokerfl.wire.frame import Fields, data_entry_of
+from brokerfl.wire.frame import Fields
 from brokerfl.wire.run import LedgerEntry, encode_entry
 
 
@@ -50,10 +50,11 @@ class OpenMessage:
         fields: what was pushed, kept as long as it may have to be pushed again; None after a resume.
         inbox_entries: where it is in its inbox, as far as is known.
         outbox_entry: where its reply is.
-        data_entry: where the payload of a large reply is.
+        data_entries: where the chunks of a large reply are.
         reply: what was read, or the verdict.
         taken_by: the thread that took the reply.
         was_reopened: the payload of its first reply was missing.
+        needs: the content that its run keeps in Redis for it, by name; b"" as long as it is not counted.
     """
 
     message_id: str
@@ -64,10 +65,11 @@ class OpenMessage:
     fields: Fields | None = None
     inbox_entries: tuple[str, ...] = ()
     outbox_entry: str = ""
-    data_entry: str = ""
+    data_entries: tuple[str, ...] = ()
     reply: Fields | Error | None = None
     taken_by: int = 0
     was_reopened: bool = False
+    needs: bytes = b""
 
     @property
     def node_id(self) -> int:
@@ -117,7 +119,7 @@ class Ledger:
     def load(self, entries: Mapping[str, LedgerEntry]) -> None:
         """Take what the hash holds: messages that wait to be adopted."""
         for message_id, entry in sorted(entries.items(), key=lambda item: item[1].sequence):
-            message = OpenMessage(message_id, entry, pushed=True)
+            message = OpenMessage(message_id, entry, pushed=True, needs=entry.digest)
             self.add([message])
             self._orphans[message_id] = message
             self._sequence = entry.sequence
@@ -208,7 +210,9 @@ class Ledger:
         """Return a message that no commit has taken out."""
         return self._messages.get(message_id)
 
-    def answer(self, node_id: int, outbox_entry: str, message_id: str, reply: Fields) -> bool:
+    def answer(
+        self, node_id: int, outbox_entry: str, message_id: str, reply: Fields, data_entries: tuple[str, ...] = ()
+    ) -> bool:
         """Take a reply that was read from ``node_id``'s outbox. Returns False when it fits nothing open.
 
         It is judged by its arrival: the entry's id carries the server's time.
@@ -225,7 +229,7 @@ class Ledger:
             self.dropped += 1
             return False
         message.outbox_entry = outbox_entry
-        message.data_entry = data_entry_of(reply)
+        message.data_entries = data_entries
         self._settle_answer(message, reply)
         return True
 
@@ -237,7 +241,7 @@ class Ledger:
 
     def _settle_answer(self, message: OpenMessage, reply: Fields | Error) -> None:
         message.state, message.reply = State.ANSWERED, reply
-        if not message.data_entry:  # else the payload may prove to be missing
+        if not message.data_entries:  # else the payload may prove to be missing
             message.fields = None
         self._answered[message.message_id] = None
         self._close(message.node_id)
@@ -279,7 +283,7 @@ class Ledger:
         if message.was_reopened or message.fields is None:
             return False
         message.state, message.reply, message.was_reopened, message.is_lost = State.OPEN, None, True, True
-        message.inbox_entries, message.outbox_entry, message.data_entry = (), "", ""
+        message.inbox_entries, message.outbox_entry, message.data_entries = (), "", ()
         del self._taken[message.message_id]
         self._open(message.node_id)
         return True
@@ -292,6 +296,11 @@ class Ledger:
             for message in self._taken.values()
             if message.state is State.HANDED or (message.state is State.TAKEN and message.taken_by == thread)
         ]
+
+    def handed(self, message_ids: Iterable[str]) -> list[OpenMessage]:
+        """Return those of these messages whose replies the app has."""
+        found = [self._taken[message_id] for message_id in dict.fromkeys(message_ids) if message_id in self._taken]
+        return [message for message in found if message.state in (State.TAKEN, State.HANDED)]
 
     def remove(self, messages: Iterable[OpenMessage]) -> None:
         """A commit took them out of the hash."""

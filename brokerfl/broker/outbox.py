@@ -8,13 +8,13 @@ cursor, so no reader takes another's ring; it carries no truth, so a lost or for
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from redis.client import Pipeline
 from redis.exceptions import ResponseError
 
-from brokerfl.broker.connection import Connection, map_errors, translate
+from brokerfl.broker.connection import Connection, found_or_none, map_errors, translate
 from brokerfl.broker.inbox import remove_message
 from brokerfl.broker.keys import BELL_LENGTH, parse_id
 from brokerfl.broker.stream import entries
@@ -56,8 +56,11 @@ def publish(connection: Connection, node_id: int, replies: Iterable[Outgoing]) -
 
 Reply = tuple[int, str, dict[bytes, bytes]]
 
-#: A reply to be deleted: node id, entry id, and the entry of its payload in the data stream or "".
-Settled = tuple[int, str, str]
+#: A reply to be deleted: node id, entry id, and the entries of its payload in the data stream.
+Settled = tuple[int, str, tuple[str, ...]]
+
+#: The field of a data stream's entry that holds a chunk.
+CHUNK_FIELD = b"d"
 
 
 class Outboxes:
@@ -141,34 +144,36 @@ def remove_replies(pipe: Pipeline, connection: Connection, run_id: int, settled:
     """Put into ``pipe`` the deletion of replies, with the payloads of large ones."""
     outboxes: dict[int, list[str]] = {}
     data: dict[int, list[str]] = {}
-    for node, entry_id, data_entry in settled:
+    for node, entry_id, data_entries in settled:
         outboxes.setdefault(node, []).append(entry_id)
-        if data_entry:
-            data.setdefault(node, []).append(data_entry)
+        if data_entries:
+            data.setdefault(node, []).extend(data_entries)
     for node, ids in outboxes.items():
         pipe.xdel(connection.keys.outbox(node, run_id), *ids)
     for node, ids in data.items():
         pipe.xdel(connection.keys.data(node, run_id), *ids)
 
 
-def upload(connection: Connection, node_id: int, run_id: int, content: Fields) -> str | None:
-    """Put the content of a large reply into the node's data stream, before the reply names it.
+def add_data(connection: Connection, node_id: int, run_id: int, chunks: Iterable[memoryview]) -> tuple[str, ...] | None:
+    """Put chunks of a large reply into the node's data stream, before the reply names them.
 
     Returns:
-        The entry's id; None when the run is over.
+        The entry of each; None when the run is over.
     """
-    with map_errors(connection.url):
-        entry = connection.redis.xadd(connection.keys.data(node_id, run_id), content, nomkstream=True)
-    return None if entry is None else entry.decode()
+    key = connection.keys.data(node_id, run_id)
+    with map_errors(connection.url), connection.redis.pipeline(transaction=False) as pipe:
+        for chunk in chunks:
+            pipe.xadd(key, {CHUNK_FIELD: chunk}, nomkstream=True)
+        added = pipe.execute()
+    return None if None in added else tuple(entry.decode() for entry in added)
 
 
-def download(connection: Connection, node_id: int, run_id: int, data_entry: str) -> dict[bytes, bytes] | None:
-    """Return the content that `upload` put there; None when it is gone."""
-    with map_errors(connection.url):
-        try:
-            found = connection.redis.xrange(connection.keys.data(node_id, run_id), data_entry, data_entry)
-        except ResponseError as error:
-            if translate(error) is not None:
-                raise
-            return None
-    return dict(found[0][1]) if found else None
+def read_data(connection: Connection, node_id: int, run_id: int, entry_ids: Iterable[str]) -> Iterator[bytes | None]:
+    """Yield the chunks that `add_data` put into these entries; None for one that is gone."""
+    key = connection.keys.data(node_id, run_id)
+    for answer in connection.ask([("XRANGE", key, entry_id, entry_id) for entry_id in entry_ids]):
+        match found_or_none(answer, connection.url):
+            case [[_, [field, chunk]]] if field == CHUNK_FIELD:
+                yield chunk
+            case _:
+                yield None

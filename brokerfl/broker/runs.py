@@ -9,7 +9,7 @@ Owns `P:runs`, and a run's meta, owner and lease. It must not know messages.
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 from redis.client import Pipeline
 from redis.exceptions import WatchError
 
+from brokerfl.broker.blobs import chunks_of, remove_blobs
 from brokerfl.broker.connection import Connection, is_changed, map_errors
 from brokerfl.broker.fence import STOP, Fence, Forgotten
 from brokerfl.broker.keys import BELL_LENGTH, LEASE, RETENTION, Keys, milliseconds, parse_id
@@ -54,10 +55,19 @@ def prune(pipe: Pipeline, keys: Keys, now: float, retention: float = RETENTION) 
     pipe.zremrangebyscore(keys.runs, -milliseconds(now - retention), "(0")
 
 
-def delete_run(pipe: Pipeline, connection: Connection, run_id: int, nodes: Iterable[int], stopped: bool) -> None:
+@dataclass(frozen=True)
+class Holdings:
+    """What a run may have in Redis outside its own slot: the nodes it contacted, and the chunks it broadcast."""
+
+    nodes: Collection[int] = ()
+    chunks: Collection[bytes] = ()
+
+
+def delete_run(pipe: Pipeline, connection: Connection, run_id: int, holdings: Holdings, stopped: bool) -> None:
     """Put into ``pipe`` the deletion of every key of a run, and that it has ended."""
     keys = connection.keys
-    for node in nodes:
+    remove_blobs(pipe, keys, run_id, holdings.chunks)
+    for node in holdings.nodes:
         pipe.unlink(*keys.of_node_and_run(node, run_id))
         pipe.hdel(keys.node_runs(node), str(run_id))
     pipe.unlink(keys.run_lease(run_id), *keys.of_run(run_id))
@@ -106,10 +116,10 @@ def stop_run(connection: Connection, run_id: int, *, patience: float = 2 * LEASE
         _await_release(connection, run_id, patience)
     except RedisOutOfMemory:  # a full Redis takes no new owner, but lets us delete the old one with all the rest
         fence = None
-    nodes = _nodes_of(connection, run_id)
+    holdings = Holdings(_nodes_of(connection, run_id), chunks_of(connection, run_id))
 
     def build(pipe: Pipeline) -> None:
-        delete_run(pipe, connection, run_id, nodes, stopped=True)
+        delete_run(pipe, connection, run_id, holdings, stopped=True)
 
     if fence is not None:
         with suppress(Forgotten):  # the ServerApp ended it meanwhile

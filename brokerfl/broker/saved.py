@@ -1,14 +1,18 @@
 """The saved context: what a ServerApp's `context.state` was at the last commit, in Redis and in memory.
 
-Owns the hash `P:{run:R}:context`, one field for each field of an encoded RecordSet. It must not know when to commit.
+Owns the hash `P:{run:R}:context`: the fields of an encoded RecordSet, or the manifest of one that is large, whose
+chunks are blobs like those of a broadcast. It must not know when to commit.
 """
 
 from redis.client import Pipeline
 
+from brokerfl.broker.blobs import read_blobs
 from brokerfl.broker.connection import Connection, map_errors
 from brokerfl.broker.keys import milliseconds
+from brokerfl.common import RecordSet, RunLost
 from brokerfl.wire.frame import Fields
-from brokerfl.wire.record import digest_of, frozen
+from brokerfl.wire.payload import EncodedContent, MissingChunkError, assemble, manifest_of
+from brokerfl.wire.record import decode_content, encode_content
 
 
 class SavedContext:
@@ -18,66 +22,65 @@ class SavedContext:
         connection: where the run lives.
         run_id: the run.
         retention: seconds the hash lives after it was written.
-        nothing: what a state without any records is encoded as: that is not written.
+
+    Attributes:
+        name: of the content that the last commit saved.
     """
 
-    def __init__(self, connection: Connection, run_id: int, retention: float, nothing: Fields) -> None:
+    def __init__(self, connection: Connection, run_id: int, retention: float) -> None:
         self._connection = connection
+        self._run_id = run_id
         self._key = connection.keys.context(run_id)
         self._retention = retention
-        self._nothing = self._fields = frozen(nothing)
-        self._digests = _digests(self._fields)
+        self._fields: Fields = {}
+        self._nothing = self.name = EncodedContent(encode_content(RecordSet())).name
 
-    def load(self) -> Fields:
-        """Return what the last commit wrote."""
+    def load(self) -> RecordSet:
+        """Return what the last commit wrote; an empty state is never written.
+
+        Raises:
+            FrameError: another version wrote it.
+            RunLost: a part of it is gone from Redis.
+        """
         with map_errors(self._connection.url):
-            self._fields = self._connection.redis.hgetall(self._key) or self._nothing
-        self._digests = _digests(self._fields)
-        return self._fields
+            self._fields = self._connection.redis.hgetall(self._key)
+        if not self._fields:
+            return RecordSet()
+        manifest = manifest_of(self._fields)
+        if manifest is None:
+            state = decode_content(self._fields)
+            self.name = EncodedContent(encode_content(state)).name
+            return state
+        digests = manifest.digests
+        try:
+            content, _ = assemble(
+                manifest,
+                lambda window: read_blobs(self._connection, self._run_id, [digests[index] for index in window]),
+            )
+        except MissingChunkError as error:
+            raise RunLost(f"run {self._run_id} cannot be resumed: of its state, {error}") from None
+        self.name = manifest.name
+        return decode_content(content)
 
-    def stage(self, state: Fields) -> "Staged":
-        """Return what a commit has to write for ``state``: only the fields that differ from the last commit."""
-        digests = _digests(state)
-        changed = {name for name, digest in digests.items() if self._digests.get(name) != digest}
-        kept = {name: data for name, data in self._fields.items() if name in digests and name not in changed}
-        fields = kept | frozen({name: state[name] for name in changed})
-        return Staged(fields, digests, changed, differs=digests != self._digests)
+    def differs(self, state: EncodedContent) -> bool:
+        """Return whether the last commit saved another state."""
+        return state.name != self.name
 
-    def write(self, pipe: Pipeline, staged: "Staged") -> None:
-        """Put into ``pipe`` what `stage` returned."""
-        gone = set(self._digests).difference(staged.digests)
-        if staged.changed:
-            # All of it the first time: the empty state was never written.
-            names = staged.changed if self._fields is not self._nothing else staged.fields
-            self._put(pipe, {name: staged.fields[name] for name in names})
-        if gone:
-            pipe.hdel(self._key, *gone)
+    def write(self, pipe: Pipeline, state: EncodedContent) -> None:
+        """Put into ``pipe`` that ``state`` is saved; its chunks are in Redis already."""
+        self._put(pipe, state.fields if state.name != self._nothing else {})
 
-    def committed(self, staged: "Staged") -> None:
+    def committed(self, state: EncodedContent) -> None:
         """The commit was executed."""
-        if staged.differs:
-            self._fields, self._digests = staged.fields, staged.digests
+        self._fields = state.fields if state.name != self._nothing else {}
+        self.name = state.name
 
     def rewrite(self, pipe: Pipeline) -> None:
         """Put into ``pipe`` all that the last commit wrote: Redis may have forgotten it."""
-        pipe.unlink(self._key)
-        if self._fields is not self._nothing:
-            self._put(pipe, self._fields)
+        self._put(pipe, self._fields)
 
     def _put(self, pipe: Pipeline, fields: Fields) -> None:
-        pipe.hset(self._key, mapping=fields)  # type: ignore[arg-type]
-        pipe.pexpire(self._key, milliseconds(self._retention))
-
-
-class Staged:
-    """A state that is about to be committed. ``differs``: the last commit saved another."""
-
-    def __init__(self, fields: Fields, digests: dict[bytes, bytes], changed: set[bytes], differs: bool) -> None:
-        self.fields = fields
-        self.digests = digests
-        self.changed = changed
-        self.differs = differs
-
-
-def _digests(fields: Fields) -> dict[bytes, bytes]:
-    return {name: digest_of({name: data}) for name, data in fields.items()}
+        pipe.unlink(self._key)
+        if fields:
+            pipe.hset(self._key, mapping=fields)  # type: ignore[arg-type]
+            pipe.pexpire(self._key, milliseconds(self._retention))

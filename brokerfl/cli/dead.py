@@ -19,7 +19,7 @@ from brokerfl.cli.options import app_dir_option, node_config_option, run_config_
 from brokerfl.cli.tables import format_option, local_time, show, to_json
 from brokerfl.client import ClientApp
 from brokerfl.client.dead import DeadMessage, dead_messages
-from brokerfl.client.journal import default_state_dir
+from brokerfl.client.folder import default_state_dir
 from brokerfl.common import BrokerflError, ConfigError, Context, FrameError, Message, RecordSet
 from brokerfl.common.logger import configure_logging
 from brokerfl.wire.message import decode_message

@@ -20,13 +20,16 @@ from brokerfl.cli.exits import Command
 from brokerfl.cli.options import (
     RedisOptions,
     app_dir_option,
+    max_message_option,
     node_config_option,
     redis_options,
     state_dir_option,
 )
 from brokerfl.client import ClientApp
-from brokerfl.client.journal import Journal, node_folder
+from brokerfl.client.folder import node_folder
+from brokerfl.client.journal import Journal
 from brokerfl.client.node import MAX_CRASHES, Node
+from brokerfl.client.running import MOST_WORKERS
 from brokerfl.common import log
 
 
@@ -55,7 +58,7 @@ from brokerfl.common import log
     default=30.0,
     show_default=True,
     type=click.FloatRange(min=0.0),
-    help="Seconds to finish the message in hand after SIGTERM or Ctrl-C.",
+    help="Seconds to finish the messages in hand after SIGTERM or Ctrl-C.",
 )
 @state_dir_option
 @click.option(
@@ -65,6 +68,16 @@ from brokerfl.common import log
     type=click.IntRange(min=1),
     help="How often a message may kill the node before it is answered with Error 8 and set aside.",
 )
+@click.option(
+    "--workers",
+    default=1,
+    show_default=True,
+    type=click.IntRange(min=1, max=MOST_WORKERS),
+    envvar="BROKERFL_WORKERS",
+    help="How many runs are served at once. Messages of one run are executed one after the other, in their order; "
+    "messages of several runs then run in threads of one process, so the app must allow that.",
+)
+@max_message_option
 @click.version_option(__version__)
 def main(
     app: str,
@@ -77,6 +90,8 @@ def main(
     grace: float,
     state_dir: Path | None,
     max_crashes: int,
+    workers: int,
+    max_message: int,
 ) -> None:
     """Run the ClientApp APP (module:attribute, such as client:app) for every run on this Redis."""
     config = parse_config(node_config, "--node-config")
@@ -90,14 +105,14 @@ def main(
     def ready() -> None:
         log(INFO, "%s serves %s on %s", title, app, connection.url)
 
-    node = Node(client_app, connection, registration, config, ready, journal, max_crashes)
+    node = Node(client_app, connection, registration, config, ready, journal, max_crashes, workers, max_message)
     _stop_on_signals(node, registration, grace)
     node.serve()
     log(INFO, "%s has left", title)
 
 
 def _stop_on_signals(node: Node, registration: Registration, grace: float) -> None:
-    """The first signal ends the node after the message in hand, or when the grace is over; the second one at once."""
+    """The first signal ends the node after the messages in hand, or when the grace is over; the second one at once."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, leave)

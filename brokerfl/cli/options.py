@@ -1,11 +1,12 @@
 """Options that commands share: where Redis is, configs, directories. Owns their names, variables and defaults."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from logging import DEBUG, INFO
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import click
 
@@ -14,6 +15,7 @@ from brokerfl.broker.keys import DEFAULT_PREFIX
 from brokerfl.broker.url import masked
 from brokerfl.common import ConfigError
 from brokerfl.common.logger import configure_logging
+from brokerfl.wire.frame import MAX_MESSAGE_BYTES
 
 DEFAULT_URL = "redis://127.0.0.1:6379"
 
@@ -147,6 +149,27 @@ class RunId(click.IntRange):
     name = "run id"  # what click calls it in errors
 
 
+class Bytes(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.3
+    """A number of bytes: ``1000000``, ``500MB`` (powers of 1000) or ``4GiB`` (of 1024)."""
+
+    name = "size"
+    _UNITS: ClassVar[dict[str, int]] = {
+        "": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+        "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
+    }  # fmt: skip
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number."""
+        if isinstance(value, int):
+            return value
+        found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([A-Z]*)", str(value).strip().upper())
+        unit = self._UNITS.get(found[2]) if found else None
+        size = round(float(found[1]) * unit) if found and unit else 0
+        if size < 1:
+            self.fail(f"{value!r} is no size: write bytes, or a number with a unit, such as 500MB or 4GiB", param, ctx)
+        return size
+
+
 class ConfigText(click.types.StringParamType):
     """A text that comes whole from an environment variable: click would divide it at blanks, also quoted ones."""
 
@@ -175,6 +198,14 @@ run_config_option = click.option(
     metavar="'K=V …'",
     envvar="BROKERFL_RUN_CONFIG",
     help="Given to the ServerApp's and every node's Context, e.g. 'num-rounds=3 lr=0.1'.",
+)
+
+max_message_option = click.option(
+    "--max-message",
+    type=Bytes(),
+    default=MAX_MESSAGE_BYTES,
+    envvar="BROKERFL_MAX_MESSAGE",
+    help="Most bytes of one message or reply that this process takes into memory, such as 500MB. [default: 16GiB]",
 )
 
 state_dir_option = click.option(

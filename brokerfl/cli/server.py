@@ -17,9 +17,11 @@ from brokerfl.cli.configs import parse_config
 from brokerfl.cli.exits import Command, Exit, code_of
 from brokerfl.cli.options import (
     CONNECTION,
+    Bytes,
     RedisOptions,
     RunId,
     app_dir_option,
+    max_message_option,
     redis_options,
     run_config_option,
     typed_options,
@@ -91,6 +93,13 @@ class _Signalled(BaseException):
     type=click.FloatRange(min=0.0),
     help="Seconds to wait for a Redis that is away before detaching.",
 )
+@max_message_option
+@click.option(
+    "--max-run",
+    type=Bytes(),
+    envvar="BROKERFL_MAX_RUN",
+    help="Most bytes of broadcast contents that the run may have in Redis at once. [default: no limit]",
+)
 @click.version_option(__version__)
 def main(
     app: str,
@@ -103,6 +112,8 @@ def main(
     retention: float,
     offline_grace: float,
     outage_limit: float,
+    max_message: int,
+    max_run: int | None,
 ) -> None:
     """Run the ServerApp APP (module:attribute, such as server:app) as a new run on this Redis, or resume one."""
     if takeover and resume is None:
@@ -127,6 +138,8 @@ def main(
             retention=retention,
             offline_grace=offline_grace,
             outage_limit=outage_limit,
+            max_message=max_message,
+            max_run=max_run,
         )
         code = _run(driver, server_app, retention, "started" if resume is None else "resumed")
     except _Signalled as signalled:  # while the run was let go of; if it was not, its lease lapses

@@ -9,7 +9,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from brokerfl.client.journal import default_state_dir
+from brokerfl.client.folder import default_state_dir
 from brokerfl.common import ConfigError
 from brokerfl.wire.frame import split_fields
 

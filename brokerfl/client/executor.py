@@ -1,55 +1,46 @@
-"""The executor: what a node does with one message, and the Context of each run.
+"""The executor: what a node does with one message.
 
-Owns that a message is executed once as far as the journal knows, and that `context.state` is what the last committed
-message left. It must not know inboxes' cursors, leases or how replies are published.
+Owns that a message is executed once as far as the journal knows, and that its reply and what it did to `context.state`
+stand or fall together. It must not know inboxes' cursors, leases or how replies are committed and published.
 """
 
-import time
 import traceback
 from collections.abc import Callable
 from logging import DEBUG, ERROR, INFO, WARNING
 
 from brokerfl.broker.connection import Connection
-from brokerfl.broker.inbox import is_wanted
-from brokerfl.broker.outbox import download
+from brokerfl.broker.inbox import discard_message, is_wanted
 from brokerfl.broker.stream import milliseconds_of
 from brokerfl.client.app import ClientApp
-from brokerfl.client.journal import Journal
+from brokerfl.client.contexts import Contexts, Execution, RunContext
+from brokerfl.client.journal import Answer, Journal
+from brokerfl.client.payloads import Payloads
 from brokerfl.client.worklist import Work
 from brokerfl.common import (
     SUPERLINK_NODE_ID,
-    BrokerflError,
-    Context,
     Error,
     ErrorCode,
     FrameError,
     Message,
     Metadata,
-    RecordSet,
     UserConfig,
     log,
 )
-from brokerfl.wire.frame import DATA, Fields, check_size, data_entry_of
-from brokerfl.wire.message import decode_message, encode_message
-from brokerfl.wire.record import decode_content, digest_of, encode_content, frozen
+from brokerfl.wire.frame import MANIFEST, Fields
+from brokerfl.wire.message import decode_header, encode_message
+from brokerfl.wire.payload import INLINE, EncodedContent, MissingChunkError, manifest_of
+from brokerfl.wire.record import decode_content, encode_content, frozen
 from brokerfl.wire.run import Run, decode_run
 
-#: Bytes of a reply's content that travel in the reply itself and are kept in the journal. What is larger goes to the
-#: data stream before the reply names it, and never to disk.
-INLINE = 64 * 1024
-
-#: Seconds that the payload of a run's last large reply stays in memory, for a Redis that forgot it.
-HOLD = 60.0
+#: Bytes of a content that are kept of a message that killed the node too often, for whoever looks for the reason.
+MOST_KEPT = 256 * 1024**2
 
 #: Characters of an Error reply's reason; the whole of it is in the node's log.
 _LONGEST_REASON = 2000
 
-#: Seconds between two questions whether a running message is still wanted.
-_ASK = 1.0
-
 
 class Executor:
-    """Executes messages with one ClientApp.
+    """Executes messages with one ClientApp. Safe to share between workers that each have a run of their own.
 
     Args:
         app: the ClientApp.
@@ -58,7 +49,8 @@ class Executor:
         node_config: given to every Context.
         journal: what was executed, and the states.
         max_crashes: how often a message may kill the node before it is answered with Error 8.
-        upload: puts the content of a large reply into the data stream and returns its entry, None when the run is over.
+        payloads: fetches and uploads what is large.
+        commit: has what is finished noted in the journal, so that a state that is loaded has it.
     """
 
     def __init__(
@@ -69,24 +61,18 @@ class Executor:
         node_config: UserConfig,
         journal: Journal,
         max_crashes: int,
-        upload: Callable[[int, Fields], str | None],
+        payloads: Payloads,
+        commit: Callable[[], None] = lambda: None,
     ) -> None:
         self._app = app
         self._connection = connection
         self._node_id = node_id
-        self._node_config = dict(node_config)
         self._journal = journal
         self._max_crashes = max_crashes
-        self._upload = upload
+        self._payloads = payloads
+        self._commit = commit
         self._runs: dict[int, Run] = {}
-        self._contexts: dict[int, Context] = {}
-        self._digests: dict[int, bytes] = {}
-        self._no_state = digest_of(encode_content(RecordSet()))
-        self._held: dict[int, tuple[str, Fields, float]] = {}
-        self._running: Work | None = None
-        self._asked = 0.0
-        self._losses = 0
-        self._unwanted = False
+        self._contexts = Contexts(node_id, node_config, self._load_state)
 
     def take_runs(self, frames: dict[int, bytes]) -> None:
         """Learn of new runs; those that are over are forgotten, their states later."""
@@ -98,72 +84,107 @@ class Executor:
                     log(WARNING, "Run %s cannot be served: %s", run_id, error)
         for run_id in set(self._runs).difference(frames):
             del self._runs[run_id]
-            self._drop_context(run_id)
+            self._payloads.forget(run_id)
+        self._contexts.keep_only(frames)
         self._journal.keep_only(frames)
 
     def start_afresh(self) -> None:
         """The journal is another one now."""
         self._runs.clear()
         self._contexts.clear()
-        self._digests.clear()
-        self._held.clear()
-
-    def release(self) -> None:
-        """Let go of large replies that were held long enough."""
-        for run_id, (_, _, since) in list(self._held.items()):
-            if time.monotonic() - since > HOLD:
-                del self._held[run_id]
+        self._payloads.clear()
 
     # One message.
 
-    def execute(self, work: Work) -> Fields | None:
-        """Return the reply to one message, whatever happens; None when it expired unseen or its run is over.
+    def execute(self, work: Work, worker: int = 0) -> Fields | None:
+        """Return the reply to one message, whatever happens; None when it expired, or nobody wants it any more.
+
+        ``work.answer`` is then what the journal has to note before the reply is published.
+
+        Args:
+            work: the message. No other worker executes one of its run.
+            worker: whose record of what is being executed is used.
 
         Raises:
             RedisUnreachable: the node is stopping and a large reply could not be uploaded: the message stays open.
+            JournalError: the state cannot be loaded.
         """
         answered = self._journal.reply_to(work.run_id, work.message_id)
         if answered is not None:
             log(DEBUG, "Message %s was executed before; its reply is published again", work.message_id)
             return self._again(work, dict(answered))
         try:
-            message = decode_message(work.fields)
+            metadata, _ = decode_header(work.fields)
+            deadline = milliseconds_of(work.entries[0]) + metadata.ttl * 1000
+            if deadline <= self._connection.time() * 1000:
+                self._expire(work)
+                return None
+            run = self._runs.get(work.run_id)
+            if run is None:
+                return self._refuse(work, ErrorCode.MESSAGE_UNAVAILABLE, "the run's frame cannot be read by this node")
+            content = self._fetch(work, metadata)
+            if content is None:
+                return None
+            message = Message(metadata, content=decode_content(content))
         except FrameError as error:
             log(WARNING, "A message of run %s cannot be read: %s", work.run_id, error)
             return self._refuse(
                 work, ErrorCode.MESSAGE_UNAVAILABLE, f"node {self._node_id} cannot read the message: {error}"
             )
-        deadline = milliseconds_of(work.entries[0]) + message.metadata.ttl * 1000
-        if deadline <= self._connection.time() * 1000:
-            log(INFO, "A message of run %s expired before it was executed", work.run_id)
-            return None
-        if work.run_id not in self._runs:
-            return self._refuse(work, ErrorCode.MESSAGE_UNAVAILABLE, "the run's frame cannot be read by this node")
-        crashes = self._journal.begin(work.run_id, work.message_id)
-        if crashes >= self._max_crashes:
-            return self._set_aside(work, crashes)
-        return self._run(work, message)
+        kept = self._contexts.of(run)
+        crashes = self._journal.begin(work.run_id, work.message_id, worker)
+        try:
+            if crashes >= self._max_crashes:
+                return self._set_aside(work, content, crashes)
+            head, content, state = self._run(work, message, kept)
+        finally:
+            self._journal.forgive(worker)  # from here on nothing that kills the node is the app's doing
+        return self._finish(work, metadata.group_id, head, content, state)
 
-    def _set_aside(self, work: Work, crashes: int) -> Fields:
+    def _expire(self, work: Work) -> None:
+        log(INFO, "A message of run %s expired before it was executed", work.run_id)
+        for entry in work.entries:
+            discard_message(self._connection, self._node_id, work.run_id, entry)
+
+    def _fetch(self, work: Work, metadata: Metadata) -> Fields | None:
+        """Return the content of a message; None when nobody wants it any more.
+
+        Raises:
+            FrameError: it cannot be read, or a part of it is gone.
+            RedisUnreachable: Redis is away.
+        """
+        manifest = manifest_of(work.fields, self._payloads.limit)
+        self._payloads.moves_on(work.run_id, metadata.group_id)
+        if manifest is None:
+            return dict(work.fields)
+        try:
+            return self._payloads.fetch(work.run_id, manifest)
+        except MissingChunkError:
+            if not is_wanted(self._connection, self._node_id, work.run_id, work.entries):
+                return None  # it was settled or taken back meanwhile, or Redis forgot it, and it will come again
+        try:
+            return self._payloads.fetch(work.run_id, manifest)
+        except MissingChunkError as error:
+            raise FrameError(str(error)) from None
+
+    def _set_aside(self, work: Work, content: Fields, crashes: int) -> Fields:
         log(ERROR, "Message %s killed this node %s times; it is set aside (brokerfl dead)", work.message_id, crashes)
         reason = f"the message killed node {self._node_id} {crashes} times; the node has set it aside"
         reply = self._refuse(work, ErrorCode.CLIENT_APP_CRASHED, reason)
-        self._journal.set_aside(work.run_id, work.message_id, dict(work.fields), crashes)
-        self._journal.commit(work.run_id, work.message_id, reply)
+        kept = content if size_of(content) <= MOST_KEPT else {}
+        self._journal.set_aside(work.run_id, work.message_id, {**work.fields, **kept}, crashes)
+        work.answer = Answer(work.run_id, work.message_id, reply)
         return reply
 
-    def _run(self, work: Work, message: Message) -> Fields | None:
-        self._running, self._asked, self._unwanted = work, 0.0, False
-        self._losses = self._connection.losses
-        state: Fields | None = None
-        content: Fields = {}
-        context = self._context(work.run_id)
+    def _run(self, work: Work, message: Message, kept: RunContext) -> tuple[Fields, Fields, Fields | None]:
+        """Return head and content of the reply, and the state if it changed."""
+        execution = kept.execution = Execution(self._connection, self._node_id, work)
         try:
-            reply = self._app(message, context)
+            reply = self._app(message, kept.context)
             head, content = self._encode(work, message, reply)
-            state, digest = self._changed_state(work.run_id, context)
+            return head, content, kept.changed_state()
         except (Exception, SystemExit) as error:
-            self._drop_context(work.run_id)  # what it did to the state is undone
+            self._contexts.drop(work.run_id)  # what it did to the state is undone
             log(
                 ERROR,
                 "The ClientApp raised an exception on a message of type %s\n%s",
@@ -171,93 +192,48 @@ class Executor:
                 _printable(traceback.format_exc().rstrip()),
             )
             reason = f"{type(error).__name__}: {_text(error)}"
-            head = self._refuse(work, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason)
-            content, state = {}, None
+            return self._refuse(work, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), {}, None
         finally:
-            self._running = None
-            self._journal.forgive()  # from here on nothing that kills the node is the app's doing
-        if sum(map(len, content.values())) > INLINE:
-            entry = self._upload_large(work, content)
-            if entry is None:
-                return None
-            content = {DATA: entry.encode()}
-        fields = {**head, **content}
-        self._journal.commit(work.run_id, work.message_id, fields, state)
-        if state is not None:
-            self._digests[work.run_id] = digest
-        return fields
+            execution.end()
 
-    def _upload_large(self, work: Work, content: Fields) -> str | None:
+    def _finish(self, work: Work, group_id: str, head: Fields, content: Fields, state: Fields | None) -> Fields:
+        """Return the reply as it is published. The app may go on with the memory that it shares with it."""
+        reply = {**head, **self._upload(work, group_id, EncodedContent(content))}
+        is_shared = state is not None and size_of(state) > INLINE  # too much to copy
+        if state is not None and not is_shared:
+            state = frozen(state)
+        work.answer = Answer(work.run_id, work.message_id, reply, state, is_shared)
+        return reply
+
+    def _upload(self, work: Work, group_id: str, content: EncodedContent) -> Fields:
+        """Return what the reply carries of its content."""
+        if content.payload is None:
+            return content.fields
         try:
-            entry = self._upload(work.run_id, content)
+            manifest = self._payloads.upload(work.run_id, work.message_id, group_id, content.payload)
         except BaseException:
-            self._drop_context(work.run_id)
+            self._contexts.drop(work.run_id)
             raise
-        if entry is None:
-            self._drop_context(work.run_id)
-            log(INFO, "Run %s is over; a late reply to it was dropped", work.run_id)
-        else:
-            self._held[work.run_id] = work.message_id, frozen(content), time.monotonic()
-        return entry
+        return {MANIFEST: manifest.encoded}
 
-    def _again(self, work: Work, reply: Fields) -> Fields | None:
+    def _again(self, work: Work, reply: Fields) -> Fields:
         """A reply whose payload is gone is uploaded again while it is at hand; else it is Error 4."""
-        data_entry = data_entry_of(reply)
-        if not data_entry or download(self._connection, self._node_id, work.run_id, data_entry) is not None:
+        manifest = manifest_of(reply)
+        if manifest is None or self._payloads.has_uploaded(work.run_id, manifest):
             return reply
-        held_id, content, _ = self._held.get(work.run_id, ("", {}, 0.0))
-        if held_id != work.message_id:
+        payload = self._payloads.held(work.run_id, work.message_id)
+        if payload is None:
             reason = f"node {self._node_id} had answered, and the payload of its reply is gone from Redis"
             return self._refuse(work, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, reason)
-        entry = self._upload(work.run_id, content)
-        if entry is None:
-            return None
-        again = {**reply, DATA: entry.encode()}
-        self._journal.commit(work.run_id, work.message_id, again)
+        manifest = self._payloads.upload(work.run_id, work.message_id, "", payload)
+        again = {**reply, MANIFEST: manifest.encoded}
+        work.answer = Answer(work.run_id, work.message_id, again)
         return again
 
-    # Contexts.
-
-    def _context(self, run_id: int) -> Context:
-        context = self._contexts.get(run_id)
-        if context is None:
-            fields = self._journal.state_of(run_id)
-            state = RecordSet() if fields is None else decode_content(fields)
-            config = dict(self._runs[run_id].run_config)
-            context = Context(run_id, self._node_id, dict(self._node_config), state, config, self._is_cancelled)
-            self._contexts[run_id] = context
-            self._digests[run_id] = self._no_state if fields is None else digest_of(encode_content(state))
-        return context
-
-    def _drop_context(self, run_id: int) -> None:
-        self._contexts.pop(run_id, None)
-        self._digests.pop(run_id, None)
-
-    def _changed_state(self, run_id: int, context: Context) -> tuple[Fields | None, bytes]:
-        """Return the state's fields if it is not what the journal has, and its digest."""
-        known = self._digests[run_id]
-        state = context.state
-        if known == self._no_state and not (state.parameters_records or state.metrics_records or state.configs_records):
-            return None, known
-        fields = encode_content(state)
-        digest = digest_of(fields)
-        return (None if digest == known else fields), digest
-
-    def _is_cancelled(self) -> bool:
-        """Ask Redis about the message that is running, at most once a second.
-
-        After a lost connection Redis may have forgotten it, which is no cancellation: its ServerApp pushes it again.
-        """
-        work, now = self._running, time.monotonic()
-        if work is None or self._unwanted or now - self._asked < _ASK:
-            return self._unwanted
-        self._asked = now
-        try:
-            wanted = is_wanted(self._connection, self._node_id, work.run_id, work.entries)
-        except BrokerflError:
-            return False
-        self._unwanted = not wanted and self._connection.losses == self._losses
-        return self._unwanted
+    def _load_state(self, run_id: int) -> Fields | None:
+        self._commit()
+        state = self._journal.state_of(run_id)
+        return None if state is None else dict(state)
 
     # Replies.
 
@@ -271,9 +247,7 @@ class Executor:
         header = self._header(work, message.metadata.group_id, message.metadata.message_type, reply.metadata.ttl)
         if reply.has_error():
             return encode_message(work.message_id, header, error=reply.error), {}
-        head, content = encode_message(work.message_id, header), encode_content(reply.content)
-        check_size({**head, **content})
-        return head, content
+        return encode_message(work.message_id, header), encode_content(reply.content)
 
     def _refuse(self, work: Work, code: int, reason: str) -> Fields:
         error = Error(code, _printable(reason[:_LONGEST_REASON]))
@@ -290,6 +264,11 @@ class Executor:
             ttl=ttl,
             message_type=message_type,
         )
+
+
+def size_of(fields: Fields) -> int:
+    """Return the bytes of all fields together."""
+    return sum(map(len, fields.values()))
 
 
 def _text(error: BaseException) -> str:

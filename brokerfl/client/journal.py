@@ -1,7 +1,7 @@
 """The journal: what a node must not forget when it is killed.
 
-Owns the node's state directory: one SQLite file for each Redis the node served, and the lock that keeps a second
-process out. It must not know Redis, ClientApp, or what a reply says.
+Owns one SQLite file in the node's directory for each Redis the node served. It must not know Redis, ClientApp, or what
+a reply says.
 
     states     the `context.state` of each run, as encoded fields
     answered   the ids that were executed, with their replies; large payloads are not among them
@@ -9,22 +9,24 @@ process out. It must not know Redis, ClientApp, or what a reply says.
     dead       messages that killed the node too often
     runs       since when a run has been absent from Redis
 
-State, answered id and reply are one transaction: so no redelivery applies a change of the state twice. SQLite's WAL
-needs no fsync to survive kill -9 (https://www.sqlite.org/wal.html); only a change of the state is worth one, for power
-failures. Which message is being executed stands in a file beside it: one write, which survives kill -9 as well.
+State, answered id and reply are one transaction: so no redelivery applies a change of the state twice. Several
+executions may share one. SQLite's WAL needs no fsync to survive kill -9 (https://www.sqlite.org/wal.html); only a
+change of the state is worth one, for power failures. Which messages are being executed stands in a file beside it
+(`running`).
 """
 
-import fcntl
-import os
-import secrets
 import sqlite3
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from brokerfl.common import ConfigError, JournalError, NodeNameTaken
+from brokerfl.client.folder import Folder
+from brokerfl.client.running import RunningFile
+from brokerfl.common import ConfigError, JournalError
 from brokerfl.wire.frame import Fields, join_fields, split_fields
 
 #: Seconds that a run's state and replies are kept after the run has vanished from Redis. A Redis that forgot its last
@@ -34,8 +36,8 @@ FORGET_AFTER = 3600.0
 #: Replies kept for one run. Only those of the last moments before Redis was killed are ever asked for again.
 MOST_REPLIES = 10_000
 
-#: Bytes of that file: a run id has at most 20 digits, a message id 32.
-_RECORD = 64
+#: Replies after which those beyond are dropped.
+_TIDY_AFTER = 1000
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS states (run TEXT, field BLOB, data BLOB, PRIMARY KEY (run, field));
@@ -46,19 +48,27 @@ CREATE TABLE IF NOT EXISTS runs (run TEXT PRIMARY KEY, absent_since REAL);
 """
 
 
-def default_state_dir() -> Path:
-    """Return where nodes keep their state unless told otherwise (XDG Base Directory Specification, 0.8)."""
-    base = os.environ.get("XDG_STATE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".local" / "state") / "brokerfl"
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one execution left behind.
 
+    Attributes:
+        run_id: the run.
+        message_id: the message that was executed.
+        reply: its fields, without the payload of a large one.
+        state: the state's fields if it changed, else None.
+        is_shared: the state shares memory with the app, so it is to be committed before the run goes on.
+    """
 
-def node_folder(state_dir: Path | None, node_id: int) -> Path:
-    """Return the directory of one node."""
-    return (state_dir or default_state_dir()) / str(node_id)
+    run_id: int
+    message_id: str
+    reply: Fields
+    state: Fields | None = None
+    is_shared: bool = False
 
 
 class Journal:
-    """What one node must not forget. Used by one thread at a time, but for `forgive`.
+    """What one node must not forget. Safe to share between threads.
 
     Args:
         folder: the node's own directory, made if it is missing; None keeps everything in memory.
@@ -72,37 +82,18 @@ class Journal:
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        self._folder = folder
+        self._folder = None if folder is None else Folder(folder)
+        self.home = "" if self._folder is None else self._folder.home
         self._path = ":memory:"
-        self._lock = self._running = -1
-        self.home = ""
         self._db: sqlite3.Connection | None = None
+        self._running: RunningFile | None = None
+        self._using = threading.RLock()
         self._crashes: dict[tuple[str, str], int] = {}
-        self._commits = 0
-        if folder is not None:
-            try:
-                self._lock_folder(folder)
-            except OSError as error:
-                raise ConfigError(
-                    f"the state directory {folder} cannot be written ({error.strerror}): name another with --state-dir"
-                ) from None
-
-    def _lock_folder(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # what a node learns is for nobody else
-        self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._lock)
-            raise NodeNameTaken(
-                f"another process uses the state directory {folder}: a node of this name runs on this machine already"
-            ) from None
-        home = folder / "home"
-        if not home.exists():
-            made = folder / "home.new"  # a kill in between must not leave half a file
-            made.write_text(secrets.token_hex(8))
-            made.replace(home)
-        self.home = home.read_text()
+        # What the file has, so that it is asked only for what is there: ids in the order of their replies, by run.
+        self._answered: dict[str, dict[str, None]] = {}
+        self._known: set[str] = set()
+        self._absent: dict[str, float] = {}
+        self._answers = 0
 
     def open(self, identity: bytes) -> bool:
         """Open the part that belongs to one Redis data set; another one's is never mixed with it.
@@ -116,39 +107,51 @@ class Journal:
         Raises:
             ConfigError: the file cannot be opened or is damaged.
         """
-        self._close_file()
-        strange = False
-        if self._folder is not None:
-            path = self._folder / f"{identity.hex()}.db"
-            strange = not path.exists() and any(self._folder.glob("*.db"))
-            self._path = str(path)
-            self._running = os.open(path.with_suffix(".running"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            self._db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = NORMAL")
-            self._db.executescript(_SCHEMA)
-            self._count_crash()
-        except sqlite3.DatabaseError as error:
-            raise ConfigError(
-                f"the node's journal {self._path} cannot be opened ({error}): move it away to start afresh"
-            ) from None
-        return strange
+        with self._using:
+            self._close_file()
+            strange = False
+            if self._folder is not None:
+                path = self._folder.path / f"{identity.hex()}.db"
+                strange = not path.exists() and any(self._folder.path.glob("*.db"))
+                self._path = str(path)
+                self._running = RunningFile(path.with_suffix(".running"))
+            try:
+                self._db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+                self._db.execute("PRAGMA journal_mode = WAL")
+                self._db.execute("PRAGMA synchronous = NORMAL")
+                self._db.executescript(_SCHEMA)
+                self._count_crashes()
+                self._load()
+            except sqlite3.DatabaseError as error:
+                raise ConfigError(
+                    f"the node's journal {self._path} cannot be opened ({error}): move it away to start afresh"
+                ) from None
+            return strange
+
+    def _load(self) -> None:
+        db = self._open_db
+        self._crashes = {(run, message): count for run, message, count in db.execute("SELECT * FROM crashes")}
+        self._answered = {}
+        for run, message in db.execute("SELECT run, message FROM answered ORDER BY rowid"):
+            self._answered.setdefault(run, {})[message] = None
+        self._known = {run for (run,) in db.execute("SELECT DISTINCT run FROM states")}
+        self._known.update(self._answered, (run for run, _ in self._crashes))
+        self._absent = dict(db.execute("SELECT run, absent_since FROM runs"))
 
     def close(self) -> None:
         """Close the file and let the directory go."""
-        self._close_file()
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        with self._using:
+            self._close_file()
+            if self._folder is not None:
+                self._folder.close()
 
     def _close_file(self) -> None:
         if self._db is not None:
             self._db.close()
             self._db = None
-        if self._running >= 0:
-            os.close(self._running)
-            self._running = -1
+        if self._running is not None:
+            self._running.close()
+            self._running = None
 
     @property
     def _open_db(self) -> sqlite3.Connection:
@@ -157,85 +160,108 @@ class Journal:
 
     def _select(self, query: str, *values: str) -> list[Any]:
         try:
-            return self._open_db.execute(query, values).fetchall()
+            with self._using:
+                return self._open_db.execute(query, values).fetchall()
         except sqlite3.Error as error:
             raise JournalError(f"the node's journal {self._path} cannot be read: {error}") from error
 
     @contextmanager
     def _transaction(self, *, lasting: bool = False) -> Iterator[sqlite3.Connection]:
         """One transaction; ``lasting`` survives a power failure too."""
-        db = self._open_db
         try:
-            if lasting:
-                db.execute("PRAGMA synchronous = FULL")
-            with db:  # commits, or rolls back
-                db.execute("BEGIN IMMEDIATE")
-                yield db
-            if lasting:
-                db.execute("PRAGMA synchronous = NORMAL")
+            with self._using:
+                db = self._open_db
+                if lasting:
+                    db.execute("PRAGMA synchronous = FULL")
+                with db:  # commits, or rolls back
+                    db.execute("BEGIN IMMEDIATE")
+                    yield db
+                if lasting:
+                    db.execute("PRAGMA synchronous = NORMAL")
         except sqlite3.Error as error:
             raise JournalError(f"the node's journal {self._path} cannot be written: {error}") from error
 
-    # One message.
+    # Messages.
 
     def reply_to(self, run_id: int, message_id: str) -> dict[bytes, bytes] | None:
         """Return the reply to a message that was executed; None when it was not."""
-        found = self._select("SELECT reply FROM answered WHERE run = ? AND message = ?", str(run_id), message_id)
+        run = str(run_id)
+        if message_id not in self._answered.get(run, ()):
+            return None
+        found = self._select("SELECT reply FROM answered WHERE run = ? AND message = ?", run, message_id)
         return split_fields(found[0][0]) if found else None
 
-    def begin(self, run_id: int, message_id: str) -> int:
-        """Note that a message is about to be executed; return how often the node was killed during it."""
-        self._note_running(f"{run_id} {message_id}")
-        return self._crashes.get((str(run_id), message_id), 0)
+    def begin(self, run_id: int, message_id: str, worker: int = 0) -> int:
+        """Note what a worker is about to execute; return how often the node was killed during that message."""
+        if (running := self._running) is not None:
+            running.note(f"{run_id} {message_id}", worker)
+        return self._crashes.get((str(run_id), message_id), 0) if self._crashes else 0
 
-    def forgive(self) -> None:
-        """The execution is over, or its process ends on purpose: that is no crash. May be called from any thread."""
-        self._note_running("")
+    def forgive(self, worker: int = 0) -> None:
+        """The worker's execution is over: what kills the node from here on is not its doing."""
+        if (running := self._running) is not None:
+            running.note("", worker)
 
-    def _note_running(self, text: str) -> None:
-        if self._running >= 0:
-            os.pwrite(self._running, text.ljust(_RECORD).encode(), 0)
+    def abandon(self) -> None:
+        """The process ends on purpose: that is no crash of anything. Takes no lock, for a signal handler calls it."""
+        if (running := self._running) is not None:
+            running.abandon()
 
-    def _count_crash(self) -> None:
-        """If the file names a message, the last process was killed during it."""
-        db = self._open_db
-        words = os.pread(self._running, _RECORD, 0).decode(errors="replace").split() if self._running >= 0 else []
-        if len(words) == 2:
-            with self._transaction(lasting=True):
-                db.execute("INSERT INTO crashes VALUES (?, ?, 1) ON CONFLICT DO UPDATE SET count = count + 1", words)
-            self.forgive()
-        self._crashes = {(run, message): count for run, message, count in db.execute("SELECT * FROM crashes")}
+    def _count_crashes(self) -> None:
+        """The last process was killed during the messages that the file names: each is counted once."""
+        if self._running is None:
+            return
+        if named := self._running.read():
+            with self._transaction(lasting=True) as db:
+                count = "INSERT INTO crashes VALUES (?, ?, 1) ON CONFLICT DO UPDATE SET count = count + 1"
+                db.executemany(count, named)
+        self._running.clear()
 
-    def commit(self, run_id: int, message_id: str, reply: Fields, state: Fields | None = None) -> None:
-        """Note a reply, and the state that the execution left behind, in one transaction.
+    def commit(self, answers: Sequence[Answer]) -> None:
+        """Note replies, and the states that their executions left behind, in one transaction.
 
         Args:
-            run_id: the run.
-            message_id: the message that was executed.
-            reply: its fields, without the payload of a large one.
-            state: the state's fields if it changed, else None.
+            answers: in the order of their executions; of each run the last state is kept.
         """
-        run = str(run_id)
-        with self._transaction(lasting=state is not None) as db:
-            if state is not None:
-                db.execute("DELETE FROM states WHERE run = ?", (run,))
-                db.executemany("INSERT INTO states VALUES (?, ?, ?)", [(run, *item) for item in state.items()])
-            db.execute("INSERT OR REPLACE INTO answered VALUES (?, ?, ?)", (run, message_id, join_fields(reply)))
-            if self._crashes.pop((run, message_id), 0):
-                db.execute("DELETE FROM crashes WHERE run = ? AND message = ?", (run, message_id))
-        self.forgive()
-        self._commits += 1
-        if self._commits % 1000 == 0:
-            self._drop_old_replies()
+        if not answers:
+            return
+        with self._using:
+            self._commit(answers)
+            self._answers += len(answers)
+            if self._answers >= _TIDY_AFTER:
+                self._answers = 0
+                self._drop_old_replies()
+
+    def _commit(self, answers: Sequence[Answer]) -> None:
+        states = {answer.run_id: answer.state for answer in answers if answer.state is not None}
+        replies = [(str(answer.run_id), answer.message_id, join_fields(answer.reply)) for answer in answers]
+        survived = [(run, message) for run, message, _ in replies if (run, message) in self._crashes]
+        with self._transaction(lasting=bool(states)) as db:
+            for run_id, state in states.items():
+                db.execute("DELETE FROM states WHERE run = ?", (str(run_id),))
+                fields = [(str(run_id), name, data) for name, data in state.items()]
+                db.executemany("INSERT INTO states VALUES (?, ?, ?)", fields)
+            db.executemany("INSERT OR REPLACE INTO answered VALUES (?, ?, ?)", replies)
+            if survived:
+                db.executemany("DELETE FROM crashes WHERE run = ? AND message = ?", survived)
+        for run, message in survived:
+            del self._crashes[run, message]
+        for run, message, _ in replies:
+            self._answered.setdefault(run, {})[message] = None
+        self._known.update(run for run, _, _ in replies)
 
     def _drop_old_replies(self) -> None:
+        old = [
+            (run, message)
+            for run, messages in self._answered.items()
+            for message in list(messages)[: max(0, len(messages) - MOST_REPLIES)]
+        ]
+        if not old:
+            return
         with self._transaction() as db:
-            for (run,) in db.execute("SELECT DISTINCT run FROM answered").fetchall():
-                db.execute(
-                    "DELETE FROM answered WHERE run = ? AND rowid <= "
-                    "(SELECT rowid FROM answered WHERE run = ? ORDER BY rowid DESC LIMIT 1 OFFSET ?)",
-                    (run, run, MOST_REPLIES),
-                )
+            db.executemany("DELETE FROM answered WHERE run = ? AND message = ?", old)
+        for run, message in old:
+            del self._answered[run][message]
 
     def state_of(self, run_id: int) -> dict[bytes, bytes] | None:
         """Return the fields of a run's state as of the last commit; None when it never had any."""
@@ -244,23 +270,26 @@ class Journal:
     # Runs.
 
     def keep_only(self, run_ids: Iterable[int]) -> None:
-        """These runs are there; forget those that have been absent for long."""
-        present, now = {str(run_id) for run_id in run_ids}, time.time()
+        """These runs are there; forget those that have been absent for long. Free when nothing came, went or is due."""
+        with self._using:
+            self._keep_only({str(run_id) for run_id in run_ids}, time.time())
+
+    def _keep_only(self, present: set[str], now: float) -> None:
+        # A clock that was set back must not make an absence longer than it is.
+        since = {run: min(now, self._absent.get(run, now)) for run in self._known - present}
+        if since == self._absent and all(now - at <= FORGET_AFTER for at in since.values()):
+            return
+        gone = {run for run, at in since.items() if now - at > FORGET_AFTER}
         with self._transaction() as db:
-            known = {
-                run
-                for table in ("states", "answered", "crashes")
-                for (run,) in db.execute(f"SELECT DISTINCT run FROM {table}")
-            }
-            absent = dict(db.execute("SELECT run, absent_since FROM runs").fetchall())
-            for run in known & present & set(absent):
-                db.execute("DELETE FROM runs WHERE run = ?", (run,))
-            for run in known - present:
-                since = min(now, absent.get(run, now))
-                db.execute("INSERT OR REPLACE INTO runs VALUES (?, ?)", (run, since))
-                if now - since > FORGET_AFTER:
-                    for table in ("states", "answered", "crashes", "runs"):
-                        db.execute(f"DELETE FROM {table} WHERE run = ?", (run,))
+            db.execute("DELETE FROM runs")
+            db.executemany("INSERT INTO runs VALUES (?, ?)", [item for item in since.items() if item[0] not in gone])
+            for table in ("states", "answered", "crashes") if gone else ():
+                db.executemany(f"DELETE FROM {table} WHERE run = ?", [(run,) for run in gone])
+        self._absent = {run: at for run, at in since.items() if run not in gone}
+        self._known -= gone
+        for run in gone:
+            self._answered.pop(run, None)
+        self._crashes = {key: count for key, count in self._crashes.items() if key[0] not in gone}
 
     # Dead messages.
 

@@ -1,28 +1,35 @@
 """The node: reads its inboxes, has messages executed, publishes the replies.
 
 Owns the loop. It must not know the commands that Redis is sent, or what a message says.
+
+With one worker the loop's own thread executes: it reads when nothing is left to do. With several it only reads, and
+they execute. Whoever loses Redis puts back what he has in hand; the loop alone sees to what follows a lost connection.
 """
 
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from logging import INFO, WARNING
-
-import tenacity
+from logging import WARNING
 
 from brokerfl.broker.connection import BLOCK, Connection
 from brokerfl.broker.heartbeat import Heartbeat
 from brokerfl.broker.inbox import Delivery, Inboxes, discard_message, is_wanted, ring_doorbell
 from brokerfl.broker.nodes import Registration
-from brokerfl.broker.outbox import upload
 from brokerfl.client.app import ClientApp
-from brokerfl.client.executor import Executor
 from brokerfl.client.journal import Journal
-from brokerfl.client.publisher import Publisher
-from brokerfl.client.worklist import Work, Worklist
-from brokerfl.common import BrokerflError, NodeNameTaken, RedisOutOfMemory, RedisUnreachable, UserConfig, log
-from brokerfl.wire.frame import Fields
+from brokerfl.client.service import Service
+from brokerfl.client.workers import Workers
+from brokerfl.client.worklist import Work
+from brokerfl.common import (
+    BrokerflError,
+    JournalError,
+    NodeNameTaken,
+    RedisOutOfMemory,
+    RedisUnreachable,
+    UserConfig,
+    log,
+)
+from brokerfl.wire.frame import MAX_MESSAGE_BYTES
 from brokerfl.wire.message import message_id_of
 
 #: Seconds of work to read ahead. A node whose messages take longer than this reads one of each run at a time, so that
@@ -45,6 +52,8 @@ class Node:
         on_ready: called once the node is registered and about to read.
         journal: what the node must not forget; in memory by default.
         max_crashes: how often a message may kill the node before it is answered with Error 8.
+        workers: how many runs are served at once; of one run there is one message at a time.
+        max_message: most bytes that a message may have: what a ServerApp may ask of this process's memory.
     """
 
     def __init__(
@@ -56,6 +65,8 @@ class Node:
         on_ready: Callable[[], None] = lambda: None,
         journal: Journal | None = None,
         max_crashes: int = MAX_CRASHES,
+        workers: int = 1,
+        max_message: int = MAX_MESSAGE_BYTES,
     ) -> None:
         self.node_id = registration.node_id
         self._connection = connection
@@ -63,29 +74,40 @@ class Node:
         self._on_ready = on_ready
         self._journal = journal or Journal()
         self._identity = b""
-        self._executor = Executor(
-            app, connection, self.node_id, node_config or {}, self._journal, max_crashes, self._upload
+        config = node_config or {}
+        self._service = Service(
+            app,
+            connection,
+            self.node_id,
+            config,
+            self._journal,
+            max_crashes,
+            max_message,
+            self._is_wanted,
+            self.is_stopping,
+            self._fail,
         )
-        self._worklist = Worklist()
-        self._inboxes = Inboxes(connection, self.node_id, self._take_runs)
-        self._publisher = Publisher(connection, self.node_id, self._settled, self._fail, self.is_stopping)
+        self._worklist, self._payloads = self._service.worklist, self._service.payloads
+        self._inboxes = Inboxes(connection, self.node_id, self._service.take_runs)
+        self._workers: Workers | None = None
+        if workers > 1:
+            name = f"worker of node {self.node_id}"
+            self._workers = Workers(workers, name, self._worklist, self._serve, self._fail)
         self._stopping = threading.Event()
         self._failure: Exception | None = None
         self._losses = -1
-        self._pace = READ_AHEAD
-        self._settling = threading.Lock()
 
     def is_stopping(self) -> bool:
         """Whether `stop` was called."""
         return self._stopping.is_set()
 
     def stop(self) -> None:
-        """Finish the message in hand, publish it, leave. May be called from a signal handler or any thread."""
+        """Finish the messages in hand, publish, leave. May be called from a signal handler or any thread."""
         self._stopping.set()
 
     def abandon(self) -> None:
-        """The process is about to end in the middle of a message, on purpose: the message stays the node's."""
-        self._journal.forgive()
+        """The process is about to end in the middle of messages, on purpose: they stay the node's."""
+        self._journal.abandon()
 
     def serve(self) -> None:
         """Register and serve until `stop`.
@@ -105,6 +127,8 @@ class Node:
         try:
             if not self.is_stopping():
                 self._on_ready()
+                if self._workers is not None:
+                    self._workers.start()
             while not self.is_stopping():
                 self.turn(min(BLOCK, self._registration.lease / 2))
         finally:
@@ -128,6 +152,7 @@ class Node:
     def _wake_when_stopping(self) -> None:
         """A blocking read ends when the node rings its own doorbell: no signal has to tear it apart."""
         self._stopping.wait()
+        self._worklist.close()
         self._ring()
 
     def _ring(self) -> None:
@@ -137,15 +162,23 @@ class Node:
             return  # then nothing is being read either
 
     def leave(self) -> None:
-        """Publish what is finished, give up the id, and let go of the journal."""
+        """Let the workers finish, publish what is finished, give up the id, and let go of the journal."""
+        if self._workers is not None:
+            self._workers.join()
         try:
-            self._publisher.close()
+            self._close_publisher()
             self._registration.leave()
         except BrokerflError as error:
             log(WARNING, "The node left without telling Redis: %s", error)
         if isinstance(self._failure, NodeNameTaken):
             self._ring()  # whoever has the name now takes up what this process read without having executed it
         self._journal.close()
+
+    def _close_publisher(self) -> None:
+        try:
+            self._service.publisher.close()
+        except JournalError as error:
+            self._failure = self._failure or error
 
     def _renew(self) -> None:
         if not self._registration.renew():
@@ -158,11 +191,11 @@ class Node:
     # The loop.
 
     def turn(self, block: float) -> None:
-        """Read, waiting ``block`` seconds for a message, and work off one; wait while Redis is away."""
+        """Read, waiting ``block`` seconds for a message; a node without threads works off one. Wait out an outage."""
         try:
             self._turn(block)
         except (RedisUnreachable, RedisOutOfMemory):
-            self._losses = -1
+            self._hold()
             self._connection.wait_until_up(float("inf"), self.is_stopping)
         except NodeNameTaken as error:
             self._fail(error)
@@ -170,20 +203,37 @@ class Node:
     def _turn(self, block: float) -> None:
         losses = self._connection.losses
         if losses != self._losses:
+            self._losses = losses  # first, for a worker may lose Redis meanwhile, and then all this is to be repeated
             self._renew()
             self._choose_journal()
-            self._publisher.flush()
+            self._service.publisher.flush()
             self._take(self._inboxes.drain())
-            self._losses = losses
-        if not self._worklist:
+            self._worklist.resume()
+        if self._workers is not None:
+            self._read_for_workers(block)
+        elif not self._worklist:
             self._take(self._inboxes.read(self._read_ahead(), block))
-        if self._registration.is_due():  # frozen, or Redis was away: somebody else may hold the lease
+        if self._is_current() and self._workers is None and self._worklist and not self.is_stopping():
+            self._service.work(self._worklist.next())
+        self._payloads.release()
+
+    def _hold(self) -> None:
+        """Redis is away, or lost its data: nothing new is begun before the loop has seen to it."""
+        self._worklist.hold()
+        self._losses = -1
+
+    def _is_current(self) -> bool:
+        """Whether the lease is ours, and Redis the one that the journal is for.
+
+        Raises:
+            NodeNameTaken: somebody else holds the lease.
+        """
+        if self._registration.is_due():  # frozen, or Redis was away
             self._renew()
-        if self._registration.identity != self._identity:
-            self._losses = -1  # the data are gone without a connection having broken
-        elif self._worklist and not self.is_stopping():
-            self._work()
-        self._executor.release()
+        if self._registration.identity == self._identity:
+            return True
+        self._hold()  # the data are gone without a connection having broken
+        return False
 
     def _choose_journal(self) -> None:
         """The local state belongs to one Redis data set."""
@@ -192,81 +242,46 @@ class Node:
             return
         if self._identity:
             log(WARNING, "Redis at %s lost its data, or is another one: the node starts afresh", self._connection.url)
-        strange = self._journal.open(identity)
+        strange = self._service.start_afresh(identity)
         if strange and not self._identity:
             log(WARNING, "The state directory belongs to another Redis, or one that lost its data; starting afresh")
         self._identity = identity
-        self._executor.start_afresh()
-        self._publisher.clear()
-        with self._settling:
-            self._worklist.clear()
 
     def _read_ahead(self) -> int:
-        return max(1, min(_MOST_READ, int(READ_AHEAD / self._pace)))
+        return max(1, min(_MOST_READ, int(READ_AHEAD / self._service.pace)))
+
+    def _is_wanted(self, work: Work) -> bool:
+        """It may have been cancelled while it was queued behind a slow one."""
+        queued_for = time.monotonic() - work.queued_at
+        return queued_for <= READ_AHEAD or is_wanted(self._connection, self.node_id, work.run_id, work.entries)
+
+    def _read_for_workers(self, block: float) -> None:
+        """A run of which enough is queued is left out; a worker rings when it has room again."""
+        count = max(1, self._read_ahead() // 2)
+        self._take(self._inboxes.read(count, block, self._worklist.leave_out(count)))
 
     def _take(self, deliveries: list[Delivery]) -> None:
         for delivery in deliveries:
             message_id = message_id_of(delivery.fields)
             if message_id:
-                with self._settling:
-                    self._worklist.add(delivery, message_id)
+                self._worklist.add(delivery, message_id)
                 continue
             if delivery.fields:  # without any, the ServerApp took it back after it had been delivered
                 log(WARNING, "An entry of run %s names no message; it is removed", delivery.run_id)
             discard_message(self._connection, self.node_id, delivery.run_id, delivery.entry_id)
 
-    def _settled(self, work: Work, entries: tuple[str, ...]) -> None:
-        with self._settling:
-            late = self._worklist.done(work, entries)
-        for entry in late:
-            with suppress(RedisUnreachable):  # then it stays pending, and the next drain finds it
-                discard_message(self._connection, self.node_id, work.run_id, entry)
-
-    def _take_runs(self, frames: dict[int, bytes]) -> None:
-        """Learn of new runs; drop what is queued for those that are over."""
-        self._executor.take_runs(frames)
-        with self._settling:
-            self._worklist.keep_only(frames)
-
-    def _work(self) -> None:
-        with self._settling:
-            work = self._worklist.next()
+    def _serve(self, work: Work, worker: int) -> None:
+        """What a worker does with its work; as the loop does in `turn`."""
+        begun = False
         try:
-            reply = self._execute(work)
-        except (RedisUnreachable, RedisOutOfMemory):  # its entry is known, so a drain would not queue it again
-            with self._settling:
-                self._worklist.put_back(work)
-            raise
-        if reply is None:
-            self._settled(work, ())
-        else:
-            self._publisher.put(work, reply, more=bool(self._worklist))
-
-    def _execute(self, work: Work) -> Fields | None:
-        started = time.monotonic()
-        # It may have been cancelled while it was queued behind a slow one.
-        if started - work.queued_at > READ_AHEAD and not is_wanted(
-            self._connection, self.node_id, work.run_id, work.entries
-        ):
-            log(INFO, "A message of run %s was cancelled before it was executed", work.run_id)
-            return None
-        reply = self._executor.execute(work)
-        self._pace = max(1e-6, time.monotonic() - started)
-        return reply
-
-    def _upload(self, run_id: int, content: Fields) -> str | None:
-        """Upload the content of a large reply, through outages and a full Redis, until the node is to stop."""
-
-        def wait(state: tenacity.RetryCallState) -> None:
-            if state.outcome is not None and isinstance(state.outcome.exception(), RedisUnreachable):
-                self._connection.wait_until_up(float("inf"), self.is_stopping)
-
-        retrying = tenacity.Retrying(
-            wait=tenacity.wait_random_exponential(multiplier=0.1, max=5.0),
-            retry=tenacity.retry_if_exception_type((RedisUnreachable, RedisOutOfMemory)),
-            stop=lambda _: self.is_stopping(),
-            before_sleep=wait,
-            sleep=time.sleep,
-            reraise=True,
-        )
-        return retrying(lambda: upload(self._connection, self.node_id, run_id, content))
+            if self._worklist.has_room(work):
+                self._ring()
+            if self._is_current() and not self.is_stopping():
+                begun = True
+                self._service.work(work, worker)
+        except (RedisUnreachable, RedisOutOfMemory):
+            self._hold()
+            self._ring()  # the loop may be reading through another socket, and know nothing
+        finally:
+            if not begun:
+                self._worklist.release(work, put_back=True)

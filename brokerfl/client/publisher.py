@@ -1,20 +1,24 @@
-"""The publisher: brings finished replies to the outboxes.
+"""The publisher: has finished work noted in the journal, and brings its replies to the outboxes.
 
-Owns what is finished and not yet in Redis. It must not know what a reply says.
+Owns what is finished and not yet in Redis, and that nothing is published that is not committed. It must not know what a
+reply says, or how the journal notes it.
 
-Group commit: while one publish is in flight, finished replies gather for the next. A node with nothing else to do
-publishes itself, at once; one with more work leaves it to the publisher's thread. So gathering never delays a reply.
+Group commit: while one publish is in flight, finished replies gather for the next, which is one transaction of the
+journal and one of Redis. A worker with nothing else to do publishes itself, at once; one with more work leaves it to
+the publisher's thread. So gathering never delays a reply. What is killed with its process before the commit is executed
+again, with the state that it found.
 """
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from logging import INFO, WARNING
 
 import tenacity
 
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.outbox import Outgoing, publish
+from brokerfl.client.journal import Answer
 from brokerfl.client.worklist import Work
 from brokerfl.common import RedisOutOfMemory, RedisUnreachable, log
 from brokerfl.wire.frame import Fields
@@ -30,6 +34,7 @@ class Publisher:
             entries that were settled with it.
         failed: called when the thread meets what it cannot wait out.
         stopping: true gives up waiting for a Redis that is full.
+        note: notes answers in the journal, in one transaction.
     """
 
     def __init__(
@@ -39,14 +44,18 @@ class Publisher:
         published: Callable[[Work, tuple[str, ...]], None],
         failed: Callable[[Exception], None],
         stopping: Callable[[], bool] = lambda: False,
+        note: Callable[[Sequence[Answer]], None] = lambda _: None,
     ) -> None:
         self._connection = connection
         self._node_id = node_id
         self._published = published
         self._failed = failed
         self._stopping = stopping
+        self._note = note
+        # The first ones, as many as `_committed` says, are in the journal. Threads append; the rest is under a lock.
         self._finished: list[tuple[Work, Fields]] = []
-        self._publishing = threading.Lock()
+        self._committed = 0
+        self._publishing, self._committing, self._starting = (threading.Lock() for _ in range(3))
         self._wake = threading.Event()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name=f"publisher of node {node_id}", daemon=True)
@@ -56,35 +65,57 @@ class Publisher:
 
         Raises:
             RedisUnreachable: not known to be published; `flush` repeats it.
+            JournalError: it cannot be noted.
         """
         self._finished.append((work, reply))
-        if more:
-            if self._thread.ident is None:
-                self._thread.start()
-            self._wake.set()
-        else:
+        if not more:
             self.flush()
+            return
+        if work.answer is not None and work.answer.is_shared:
+            self.commit()
+        if self._thread.ident is None:
+            self._start()
+        self._wake.set()
+
+    def _start(self) -> None:
+        with self._starting:
+            if self._thread.ident is None:  # else another worker was faster
+                self._thread.start()
+
+    def commit(self) -> None:
+        """Have everything that is finished noted in the journal.
+
+        Raises:
+            JournalError: it cannot be written.
+        """
+        with self._committing:
+            batch = self._finished[self._committed :]
+            self._note([work.answer for work, _ in batch if work.answer is not None and not work.is_lost])
+            self._committed += len(batch)
 
     def flush(self) -> None:
-        """Publish everything that is finished.
+        """Commit and publish everything that is finished.
 
         Raises:
             RedisUnreachable, RedisOutOfMemory: what is not published is kept.
+            JournalError: nothing is published that cannot be noted.
         """
         with self._publishing:
             while self._finished:
-                batch = self._finished[:]
-                outgoing = [Outgoing(work.run_id, tuple(work.entries), reply) for work, reply in batch]
-                self._publish(batch, outgoing)
-                del self._finished[: len(batch)]
-                for (work, _), sent in zip(batch, outgoing, strict=True):
-                    self._published(work, sent.inbox_entries)
+                self.commit()
+                self._publish(self._finished[: self._committed])
 
-    def _publish(self, batch: list[tuple[Work, Fields]], outgoing: list[Outgoing]) -> None:
-        taken = self._when_there_is_room(lambda: publish(self._connection, self._node_id, outgoing))
-        for (work, _), ok in zip(batch, taken, strict=True):
+    def _publish(self, committed: list[tuple[Work, Fields]]) -> None:
+        batch = [(work, reply) for work, reply in committed if not work.is_lost]
+        outgoing = [Outgoing(work.run_id, tuple(work.entries), reply) for work, reply in batch]
+        taken = self._when_there_is_room(lambda: publish(self._connection, self._node_id, outgoing)) if batch else []
+        with self._committing:
+            del self._finished[: len(committed)]
+            self._committed -= len(committed)
+        for (work, _), sent, ok in zip(batch, outgoing, taken, strict=True):
             if not ok:
                 log(INFO, "Run %s is over; a late reply to it was dropped", work.run_id)
+            self._published(work, sent.inbox_entries)
 
     def _when_there_is_room(self, action: Callable[[], list[bool]]) -> list[bool]:
         """A full Redis is back-pressure: the reply waits here, and so does the next message."""
@@ -140,5 +171,6 @@ class Publisher:
 
     def clear(self) -> None:
         """Drop what is finished: it belongs to another Redis."""
-        with self._publishing:
+        with self._publishing, self._committing:
             self._finished.clear()
+            self._committed = 0

@@ -1,17 +1,20 @@
 """The work in hand: what a node has read from its inboxes and not published yet.
 
-Owns the order in which runs take turns, and which messages are known. It must not know Redis or ClientApp.
+Owns the order in which runs take turns, that no two workers serve one run at once, and which messages are known. It
+must not know Redis or ClientApp.
 """
 
+import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from brokerfl.broker.inbox import Delivery
+from brokerfl.client.journal import Answer
 
 
-@dataclass
+@dataclass(eq=False)
 class Work:
     """One message in hand.
 
@@ -21,6 +24,8 @@ class Work:
         fields: what was read.
         entries: its inbox entries: more than one when it was pushed again.
         queued_at: local monotonic time.
+        answer: what the journal is to note before the reply goes out; None when there is nothing to note.
+        is_lost: it came from a Redis that lost its data since: nobody waits for the reply.
     """
 
     run_id: int
@@ -28,53 +33,143 @@ class Work:
     fields: dict[bytes, bytes]
     entries: list[str] = field(default_factory=list)
     queued_at: float = field(default_factory=time.monotonic)
+    answer: Answer | None = None
+    is_lost: bool = False
 
 
 class Worklist:
-    """Messages by run, handed out one run after the other."""
+    """Messages by run, handed out one run after the other, and of each run one at a time.
+
+    A run that is handed out has no turn until it is released. Safe to share between threads.
+    """
 
     def __init__(self) -> None:
-        self._queues: OrderedDict[int, deque[Work]] = OrderedDict()
+        self._changed = threading.Condition(threading.Lock())
+        self._waiting: OrderedDict[int, deque[Work]] = OrderedDict()
+        self._served: dict[int, deque[Work]] = {}
         self._in_hand: dict[tuple[int, str], Work] = {}
+        self._left_out: dict[int, int] = {}
+        self._held = self._closed = False
 
     def __bool__(self) -> bool:
-        return bool(self._queues)
+        return bool(self._waiting) or any(self._served.values())
 
     def add(self, delivery: Delivery, message_id: str) -> None:
         """Queue a message. One that is in hand already is not queued twice, but its new entry is remembered."""
-        work = self._in_hand.get((delivery.run_id, message_id))
-        if work is not None:
-            if delivery.entry_id not in work.entries:
-                work.entries.append(delivery.entry_id)
-            return
-        work = Work(delivery.run_id, message_id, delivery.fields, [delivery.entry_id])
-        self._in_hand[delivery.run_id, message_id] = work
-        self._queues.setdefault(delivery.run_id, deque()).append(work)
+        run_id = delivery.run_id
+        with self._changed:
+            work = self._in_hand.get((run_id, message_id))
+            if work is not None:
+                if delivery.entry_id not in work.entries:
+                    work.entries.append(delivery.entry_id)
+                return
+            work = Work(run_id, message_id, delivery.fields, [delivery.entry_id])
+            self._in_hand[run_id, message_id] = work
+            if run_id in self._served:
+                self._served[run_id].append(work)
+            else:
+                self._waiting.setdefault(run_id, deque()).append(work)
+                self._changed.notify()
+
+    # Turns.
 
     def next(self) -> Work:
-        """Return the oldest message of the run whose turn it is, and put that run last."""
-        run_id, queue = self._queues.popitem(last=False)
-        work = queue.popleft()
-        if queue:
-            self._queues[run_id] = queue
-        return work
+        """Return the oldest message of the run that waited longest. Its run is served until `release`."""
+        with self._changed:
+            return self._next()
 
-    def put_back(self, work: Work) -> None:
-        """It could not be executed just now: its run has the next turn with it."""
-        self._queues.setdefault(work.run_id, deque()).appendleft(work)
+    def _next(self) -> Work:
+        run_id, queue = self._waiting.popitem(last=False)
+        self._served[run_id] = queue
+        return queue.popleft()
+
+    def wait(self) -> Work | None:
+        """As `next`, as soon as there is one and nothing is held back; None after `close`."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or (self._waiting and not self._held))
+            return None if self._closed else self._next()
+
+    def has_more(self, work: Work) -> bool:
+        """Whether there is something to do as soon as this work's run is released."""
+        return bool(self._waiting or self._served.get(work.run_id))
+
+    def release(self, work: Work, *, put_back: bool = False) -> None:
+        """Its run has no worker any more, and waits for its next turn.
+
+        Args:
+            work: what was handed out.
+            put_back: it could not be executed just now: the run's next turn is with it.
+        """
+        with self._changed:
+            queue = self._served.pop(work.run_id, deque())
+            if put_back and not work.is_lost and self._in_hand.get((work.run_id, work.message_id)) is work:
+                queue.appendleft(work)
+            if queue:
+                self._waiting[work.run_id] = queue
+                self._changed.notify()
+
+    def hold(self) -> None:
+        """Let `wait` hand out nothing until `resume`."""
+        with self._changed:
+            self._held = True
+
+    def resume(self) -> None:
+        """The end of `hold`."""
+        with self._changed:
+            self._held = False
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Let everybody who waits, or comes to wait, go."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    # How much is to be read.
+
+    def leave_out(self, most: int) -> set[int]:
+        """Return the runs with at least ``most`` messages queued, of which no more are to be read now."""
+        with self._changed:
+            queues = {**self._waiting, **self._served}
+            self._left_out = {run_id: most // 2 for run_id, queue in queues.items() if len(queue) >= most}
+            return set(self._left_out)
+
+    def has_room(self, work: Work) -> bool:
+        """Return whether the work's run was left out and has little left; true once, until the next `leave_out`."""
+        with self._changed:
+            least = self._left_out.get(work.run_id)
+            if least is None or len(self._served.get(work.run_id, ())) > least:
+                return False
+            self._left_out.clear()  # the next read looks at all of them
+            return True
+
+    # The end.
 
     def done(self, work: Work, settled: Iterable[str] = ()) -> list[str]:
         """Its reply is published, or it gets none. Returns those of its entries that are not ``settled``."""
-        self._in_hand.pop((work.run_id, work.message_id), None)
+        with self._changed:
+            return self._done(work, settled)
+
+    def _done(self, work: Work, settled: Iterable[str] = ()) -> list[str]:
+        if not work.is_lost:
+            self._in_hand.pop((work.run_id, work.message_id), None)
         return [entry for entry in work.entries if entry not in settled]
 
     def clear(self) -> None:
         """Drop everything: it belonged to another Redis."""
-        self._queues.clear()
-        self._in_hand.clear()
+        with self._changed:
+            for work in self._in_hand.values():
+                work.is_lost = True
+            self._waiting.clear()
+            self._in_hand.clear()
+            for queue in self._served.values():
+                queue.clear()
 
     def keep_only(self, run_ids: Iterable[int]) -> None:
         """Drop what is queued for runs that are over."""
-        for run_id in set(self._queues).difference(run_ids):
-            for work in self._queues.pop(run_id):
-                self.done(work)
+        with self._changed:
+            for run_id in (self._waiting.keys() | self._served.keys()).difference(run_ids):
+                queue = self._waiting.pop(run_id, None) or self._served.get(run_id, deque())
+                for work in queue:
+                    self._done(work)
+                queue.clear()

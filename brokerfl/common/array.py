@@ -236,6 +236,14 @@ def _from_tensor(tensor: Any) -> _Fields:
     return _BFLOAT16, shape, stype, data
 
 
+def memory_of(data: bytes | memoryview) -> tuple[int, int]:
+    """Return what two buffers share if and only if they are the same bytes in memory, as long as both live."""
+    numpy = sys.modules.get("numpy")
+    if isinstance(data, bytes) or numpy is None or not data:
+        return id(data), len(data)
+    return numpy.frombuffer(data, numpy.uint8).__array_interface__["data"][0], len(data)
+
+
 def _is_instance(value: Any, module: str, name: str) -> bool:
     """Return whether ``value`` is of a class whose module may never have been imported."""
     kind = getattr(sys.modules.get(module), name, None)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from logging import WARNING
 
+from brokerfl.broker.blobs import Blobs
 from brokerfl.broker.connection import Connection, Pipeline
 from brokerfl.broker.fence import Fence, Forgotten
 from brokerfl.broker.inbox import ring
@@ -36,6 +37,7 @@ class Collector:
         intake: reads the outboxes.
         link: through which Redis is reached.
         liveness: judges which nodes are gone.
+        blobs: what the run has broadcast.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Collector:
         intake: Intake,
         link: Link,
         liveness: Liveness,
+        blobs: Blobs,
     ) -> None:
         self._connection = connection
         self._run_id = run_id
@@ -56,6 +59,7 @@ class Collector:
         self._intake = intake
         self._link = link
         self._liveness = liveness
+        self._blobs = blobs
         self._collecting = False
         self._is_full = False
         self._swept = time.monotonic()
@@ -174,6 +178,7 @@ class Collector:
             ]
         if failed:
             self._fail(failed)
+        self._link.when_quiet(self._blobs.release)
         self._swept = time.monotonic()
 
     def _fail(self, failed: list[tuple[OpenMessage, Error]]) -> None:

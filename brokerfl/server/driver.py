@@ -10,14 +10,14 @@ from contextlib import suppress
 from typing import TypeVar
 
 from brokerfl.broker.attachment import Attachment, attach_run, create_run, read_books
+from brokerfl.broker.blobs import Blobs
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.fence import Forgotten
 from brokerfl.broker.heartbeat import Heartbeat
 from brokerfl.broker.keys import LEASE, OFFLINE_GRACE, RETENTION
-from brokerfl.broker.ledger import Ledger, OpenMessage
+from brokerfl.broker.ledger import Ledger
 from brokerfl.broker.nodes import online_nodes
-from brokerfl.broker.outbox import download
-from brokerfl.broker.runs import has_ended, read_run
+from brokerfl.broker.runs import Holdings, has_ended, read_run
 from brokerfl.broker.saved import SavedContext
 from brokerfl.common import (
     DEFAULT_TTL,
@@ -25,26 +25,26 @@ from brokerfl.common import (
     BrokerflError,
     ConfigError,
     Context,
-    Error,
     Message,
     Metadata,
     RecordSet,
-    RedisUnreachable,
     RunError,
     RunStopped,
     UserConfig,
     is_message_type,
 )
 from brokerfl.server.collector import Collector
+from brokerfl.server.commit import Committer
 from brokerfl.server.delivery import Delivery
+from brokerfl.server.fetch import Fetcher
 from brokerfl.server.intake import Intake
 from brokerfl.server.link import OUTAGE_LIMIT, Link
 from brokerfl.server.liveness import Liveness
 from brokerfl.server.push import Pusher
 from brokerfl.server.reconcile import Reconciler
-from brokerfl.server.reply import decode_reply, refused_reply, unknown_reply
+from brokerfl.server.reply import refused_reply, unknown_reply
+from brokerfl.wire.frame import MAX_MESSAGE_BYTES
 from brokerfl.wire.message import is_message_id
-from brokerfl.wire.record import decode_content, encode_content
 from brokerfl.wire.run import Run
 
 Answer = TypeVar("Answer")
@@ -68,6 +68,8 @@ class Driver:
         retention: seconds a detached run keeps its messages.
         offline_grace: seconds a named node may be offline before its open messages become Error 5.
         outage_limit: seconds to wait for a Redis that is away before `OutageLimit`.
+        max_message: most bytes that a reply may have: what nodes may ask of this process's memory.
+        max_run: most bytes of broadcast contents that the run may have in Redis at once; None for no limit.
 
     Attributes:
         context: the ServerApp's Context. Its state is saved in Redis by every push of a new group and every
@@ -91,6 +93,8 @@ class Driver:
         retention: float = RETENTION,
         offline_grace: float = OFFLINE_GRACE,
         outage_limit: float = OUTAGE_LIMIT,
+        max_message: int = MAX_MESSAGE_BYTES,
+        max_run: int | None = None,
     ) -> None:
         self._connection = connection
         run, self._attachment = _begin(connection, app, run_config, resume, takeover, lease, retention)
@@ -99,8 +103,16 @@ class Driver:
         self._ledger = ledger = Ledger()
         ledger.pushed, ledger.replied, ledger.contacted = books.messages, books.replies, books.nodes
         ledger.load(books.entries)
-        saved = SavedContext(connection, run.run_id, retention, encode_content(RecordSet()))
-        state = decode_content(saved.load())
+        self._blobs = blobs = Blobs(connection, run.run_id, retention, max_run)
+        saved = SavedContext(connection, run.run_id, retention)
+        try:
+            state = saved.load()
+        except BaseException:
+            self._attachment.detach(Holdings())
+            raise
+        if resume is not None:
+            blobs.load()
+            blobs.take([saved.name, *(entry.digest for entry in books.entries.values())])
         self.context = Context(
             run.run_id, SUPERLINK_NODE_ID, {}, state, dict(run.run_config), lambda: self._link.is_over
         )
@@ -108,18 +120,22 @@ class Driver:
         intake = Intake(connection, run.run_id, ledger)
         delivery = Delivery(connection, run, self._attachment)
         reconciler = Reconciler(
-            connection, run.run_id, self._attachment, ledger, intake, saved, delivery, books.identity
+            connection, run.run_id, self._attachment, ledger, intake, saved, delivery, blobs, books.identity
         )
         self._link = Link(connection, fence, intake, liveness, reconciler, outage_limit)
-        self._collector = Collector(connection, run.run_id, fence, ledger, intake, self._link, liveness)
-        self._pusher = Pusher(connection, self.context, saved, self._attachment, ledger, intake, self._link, delivery)
+        self._collector = Collector(connection, run.run_id, fence, ledger, intake, self._link, liveness, blobs)
+        committer = Committer(
+            connection, self.context, saved, self._attachment, ledger, intake, self._link, delivery, blobs
+        )
+        self._pusher = Pusher(connection, run.run_id, ledger, intake, self._link, committer, blobs)
+        self._fetcher = Fetcher(connection, run.run_id, ledger, self._link, self._pusher, max_message)
         self._closed = False
         self._heartbeat = Heartbeat(
             f"heartbeat of run {run.run_id}", min(lease / 3, retention / 4), self._renew, self._collector.end
         )
         self._heartbeat.start()
         if resume is not None:
-            self._reach(lambda: self._attachment.renew_lifetimes(self._contacted()))
+            self._reach(lambda: self._attachment.renew_lifetimes(self._holdings()))
             self._link.take_up()
 
     def __repr__(self) -> str:
@@ -206,7 +222,8 @@ class Driver:
 
         Raises:
             TypeError, ValueError: something that is no message of this run or cannot be sent; nothing was pushed.
-            MessageTooLarge: beyond `brokerfl.wire.frame.MAX_MESSAGE_BYTES`; nothing was pushed.
+            MessageTooLarge: a content beyond `brokerfl.wire.frame.MAX_MESSAGE_BYTES`, or more than the run may have in
+                Redis; nothing was pushed.
             RedisOutOfMemory: Redis is full; nothing was pushed.
             OutageLimit: Redis was away too long.
         """
@@ -241,6 +258,24 @@ class Driver:
         """
         self._pusher.checkpoint()
 
+    def settle(self, *replies: Message) -> None:
+        """Let replies leave Redis now, before the run moves on, so that it need not hold those of all nodes at once.
+
+        For apps that fold large replies. Nothing is saved: should this process die before the next commit, what it
+        folded is gone with it, and the resumed app has these messages executed again when it pushes them again.
+
+        Args:
+            replies: that `replies` or `pull_messages` gave out; others are passed over.
+
+        Raises:
+            TypeError: something that is no message.
+            RunStopped, RunFenced, RunLost, OutageLimit: the run is over.
+        """
+        for reply in replies:
+            if not isinstance(reply, Message):
+                raise TypeError(f"settle takes replies, not {type(reply).__name__}")
+        self._pusher.settle([reply.metadata.reply_to_message for reply in replies])
+
     def cancel_messages(self, message_ids: Iterable[str]) -> None:
         """Take messages back: each ends as an Error reply 3 at once, unless its reply is there.
 
@@ -273,7 +308,7 @@ class Driver:
             if message is None:
                 return replies
             wanted.discard(message.message_id)
-            decoded = self._decode(message, time.monotonic())
+            decoded = self._fetcher.decode(message, time.monotonic())
             if decoded is not None:
                 replies.append(decoded)
                 with self._ledger.lock:
@@ -282,7 +317,9 @@ class Driver:
     def replies(self, message_ids: Iterable[str], *, timeout: float | None = None) -> Iterator[Message]:
         """Yield each reply to ``message_ids`` the moment it arrives, until all have come.
 
-        A reply counts as handed over when the iterator goes past it, or when its loop's thread commits.
+        A reply counts as handed over when the iterator goes past it, or when its loop's thread commits. A large one is
+        fetched when it is its turn, and not kept: an app that folds replies needs memory for one at a time if it
+        deletes each (``del reply``) before it asks for the next.
 
         Args:
             message_ids: as `push_messages` returned them; ``""`` is passed over.
@@ -303,12 +340,14 @@ class Driver:
             message = self._collector.next(wanted, until)
             if message is None:
                 return
-            decoded = self._decode(message, until)
+            decoded = self._fetcher.decode(message, until)
             if decoded is None:
                 wanted.add(message.message_id)
                 continue
+            only = [decoded]
+            del decoded  # it may be half of what the app's memory holds
             try:
-                yield decoded
+                yield only.pop()
             finally:  # the loop may also have been left by break: the app has the reply
                 with self._ledger.lock:
                     self._ledger.hand(message)
@@ -351,45 +390,24 @@ class Driver:
                 foreign.append(message_id)
         return accepted, foreign
 
-    def _decode(self, message: OpenMessage, until: float | None) -> Message | None:
-        """Return a reply that was taken; None when it is not to be had now: it can be taken again.
-
-        A payload that Redis lost is asked for again; one that does not arrive until ``until`` waits for the next call.
-        """
-        if not message.data_entry or isinstance(message.reply, Error):
-            return decode_reply(self._run.run_id, message)
-        try:
-            content = self._link.through_outage(
-                lambda: download(self._connection, message.node_id, self._run.run_id, message.data_entry), until
-            )
-        except BaseException as error:
-            with self._ledger.lock:
-                self._ledger.put_back(message)
-            if isinstance(error, RedisUnreachable):
-                return None
-            raise
-        if content is None and self._pusher.push_again(message):
-            return None
-        return decode_reply(self._run.run_id, message, content)
-
     # The run's life.
 
     def _renew(self) -> None:
         try:
             try:
-                self._attachment.renew(self._contacted())
+                self._attachment.renew(self._holdings)
                 self._link.is_up()
             except Forgotten:
                 self._link.reconcile(always=True)
         except RunError:
-            self._attachment.detach(self._contacted())  # whoever stops the run waits for the lease
+            self._attachment.detach(self._holdings())  # whoever stops the run waits for the lease
             raise
         except Forgotten:
             return  # forgotten twice: the next beat sees to it
 
-    def _contacted(self) -> set[int]:
+    def _holdings(self) -> Holdings:
         with self._ledger.lock:
-            return set(self._ledger.contacted)
+            return Holdings(set(self._ledger.contacted), self._blobs.digests())
 
     def _reach(self, ask: Callable[[], Answer]) -> Answer:
         """Ask Redis something that may be asked again, through an outage if need be."""
@@ -406,7 +424,7 @@ class Driver:
             return
         self._link.check()
         self._link.transact(
-            lambda pipe: self._attachment.delete(pipe, self._contacted()),
+            lambda pipe: self._attachment.delete(pipe, self._holdings()),
             lambda: has_ended(self._connection, self._run.run_id),
             frees=True,
         )
@@ -421,7 +439,7 @@ class Driver:
         self._heartbeat.stop()
         with suppress(BrokerflError):  # the lease lapses by itself
             self._connection.reset()
-            self._attachment.detach(self._contacted())
+            self._attachment.detach(self._holdings())
 
 
 def _begin(

@@ -10,9 +10,9 @@ from typing import Any
 from brokerfl.broker.connection import Connection, Pipeline
 from brokerfl.broker.ledger import Ledger, OpenMessage
 from brokerfl.broker.outbox import Outboxes, Settled, remove_replies
-from brokerfl.common import log
-from brokerfl.wire.frame import data_entry_of
+from brokerfl.common import FrameError, log
 from brokerfl.wire.message import message_id_of
+from brokerfl.wire.payload import manifest_of
 
 
 class Intake:
@@ -66,12 +66,13 @@ class Intake:
 
     def _match(self, node: int, entry_id: str, fields: dict[bytes, bytes]) -> None:
         message_id = message_id_of(fields)
-        if self._ledger.answer(node, entry_id, message_id, fields):  # type: ignore[arg-type]
+        data_entries = _data_entries(fields)
+        if self._ledger.answer(node, entry_id, message_id, fields, data_entries):  # type: ignore[arg-type]
             return
-        data_entry, message = data_entry_of(fields), self._ledger.find(message_id)
-        if message is not None and message.data_entry == data_entry and message.node_id == node:
-            data_entry = ""  # a second copy of the reply that counts: the payload is still needed
-        self._dropped.append((node, entry_id, data_entry))
+        message = self._ledger.find(message_id)
+        if message is not None and message.data_entries == data_entries and message.node_id == node:
+            data_entries = ()  # a second copy of the reply that counts: the payload is still needed
+        self._dropped.append((node, entry_id, data_entries))
         log(DEBUG, "Dropped a reply of node %s that fits no open message", node)
 
     # What goes.
@@ -81,7 +82,7 @@ class Intake:
         with self._ledger.lock:
             self._ledger.remove(settled)
             self._settled += [
-                (message.node_id, message.outbox_entry, message.data_entry)
+                (message.node_id, message.outbox_entry, message.data_entries)
                 for message in settled
                 if message.outbox_entry
             ]
@@ -92,7 +93,7 @@ class Intake:
             outbox_entry = message.outbox_entry
             if not self._ledger.reopen(message):
                 return False
-            self._dropped.append((message.node_id, outbox_entry, ""))
+            self._dropped.append((message.node_id, outbox_entry, ()))
             return True
 
     def take_dropped(self) -> list[Settled]:
@@ -109,3 +110,12 @@ class Intake:
     def remove(self, pipe: Pipeline, dropped: Iterable[Settled]) -> None:
         """Put their deletion into ``pipe``."""
         remove_replies(pipe, self._connection, self._run_id, dropped)
+
+
+def _data_entries(reply: dict[bytes, bytes]) -> tuple[str, ...]:
+    """Return where the chunks of a reply are; nothing of one that cannot be read: its end is that of the run."""
+    try:
+        manifest = manifest_of(reply)
+    except FrameError:
+        return ()
+    return manifest.entries if manifest is not None else ()

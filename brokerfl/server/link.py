@@ -171,6 +171,15 @@ class Link:
         finally:
             self.writing.release()
 
+    def when_quiet(self, action: Callable[[], None]) -> None:
+        """Call ``action`` if nobody writes or compares just now, and nothing has to be compared."""
+        if self.writing.acquire(blocking=False):
+            try:
+                if not self.is_stale:
+                    action()
+            finally:
+                self.writing.release()
+
     def take_up(self) -> None:
         """A resumed run: see what is there. Nothing is restored, for this process remembers nothing.
 

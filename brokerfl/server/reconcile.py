@@ -12,10 +12,12 @@ from logging import INFO
 from typing import Any
 
 from brokerfl.broker.attachment import Attachment
+from brokerfl.broker.blobs import Blobs
 from brokerfl.broker.connection import Connection, Pipeline
 from brokerfl.broker.fence import Forgotten
 from brokerfl.broker.inbox import entries_of, remove_message
 from brokerfl.broker.ledger import Ledger, OpenMessage, State
+from brokerfl.broker.runs import Holdings
 from brokerfl.broker.saved import SavedContext
 from brokerfl.common import RunLost, log
 from brokerfl.server.delivery import Delivery
@@ -33,6 +35,7 @@ class Reconciler:
         intake: reads the outboxes.
         saved: the run's committed context.
         delivery: puts messages into inboxes.
+        blobs: what the run has broadcast.
         identity: of the Redis data set that the run was created in.
     """
 
@@ -45,6 +48,7 @@ class Reconciler:
         intake: Intake,
         saved: SavedContext,
         delivery: Delivery,
+        blobs: Blobs,
         identity: bytes,
     ) -> None:
         self._connection = connection
@@ -54,6 +58,7 @@ class Reconciler:
         self._intake = intake
         self._saved = saved
         self._delivery = delivery
+        self._blobs = blobs
         self._identity = identity
 
     def restore(self, *, was_cut: bool) -> None:
@@ -77,22 +82,29 @@ class Reconciler:
             if error.is_gone and (not was_cut or self._attachment.is_outlived()):
                 self._attachment.fence.explain()
             forgotten = True
+        self._blobs.look()
         self._attachment.fence.execute(self._write, reclaims=True)
+        for chunks in self._blobs.forgotten():  # before any message that needs them is pushed again
+            self._write_again(chunks)
         if forgotten:
             log(INFO, "Redis forgot its last writes; run %s was written again", self._run_id)
+
+    def _write_again(self, chunks: list[bytes]) -> None:
+        self._attachment.fence.execute(lambda pipe: self._blobs.write_again(pipe, chunks))
+        self._blobs.written_again(chunks)
 
     def _write(self, pipe: Pipeline) -> None:
         key = self._connection.keys.ledger(self._run_id)
         pipe.unlink(key)
         self._saved.rewrite(pipe)
+        self._blobs.rewrite(pipe)
         with self._ledger.lock:
             entries = self._ledger.in_redis()
             if entries:
                 pipe.hset(key, mapping=entries)  # type: ignore[arg-type]
             # Last, for it gives all of them their lifetime.
-            self._attachment.write(
-                pipe, self._ledger.contacted, messages=self._ledger.pushed, replies=self._ledger.replied
-            )
+            holdings = Holdings(self._ledger.contacted, self._blobs.digests())
+            self._attachment.write(pipe, holdings, messages=self._ledger.pushed, replies=self._ledger.replied)
 
     def compare(self) -> None:
         """Look for every open message; push again what is neither in its inbox nor in its outbox.

@@ -12,7 +12,9 @@ from brokerfl.wire.message import decode_message
 from brokerfl.wire.run import LedgerEntry
 
 
-def decode_reply(run_id: int, message: OpenMessage, content: Mapping[bytes, bytes] | None = None) -> Message:
+def decode_reply(
+    run_id: int, message: OpenMessage, content: Mapping[bytes, bytes | memoryview] | None = None
+) -> Message:
     """Return the reply to ``message``. Who sent it and what it answers is the ledger's word, not the frame's.
 
     A frame that cannot be read, or that names another run, becomes Error 4 with the reason.
@@ -25,19 +27,22 @@ def decode_reply(run_id: int, message: OpenMessage, content: Mapping[bytes, byte
     if isinstance(message.reply, Error):
         return _error(run_id, message, message.reply)
     assert message.reply is not None, "the reply was handed over already"
-    if message.data_entry and content is None:
-        gone = Error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, "the payload of the reply is gone from Redis")
-        return _error(run_id, message, gone)
     try:
         reply = decode_message({**message.reply, **(content or {})})
     except FrameError as error:
-        return _error(run_id, message, Error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, f"the reply cannot be read: {error}"))
+        return unreadable_reply(run_id, message, str(error))
     if reply.metadata.run_id != run_id:
-        return _error(run_id, message, Error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, "the reply names another run"))
+        return unreadable_reply(run_id, message, "it names another run")
     metadata = _metadata(run_id, message, reply.metadata.created_at, reply.metadata.ttl)
     if reply.has_error():
         return Message(metadata, error=reply.error)
     return Message(metadata, content=reply.content)
+
+
+def unreadable_reply(run_id: int, message: OpenMessage, reason: str) -> Message:
+    """Return the Error reply that takes the place of one that cannot be read, or whose payload is gone."""
+    error = Error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, f"the reply cannot be read: {reason}")
+    return _error(run_id, message, error)
 
 
 def unknown_reply(run_id: int, message_id: str) -> Message:

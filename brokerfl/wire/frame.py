@@ -8,25 +8,23 @@ A stream entry holds these fields:
     i      the id of the message, or of the message replied to (ASCII). Readable in every version.
     h      version byte + msgpack header
     c      version byte + msgpack description of the content; absent in an Error reply
-    d      in place of c and the buffers: the id of the entry of the node's data stream that holds them
+    m      in place of c and the buffers of a large content: version byte + msgpack manifest of its chunks (`payload`)
     0, 1…  one raw buffer per array, in the order of the description
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import msgpack
 
-from brokerfl.common import FrameError, MessageTooLarge
+from brokerfl.common import FrameError
 
 VERSION = 1
 
-#: Most bytes one message may hold, header and arrays together. A Redis value ends at 512 MiB
-#: (``proto-max-bulk-len``) and a large one keeps every other client waiting while it is copied.
-MAX_MESSAGE_BYTES = 256 * 1024 * 1024
+#: Most bytes of one content, unless a ServerApp or a node allows less: what may be asked of a receiver's memory.
+MAX_MESSAGE_BYTES = 16 * 1024**3
 
-ID, HEAD, CONTENT, DATA = b"i", b"h", b"c", b"d"
+ID, HEAD, CONTENT, MANIFEST = b"i", b"h", b"c", b"m"
 
 #: Most bytes of the header, and of the description of a content. Lists of small numbers grow eightfold when they are
 #: unpacked.
@@ -37,8 +35,6 @@ MAX_CONTENT_BYTES = 64 * 1024 * 1024
 _MAX_CONTAINERS = 200_000
 
 Fields = dict[bytes, bytes | memoryview]
-
-_ENTRY_ID = re.compile(rb"[0-9]{1,20}-[0-9]{1,20}")
 
 
 class FrameVersionError(FrameError):
@@ -97,26 +93,6 @@ class _Count:
         if self._seen > _MAX_CONTAINERS:
             raise FrameError(f"a header with more than {_MAX_CONTAINERS:,} lists and maps")
         return container
-
-
-def check_size(fields: Mapping[bytes, bytes | memoryview]) -> int:
-    """Return the bytes of all fields together.
-
-    Raises:
-        MessageTooLarge: they exceed `MAX_MESSAGE_BYTES`.
-    """
-    size = sum(map(len, fields.values()))
-    if size > MAX_MESSAGE_BYTES:
-        raise MessageTooLarge(
-            f"the message holds {size:,} bytes, the limit is {MAX_MESSAGE_BYTES:,} bytes: send fewer or smaller arrays"
-        )
-    return size
-
-
-def data_entry_of(fields: Mapping[bytes, bytes | memoryview]) -> str:
-    """Return the entry of the data stream that field ``d`` names; "" where there is none or it is no entry's id."""
-    entry = bytes(fields.get(DATA, b""))
-    return entry.decode() if _ENTRY_ID.fullmatch(entry) else ""
 
 
 def join_fields(fields: Mapping[bytes, bytes | memoryview]) -> bytes:

@@ -10,7 +10,7 @@ from hashlib import blake2s
 from typing import Any
 
 from brokerfl.common import Error, FrameError, Message, Metadata
-from brokerfl.wire.frame import CONTENT, HEAD, ID, Fields, check_size, pack, unpack
+from brokerfl.wire.frame import HEAD, ID, Fields, pack, unpack
 from brokerfl.wire.record import decode_content
 
 _RANDOM_BYTES, _TAG_BYTES = 12, 4
@@ -48,12 +48,11 @@ def encode_message(
     Args:
         message_id: the id that field ``i`` shows: a message's own, or for a reply the id of the message it answers.
         metadata: the rest of the header.
-        content: what `record.encode_content` returned; shared by the messages of a broadcast, not copied.
+        content: what `payload.EncodedContent` carries; shared by the messages of a broadcast, not copied.
         error: the error of an Error reply, in place of content.
 
     Raises:
         ValueError: text that is not Unicode, numbers beyond 64 bits.
-        MessageTooLarge: header and content together exceed the limit.
     """
     header = [
         metadata.run_id,
@@ -66,9 +65,7 @@ def encode_message(
         float(metadata.ttl),
         None if error is None else [error.code, error.reason],
     ]
-    fields: Fields = {ID: message_id.encode(), HEAD: pack(header), **(content or {})}
-    check_size(fields)
-    return fields
+    return {ID: message_id.encode(), HEAD: pack(header), **(content or {})}
 
 
 def message_id_of(fields: Mapping[bytes, bytes | memoryview]) -> str:
@@ -80,6 +77,19 @@ def decode_message(fields: Mapping[bytes, bytes | memoryview]) -> Message:
     """Return the message that `encode_message` made.
 
     Its `message_id` is field ``i`` for a message, "" for a reply. Arrays are read-only views on ``fields``.
+
+    Raises:
+        FrameVersionError: made by another version.
+        FrameError: malformed.
+    """
+    metadata, error = decode_header(fields)
+    if error is not None:
+        return Message(metadata, error=error)
+    return Message(metadata, content=decode_content(fields))
+
+
+def decode_header(fields: Mapping[bytes, bytes | memoryview]) -> tuple[Metadata, Error | None]:
+    """Return what a message says of itself, and the error that it has in place of content.
 
     Raises:
         FrameVersionError: made by another version.
@@ -103,11 +113,7 @@ def decode_message(fields: Mapping[bytes, bytes | memoryview]) -> Message:
         ttl=ttl,
         message_type=message_type,
     )
-    if error is not None:
-        return Message(metadata, error=_error(error))
-    if CONTENT not in fields:
-        raise FrameError("the message has neither content nor error")
-    return Message(metadata, content=decode_content(fields))
+    return metadata, None if error is None else _error(error)
 
 
 _HEADER: tuple[tuple[str, tuple[type, ...]], ...] = (

@@ -6,7 +6,8 @@ array is made. It must not know messages, ids or Redis.
 
 import math
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from hashlib import sha256
 from typing import Any
 
@@ -21,7 +22,7 @@ from brokerfl.common import (
     SType,
 )
 from brokerfl.common.array import ITEMSIZE
-from brokerfl.wire.frame import CONTENT, MAX_CONTENT_BYTES, Fields, check_size, pack, unpack
+from brokerfl.wire.frame import CONTENT, MAX_CONTENT_BYTES, MAX_MESSAGE_BYTES, Fields, pack, unpack
 
 #: numpy allows 64 dimensions since 2.0 (NPY_MAXDIMS).
 MAX_DIMENSIONS = 64
@@ -51,7 +52,11 @@ def encode_content(content: RecordSet) -> Fields:
         )
     for index, buffer in enumerate(buffers):
         fields[b"%d" % index] = buffer
-    check_size(fields)
+    size = sum(map(len, fields.values()))
+    if size > MAX_MESSAGE_BYTES:
+        raise MessageTooLarge(
+            f"the content has {size:,} bytes, the limit is {MAX_MESSAGE_BYTES:,} bytes: send fewer or smaller arrays"
+        )
     return fields
 
 
@@ -61,21 +66,40 @@ def decode_content(fields: Mapping[bytes, bytes | memoryview]) -> RecordSet:
     Raises:
         FrameError: a description that is malformed or does not fit the buffers.
     """
-    try:
-        check_size(fields)
-    except MessageTooLarge as error:
-        raise FrameError(str(error)) from None
-    description = unpack(fields[CONTENT], MAX_CONTENT_BYTES)
-    if not isinstance(description, list) or len(description) != 3:
-        raise FrameError("the content is not a list of three kinds of records")
+    description = _description(fields.get(CONTENT))
     buffers = _Buffers(fields)
-    try:
+    with _malformed():
         parameters, metrics, configs = description
         return RecordSet(
             {name: _parameters(record, buffers) for name, record in parameters.items()},
             {name: MetricsRecord(record) for name, record in metrics.items()},
             {name: ConfigsRecord(record) for name, record in configs.items()},
         )
+
+
+def check_description(data: bytes | memoryview, sizes: Sequence[int]) -> None:
+    """Check that a description fits buffers of these ``sizes``, before any of them is there.
+
+    Raises:
+        FrameError: it does not, or is malformed.
+    """
+    with _malformed():
+        declared = [_size_of(item) for record in _description(data)[0].values() for item in record.values()]
+    if declared != list(sizes):
+        raise FrameError("the arrays that the content describes are not the ones that its manifest holds")
+
+
+def _description(data: bytes | memoryview | None) -> list[Any]:
+    description = unpack(data, MAX_CONTENT_BYTES)
+    if not isinstance(description, list) or len(description) != 3:
+        raise FrameError("the content is not a list of three kinds of records")
+    return description
+
+
+@contextmanager
+def _malformed() -> Iterator[None]:
+    try:
+        yield
     except (TypeError, ValueError, AttributeError) as error:
         raise FrameError(f"the content is malformed: {error}") from None
 
@@ -127,6 +151,15 @@ def _parameters(record: Any, buffers: _Buffers) -> ParametersRecord:
 
 
 def _array(item: Any, buffers: _Buffers) -> Array:
+    dtype, shape, stype, size = _checked_item(item)
+    data = buffers.take(size)
+    if stype == SType.NUMPY:
+        _check_numpy(dtype, shape, data)
+    return Array(dtype, tuple(shape), stype, data)
+
+
+def _checked_item(item: Any) -> tuple[str, list[int], str, int]:
+    """Return what describes an array."""
     if not isinstance(item, list) or len(item) != 4:
         raise FrameError("an array is not described by dtype, shape, stype and size")
     dtype, shape, stype, size = item
@@ -134,21 +167,28 @@ def _array(item: Any, buffers: _Buffers) -> Array:
         raise FrameError("an array's dtype, stype or size has the wrong type")
     if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
         raise FrameError(f"an array's shape is {reprlib.repr(shape)}, not a list of sizes")
-    data = buffers.take(size)
+    return dtype, shape, stype, size
+
+
+def _size_of(item: Any) -> int:
+    """Return the declared size of an array, which must be what its dtype and shape need, or that of an .npy file."""
+    dtype, shape, stype, size = _checked_item(item)
     if stype == SType.NUMPY:
-        _check_numpy(dtype, shape, data)
-    return Array(dtype, tuple(shape), stype, data)
+        _check_size(dtype, shape, size, exactly=False)
+    return size
 
 
 def _check_numpy(dtype: str, shape: Sequence[int], data: bytes | memoryview) -> None:
+    _check_size(dtype, shape, len(data), exactly=data[: len(_NPY_MAGIC)] != _NPY_MAGIC)
+
+
+def _check_size(dtype: str, shape: Sequence[int], size: int, *, exactly: bool) -> None:
+    """Check a numpy array's size; ``exactly`` unless it is an .npy file, whose header comes before the elements."""
     itemsize = ITEMSIZE.get(dtype)
     if itemsize is None:
         raise FrameError(f"an array has dtype {reprlib.repr(dtype)}, which brokerfl does not carry")
     if len(shape) > MAX_DIMENSIONS:
         raise FrameError(f"an array has {len(shape)} dimensions, at most {MAX_DIMENSIONS} are allowed")
     expected = itemsize * math.prod(shape)
-    is_npy = len(data) > expected and data[: len(_NPY_MAGIC)] == _NPY_MAGIC
-    if len(data) != expected and not is_npy:
-        raise FrameError(
-            f"an array of dtype {dtype} and shape {tuple(shape)} needs {expected} bytes, it has {len(data)}"
-        )
+    if size < expected or (exactly and size != expected):
+        raise FrameError(f"an array of dtype {dtype} and shape {tuple(shape)} needs {expected} bytes, it has {size}")

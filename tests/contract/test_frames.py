@@ -5,7 +5,7 @@ import pytest
 from brokerfl.client import ClientApp
 from brokerfl.common import Context, ErrorCode, Message, MessageTooLarge
 from brokerfl.server import Driver
-from brokerfl.wire import frame
+from brokerfl.wire import record
 from tests.apps import Gate, driving, federation, number, number_in, text
 from tests.conftest import Backend
 
@@ -78,7 +78,7 @@ def test_a_reply_of_another_version_is_error_4(backend: Backend) -> None:
 
 def test_a_message_above_the_limit_is_a_clear_error(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """A message above the one size limit is refused at the push; a reply above it is Error 2; both say the sizes."""
-    monkeypatch.setattr(frame, "MAX_MESSAGE_BYTES", 10_000)
+    monkeypatch.setattr(record, "MAX_MESSAGE_BYTES", 10_000)
     app = ClientApp()
 
     @app.train()

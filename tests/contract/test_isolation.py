@@ -127,7 +127,7 @@ def test_state_goes_with_the_run(backend: Backend) -> None:
                 for expected in (1, 2, 3):
                     [reply] = driver.send_and_receive([driver.create_message(number(1), "train", node.node_id, "1")])
                     assert number_in(reply) == expected
-        eventually(lambda: not node._executor._contexts)
+        eventually(lambda: not node._service.executor._contexts)
 
 
 def test_settled_replies_leave_redis_when_the_run_moves_on(backend: Backend) -> None:

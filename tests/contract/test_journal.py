@@ -8,20 +8,16 @@ from pathlib import Path
 import pytest
 
 from brokerfl.broker.nodes import Registration
-from brokerfl.client import ClientApp, executor
+from brokerfl.client import ClientApp
 from brokerfl.client import journal as journal_module
 from brokerfl.client.journal import Journal
 from brokerfl.client.node import Node
 from brokerfl.common import Array, Context, ErrorCode, Message, MetricsRecord, ParametersRecord, RecordSet
 from brokerfl.server import Driver
-from brokerfl.wire.frame import DATA
 from tests.apps import driving, eventually, number, number_in
 from tests.conftest import Backend
 
 NAME = "berlin"
-
-#: More than a reply carries itself.
-LARGE = executor.INLINE + 1
 
 
 class Counter:
@@ -229,104 +225,6 @@ def test_a_reply_that_cannot_be_sent_undoes_the_state_too(backend: Backend) -> N
         assert number_in(send(driver, node)) == 1
 
 
-# Large replies.
-
-
-def test_a_large_reply_travels_beside_its_entry(backend: Backend, tmp_path: Path) -> None:
-    """Its payload is in the data stream and not on disk, and leaves Redis when the reply is settled."""
-    with serving(backend, Counter().app, tmp_path) as node, driving(backend) as driver:
-        streams = Streams(backend, driver, node)
-        message_id = push(driver, node, LARGE)
-        eventually(lambda: streams.lengths() == (0, 1, 1))
-        _, reply = streams.entry(streams.outbox)
-        data_entry, payload = streams.entry(streams.data)
-        assert reply[DATA].decode() == data_entry
-        assert sum(map(len, reply.values())) < 1000
-        assert payload[b"0"] == bytes(LARGE)
-        on_disk = node._journal.reply_to(driver.run.run_id, message_id)
-        assert on_disk is not None
-        assert sum(map(len, on_disk.values())) < 1000
-        [received] = driver.replies([message_id])
-        assert received.content.parameters_records["p"]["a"].data == bytes(LARGE)
-        driver.checkpoint()
-        driver.pull_messages([])
-        assert streams.lengths() == (0, 0, 0)
-
-
-def test_a_small_reply_needs_no_data_stream(backend: Backend) -> None:
-    """Content of up to 64 KiB, the limit included, is in the reply's own entry."""
-    with serving(backend, Counter().app, None) as node, driving(backend) as driver:
-        streams = Streams(backend, driver, node)
-        push(driver, node, executor.INLINE - 1000)
-        eventually(lambda: streams.lengths() == (0, 1, 0))
-
-
-@pytest.mark.parametrize("held", [True, False])
-def test_a_large_reply_whose_payload_is_gone(backend: Backend, held: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The node is asked again, and executes nothing again; when it does not hold the payload any more it is Error 4."""
-    if not held:
-        monkeypatch.setattr(executor, "HOLD", 0.0)
-    counter = Counter()
-    with serving(backend, counter.app, None) as node, driving(backend) as driver:
-        streams = Streams(backend, driver, node)
-        message_id = push(driver, node, LARGE)
-        eventually(lambda: streams.lengths() == (0, 1, 1) and bool(node._executor._held) == held)
-        backend.admin.xtrim(streams.data, maxlen=0)
-        [reply] = driver.replies([message_id])
-        assert counter.calls == 1
-        if held:
-            assert reply.content.parameters_records["p"]["a"].data == bytes(LARGE)
-        else:
-            assert reply.error.code == ErrorCode.REPLY_MESSAGE_UNAVAILABLE
-            assert "payload" in (reply.error.reason or "")
-        assert send(driver, node, LARGE).has_content()
-
-
-def test_a_dropped_large_reply_leaves_no_payload(backend: Backend) -> None:
-    """The second copy of a reply goes with the next transaction of the run, and no payload is left behind."""
-    with serving(backend, Counter().app, None) as node, driving(backend) as driver:
-        streams = Streams(backend, driver, node)
-        send(driver, node, LARGE)
-        # What a node does that does not know whether its upload and its reply arrived.
-        _, reply = streams.entry(streams.outbox)
-        _, payload = streams.entry(streams.data)
-        entry = backend.admin.xadd(streams.data, payload)
-        backend.admin.xadd(streams.outbox, {**reply, DATA: entry})
-        backend.admin.xadd(driver._connection.keys.bell(driver.run.run_id), {"n": str(node.node_id)})
-        eventually(lambda: (driver.pull_messages([]), driver._ledger.dropped)[1] == 1)
-        send(driver, node, group="2")
-        driver.pull_messages([])
-        assert streams.lengths() == (0, 1, 0)
-
-
-@pytest.mark.parametrize("held", [True, False])
-def test_a_forgotten_payload_is_uploaded_again(backend: Backend, held: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A redelivered message whose payload Redis forgot gets it again while the node holds it, afterwards Error 4."""
-    if not held:
-        monkeypatch.setattr(executor, "HOLD", 0.0)
-    counter = Counter()
-    counter.go.clear()
-    with serving(backend, counter.app, None) as node, driving(backend) as driver:
-        streams = Streams(backend, driver, node)
-        message_id = push(driver, node, LARGE)
-        assert counter.begun.acquire(timeout=10)
-        _, fields = streams.entry(streams.inbox)
-        counter.go.set()
-        eventually(lambda: streams.lengths() == (0, 1, 1))
-        if not held:
-            eventually(lambda: not node._executor._held)
-        for stream in (streams.outbox, streams.data):
-            backend.admin.xtrim(stream, maxlen=0)
-        streams.again(fields)
-        [reply] = driver.replies([message_id])
-        if held:
-            assert reply.content.parameters_records["p"]["a"].data == bytes(LARGE)
-        else:
-            assert reply.error.code == ErrorCode.REPLY_MESSAGE_UNAVAILABLE
-            assert f"node {node.node_id} had answered" in (reply.error.reason or "")
-    assert counter.calls == 1
-
-
 # Which Redis, and for how long.
 
 
@@ -371,7 +269,7 @@ def test_a_node_keeps_the_last_replies(backend: Backend, monkeypatch: pytest.Mon
     """Of a run's replies only the last MOST_REPLIES are kept, while its state stays."""
     monkeypatch.setattr(journal_module, "MOST_REPLIES", 3)
     with serving(backend, Counter().app, None) as node, driving(backend) as driver:
-        node._journal._commits = 995  # the journal is tidied every thousand replies
+        node._journal._answers = 995  # the journal is tidied every thousand replies
         ids = [push(driver, node) for _ in range(5)]
         assert len(list(driver.replies(ids))) == 5
         run = driver.run.run_id

@@ -25,7 +25,7 @@ from fakeredis import FakeRedis, FakeServer
 from redis.client import Pipeline
 from redis.exceptions import ConnectionError
 
-from brokerfl.broker.connection import NO_RETRY, Connection
+from brokerfl.broker.connection import NO_RETRY, Connection, map_errors
 from brokerfl.broker.heartbeat import Heartbeat
 from brokerfl.broker.keys import LEASE, Keys
 from brokerfl.broker.nodes import Registration
@@ -267,7 +267,20 @@ class Wire:
         self.broken = False
         client = _Client(server=world.redis_server, retry=NO_RETRY)
         client.wire = self
-        self.connection = Connection(client, Keys(PREFIX), name)
+        self.connection = _Connection(client, Keys(PREFIX), name)
+        self.connection.wire = self
+
+
+class _Connection(Connection):
+    wire: Wire
+
+    def ask(self, commands: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+        for args in commands:
+            with map_errors(self.url):
+                answer = self.wire.world.command(
+                    self.wire, [args], lambda args=args: next(Connection.ask(self, [args]))
+                )
+            yield answer
 
 
 class _Client(FakeRedis):

@@ -3,6 +3,7 @@
 import os
 import sqlite3
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 
 from brokerfl.client import journal as journal_module
 from brokerfl.client.dead import dead_messages
-from brokerfl.client.journal import Journal, default_state_dir
+from brokerfl.client.folder import default_state_dir
+from brokerfl.client.journal import Answer, Journal
 from brokerfl.common import ConfigError, JournalError, NodeNameTaken
 from tests.apps import eventually
 
@@ -43,8 +45,8 @@ def killed(journal: Journal) -> None:
 def test_a_reply_and_its_state_outlive_the_process(tmp_path: Path) -> None:
     """After a kill the next process finds the reply and the state of the last commit, field by field."""
     first = opened(tmp_path)
-    first.commit(7, "a", REPLY, STATE)
-    first.commit(7, "b", {b"i": b"b"})
+    first.commit([Answer(7, "a", REPLY, STATE)])
+    first.commit([Answer(7, "b", {b"i": b"b"})])
     killed(first)
     with closing(opened(tmp_path)) as second:
         assert second.reply_to(7, "a") == REPLY
@@ -56,9 +58,9 @@ def test_a_reply_and_its_state_outlive_the_process(tmp_path: Path) -> None:
 
 def test_a_state_replaces_the_last_one(journal: Journal) -> None:
     """A field that a new state lacks is gone, and another run's state is not touched."""
-    journal.commit(7, "a", REPLY, STATE)
-    journal.commit(8, "b", REPLY, STATE)
-    journal.commit(7, "c", REPLY, {b"c": b"new"})
+    journal.commit([Answer(7, "a", REPLY, STATE)])
+    journal.commit([Answer(8, "b", REPLY, STATE)])
+    journal.commit([Answer(7, "c", REPLY, {b"c": b"new"})])
     assert journal.state_of(7) == {b"c": b"new"}
     assert journal.state_of(8) == STATE
 
@@ -68,13 +70,13 @@ def test_reply_and_state_are_one_transaction(tmp_path: Path, journal: Journal) -
     with closing(sqlite3.connect(next(tmp_path.glob("*.db")))) as db:
         db.execute("CREATE TRIGGER full BEFORE INSERT ON answered BEGIN SELECT RAISE(FAIL, 'disk full'); END")
     with pytest.raises(JournalError, match="disk full"):
-        journal.commit(7, "a", REPLY, STATE)
+        journal.commit([Answer(7, "a", REPLY, STATE)])
     assert journal.state_of(7) is None
     assert journal.reply_to(7, "a") is None
 
 
 def test_deaths_in_a_message_are_counted(tmp_path: Path) -> None:
-    """Each process that ended between begin and commit counts; the commit, or another end, forgives."""
+    """Each process that ended in the middle of an execution counts; its end forgives this one, the commit all."""
     for expected in (0, 1, 2):
         journal = opened(tmp_path)
         assert journal.begin(7, "a") == expected
@@ -82,33 +84,180 @@ def test_deaths_in_a_message_are_counted(tmp_path: Path) -> None:
     journal = opened(tmp_path)
     assert journal.begin(7, "b") == 0
     assert journal.begin(7, "a") == 3
-    journal.forgive()  # a second signal, or an upload that was given up
+    journal.forgive()  # killed before the commit: no fault of the message
     killed(journal)
     journal = opened(tmp_path)
     assert journal.begin(7, "a") == 3
-    journal.commit(7, "a", REPLY)
+    journal.forgive()
+    journal.commit([Answer(7, "a", REPLY)])
     killed(journal)
     with closing(opened(tmp_path)) as last:
         assert last.begin(7, "a") == 0
+
+
+def test_a_death_counts_for_what_every_worker_had_in_hand(tmp_path: Path) -> None:
+    """Each message in hand counts once, those that were over do not, and the next node counts none again."""
+    journal = opened(tmp_path)
+    for worker, message in enumerate("abcd"):
+        journal.begin(2**64 - 1, message, worker)
+    journal.forgive(1)
+    journal.begin(2**64 - 1, "e", 3)
+    killed(journal)
+    for _ in range(2):
+        journal = opened(tmp_path)
+        counts = {message: journal.begin(2**64 - 1, message) for message in "abcde"}
+        assert counts == {"a": 1, "b": 0, "c": 1, "d": 0, "e": 1}
+        journal.forgive()
+        killed(journal)
+
+
+def test_ids_of_any_length_fit_a_record(tmp_path: Path) -> None:
+    """The longest run id and message id of one worker do not touch the record of the next."""
+    journal = opened(tmp_path)
+    for worker in range(3):
+        journal.begin(2**64 - 1, f"{worker:032x}", worker)
+    killed(journal)
+    with closing(opened(tmp_path)) as second:
+        assert [second.begin(2**64 - 1, f"{worker:032x}") for worker in range(3)] == [1, 1, 1]
+
+
+def test_the_file_of_one_record_is_read(tmp_path: Path) -> None:
+    """What a node noted before there were workers, a single record at the start of the file, counts."""
+    killed(opened(tmp_path))
+    running_file(tmp_path).write_bytes(b"7 a".ljust(64))
+    with closing(opened(tmp_path)) as journal:
+        assert journal.begin(7, "a") == 1
+
+
+def test_a_process_that_ends_on_purpose_is_no_death(tmp_path: Path) -> None:
+    """After `abandon` nothing counts, not even what another worker begins afterwards."""
+    journal = opened(tmp_path)
+    journal.begin(7, "a", 0)
+    journal.abandon()
+    journal.begin(7, "b", 1)
+    killed(journal)
+    with closing(opened(tmp_path)) as last:
+        assert [last.begin(7, message) for message in "ab"] == [0, 0]
 
 
 def test_a_process_that_only_waits_dies_of_nothing(tmp_path: Path) -> None:
     """A kill between two messages counts for neither."""
     journal = opened(tmp_path)
     journal.begin(7, "a")
-    journal.commit(7, "a", REPLY)
+    journal.forgive()
+    journal.commit([Answer(7, "a", REPLY)])
     killed(journal)
     with closing(opened(tmp_path)) as last:
         assert last._crashes == {}
 
 
+def running_file(folder: Path) -> Path:
+    """Where it says what is being executed."""
+    [path] = folder.glob("*.running")
+    return path
+
+
 def test_a_record_of_odd_bytes_is_no_death(tmp_path: Path) -> None:
-    """A lock file that somebody wrote over counts as no death and stops nothing."""
+    """A file of what is being executed that somebody wrote over counts as no death and stops nothing."""
     killed(opened(tmp_path))
     for text in (b"\xff" * 64, b"a b c", b"", b"alone"):
-        (tmp_path / "lock").write_bytes(text)
+        running_file(tmp_path).write_bytes(text)
         with closing(opened(tmp_path)) as journal:
             assert journal._crashes == {}
+
+
+# Several executions in one transaction.
+
+
+def statements(journal: Journal) -> list[str]:
+    """What SQLite is asked from now on."""
+    heard: list[str] = []
+    journal._open_db.set_trace_callback(heard.append)
+    return heard
+
+
+def test_a_batch_is_one_transaction(tmp_path: Path, journal: Journal) -> None:
+    """All replies of a batch and the last state of each run are there; an empty batch costs nothing."""
+    heard = statements(journal)
+    journal.commit([])
+    assert heard == []
+    answers = [
+        Answer(7 + number % 2, f"{number}", {b"i": b"%d" % number}, {b"c": b"%d" % number}) for number in range(6)
+    ]
+    journal.commit([*answers, Answer(7, "last", REPLY)])
+    assert [text for text in heard if text.startswith(("BEGIN", "COMMIT"))] == ["BEGIN IMMEDIATE", "COMMIT"]
+    assert sum(text.startswith("INSERT INTO states") for text in heard) == 2
+    killed(journal)
+    with closing(opened(tmp_path)) as second:
+        assert [second.reply_to(7 + number % 2, f"{number}") for number in range(6)] == [a.reply for a in answers]
+        assert second.reply_to(7, "last") == REPLY
+        assert (second.state_of(7), second.state_of(8)) == ({b"c": b"4"}, {b"c": b"5"})
+
+
+def test_a_batch_that_fails_leaves_nothing(tmp_path: Path, journal: Journal) -> None:
+    """When one of its replies cannot be written, none is answered, and no state is changed."""
+    with closing(sqlite3.connect(next(tmp_path.glob("*.db")))) as db:
+        db.execute(
+            "CREATE TRIGGER full BEFORE INSERT ON answered WHEN new.message = 'b' "
+            "BEGIN SELECT RAISE(FAIL, 'disk full'); END"
+        )
+    with pytest.raises(JournalError, match="disk full"):
+        journal.commit([Answer(7, "a", REPLY, STATE), Answer(7, "b", REPLY)])
+    assert journal.reply_to(7, "a") is None
+    assert journal.state_of(7) is None
+
+
+def test_only_a_changed_state_is_synced(journal: Journal) -> None:
+    """A batch is synced to the disk when a state of it changed, and not when it holds replies alone."""
+    heard = statements(journal)
+    journal.commit([Answer(7, "a", REPLY), Answer(7, "b", REPLY)])
+    assert not any("synchronous" in text for text in heard)
+    journal.commit([Answer(7, "c", REPLY), Answer(7, "d", REPLY, STATE)])
+    assert [text for text in heard if "synchronous" in text] == [
+        "PRAGMA synchronous = FULL",
+        "PRAGMA synchronous = NORMAL",
+    ]
+
+
+def test_what_is_not_there_is_not_asked_for(tmp_path: Path, journal: Journal) -> None:
+    """For an id without an answer, and when no run came or went, SQLite is not asked; also after a restart."""
+    journal.commit([Answer(7, "a", REPLY, STATE), Answer(8, "b", REPLY)])
+    journal.keep_only([8])
+    for made in (journal, None):
+        if made is None:
+            killed(journal)
+            made = opened(tmp_path)
+        heard = statements(made)
+        assert made.reply_to(7, "b") is None
+        assert made.reply_to(9, "a") is None
+        made.keep_only([8])
+        made.keep_only([8, 9])
+        assert heard == []
+        assert made.reply_to(7, "a") == REPLY
+        assert len(heard) == 1
+        made.keep_only([7, 8])
+        made.keep_only([8])
+        assert sum(text == "COMMIT" for text in heard) == 2
+    made.close()
+
+
+def test_threads_share_a_journal(tmp_path: Path, journal: Journal) -> None:
+    """What several threads commit and read at once is all there, each with its own."""
+
+    def work(run: int) -> None:
+        for number in range(100):
+            journal.begin(run, f"{number}", run)
+            journal.commit([Answer(run, f"{number}", {b"i": b"%d" % run}, {b"c": b"%d" % number})])
+            assert journal.reply_to(run, f"{number}") == {b"i": b"%d" % run}
+            assert journal.state_of(run) == {b"c": b"%d" % number}
+            journal.keep_only(range(4))
+            journal.forgive(run)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    killed(journal)
+    with closing(opened(tmp_path)) as second:
+        assert all(second.reply_to(run, f"{number}") for run in range(4) for number in range(100))
 
 
 def test_one_process_uses_a_directory(tmp_path: Path, journal: Journal) -> None:
@@ -123,11 +272,11 @@ def test_one_process_uses_a_directory(tmp_path: Path, journal: Journal) -> None:
 
 def test_each_data_set_has_a_file_of_its_own(tmp_path: Path, journal: Journal) -> None:
     """What belongs to one Redis is neither seen nor lost while another is served; the first time that is said."""
-    journal.commit(7, "a", REPLY, STATE)
+    journal.commit([Answer(7, "a", REPLY, STATE)])
     assert journal.open(b"other") is True
     assert journal.reply_to(7, "a") is None
     assert journal.state_of(7) is None
-    journal.commit(7, "a", {b"i": b"other"}, {b"c": b"other"})
+    journal.commit([Answer(7, "a", {b"i": b"other"}, {b"c": b"other"})])
     assert journal.open(REDIS) is False
     assert (journal.reply_to(7, "a"), journal.state_of(7)) == (REPLY, STATE)
     assert len(list(tmp_path.glob("*.db"))) == 2
@@ -137,7 +286,7 @@ def test_a_new_directory_is_not_strange() -> None:
     """A journal that knows no data set yet, and one in memory, belong to whatever comes first."""
     in_memory = Journal()
     assert in_memory.open(REDIS) is False
-    in_memory.commit(7, "a", REPLY, STATE)
+    in_memory.commit([Answer(7, "a", REPLY, STATE)])
     assert in_memory.open(b"other") is False
     assert in_memory.reply_to(7, "a") is None
     in_memory.close()
@@ -147,7 +296,7 @@ def test_a_run_that_stays_away_is_forgotten(journal: Journal, monkeypatch: pytes
     """Replies, state and deaths go when a run has been absent for FORGET_AFTER, those of the others stay."""
     monkeypatch.setattr(journal_module, "FORGET_AFTER", 0.2)
     for run in (7, 8):
-        journal.commit(run, "a", REPLY, STATE)
+        journal.commit([Answer(run, "a", REPLY, STATE)])
     journal.keep_only([8])
     assert journal.state_of(7) == STATE, "a Redis that forgot its last writes may be told of it again"
     eventually(lambda: (journal.keep_only([8]), journal.state_of(7))[1] is None)
@@ -157,7 +306,7 @@ def test_a_run_that_stays_away_is_forgotten(journal: Journal, monkeypatch: pytes
 
 def test_a_run_that_comes_back_is_kept(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
     """Absences do not add up: a run that was seen in between is absent from then on."""
-    journal.commit(7, "a", REPLY, STATE)
+    journal.commit([Answer(7, "a", REPLY, STATE)])
 
     def look(at: float, *present: int) -> bool:
         monkeypatch.setattr(journal_module.time, "time", lambda: at)
@@ -175,7 +324,7 @@ def test_old_replies_go(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> No
     """Of each run the last MOST_REPLIES are kept, whichever of them was served last; the states stay."""
     monkeypatch.setattr(journal_module, "MOST_REPLIES", 10)
     for number in range(1000):
-        journal.commit(7 + number % 2, f"{number}", REPLY, STATE if number < 2 else None)
+        journal.commit([Answer(7 + number % 2, f"{number}", REPLY, STATE if number < 2 else None)])
     kept = {run: [n for n in range(1000) if journal.reply_to(run, f"{n}")] for run in (7, 8)}
     assert kept == {7: list(range(980, 1000, 2)), 8: list(range(981, 1000, 2))}
     assert journal.state_of(7) == journal.state_of(8) == STATE
@@ -186,7 +335,7 @@ def test_dead_messages_are_read_beside_a_running_node(tmp_path: Path) -> None:
     journals = [opened(tmp_path / str(node)) for node in (3, 4)]
     for number in range(3):
         journals[number % 2].set_aside(7, f"m{number}", {b"i": b"%d" % number}, 3)
-    journals[1].commit(7, "a", REPLY, STATE)
+    journals[1].commit([Answer(7, "a", REPLY, STATE)])
     (tmp_path / "no node").mkdir()
     found = dead_messages(tmp_path)
     assert [(dead.message_id, dead.node_id, dead.run_id, dead.crashes) for dead in found] == [

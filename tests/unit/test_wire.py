@@ -13,12 +13,13 @@ from brokerfl.common import (
     Error,
     FrameError,
     Message,
+    MessageTooLarge,
     Metadata,
     MetricsRecord,
     ParametersRecord,
     RecordSet,
 )
-from brokerfl.wire import frame
+from brokerfl.wire import record
 from brokerfl.wire.frame import FrameVersionError, pack, unpack
 from brokerfl.wire.message import decode_message, encode_message, is_message_id, message_id_of, new_message_id
 from brokerfl.wire.record import decode_content, encode_content
@@ -115,9 +116,9 @@ def test_message_ids_are_of_one_run() -> None:
 
 
 def test_the_size_limit_counts_everything(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Header, description and arrays together may not exceed the limit, and the error says both numbers."""
-    monkeypatch.setattr(frame, "MAX_MESSAGE_BYTES", 1000)
-    with pytest.raises(frame.MessageTooLarge, match=r"1,\d\d\d bytes, the limit is 1,000 bytes"):
+    """Description and arrays together may not exceed the limit, and the error says both numbers."""
+    monkeypatch.setattr(record, "MAX_MESSAGE_BYTES", 1000)
+    with pytest.raises(MessageTooLarge, match=r"1,\d\d\d bytes, the limit is 1,000 bytes"):
         encode_content(RecordSet({"p": ParametersRecord({"w": Array(np.zeros(125))})}))
 
 

@@ -1,0 +1,258 @@
+"""The blobs: the chunks of what a run broadcasts, stored once however many messages need them.
+
+Owns the strings `P:blob:R:{D}`, named by the sha256 of what they hold, and the hash `P:{run:R}:blobs`: the manifests of
+the contents that the run may have uploaded, by their names. It must not know messages, or when a content is needed.
+
+Only the ServerApp that owns the run writes and deletes blobs, each time in a fenced transaction: so nobody frees a
+chunk that a new message relies on.
+"""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from redis.client import Pipeline
+
+from brokerfl.broker.connection import Connection, found_or_none, map_errors
+from brokerfl.broker.keys import Keys, milliseconds
+from brokerfl.common import FrameError, MessageTooLarge
+from brokerfl.wire.payload import WINDOW, Manifest, Payload, decode_manifest
+
+#: Seconds. ``appendfsync everysec`` forgets what it acknowledged in the last second, two where the disk is slow
+#: (https://redis.io/docs/latest/operate/oss_and_stack/management/persistence/): for so long, and some more, what was
+#: uploaded stays in memory as well, counted only while Redis answers.
+HOLD = 5.0
+
+
+def read_blobs(connection: Connection, run_id: int, digests: Iterable[bytes]) -> Iterator[bytes | None]:
+    """Yield the chunks with these digests; None for one that is not there."""
+    for answer in connection.ask([("GET", connection.keys.blob(run_id, digest)) for digest in digests]):
+        yield found_or_none(answer, connection.url)
+
+
+def chunks_of(connection: Connection, run_id: int) -> set[bytes]:
+    """Return the digests of all chunks that a run may have in Redis."""
+    with map_errors(connection.url):
+        found = connection.redis.hvals(connection.keys.blobs(run_id))
+    return {digest for manifest in _readable(found) for digest in manifest.digests}
+
+
+def remove_blobs(pipe: Pipeline, keys: Keys, run_id: int, digests: Iterable[bytes]) -> None:
+    """Put the deletion of chunks into ``pipe``."""
+    names = [keys.blob(run_id, digest) for digest in digests]
+    if names:
+        pipe.unlink(*names)
+
+
+def expire_blobs(pipe: Pipeline, keys: Keys, run_id: int, digests: Iterable[bytes], retention: float) -> None:
+    """Put the lifetime of chunks into ``pipe``, in seconds. The result of each is whether it is there."""
+    for digest in digests:
+        pipe.pexpire(keys.blob(run_id, digest), milliseconds(retention))
+
+
+def _readable(found: Iterable[bytes]) -> Iterator[Manifest]:
+    for encoded in found:
+        try:
+            yield decode_manifest(encoded)
+        except FrameError:
+            continue  # of another version: its chunks expire
+
+
+@dataclass(slots=True)
+class _Broadcast:
+    """A content that the run has in Redis, or is about to have. ``needed``: how many messages and states need it."""
+
+    manifest: Manifest
+    needed: int = 0
+
+
+class Blobs:
+    """What one run has broadcast and still needs. One thread at a time, but for `release` and `digests`.
+
+    Args:
+        connection: where the run lives.
+        run_id: the run.
+        retention: seconds that a chunk lives after it was written or renewed.
+        limit: most bytes that the run may have in Redis at once; None for no limit.
+    """
+
+    def __init__(self, connection: Connection, run_id: int, retention: float, limit: int | None = None) -> None:
+        self._connection = connection
+        self._run_id = run_id
+        self._retention = retention
+        self._limit = limit
+        self._broadcasts: dict[bytes, _Broadcast] = {}
+        self._users: dict[bytes, int] = {}
+        self._sizes = 0
+        self._present: set[bytes] = set()
+        self._strays: set[bytes] = set()
+        self._held: dict[bytes, tuple[memoryview, float]] = {}
+
+    def load(self) -> None:
+        """Take over what a former ServerApp left, for a resumed run."""
+        keys, run = self._connection.keys, self._run_id
+        with map_errors(self._connection.url):
+            found = self._connection.redis.hgetall(keys.blobs(run))
+        for manifest in _readable(found.values()):
+            self._enter(manifest)
+        self._present = self._look()
+
+    def _look(self) -> set[bytes]:
+        """Return the chunks that Redis has, with a new lifetime."""
+        digests = self.digests()
+        with map_errors(self._connection.url), self._connection.redis.pipeline(transaction=False) as pipe:
+            expire_blobs(pipe, self._connection.keys, self._run_id, digests, self._retention)
+            answers = pipe.execute() if digests else []
+        return {digest for digest, answer in zip(digests, answers, strict=True) if answer}
+
+    def digests(self) -> list[bytes]:
+        """Return the chunks that the run may have in Redis."""
+        return list(self._users)
+
+    def knows(self, name: bytes) -> bool:
+        """Return whether this is the name of a content that the run has broadcast and may still have in Redis."""
+        return name in self._broadcasts
+
+    def manifest(self, name: bytes) -> Manifest | None:
+        """Return the manifest of a content if all of its chunks are there."""
+        found = self._broadcasts.get(name)
+        return found.manifest if found is not None and self._present.issuperset(found.manifest.digests) else None
+
+    # Uploading.
+
+    def enter(self, payload: Payload) -> list[list[int]]:
+        """Note a content that is about to be sent; return which of its chunks Redis lacks, divided for `upload`.
+
+        Raises:
+            MessageTooLarge: the run would have more in Redis than it may.
+        """
+        manifest = payload.manifest
+        if manifest.name not in self._broadcasts:
+            self._check_limit(manifest)
+            self._enter(manifest)
+        lacking = {digest: index for index, digest in enumerate(manifest.digests) if digest not in self._present}
+        indices = list(lacking.values())
+        return [indices[at : at + WINDOW] for at in range(0, len(indices), WINDOW)]
+
+    def _check_limit(self, manifest: Manifest) -> None:
+        if self._limit is not None and self._sizes + manifest.size > self._limit:
+            raise MessageTooLarge(
+                f"the content has {manifest.size:,} bytes, and run {self._run_id} has {self._sizes:,} in Redis: "
+                f"together more than the {self._limit:,} that it may have"
+            )
+
+    def _enter(self, manifest: Manifest) -> None:
+        self._broadcasts[manifest.name] = _Broadcast(manifest)
+        self._sizes += manifest.size
+        for digest in set(manifest.digests):
+            self._users[digest] = self._users.get(digest, 0) + 1
+
+    def upload(self, pipe: Pipeline, payload: Payload, indices: Iterable[int]) -> None:
+        """Put some chunks of a content into ``pipe``, with the manifest by which they are found and deleted again."""
+        manifest = payload.manifest
+        self._write(pipe, {manifest.name: manifest.encoded})
+        for index in indices:
+            self._set(pipe, manifest.digests[index], payload.chunk(index))
+
+    def _write(self, pipe: Pipeline, manifests: Mapping[bytes, bytes]) -> None:
+        key = self._connection.keys.blobs(self._run_id)
+        pipe.hset(key, mapping=manifests)  # type: ignore[arg-type]
+        pipe.pexpire(key, milliseconds(self._retention))
+
+    def _set(self, pipe: Pipeline, digest: bytes, chunk: memoryview) -> None:
+        key = self._connection.keys.blob(self._run_id, digest)
+        pipe.set(key, chunk, px=milliseconds(self._retention))
+
+    def uploaded(self, payload: Payload, indices: Iterable[int]) -> None:
+        """These chunks are in Redis. While a killed Redis might forget them, they are held in memory too."""
+        for index in indices:
+            digest = payload.manifest.digests[index]
+            self._present.add(digest)
+            if self._connection.persists:
+                self._held[digest] = memoryview(bytes(payload.chunk(index))), time.monotonic()
+
+    def release(self) -> None:
+        """Let go of what Redis has had for long enough. To be called only when it has not been away since."""
+        for digest, (_, since) in list(self._held.items()):
+            if time.monotonic() - since > HOLD:
+                self._held.pop(digest, None)
+
+    # Who needs what.
+
+    def take(self, names: Iterable[bytes]) -> None:
+        """Messages or states with these contents enter; small contents are none of ours."""
+        self._count(names, 1)
+
+    def give_up(self, names: Iterable[bytes]) -> None:
+        """Messages or states with these contents leave."""
+        self._count(names, -1)
+
+    def _count(self, names: Iterable[bytes], step: int) -> None:
+        for name in names:
+            broadcast = self._broadcasts.get(name)
+            if broadcast is not None:
+                broadcast.needed += step
+
+    def idle(self, kept: Iterable[bytes] = ()) -> list[bytes]:
+        """Return the names of the contents that nobody needs, without those to be kept."""
+        if not self._broadcasts:
+            return []
+        needed = set(kept)
+        return [name for name, found in self._broadcasts.items() if found.needed <= 0 and name not in needed]
+
+    def remove(self, pipe: Pipeline, names: Iterable[bytes]) -> None:
+        """Put the deletion of contents into ``pipe``, and of the chunks that no other content has."""
+        gone = list(names)
+        if gone:
+            pipe.hdel(self._connection.keys.blobs(self._run_id), *gone)
+            remove_blobs(pipe, self._connection.keys, self._run_id, self._only_in(gone))
+
+    def _only_in(self, names: Iterable[bytes]) -> list[bytes]:
+        counts: dict[bytes, int] = {}
+        for name in names:
+            for digest in set(self._broadcasts[name].manifest.digests):
+                counts[digest] = counts.get(digest, 0) + 1
+        return [digest for digest, count in counts.items() if count == self._users[digest]]
+
+    def removed(self, names: Iterable[bytes]) -> None:
+        """What `remove` put into a pipe was executed."""
+        for name in names:
+            broadcast = self._broadcasts.pop(name)
+            self._sizes -= broadcast.manifest.size
+            for digest in set(broadcast.manifest.digests):
+                self._users[digest] -= 1
+                if not self._users[digest]:
+                    del self._users[digest]
+                    self._present.discard(digest)
+                    self._held.pop(digest, None)
+
+    # After a lost connection.
+
+    def look(self) -> None:
+        """Find out what Redis has."""
+        self._strays = chunks_of(self._connection, self._run_id) - self._users.keys()
+        self._present = self._look()
+
+    def forgotten(self) -> Iterator[list[bytes]]:
+        """Yield the chunks that `look` did not find and that are at hand, divided for `write_again`."""
+        again = [digest for digest in self._held if digest not in self._present and digest in self._users]
+        for at in range(0, len(again), WINDOW):
+            yield again[at : at + WINDOW]
+
+    def write_again(self, pipe: Pipeline, digests: Iterable[bytes]) -> None:
+        """Put chunks into ``pipe`` that Redis had forgotten."""
+        for digest in digests:
+            self._set(pipe, digest, self._held[digest][0])
+
+    def written_again(self, digests: Iterable[bytes]) -> None:
+        """They are there again."""
+        for digest in digests:
+            self._present.add(digest)
+            self._held[digest] = self._held[digest][0], time.monotonic()
+
+    def rewrite(self, pipe: Pipeline) -> None:
+        """Put all manifests into ``pipe``: Redis may have forgotten them, or that some were deleted."""
+        remove_blobs(pipe, self._connection.keys, self._run_id, self._strays)
+        pipe.unlink(self._connection.keys.blobs(self._run_id))
+        if self._broadcasts:
+            self._write(pipe, {name: found.manifest.encoded for name, found in self._broadcasts.items()})

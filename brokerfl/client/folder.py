@@ -1,0 +1,75 @@
+"""The node's own directory: where it is, the lock that keeps a second process out, and its identity.
+
+Owns these. It must not know what a journal keeps in it.
+"""
+
+import fcntl
+import os
+import secrets
+from pathlib import Path
+
+from brokerfl.common import ConfigError, NodeNameTaken
+
+
+def default_state_dir() -> Path:
+    """Return where nodes keep their state unless told otherwise (XDG Base Directory Specification, 0.8)."""
+    base = os.environ.get("XDG_STATE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".local" / "state") / "brokerfl"
+
+
+def node_folder(state_dir: Path | None, node_id: int) -> Path:
+    """Return the directory of one node."""
+    return (state_dir or default_state_dir()) / str(node_id)
+
+
+class Folder:
+    """A node's directory, locked until `close`.
+
+    Args:
+        path: where it is; made if it is missing.
+
+    Attributes:
+        path: as given.
+        home: the identity of the directory.
+
+    Raises:
+        NodeNameTaken: another process holds it.
+        ConfigError: it cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = -1
+        try:
+            self._take()
+            self.home = self._read_home()
+        except OSError as error:
+            raise ConfigError(
+                f"the state directory {path} cannot be written ({error.strerror}): name another with --state-dir"
+            ) from None
+
+    def _take(self) -> None:
+        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)  # what a node learns is for nobody else
+        self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close()
+            raise NodeNameTaken(
+                f"another process uses the state directory {self.path}: "
+                "a node of this name runs on this machine already"
+            ) from None
+
+    def _read_home(self) -> str:
+        home = self.path / "home"
+        if not home.exists():
+            made = self.path / "home.new"  # a kill in between must not leave half a file
+            made.write_text(secrets.token_hex(8))
+            made.replace(home)
+        return home.read_text()
+
+    def close(self) -> None:
+        """Let it go."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1

@@ -1,0 +1,178 @@
+"""The payloads: large contents that a node receives and sends beside its messages.
+
+Owns the memory that is kept for them: what the last message of each run brought, so that the next one with the same
+model transfers nothing, and the last large reply of each run, for a Redis that forgets it. It must not know ClientApp,
+the journal, or what a content says.
+"""
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
+import tenacity
+
+from brokerfl.broker.blobs import read_blobs
+from brokerfl.broker.connection import Connection
+from brokerfl.broker.outbox import add_data, read_data
+from brokerfl.common import RedisOutOfMemory, RedisUnreachable
+from brokerfl.wire.frame import MAX_MESSAGE_BYTES, Fields
+from brokerfl.wire.payload import WINDOW, Manifest, Payload, assemble, digests_of
+
+Answer = TypeVar("Answer")
+
+#: Bytes of received contents that are kept for all runs together, on the memory that the ClientApp was given.
+CACHE = 1024**3
+
+#: Seconds that the last large reply of a run stays in memory, for a Redis that forgot it.
+HOLD = 60.0
+
+
+class Payloads:
+    """Fetches and uploads the large contents of one node. Safe to share between its workers.
+
+    Args:
+        connection: where to.
+        node_id: whose.
+        stopping: true gives up waiting for a Redis that is away or full.
+        limit: most bytes that a content may have: what a ServerApp may ask of this process's memory.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        node_id: int,
+        stopping: Callable[[], bool] = lambda: False,
+        limit: int = MAX_MESSAGE_BYTES,
+    ) -> None:
+        self._connection = connection
+        self._node_id = node_id
+        self._stopping = stopping
+        self.limit = limit
+        self._lock = threading.Lock()
+        self._received: OrderedDict[int, dict[bytes, memoryview]] = OrderedDict()
+        self._held: dict[int, tuple[str, str, Payload, float]] = {}
+
+    # Receiving.
+
+    def fetch(self, run_id: int, manifest: Manifest) -> Fields:
+        """Return the content of a message.
+
+        Raises:
+            MissingChunkError: a chunk is gone from Redis.
+            FrameError: a chunk is not what the manifest says, or the content's description does not fit it.
+            RedisUnreachable: Redis is away.
+        """
+        known = self._keep(run_id, manifest)
+        digests = manifest.digests
+
+        def read(window: Sequence[int]) -> Iterable[bytes | None]:
+            return read_blobs(self._connection, run_id, [digests[index] for index in window])
+
+        content, pieces = assemble(manifest, read, known)
+        with self._lock:
+            self._received[run_id] = pieces
+            while len(self._received) > 1 and sum(map(_size, self._received.values())) > CACHE:
+                self._received.popitem(last=False)
+            if _size(pieces) > CACHE:
+                self._received.clear()
+        return content
+
+    def _keep(self, run_id: int, manifest: Manifest) -> dict[bytes, memoryview]:
+        """Let go of what the run's last message brought, before the next is fetched; but for what both have."""
+        with self._lock:
+            former = self._received.pop(run_id, {})
+            kept = {name: former[name] for name in manifest.names if name in former}
+            self._received[run_id] = kept
+        return kept
+
+    # Sending.
+
+    def upload(self, run_id: int, message_id: str, group_id: str, payload: Payload) -> Manifest:
+        """Put the content of a reply into the data stream, through outages and a full Redis.
+
+        It is held in memory, where the ClientApp left it, for a minute or until the next one.
+
+        Returns:
+            Its manifest; without entries when the run is over, or Redis forgot the stream: then it is asked for again.
+
+        Raises:
+            RedisUnreachable, RedisOutOfMemory: the node is stopping.
+        """
+        entries: list[str] = []
+        for start in range(0, len(payload), WINDOW):
+            chunks = [payload.chunk(index) for index in range(len(payload))[start : start + WINDOW]]
+            added = self._persist(lambda chunks=chunks: add_data(self._connection, self._node_id, run_id, chunks))  # type: ignore[misc]
+            if added is None:
+                entries.clear()
+                break
+            entries += added
+        with self._lock:
+            self._held[run_id] = message_id, group_id, payload, time.monotonic()
+        return Manifest(payload.manifest.sizes, payload.manifest.digests, tuple(entries))
+
+    def has_uploaded(self, run_id: int, manifest: Manifest) -> bool:
+        """Return whether all chunks of a reply are in the data stream."""
+        entries = manifest.entries
+        if not entries:
+            return False
+        for start in range(0, len(entries), WINDOW):
+            if None in read_data(self._connection, self._node_id, run_id, entries[start : start + WINDOW]):
+                return False
+        return True
+
+    def held(self, run_id: int, message_id: str) -> Payload | None:
+        """Return the content of a reply if it is still in memory, and still what it was."""
+        with self._lock:
+            held_id, _, payload, _ = self._held.get(run_id, ("", "", None, 0.0))
+        if payload is None or held_id != message_id:
+            return None
+        now = digests_of(map(payload.chunk, range(len(payload))))
+        return payload if tuple(now) == payload.manifest.digests else None
+
+    def _persist(self, action: Callable[[], Answer]) -> Answer:
+        def wait(state: tenacity.RetryCallState) -> None:
+            if state.outcome is not None and isinstance(state.outcome.exception(), RedisUnreachable):
+                self._connection.wait_until_up(float("inf"), self._stopping)
+
+        retrying = tenacity.Retrying(
+            wait=tenacity.wait_random_exponential(multiplier=0.1, max=5.0),
+            retry=tenacity.retry_if_exception_type((RedisUnreachable, RedisOutOfMemory)),
+            stop=lambda _: self._stopping(),
+            before_sleep=wait,
+            sleep=time.sleep,
+            reraise=True,
+        )
+        return retrying(action)
+
+    # Letting go.
+
+    def moves_on(self, run_id: int, group_id: str) -> None:
+        """A message of this group begins: the run has taken the replies of other groups."""
+        with self._lock:
+            if run_id in self._held and self._held[run_id][1] != group_id:
+                del self._held[run_id]
+
+    def release(self) -> None:
+        """Let go of replies that were held long enough."""
+        with self._lock:
+            for run_id, (_, _, _, since) in list(self._held.items()):
+                if time.monotonic() - since > HOLD:
+                    del self._held[run_id]
+
+    def forget(self, run_id: int) -> None:
+        """The run is over."""
+        with self._lock:
+            self._received.pop(run_id, None)
+            self._held.pop(run_id, None)
+
+    def clear(self) -> None:
+        """It is another Redis now."""
+        with self._lock:
+            self._received.clear()
+            self._held.clear()
+
+
+def _size(pieces: dict[bytes, memoryview]) -> int:
+    return sum(map(len, pieces.values()))

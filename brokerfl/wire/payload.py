@@ -1,0 +1,368 @@
+"""The payload: a large content as chunks, and the manifest that says how they make it up.
+
+Owns where a content is divided, the layout of the manifest, and the checks on what it declares and on what arrives. It
+must not know Redis, or where chunks are kept.
+
+A content of more than `INLINE` bytes leaves its message, which then carries the manifest in its place. The buffers of
+the content are divided in their order: one of at least a chunk is cut into chunks of its own, smaller ones in a row
+share one. So a layer that did not change has the chunks it had, whatever became of the layers around it.
+"""
+
+import mmap
+import os
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from itertools import islice
+
+from brokerfl.common import FrameError
+from brokerfl.wire.frame import CONTENT, MANIFEST, MAX_MESSAGE_BYTES, Fields, pack, unpack
+from brokerfl.wire.record import check_description, digest_of, frozen
+
+#: Bytes of a content that travel in the message itself: below, a fetch costs more than what it saves
+#: (``benchmarks/inline_limit.py``).
+INLINE = 64 * 1024
+
+#: Bytes of a chunk. 1 MiB is as fast as it gets; 8 MiB are slower, and keep everyone else waiting. A little less, for
+#: jemalloc gives a value of exactly 1 MiB, with its header, a quarter more room than it needs.
+CHUNK = 1024 * 1024 - 1024
+
+#: Chunks that are asked for, or sent, in one round trip: about 16 MiB.
+WINDOW = 16
+
+#: Most bytes of a manifest: it holds 48 bytes for each chunk, and up to 9 for each array.
+MAX_MANIFEST_BYTES = 16 * 1024 * 1024
+
+_DIGEST = 32
+_ENTRY = struct.Struct(">QQ")
+
+#: A packed array starts where any element type may start.
+_ALIGNMENT = 16
+
+#: Bytes from which memory is asked of the system in huge pages, of 2 MiB on most.
+_HUGE = 4 * 1024 * 1024
+
+_hashers: ThreadPoolExecutor | None = None
+
+
+class MissingChunkError(Exception):
+    """A chunk is not where the manifest says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Buffers that lie in one stretch of memory: a large one, or small ones in a row.
+
+    Attributes:
+        first: index of its first buffer.
+        offsets: where each buffer starts in it.
+        size: its bytes.
+        start: index of its first chunk.
+    """
+
+    first: int
+    offsets: tuple[int, ...]
+    size: int
+    start: int
+
+    @property
+    def chunks(self) -> range:
+        """Indices of its chunks."""
+        return range(self.start, self.start + -(-self.size // CHUNK))
+
+
+def divide(sizes: Iterable[int]) -> list[Piece]:
+    """Return the pieces that buffers of these sizes make."""
+    pieces: list[Piece] = []
+    offsets: list[int] = []
+    first = end = start = 0
+
+    def close() -> None:
+        nonlocal start, end
+        if offsets:
+            pieces.append(Piece(first, tuple(offsets), end, start))
+            start = pieces[-1].chunks.stop
+        offsets.clear()
+        end = 0
+
+    for index, size in enumerate(sizes):
+        place = -(-end // _ALIGNMENT) * _ALIGNMENT
+        if offsets and place + size > CHUNK:
+            close()
+            place = 0
+        if not offsets:
+            first = index
+        offsets.append(place)
+        end = place + size
+    close()
+    return pieces
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """How chunks make up a content.
+
+    Attributes:
+        sizes: bytes of its buffers: the description first, then each array.
+        digests: sha256 of each chunk.
+        entries: for a reply, the entry of the node's data stream that holds each chunk.
+    """
+
+    sizes: tuple[int, ...]
+    digests: tuple[bytes, ...]
+    entries: tuple[str, ...] = ()
+
+    @cached_property
+    def pieces(self) -> list[Piece]:
+        """The pieces it makes."""
+        return divide(self.sizes)
+
+    @cached_property
+    def names(self) -> list[bytes]:
+        """What tells one piece from another: the digests of its chunks."""
+        return [b"".join(self.digests[piece.start : piece.chunks.stop]) for piece in self.pieces]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the content."""
+        return sum(self.sizes)
+
+    @cached_property
+    def encoded(self) -> bytes:
+        """What a message carries of it."""
+        entries = b"".join(_ENTRY.pack(*map(int, entry.split("-"))) for entry in self.entries)
+        return pack([list(self.sizes), b"".join(self.digests), entries])
+
+    @cached_property
+    def name(self) -> bytes:
+        """16 bytes that tell one content from another."""
+        return sha256(pack([list(self.sizes), b"".join(self.digests)])).digest()[:16]
+
+
+def decode_manifest(data: bytes | memoryview, limit: int = MAX_MESSAGE_BYTES) -> Manifest:
+    """Return the manifest that was encoded as ``data``. Nothing is allocated on its word yet.
+
+    Args:
+        data: from another process.
+        limit: most bytes that the content may have.
+
+    Raises:
+        FrameError: malformed, contradictory, or a content beyond the limit.
+    """
+    match unpack(data, MAX_MANIFEST_BYTES):
+        case [list(sizes), bytes(digests), bytes(entries)] if sizes and all(type(n) is int and n >= 0 for n in sizes):
+            pass
+        case _:
+            raise FrameError("the manifest is malformed")
+    if sum(sizes) > limit:
+        raise FrameError(f"the content declares {sum(sizes):,} bytes, the limit is {limit:,} bytes")
+    manifest = Manifest(
+        tuple(sizes),
+        tuple(digests[at : at + _DIGEST] for at in range(0, len(digests), _DIGEST)),
+        tuple(f"{ms}-{seq}" for ms, seq in _ENTRY.iter_unpack(entries)) if len(entries) % _ENTRY.size == 0 else (),
+    )
+    count = manifest.pieces[-1].chunks.stop
+    if len(digests) != count * _DIGEST or len(entries) not in (0, count * _ENTRY.size):
+        raise FrameError(f"the manifest does not name the {count} chunks that its sizes make")
+    return manifest
+
+
+# Dividing.
+
+
+class Payload:
+    """A content that is divided into chunks. It shares the content's memory.
+
+    Args:
+        content: what `record.encode_content` returned.
+    """
+
+    def __init__(self, content: Fields) -> None:
+        self._buffers = [memoryview(data) for data in content.values()]
+        self._pieces = divide(map(len, self._buffers))
+        self._places = [(piece, index - piece.start) for piece in self._pieces for index in piece.chunks]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def chunk(self, index: int) -> memoryview:
+        """Return one chunk; what small arrays share is copied."""
+        piece, number = self._places[index]
+        if len(piece.offsets) == 1:
+            return self._buffers[piece.first][number * CHUNK : (number + 1) * CHUNK]
+        packed = bytearray(piece.size)
+        for buffer, offset in zip(self._buffers[piece.first :], piece.offsets, strict=False):
+            packed[offset : offset + len(buffer)] = buffer
+        return memoryview(packed)
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """Its manifest, without entries. The first call hashes all of it."""
+        digests = digests_of(map(self.chunk, range(len(self))))
+        return Manifest(tuple(map(len, self._buffers)), tuple(digests))
+
+
+def digests_of(chunks: Iterator[memoryview]) -> Iterator[bytes]:
+    """Yield the sha256 of each chunk; of several, in threads: it is the largest cost of sending, and leaves the GIL."""
+    first = list(islice(chunks, 2))
+    if len(first) < 2:
+        yield from map(_digest, first)
+        return
+    hashing = [_hash(chunk) for chunk in first]
+    while hashing:
+        hashing += [_hash(chunk) for chunk in islice(chunks, WINDOW - len(hashing))]
+        yield hashing.pop(0).result()
+
+
+def _digest(data: memoryview) -> bytes:
+    return sha256(data).digest()
+
+
+def _hash(data: memoryview) -> "Future[bytes]":
+    global _hashers
+    if _hashers is None:
+        _hashers = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "hasher")
+    return _hashers.submit(_digest, data)
+
+
+# Putting together.
+
+#: Yields the chunks of these indices; None for one that is not there.
+Read = Callable[[Sequence[int]], Iterable[bytes | None]]
+
+
+def assemble(
+    manifest: Manifest, read: Read, known: Mapping[bytes, memoryview] | None = None
+) -> tuple[Fields, dict[bytes, memoryview]]:
+    """Fetch the chunks of a content, check each, and put them together.
+
+    Args:
+        manifest: of the content.
+        read: fetches at most `WINDOW` chunks.
+        known: pieces that are at hand, by the name that an earlier call gave them: they are not fetched.
+
+    Returns:
+        The content, read-only; and its pieces by name, on the same memory.
+
+    Raises:
+        MissingChunkError: one is not there.
+        FrameError: one has another size or sha256 than declared, or the sizes do not fit the description.
+    """
+    known, names = known or {}, manifest.names
+    wanted = [
+        index for name, piece in zip(names, manifest.pieces, strict=True) if name not in known for index in piece.chunks
+    ]
+    chunks, checks = _fetch(wanted, read, manifest), _Checks(manifest)
+    memories: list[memoryview] = []
+    for name, piece in zip(names, manifest.pieces, strict=True):
+        memories.append(known[name] if name in known else _fill(piece, chunks, checks))
+        if len(memories) == 1:  # it holds the description: no room is made for arrays that do not fit it
+            check_description(memories[0][: manifest.sizes[0]], manifest.sizes[1:])
+    checks.finish()
+    return _content(manifest, memories), dict(zip(names, memories, strict=True))
+
+
+def _fetch(wanted: Sequence[int], read: Read, manifest: Manifest) -> Iterator[bytes]:
+    for at in range(0, len(wanted), WINDOW):
+        window = wanted[at : at + WINDOW]
+        for index, chunk in zip(window, read(window), strict=True):
+            if chunk is None:
+                raise MissingChunkError(f"chunk {index + 1} of {len(manifest.digests)} is gone from Redis")
+            yield chunk
+
+
+def _fill(piece: Piece, chunks: Iterator[bytes], checks: "_Checks") -> memoryview:
+    """Return a piece, made of the chunks that come next."""
+    if len(piece.chunks) == 1:
+        memory = memoryview(next(chunks))
+        checks.check(piece.start, memory, piece.size)
+        return memory
+    memory = _room(piece.size)
+    for index in piece.chunks:
+        place = memory[(index - piece.start) * CHUNK :][:CHUNK]
+        chunk = next(chunks)
+        if len(chunk) == len(place):
+            place[:] = chunk
+        checks.check(index, place if len(chunk) == len(place) else memoryview(chunk), len(place))
+    return memory.toreadonly()
+
+
+def _room(size: int) -> memoryview:
+    """Return new memory, in huge pages where the system has them: that spares hundreds of page faults a chunk."""
+    if size < _HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return memoryview(bytearray(size))
+    room = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a kernel without them
+        room.madvise(mmap.MADV_HUGEPAGE)
+    return memoryview(room)
+
+
+class _Checks:
+    """Checks sizes at once, and hashes while the next chunks travel."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._digests = manifest.digests
+        self._hashing: list[tuple[int, Future[bytes]]] = []
+
+    def check(self, index: int, chunk: memoryview, size: int) -> None:
+        if len(chunk) != size:
+            raise FrameError(f"chunk {index + 1} has {len(chunk):,} bytes, its manifest says {size:,}")
+        if len(self._digests) == 1:
+            self._compare(index, _digest(chunk))
+        else:
+            self._hashing.append((index, _hash(chunk)))
+
+    def finish(self) -> None:
+        for index, digest in self._hashing:
+            self._compare(index, digest.result())
+
+    def _compare(self, index: int, digest: bytes) -> None:
+        if digest != self._digests[index]:
+            raise FrameError(f"chunk {index + 1} does not have the sha256 that its manifest says")
+
+
+def _content(manifest: Manifest, memories: Sequence[memoryview]) -> Fields:
+    content: Fields = {}
+    for piece, memory in zip(manifest.pieces, memories, strict=True):
+        for index, offset in enumerate(piece.offsets, piece.first):
+            name = b"%d" % (index - 1) if index else CONTENT
+            content[name] = memory[offset : offset + manifest.sizes[index]]
+    return content
+
+
+# A content that is about to be sent.
+
+
+class EncodedContent:
+    """A content as its message carries it: itself, or the manifest of a payload.
+
+    Args:
+        content: what `record.encode_content` returned.
+
+    Attributes:
+        fields: what the message carries.
+        payload: what has to be sent beside the message; None where the content is small.
+    """
+
+    def __init__(self, content: Fields) -> None:
+        self.payload = Payload(content) if sum(map(len, content.values())) > INLINE else None
+        self.fields: Fields = frozen(content) if self.payload is None else {MANIFEST: self.payload.manifest.encoded}
+
+    @cached_property
+    def name(self) -> bytes:
+        """16 bytes that tell one content from another."""
+        return digest_of(self.fields) if self.payload is None else self.payload.manifest.name
+
+
+def manifest_of(fields: Mapping[bytes, bytes | memoryview], limit: int = MAX_MESSAGE_BYTES) -> Manifest | None:
+    """Return the manifest that a message or a reply carries; None where the content is in the message itself.
+
+    Raises:
+        FrameError: see `decode_manifest`.
+    """
+    encoded = fields.get(MANIFEST)
+    return None if encoded is None else decode_manifest(encoded, limit)
