@@ -1,0 +1,6 @@
+"""The benchmarks: brokerfl beside bare redis-py, measured in one run. `scripts/bench` is the command.
+
+One module per concern: `rows`, `two_runs` and `growth` say what is measured, `measure` how; `federation` is brokerfl,
+`rivals` bare redis-py doing the same work, `stage` holds both; `processes` starts what they run in, `memory` looks into
+a process, `environment` and `report` say what came of it. `large_model` and `inline_limit` are commands of their own.
+"""

@@ -1,0 +1,180 @@
+"""The report: tables for a terminal, and docs/performance.md with its picture.
+
+Owns how figures are written. It must not know how they were measured.
+"""
+
+import datetime
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.table import Table
+
+from benchmarks.growth import Curve, Points, size_label
+from benchmarks.measure import Comparison, Samples
+from benchmarks.rows import Row
+
+BARE = """\
+"Bare redis-py" is the same work in plain commands, by as many processes on the same server, as well as we know how to
+do it: no ledger, no fence, no records, nothing that survives a crash. Small messages: one stream a node, pushed to in
+one pipeline; nodes read up to 100 at once and publish their answers in one pipeline with XACK and XDEL. Models: chunks
+of 1 MiB, SET once under their sha256 and named in the message; nodes GET 16 at a time, check each hash, and answer with
+entries of a data stream, hashed again, which the collector reads, checks and deletes. redis-py's Python packer with
+memoryviews copies nothing on the way out. Models of at most 64 KiB travel in the message, without hashes. It does one
+thing after another in one thread, and takes the answers of a pipeline in one list, as redis-py gives them. So it is no
+lower bound: a ratio below 1 says that more can be had from redis-py than this, not that Redis is asked for less.
+
+Both sides take turns in one run. Each round has a new random model, and nodes answer new memory (the model plus a
+number of the node's own), so that nothing is saved by recognising bytes. Peaks of memory are VmHWM of fresh processes,
+reset before the model is made. The ServerApp lets go of its model once it is pushed, and of each reply once it is
+folded. A node "with 2 workers" is started with `--workers 2`."""
+
+HOW = """\
+    scripts/bench            # everything; writes this page
+    scripts/bench --quick    # less than two minutes; writes nothing
+    scripts/bench --only empty --only 10mb --repeat 9"""
+
+
+@dataclass
+class Grid:
+    """A table as text, for a terminal and for Markdown alike."""
+
+    columns: Sequence[str]
+    rows: list[Sequence[str]] = field(default_factory=list)
+
+    def rich(self, title: str) -> Table:
+        """Return it for a terminal."""
+        table = Table(title=title)
+        for index, column in enumerate(self.columns):
+            table.add_column(column, justify="right" if index else "left")
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
+    def markdown(self) -> str:
+        """Return it for a page."""
+        rule = ["---", *("---:" for _ in self.columns[1:])]
+        return "\n".join(f"| {' | '.join(cells)} |" for cells in (self.columns, rule, *self.rows))
+
+
+def quantity(value: float, unit: str) -> str:
+    """Return seconds or bytes with three digits and a unit that fits."""
+    scales = {"s": ((1.0, "s"), (1e-3, "ms"), (0.0, "µs")), "B": ((1e6, "MB"), (0.0, "KB"))}[unit]
+    factor, name = next(scale for scale in scales if abs(value) >= scale[0])
+    value /= factor or {"µs": 1e-6, "KB": 1e3}[name]
+    return f"{value:.{max(0, 2 - len(str(int(abs(value)))) + 1)}f} {name}"
+
+
+def spread(samples: Samples, unit: str) -> str:
+    """Return the median, and in brackets its spread."""
+    low, high = samples.spread
+    return f"{quantity(samples.median, unit)} ({quantity(low, unit)} to {quantity(high, unit)})"
+
+
+def _ratio(comparison: Comparison) -> str:
+    low, high = comparison.spread
+    return f"{comparison.ratio:.2f} ({low:.2f} to {high:.2f})"
+
+
+def table_of(found: Mapping[Row, Comparison | Exception]) -> Grid:
+    """Return the rows of the table."""
+    grid = Grid(("work", "brokerfl", "compared with", "ratio", "at most", "ok"))
+    for row, result in found.items():
+        if isinstance(result, Exception):
+            grid.rows.append((row.work, f"not measured: {_first_line(result)}", "", "", f"{row.target:g}", "no"))
+            continue
+        work = f"{row.work}; {result.note}" if result.note else row.work
+        reference = f"{row.beside}: {_reference(result.reference, row.unit)}"
+        ok = "yes" if result.ratio <= row.target else "no"
+        grid.rows.append((work, spread(result.ours, row.unit), reference, _ratio(result), f"{row.target:g}", ok))
+    return grid
+
+
+def _reference(samples: Samples, unit: str) -> str:
+    constant = samples.values[0] == samples.values[-1]
+    return quantity(samples.median, unit) if constant else spread(samples, unit)
+
+
+def _first_line(error: Exception) -> str:
+    text = (str(error) or type(error).__name__).splitlines()[0]
+    return re.sub(r"[|/]\S*", "…", text)
+
+
+def curve_of(curve: Curve, points: Points) -> Grid:
+    """Return a curve as a table."""
+    grid = Grid((curve.axis, "brokerfl", "bare redis-py", "ratio"))
+    for value, comparison in points:
+        cells = (spread(comparison.ours, "s"), spread(comparison.reference, "s"), _ratio(comparison))
+        grid.rows.append((curve.label(value), *cells))
+    return grid
+
+
+def environment_of(environment: Mapping[str, str]) -> Grid:
+    """Return the environment as a table."""
+    return Grid(("what", "here"), list(environment.items()))
+
+
+# The page.
+
+
+def write_page(
+    folder: Path,
+    environment: Mapping[str, str],
+    found: Mapping[Row, Comparison | Exception],
+    curves: Mapping[Curve, Points],
+) -> None:
+    """Write performance.md and performance.svg into ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    draw(folder / "performance.svg", curves)
+    date = datetime.datetime.now(datetime.UTC).date()
+    parts = [
+        "# Performance",
+        f"Written by `scripts/bench` on {date}; do not edit. Medians; in brackets the 10th and 90th percentile of all\n"
+        "rounds, or the least and greatest of fewer than ten. A ratio is the median of the turns, in brackets their\n"
+        "least and greatest.",
+        environment_of(environment).markdown(),
+        "## Beside bare redis-py",
+        table_of(found).markdown(),
+        "## How a round grows",
+        "![How a round grows with the number of nodes and with the payload](performance.svg)",
+        *_sections(curves),
+        "## What is measured",
+        BARE,
+        "## How to run it",
+        HOW,
+    ]
+    (folder / "performance.md").write_text("\n\n".join(parts) + "\n")
+
+
+def _sections(curves: Mapping[Curve, Points]) -> Iterable[str]:
+    for curve, points in curves.items():
+        yield f"{curve.title}:"
+        yield curve_of(curve, points).markdown()
+
+
+def draw(path: Path, curves: Mapping[Curve, Points]) -> None:
+    """Draw the curves side by side: median, with the spread behind it."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    matplotlib.rcParams.update({"svg.hashsalt": "brokerfl", "svg.fonttype": "none", "font.size": 9})
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    for axes, (curve, points) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
+        values = [value for value, _ in points]
+        for label, colour, side in (("brokerfl", "#c0392b", "ours"), ("bare redis-py", "#2c3e50", "reference")):
+            samples: list[Samples] = [getattr(comparison, side) for _, comparison in points]
+            low, high = zip(*(sample.spread for sample in samples), strict=True)
+            medians = [sample.median * 1e3 for sample in samples]
+            axes.plot(values, medians, "o-", color=colour, label=label, markersize=4)
+            axes.fill_between(values, [x * 1e3 for x in low], [x * 1e3 for x in high], color=colour, alpha=0.15, lw=0)
+        axes.set(title=curve.title, xlabel=curve.axis, ylabel="round, ms")
+        if curve.label is size_label:
+            axes.set(xscale="log", yscale="log")
+        else:
+            axes.set(ylim=(0, None))
+        axes.set_xticks(values, [curve.label(value) for value in values], minor=False)
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    figure.savefig(path, metadata={"Date": None, "Creator": None})
