@@ -82,6 +82,9 @@ class Array:
     def __init__(self, torch_tensor: Any) -> None: ...
 
     def __init__(self, *args: Any, **named: Any) -> None:
+        if len(args) == 4 and not named:
+            self.dtype, self.shape, self.stype, self.data = _checked_fields(*args)
+            return
         given = (*args, *named.values())
         only = given[0] if len(given) == 1 else None
         if named.keys() <= {"ndarray"} and _is_instance(only, "numpy", "ndarray"):
@@ -166,7 +169,10 @@ class Array:
         }
         if version not in readers:  # 3.0 is for structured dtypes
             raise ValueError(f"the data are an .npy file of version {version}, not 1.0 or 2.0")
-        shape, is_fortran, dtype = readers[version](file)
+        try:
+            shape, is_fortran, dtype = readers[version](file)
+        except Exception as error:  # numpy lets those of its parser out, such as TokenError and RecursionError
+            raise ValueError(f"the header of the .npy file is malformed: {error}") from None
         start = file.tell()
         if (shape, dtype.name) != (self.shape, self.dtype):
             declared = f"{self.dtype} of shape {self.shape}"
@@ -192,26 +198,36 @@ class Array:
 
 _Fields = tuple[str, tuple[int, ...], str, bytes | memoryview]
 
-_FIELDS = {"dtype": str, "shape": Sequence, "stype": str, "data": bytes | memoryview}
+_NAMES = ("dtype", "shape", "stype", "data")
 
 
 def _from_fields(args: tuple[Any, ...], named: dict[str, Any]) -> _Fields:
-    given = dict(zip(_FIELDS, args, strict=False)) | named
-    if (
-        len(args) + len(named) != len(_FIELDS)
-        or given.keys() != _FIELDS.keys()
-        or not all(isinstance(given[name], kind) for name, kind in _FIELDS.items())
+    given = dict(zip(_NAMES, args, strict=False)) | named
+    if len(args) + len(named) != len(_NAMES) or given.keys() != set(_NAMES):
+        raise _impossible(*args, *named.values())
+    return _checked_fields(*(given[name] for name in _NAMES))
+
+
+def _checked_fields(dtype: Any, shape: Any, stype: Any, data: Any) -> _Fields:
+    if not (
+        isinstance(dtype, str)
+        and isinstance(shape, tuple | list | Sequence)
+        and isinstance(stype, str)
+        and isinstance(data, bytes | memoryview)
     ):
-        kinds = ", ".join(type(value).__name__ for value in (*args, *named.values()))
-        raise TypeError(
-            "an Array is made of one ndarray, one torch tensor, or dtype (str), shape (ints), stype (str) "
-            f"and data (bytes or memoryview), not of ({kinds})"
-        )
-    shape = tuple(int(index(size)) for size in given["shape"])
-    if any(size < 0 for size in shape):
-        raise ValueError(f"the shape {shape} has a negative size")
-    data = given["data"]
-    return given["dtype"], shape, given["stype"], data if isinstance(data, bytes) else data.cast("B")
+        raise _impossible(dtype, shape, stype, data)
+    sizes = tuple([int(index(size)) for size in shape])
+    if sizes and min(sizes) < 0:
+        raise ValueError(f"the shape {sizes} has a negative size")
+    return dtype, sizes, stype, data if isinstance(data, bytes) else data.cast("B")
+
+
+def _impossible(*given: Any) -> TypeError:
+    kinds = ", ".join(type(value).__name__ for value in given)
+    return TypeError(
+        "an Array is made of one ndarray, one torch tensor, or dtype (str), shape (ints), stype (str) "
+        f"and data (bytes or memoryview), not of ({kinds})"
+    )
 
 
 def _from_ndarray(ndarray: Any) -> _Fields:

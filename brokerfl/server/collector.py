@@ -8,6 +8,7 @@ one thread pays for no hand-over between threads, and one with many opens no mor
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from logging import WARNING
 
 from brokerfl.broker.blobs import Blobs
@@ -24,6 +25,14 @@ from brokerfl.server.liveness import Liveness
 
 #: Seconds between two sweeps while somebody waits: they catch lost rings, lapsed leases and expired messages.
 SWEEP = 1.0
+
+
+@dataclass
+class Wanted:
+    """The messages whose replies one iterator waits for. ``seen``: how many takes of the ledger it has considered."""
+
+    ids: set[str]
+    seen: int = -1
 
 
 class Collector:
@@ -72,10 +81,10 @@ class Collector:
 
     # Waiting.
 
-    def next(self, message_ids: set[str], until: float | None) -> OpenMessage | None:
-        """Take the first reply to one of ``message_ids``; wait for it until the local monotonic time ``until``.
+    def next(self, wanted: Wanted, until: float | None) -> OpenMessage | None:
+        """Take the first reply to a message that is wanted; wait for it until the local monotonic time ``until``.
 
-        Removes from ``message_ids`` what can no longer be answered because another call took it.
+        Removes from ``wanted`` what was found, and what another call took.
 
         Returns:
             None when none is left to wait for, or at ``until``.
@@ -83,19 +92,19 @@ class Collector:
         Raises:
             RunStopped, RunFenced, RunLost, OutageLimit: the run is over for this process.
         """
-        taken = -1
         with self._lock:
             while True:
-                message = self._ledger.take(message_ids)
+                message = self._ledger.take(wanted.ids)
                 if message is not None:
-                    message_ids.discard(message.message_id)
+                    wanted.ids.discard(message.message_id)
+                    wanted.seen += wanted.seen == self._ledger.taken - 1
                     return message
                 self._link.check()
-                if self._ledger.taken != taken:  # another call may have taken what this one waits for
-                    taken = self._ledger.taken
-                    message_ids.intersection_update([i for i in message_ids if self._ledger.waits(i)])
+                if wanted.seen != self._ledger.taken:  # another call may have taken what this one waits for
+                    wanted.seen = self._ledger.taken
+                    wanted.ids.intersection_update([i for i in wanted.ids if self._ledger.waits(i)])
                 left = SWEEP if until is None else until - time.monotonic()
-                if not message_ids or left <= 0:
+                if not wanted.ids or left <= 0:
                     return None
                 self._wait(min(left, SWEEP), until)
 

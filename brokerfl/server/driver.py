@@ -33,7 +33,7 @@ from brokerfl.common import (
     UserConfig,
     is_message_type,
 )
-from brokerfl.server.collector import Collector
+from brokerfl.server.collector import Collector, Wanted
 from brokerfl.server.commit import Committer
 from brokerfl.server.delivery import Delivery
 from brokerfl.server.fetch import Fetcher
@@ -331,9 +331,9 @@ class Driver:
         """
         wanted, foreign = self._sort(message_ids)
         until = None if timeout is None else time.monotonic() + timeout
-        return self._iterate(wanted, foreign, until)
+        return self._iterate(Wanted(wanted), foreign, until)
 
-    def _iterate(self, wanted: set[str], foreign: list[str], until: float | None) -> Iterator[Message]:
+    def _iterate(self, wanted: Wanted, foreign: list[str], until: float | None) -> Iterator[Message]:
         for message_id in foreign:
             yield unknown_reply(self._run.run_id, message_id)
         while True:
@@ -342,7 +342,7 @@ class Driver:
                 return
             decoded = self._fetcher.decode(message, until)
             if decoded is None:
-                wanted.add(message.message_id)
+                wanted.ids.add(message.message_id)
                 continue
             only = [decoded]
             del decoded  # it may be half of what the app's memory holds

@@ -35,7 +35,10 @@ CHUNK = 1024 * 1024 - 1024
 WINDOW = 16
 
 #: Most bytes of a manifest: it holds 48 bytes for each chunk, and up to 9 for each array.
-MAX_MANIFEST_BYTES = 16 * 1024 * 1024
+MAX_MANIFEST_BYTES = 4 * 1024 * 1024
+
+#: Most arrays of a content: as many as a description may hold.
+MAX_ARRAYS = 100_000
 
 _DIGEST = 32
 _ENTRY = struct.Struct(">QQ")
@@ -154,7 +157,9 @@ def decode_manifest(data: bytes | memoryview, limit: int = MAX_MESSAGE_BYTES) ->
         FrameError: malformed, contradictory, or a content beyond the limit.
     """
     match unpack(data, MAX_MANIFEST_BYTES):
-        case [list(sizes), bytes(digests), bytes(entries)] if sizes and all(type(n) is int and n >= 0 for n in sizes):
+        case [list(sizes), bytes(digests), bytes(entries)] if 0 < len(sizes) <= MAX_ARRAYS + 1 and all(
+            type(n) is int and n >= 0 for n in sizes
+        ):
             pass
         case _:
             raise FrameError("the manifest is malformed")
