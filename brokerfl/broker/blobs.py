@@ -26,8 +26,10 @@ HOLD = 5.0
 
 def read_blobs(connection: Connection, run_id: int, digests: Iterable[bytes]) -> Iterator[bytes | None]:
     """Yield the chunks with these digests; None for one that is not there."""
-    for answer in connection.ask([("GET", connection.keys.blob(run_id, digest)) for digest in digests]):
-        yield found_or_none(answer, connection.url)
+    commands = [("GET", connection.keys.blob(run_id, digest)) for digest in digests]
+    with map_errors(connection.url):
+        for answer in connection.sockets.stream(commands):
+            yield found_or_none(answer, connection.url)
 
 
 def chunks_of(connection: Connection, run_id: int) -> set[bytes]:

@@ -9,7 +9,7 @@ import re
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from logging import INFO, WARNING
@@ -41,6 +41,7 @@ from redis.retry import Retry
 from redis.utils import HIREDIS_AVAILABLE
 
 from brokerfl.broker.keys import DEFAULT_PREFIX, Keys
+from brokerfl.broker.sockets import Sockets
 from brokerfl.broker.url import check_url, masked
 from brokerfl.common import (
     ConfigError,
@@ -97,6 +98,7 @@ class Connection:
 
     Attributes:
         redis: the redis-py client. Its calls raise redis-py's errors: wrap them in `map_errors`.
+        sockets: the same server, for the commands of the message path.
         keys: the keys under the prefix.
         url: where it points, without the password.
         persists: whether the server keeps an append-only file, as far as it tells: one that is killed then forgets its
@@ -108,6 +110,7 @@ class Connection:
     def __init__(self, client: redis.Redis, keys: Keys, url: str = "") -> None:
         # Any, for redis-py annotates every answer as the union of what any server and protocol may answer.
         self.redis: Any = client
+        self.sockets = Sockets(client)
         self.keys = keys
         self.url = url
         self.persists = True
@@ -237,37 +240,9 @@ class Connection:
         log(INFO, "Redis at %s is back after %.1f s", self.url, time.monotonic() - since)
         return True
 
-    def ask(self, commands: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
-        """Send reading commands at once, and yield each answer when it has come: no two of them are in memory together.
-
-        redis-py's pipelines return all answers in a list. With 16 chunks of 1 MiB in it, fresh memory for each makes
-        that four times as slow.
-
-        Yields:
-            What the server sent, or the `ResponseError` it answered with.
-
-        Raises:
-            RedisUnreachable, RedisAuthError, RedisTLSError: the rest has not come.
-        """
-        pool, left = self.redis.connection_pool, len(commands)
-        with map_errors(self.url):
-            socket = pool.get_connection()
-            try:
-                socket.send_packed_command(socket.pack_commands(commands))
-                while left:
-                    try:
-                        answer = socket.read_response()
-                    except ResponseError as error:
-                        answer = error
-                    left -= 1  # before the answer is handed over: nobody asks for one after the last
-                    yield answer
-            finally:
-                if left:  # answers that nobody read
-                    socket.disconnect()
-                pool.release(socket)
-
     def reset(self) -> None:
         """Give up the idle sockets: after a signal tore a command apart, one may hold an answer nobody waits for."""
+        self.sockets.close()
         self.redis.connection_pool.disconnect(inuse_connections=False)
 
     def close(self) -> None:

@@ -12,11 +12,12 @@ from collections.abc import Callable
 from typing import Any
 
 from redis.client import Pipeline
-from redis.exceptions import WatchError
+from redis.exceptions import ResponseError
 
-from brokerfl.broker.connection import Connection, is_changed, map_errors
+from brokerfl.broker.connection import Connection, map_errors
 from brokerfl.broker.keys import RETENTION, milliseconds
-from brokerfl.common import RedisOutOfMemory, RunFenced, RunLost, RunStopped
+from brokerfl.broker.sockets import Command, commands_of
+from brokerfl.common import BrokerflError, RedisOutOfMemory, RunFenced, RunLost, RunStopped
 
 #: What a stop writes in place of a token.
 STOP = "stop"
@@ -57,6 +58,10 @@ class Fence:
         self._token = token
         self._retention = retention
         self._lock = threading.Lock()
+        self._watch = (("WATCH", self._key), ("GET", self._key))
+        self._socket: Any = None
+        self._is_watching = False
+        self._owner: bytes | None = None
 
     @property
     def value(self) -> str:
@@ -92,23 +97,59 @@ class Fence:
                 return self._execute_outside(build)
 
     def _execute(self, build: Build, reclaims: bool) -> list[Any]:
-        with map_errors(self._connection.url), self._connection.redis.pipeline(transaction=True) as pipe:
-            while True:
-                pipe.watch(self._key)
-                forgotten = self._is_forgotten(pipe, pipe.get(self._key), reclaims)
-                pipe.multi()
-                if forgotten:
-                    pipe.set(self._key, self.value, px=milliseconds(self._retention))
-                build(pipe)
-                try:
-                    results: list[Any] = pipe.execute(raise_on_error=False)
-                    return results[1:] if forgotten else results
-                except WatchError as error:
-                    if not is_changed(error):
-                        raise
+        with map_errors(self._connection.url):
+            try:
+                while True:
+                    owner = self._watched()
+                    forgotten = self._is_forgotten(owner, reclaims)
+                    pipe = self._connection.sockets.pipe()
+                    if forgotten:
+                        pipe.set(self._key, self.value, px=milliseconds(self._retention))
+                    build(pipe)
+                    results = self._transact(commands_of(pipe))
+                    if results is not None:
+                        return results[1:] if forgotten else results
                     # Its ttl was renewed, or it changed hands: look again.
+            except (BrokerflError, ResponseError, Forgotten):
+                self._is_watching = False
+                raise
+            except BaseException:
+                self._drop()
+                raise
 
-    def _is_forgotten(self, pipe: Pipeline, owner: bytes | None, reclaims: bool) -> bool:
+    def _watched(self) -> bytes | None:
+        """Return what the owner key holds, or held when it was watched: should it change, the next EXEC does nothing.
+
+        The key is watched again right behind each EXEC, in the same round trip. On a new socket nothing is watched.
+        """
+        if self._socket is not None and not self._socket.is_connected:
+            self._drop()
+        if not self._is_watching:
+            if self._socket is None:
+                self._socket = self._connection.sockets.take()
+            refusal = self._note(self._connection.sockets.talk(self._socket, self._watch))
+            if refusal is not None:
+                raise refusal
+        return self._owner
+
+    def _transact(self, commands: list[Command]) -> list[Any] | None:
+        results, watched = self._connection.sockets.transact_on(self._socket, commands, self._watch)
+        self._note(watched)
+        return results
+
+    def _note(self, watched: list[Any]) -> Exception | None:
+        refusal = next((answer for answer in watched if isinstance(answer, Exception)), None)
+        self._is_watching = refusal is None
+        self._owner = watched[-1] if refusal is None else None
+        return refusal
+
+    def _drop(self) -> None:
+        self._is_watching = False
+        if self._socket is not None:
+            self._connection.sockets.drop(self._socket)
+            self._socket = None
+
+    def _is_forgotten(self, owner: bytes | None, reclaims: bool) -> bool:
         try:
             self.check(owner)
             return False
@@ -117,7 +158,10 @@ class Fence:
                 raise
         # Whoever ends a run deletes its owner and marks it, in one transaction: what is read here is the truth.
         if owner is None:
-            self._check_score(pipe.zscore(self._connection.keys.runs, str(self._run_id)))
+            [score] = self._connection.sockets.talk(
+                self._socket, [("ZSCORE", self._connection.keys.runs, str(self._run_id))]
+            )
+            self._check_score(None if score is None else float(score))
         return True
 
     def _check_score(self, score: Any) -> None:
@@ -138,11 +182,11 @@ class Fence:
         raise RunLost(f"run {self._run_id} is gone from Redis: it was deleted, or it expired")
 
     def _execute_outside(self, build: Build) -> list[Any]:
-        with map_errors(self._connection.url), self._connection.redis.pipeline(transaction=False) as pipe:
+        with map_errors(self._connection.url):
             self.look()
+            pipe = self._connection.sockets.pipe()
             build(pipe)
-            results: list[Any] = pipe.execute(raise_on_error=False)
-            return results
+            return self._connection.sockets.exchange(commands_of(pipe))
 
     def seal(self) -> None:
         """See to it that no transaction of this owner that is still on its way takes effect.

@@ -169,21 +169,16 @@ class Inboxes:
         return self._read(streams, count, round(block * 1000))
 
     def _read(self, streams: dict[str, str], count: int, block: int | None) -> list[Delivery]:
-        connection = self._connection
-        with map_errors(connection.url):
-            try:
-                response = connection.redis.xreadgroup(
-                    GROUP,
-                    str(self._node_id),
-                    streams,
-                    count=count,
-                    block=block,
-                )
-            except ResponseError as error:
-                if not _is_missing(error):
-                    raise
+        command = ["XREADGROUP", "GROUP", GROUP, str(self._node_id), "COUNT", count]
+        command += [] if block is None else ["BLOCK", block]
+        with map_errors(self._connection.url):
+            [response] = self._connection.sockets.exchange([(*command, "STREAMS", *streams, *streams.values())])
+        if isinstance(response, ResponseError):
+            if not _is_missing(response):
+                raise translate(response, self._connection.url) or response
+            with map_errors(self._connection.url):
                 self._recover()
-                return []
+            return []
         found, rung = [], []
         for key, entry_id, fields in entries(response):
             if key == self._ctl:

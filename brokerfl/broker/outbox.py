@@ -17,6 +17,7 @@ from redis.exceptions import ResponseError
 from brokerfl.broker.connection import Connection, found_or_none, map_errors, translate
 from brokerfl.broker.inbox import remove_message
 from brokerfl.broker.keys import BELL_LENGTH, parse_id
+from brokerfl.broker.sockets import commands_of
 from brokerfl.broker.stream import entries
 from brokerfl.wire.frame import Fields
 
@@ -42,15 +43,15 @@ def publish(connection: Connection, node_id: int, replies: Iterable[Outgoing]) -
         RedisUnreachable: unknown whether it happened; repeating is safe, a second reply is dropped.
         RedisOutOfMemory: nothing happened.
     """
-    keys, batch = connection.keys, list(replies)
-    with map_errors(connection.url), connection.redis.pipeline(transaction=True) as pipe:
-        for reply in batch:
-            pipe.xadd(keys.outbox(node_id, reply.run_id), reply.fields, nomkstream=True)
-        for reply in batch:
-            remove_message(pipe, keys, node_id, reply.run_id, *reply.inbox_entries)
-        for run_id in dict.fromkeys(reply.run_id for reply in batch):
-            pipe.xadd(keys.bell(run_id), {"n": str(node_id)}, maxlen=BELL_LENGTH, nomkstream=True)
-        results = pipe.execute(raise_on_error=False)
+    keys, batch, pipe = connection.keys, list(replies), connection.sockets.pipe()
+    for reply in batch:
+        pipe.xadd(keys.outbox(node_id, reply.run_id), reply.fields, nomkstream=True)  # type: ignore[arg-type]
+    for reply in batch:
+        remove_message(pipe, keys, node_id, reply.run_id, *reply.inbox_entries)
+    for run_id in dict.fromkeys(reply.run_id for reply in batch):
+        pipe.xadd(keys.bell(run_id), {"n": str(node_id)}, maxlen=BELL_LENGTH, nomkstream=True)
+    with map_errors(connection.url):
+        results = connection.sockets.transact(commands_of(pipe))
     return [isinstance(entry, bytes) for entry in results[: len(batch)]]
 
 
@@ -88,16 +89,17 @@ class Outboxes:
         Returns:
             None when somebody rang without being a node: look at the owner.
         """
+        blocking = () if block is None else ("BLOCK", max(1, round(block * 1000)))
         with map_errors(self._connection.url):
-            try:
-                response = self._connection.redis.xread(
-                    {self._bell: self._bell_cursor}, block=None if block is None else max(1, round(block * 1000))
-                )
-            except ResponseError as error:
-                if translate(error) is not None:
-                    raise
-                time.sleep(block or 0.0)  # somebody made another thing of the bell: sweeps do without
-                return None
+            [response] = self._connection.sockets.exchange(
+                [("XREAD", *blocking, "STREAMS", self._bell, self._bell_cursor)]
+            )
+        if isinstance(response, ResponseError):
+            error = translate(response, self._connection.url)
+            if error is not None:
+                raise error from response
+            time.sleep(block or 0.0)  # somebody made another thing of the bell: sweeps do without
+            return None
         rung: set[int] = set()
         called = False
         for _, entry_id, fields in entries(response):
@@ -118,16 +120,17 @@ class Outboxes:
         """
         keys, nodes = self._connection.keys, list(node_ids)
         found: list[Reply] = []
-        with map_errors(self._connection.url), self._connection.redis.pipeline(transaction=False) as pipe:
-            remove_replies(pipe, self._connection, self._run_id, settled)
-            for node in nodes:  # one XREAD each: a node that made something else of its outbox must not stop the others
-                pipe.xread({keys.outbox(node, self._run_id): self._cursors.get(node, "0")})
-            results = pipe.execute(raise_on_error=False)
+        pipe = self._connection.sockets.pipe()
+        remove_replies(pipe, self._connection, self._run_id, settled)
+        commands = commands_of(pipe)
+        for node in nodes:  # one XREAD each: a node that made something else of its outbox must not stop the others
+            commands.append(("XREAD", "STREAMS", keys.outbox(node, self._run_id), self._cursors.get(node, "0")))
+        with map_errors(self._connection.url):
+            results = self._connection.sockets.exchange(commands)
         for node, response in zip(nodes, results[len(results) - len(nodes) :], strict=True):
-            if not isinstance(response, ResponseError):
-                for _, entry_id, fields in entries(response):
-                    self._cursors[node] = entry_id
-                    found.append((node, entry_id, fields))
+            for _, entry_id, fields in entries(found_or_none(response, self._connection.url)):
+                self._cursors[node] = entry_id
+                found.append((node, entry_id, fields))
         return found
 
     def read_more(self, pipe: Pipeline, node_id: int) -> None:
@@ -171,9 +174,11 @@ def add_data(connection: Connection, node_id: int, run_id: int, chunks: Iterable
 def read_data(connection: Connection, node_id: int, run_id: int, entry_ids: Iterable[str]) -> Iterator[bytes | None]:
     """Yield the chunks that `add_data` put into these entries; None for one that is gone."""
     key = connection.keys.data(node_id, run_id)
-    for answer in connection.ask([("XRANGE", key, entry_id, entry_id) for entry_id in entry_ids]):
-        match found_or_none(answer, connection.url):
-            case [[_, [field, chunk]]] if field == CHUNK_FIELD:
-                yield chunk
-            case _:
-                yield None
+    commands = [("XRANGE", key, entry_id, entry_id) for entry_id in entry_ids]
+    with map_errors(connection.url):
+        for answer in connection.sockets.stream(commands):
+            match found_or_none(answer, connection.url):
+                case [[_, [field, chunk]]] if field == CHUNK_FIELD:
+                    yield chunk
+                case _:
+                    yield None

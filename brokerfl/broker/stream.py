@@ -1,6 +1,7 @@
 """What stream reads return, in one shape.
 
-redis-py returns lists or dicts by protocol version, and deleted entries come back from history reads without fields.
+Servers and protocol versions differ: a map or a list of streams; an entry's fields as a list, or nothing for one that
+was deleted; redis-py makes dicts of them.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,18 +11,20 @@ Entry = tuple[str, str, dict[bytes, bytes]]
 
 
 def entries(response: Any) -> Iterator[Entry]:
-    """Yield (key, entry id, fields) for each entry of an XREAD or XREADGROUP response.
+    """Yield (key, entry id, fields) for each entry that XREAD or XREADGROUP answered.
 
     Fields are empty for an entry of the history that was deleted meanwhile.
     """
-    if not response:
-        return
-    items = response.items() if isinstance(response, Mapping) else response
-    for key, found in items:
-        if isinstance(response, Mapping):
-            found = found[0] if found and isinstance(found[0], list) else found
-        for entry_id, fields in found:
-            yield key.decode(), entry_id.decode(), fields or {}
+    for key, found in response.items() if isinstance(response, Mapping) else response or ():
+        for entry_id, fields in entries_of_one(found):
+            yield key.decode(), entry_id, fields
+
+
+def entries_of_one(found: Any) -> Iterator[tuple[str, dict[bytes, bytes]]]:
+    """Yield (entry id, fields) for each entry that XRANGE answered."""
+    for entry_id, fields in found or ():
+        pairs = iter(fields or ())
+        yield entry_id.decode(), fields if isinstance(fields, dict) else dict(zip(pairs, pairs, strict=True))
 
 
 def milliseconds_of(entry_id: str) -> int:

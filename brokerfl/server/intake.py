@@ -10,6 +10,7 @@ from typing import Any
 from brokerfl.broker.connection import Connection, Pipeline
 from brokerfl.broker.ledger import Ledger, OpenMessage
 from brokerfl.broker.outbox import Outboxes, Settled, remove_replies
+from brokerfl.broker.stream import entries_of_one
 from brokerfl.common import FrameError, log
 from brokerfl.wire.message import message_id_of
 from brokerfl.wire.payload import manifest_of
@@ -60,9 +61,9 @@ class Intake:
     def take_more(self, nodes: Iterable[int], results: Iterable[Any]) -> None:
         """Take what `read_more` found. Called with the ledger's lock."""
         for node, found in zip(nodes, results, strict=True):
-            for entry_id, fields in found if isinstance(found, list) else ():
-                self._outboxes.advance(node, entry_id.decode())
-                self._match(node, entry_id.decode(), fields)
+            for entry_id, fields in entries_of_one(found if isinstance(found, list) else ()):
+                self._outboxes.advance(node, entry_id)
+                self._match(node, entry_id, fields)
 
     def _match(self, node: int, entry_id: str, fields: dict[bytes, bytes]) -> None:
         message_id = message_id_of(fields)

@@ -18,6 +18,7 @@ from brokerfl.broker.fence import Build, Fence
 from brokerfl.broker.nodes import Registration
 from brokerfl.broker.outbox import Outgoing, add_data, publish
 from brokerfl.broker.runs import stop_run
+from brokerfl.broker.sockets import Sockets
 from brokerfl.client import ClientApp, payloads
 from brokerfl.common import (
     Array,
@@ -81,13 +82,13 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The keys of the chunks that nodes asked for."""
     keys: list[str] = []
-    ask = Connection.ask
+    stream = Sockets.stream
 
-    def spy(connection: Connection, commands: Any) -> Any:
+    def spy(sockets: Sockets, commands: Any) -> Any:
         keys.extend(command[1] for command in commands if command[0] == "GET")
-        return ask(connection, commands)
+        return stream(sockets, commands)
 
-    monkeypatch.setattr(Connection, "ask", spy)
+    monkeypatch.setattr(Sockets, "stream", spy)
     return keys
 
 

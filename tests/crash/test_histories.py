@@ -1,5 +1,6 @@
 """Any history: hypothesis composes pushes, replies, commits and accidents, many in one run, and shrinks what fails."""
 
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from brokerfl.common import ConfigsRecord, MetricsRecord, RunStopped
 from brokerfl.server import Driver
 from tests.apps import number
 from tests.conftest import PREFIX
-from tests.crash.world import Accident, Outcome, World, check_books, enter, virtual_time
+from tests.crash.world import Accident, Outcome, World, check_books, enter, payloads, virtual_time
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -24,9 +25,11 @@ class Histories(RuleBasedStateMachine):
     What the app knows beside its state is lost when it is killed, as in a process.
     """
 
-    @initialize()
-    def begin(self) -> None:
-        """Two nodes and a run."""
+    @initialize(are_chunked=st.booleans())
+    def begin(self, are_chunked: bool = False) -> None:
+        """Two nodes and a run, whose contents are small or chunked."""
+        self.sizes = ExitStack()
+        self.sizes.enter_context(payloads(are_chunked))
         self.world = World(Accident())
         enter(self.world)
         self.world.register_nodes()
@@ -146,6 +149,10 @@ class Histories(RuleBasedStateMachine):
         """From any state the run comes to its right end."""
         if not hasattr(self, "world"):
             return
+        with self.sizes:
+            self._end()
+
+    def _end(self) -> None:
         target = int(self.books["round"]) + 2
         while self.books["round"] < target:
             if self.waiting is None:
