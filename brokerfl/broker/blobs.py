@@ -69,7 +69,7 @@ class _Broadcast:
 
 
 class Blobs:
-    """What one run has broadcast and still needs. One thread at a time, but for `release` and `digests`.
+    """What one run has broadcast and still needs. Used by one thread at a time, that which holds `Link.writing`.
 
     Args:
         connection: where the run lives.
@@ -85,7 +85,7 @@ class Blobs:
         self._limit = limit
         self._broadcasts: dict[bytes, _Broadcast] = {}
         self._users: dict[bytes, int] = {}
-        self._sizes = 0
+        self._size = 0
         self._present: set[bytes] = set()
         self._strays: set[bytes] = set()
         self._held: dict[bytes, tuple[memoryview, float]] = {}
@@ -137,16 +137,20 @@ class Blobs:
         return [indices[at : at + WINDOW] for at in range(0, len(indices), WINDOW)]
 
     def _check_limit(self, manifest: Manifest) -> None:
-        if self._limit is not None and self._sizes + manifest.size > self._limit:
+        if self._limit is None:
+            return
+        more = sum(size for digest, size in manifest.chunk_sizes().items() if digest not in self._users)
+        if self._size + more > self._limit:
             raise MessageTooLarge(
-                f"the content has {manifest.size:,} bytes, and run {self._run_id} has {self._sizes:,} in Redis: "
-                f"together more than the {self._limit:,} that it may have"
+                f"the content needs {more:,} bytes, and run {self._run_id} has {self._size:,} in Redis: together more "
+                f"than the {self._limit:,} that it may have"
             )
 
     def _enter(self, manifest: Manifest) -> None:
         self._broadcasts[manifest.name] = _Broadcast(manifest)
-        self._sizes += manifest.size
-        for digest in set(manifest.digests):
+        for digest, size in manifest.chunk_sizes().items():
+            if digest not in self._users:
+                self._size += size
             self._users[digest] = self._users.get(digest, 0) + 1
 
     def upload(self, pipe: Pipeline, payload: Payload, indices: Iterable[int]) -> None:
@@ -220,11 +224,11 @@ class Blobs:
         """What `remove` put into a pipe was executed."""
         for name in names:
             broadcast = self._broadcasts.pop(name)
-            self._sizes -= broadcast.manifest.size
-            for digest in set(broadcast.manifest.digests):
+            for digest, size in broadcast.manifest.chunk_sizes().items():
                 self._users[digest] -= 1
                 if not self._users[digest]:
                     del self._users[digest]
+                    self._size -= size
                     self._present.discard(digest)
                     self._held.pop(digest, None)
 

@@ -215,7 +215,7 @@ class Connection:
         now = time.monotonic()
         self._flaps = self._flaps + 1 if now - self._up_at < _FLAP else 0
         if self._flaps:
-            pause = random.uniform(0.0, min(_FLAP * 0.9, 0.02 * 2**self._flaps))
+            pause = random.uniform(0.0, min(_FLAP * 0.9, 0.02 * 2 ** min(self._flaps, 10)))
             time.sleep(max(0.0, min(pause, until - now)))
 
     def _probe(self) -> None:

@@ -8,7 +8,7 @@ ended.
 
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from redis.client import Pipeline
 from redis.exceptions import ResponseError
@@ -65,7 +65,7 @@ def entries_of(connection: Connection, node_id: int, run_id: int) -> Iterator[tu
     while True:
         with map_errors(connection.url):
             try:
-                found = connection.redis.xrange(inbox, after, "+", count=1)  # each may hold a model
+                found = connection.redis.xrange(inbox, after, "+", count=20)  # each of up to 64 KiB
             except ResponseError as error:
                 if translate(error) is not None:
                     raise
@@ -92,11 +92,19 @@ def is_wanted(connection: Connection, node_id: int, run_id: int, entry_ids: Iter
 
 @dataclass(frozen=True)
 class Delivery:
-    """One entry of an inbox. ``fields`` is empty when it was deleted before it was read again."""
+    """One entry of an inbox.
+
+    Attributes:
+        run_id: whose.
+        entry_id: its id.
+        fields: empty when it was deleted before it was read again.
+        is_old: it had been delivered before, and may have been settled since.
+    """
 
     run_id: int
     entry_id: str
     fields: dict[bytes, bytes]
+    is_old: bool = False
 
 
 class Inboxes:
@@ -149,7 +157,7 @@ class Inboxes:
             last = "0"
             while True:
                 batch = self._read({key: last}, count=100, block=None)
-                found += batch
+                found += [replace(delivery, is_old=True) for delivery in batch]
                 if not batch:
                     break
                 last = batch[-1].entry_id
@@ -188,7 +196,8 @@ class Inboxes:
         if rung:
             new = self._answer(rung)
             # Whoever had the id before may have read something and not executed it.
-            found += [delivery for delivery in self.pending() if delivery not in found]
+            known = {(delivery.run_id, delivery.entry_id) for delivery in found}
+            found += [old for old in self.pending() if (old.run_id, old.entry_id) not in known]
             if new:  # not after all that was read ahead for the other runs
                 found += self._read(dict.fromkeys(new, ">"), count, block=None)
         return found

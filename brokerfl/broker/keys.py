@@ -17,9 +17,9 @@ and the chunks of a model spread over all.
     P:{N}:in:R        stream            ┐
     P:{N}:out:R       stream            │ until the run ends; `RETENTION` after its ServerApp was last seen
     P:{N}:data:R      stream            │
-    P:blob:R:{D}      string            │
     P:{run:R}:*       hashes, strings   │
     P:bell:{run:R}    stream            ┘
+    P:blob:R:{D}      string            as above, or until the last message that needs it is settled
     P:{run:R}:lease   string            the ServerApp's lease
 """
 

@@ -19,7 +19,7 @@ Not safe between threads by itself: whoever uses it holds its `lock`.
 """
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -116,10 +116,16 @@ class Ledger:
 
     # After a resume.
 
-    def load(self, entries: Mapping[str, LedgerEntry]) -> None:
-        """Take what the hash holds: messages that wait to be adopted."""
+    def load(self, entries: Mapping[str, LedgerEntry], is_counted: Callable[[bytes], bool]) -> None:
+        """Take what the hash holds: messages that wait to be adopted.
+
+        Args:
+            entries: by message id.
+            is_counted: whether a content of this name is kept in Redis for the messages that need it.
+        """
         for message_id, entry in sorted(entries.items(), key=lambda item: item[1].sequence):
-            message = OpenMessage(message_id, entry, pushed=True, needs=entry.digest)
+            message = OpenMessage(message_id, entry, pushed=True)
+            message.needs = entry.digest if is_counted(entry.digest) else b""
             self.add([message])
             self._orphans[message_id] = message
             self._sequence = entry.sequence
@@ -233,6 +239,25 @@ class Ledger:
         self._settle_answer(message, reply)
         return True
 
+    def replace(self, message: OpenMessage, outbox_entry: str, reply: Fields, data_entries: tuple[str, ...]) -> bool:
+        """Take a later copy of a large reply in place of the one that nobody has seen yet, if there is one."""
+        if message.state is not State.ANSWERED or not message.data_entries or not data_entries:
+            return False
+        message.outbox_entry, message.reply, message.data_entries = outbox_entry, reply, data_entries
+        return True
+
+    def oldest_chunk(self, node_id: int, settled: Iterable[OpenMessage]) -> str:
+        """Return the entry of a node's data stream before which nothing is needed, once these replies are settled."""
+        needed = [message.data_entries for message in self._messages.values() if message.node_id == node_id]
+        kept = [min(map(_position, entries)) for entries in needed if entries]
+        gone = [
+            max(map(_position, message.data_entries))
+            for message in settled
+            if message.data_entries and message.node_id == node_id
+        ]
+        milliseconds, sequence = min([*kept, *((ms, seq + 1) for ms, seq in [max(gone)])])
+        return f"{milliseconds}-{sequence}"
+
     def fail(self, message_id: str, error: Error) -> None:
         """Make ``error`` the reply of an open message; one that is answered keeps its reply."""
         message = self._messages.get(message_id)
@@ -312,3 +337,8 @@ class Ledger:
             self._orphans.pop(message.message_id, None)
             self._answered.pop(message.message_id, None)
             self._taken.pop(message.message_id, None)
+
+
+def _position(entry_id: str) -> tuple[int, int]:
+    milliseconds, _, sequence = entry_id.partition("-")
+    return int(milliseconds), int(sequence)

@@ -8,7 +8,7 @@ cursor, so no reader takes another's ring; it carries no truth, so a lost or for
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from redis.client import Pipeline
@@ -19,6 +19,7 @@ from brokerfl.broker.inbox import remove_message
 from brokerfl.broker.keys import BELL_LENGTH, parse_id
 from brokerfl.broker.sockets import commands_of
 from brokerfl.broker.stream import entries
+from brokerfl.common import RedisOutOfMemory
 from brokerfl.wire.frame import Fields
 
 
@@ -111,17 +112,22 @@ class Outboxes:
                 rung.add(node)
         return None if called else rung
 
-    def read(self, node_ids: Iterable[int], settled: Iterable[Settled] = ()) -> list[Reply]:
+    def read(
+        self, node_ids: Iterable[int], settled: Iterable[Settled] = (), trims: Mapping[int, str] | None = None
+    ) -> list[Reply]:
         """Return what is new in the outboxes of ``node_ids`` as (node id, entry id, fields).
 
         Args:
             node_ids: whose outboxes.
             settled: replies of which a commit is the last reader; deleted in the same round trip.
+            trims: by node, the entry of its data stream before which nothing is needed any more.
         """
         keys, nodes = self._connection.keys, list(node_ids)
         found: list[Reply] = []
         pipe = self._connection.sockets.pipe()
         remove_replies(pipe, self._connection, self._run_id, settled)
+        for node, entry_id in (trims or {}).items():
+            pipe.xtrim(keys.data(node, self._run_id), minid=entry_id, approximate=False)
         commands = commands_of(pipe)
         for node in nodes:  # one XREAD each: a node that made something else of its outbox must not stop the others
             commands.append(("XREAD", "STREAMS", keys.outbox(node, self._run_id), self._cursors.get(node, "0")))
@@ -157,18 +163,32 @@ def remove_replies(pipe: Pipeline, connection: Connection, run_id: int, settled:
         pipe.xdel(connection.keys.data(node, run_id), *ids)
 
 
-def add_data(connection: Connection, node_id: int, run_id: int, chunks: Iterable[memoryview]) -> tuple[str, ...] | None:
+def add_data(
+    connection: Connection, node_id: int, run_id: int, chunks: Iterable[memoryview]
+) -> list[str | None] | None:
     """Put chunks of a large reply into the node's data stream, before the reply names them.
 
     Returns:
-        The entry of each; None when the run is over.
+        The entry of each, None for one that a full Redis refused; or None for all, when the run is over.
+
+    Raises:
+        RedisUnreachable, RedisAuthError: unknown which of them are there.
     """
     key = connection.keys.data(node_id, run_id)
-    with map_errors(connection.url), connection.redis.pipeline(transaction=False) as pipe:
-        for chunk in chunks:
-            pipe.xadd(key, {CHUNK_FIELD: chunk}, nomkstream=True)
-        added = pipe.execute()
-    return None if None in added else tuple(entry.decode() for entry in added)
+    with map_errors(connection.url):
+        answers = connection.sockets.exchange(
+            [("XADD", key, "NOMKSTREAM", "*", CHUNK_FIELD, chunk) for chunk in chunks]
+        )
+    added: list[str | None] = []
+    for answer in answers:
+        if isinstance(translate(answer, connection.url) if isinstance(answer, Exception) else None, RedisOutOfMemory):
+            added.append(None)
+            continue
+        entry = found_or_none(answer, connection.url)
+        if entry is None:  # no stream any more, or somebody made another thing of it
+            return None
+        added.append(entry.decode())
+    return added
 
 
 def read_data(connection: Connection, node_id: int, run_id: int, entry_ids: Iterable[str]) -> Iterator[bytes | None]:

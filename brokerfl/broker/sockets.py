@@ -9,11 +9,11 @@ Answers are as the server sends them, errors among them; everything here raises 
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from redis.client import Pipeline
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 
 Command = Sequence[Any]
 
@@ -115,16 +115,23 @@ class Sockets:
         try:
             socket.send_packed_command(socket.pack_commands(commands), check_health=False)
             while left > 1:
-                yield _answer(socket)
+                answer = _answer(socket)
                 left -= 1
-            last = _answer(socket)
+                yield answer
+            answer = _answer(socket)
             left = 0
+        except GeneratorExit:  # nobody wants the rest; a socket that is connected again would count as a loss
+            with suppress(RedisError):
+                while left:
+                    _answer(socket)
+                    left -= 1
+            raise
         finally:
-            if left:  # it broke, or nobody wants the rest
+            if left:
                 self.drop(socket)
             else:
                 self.give(socket)
-        yield last
+        yield answer
 
 
 def _answer(socket: Any) -> Any:

@@ -9,10 +9,13 @@ from collections.abc import Callable, Iterable
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.inbox import is_wanted
 from brokerfl.client.worklist import Work
-from brokerfl.common import BrokerflError, Context, RecordSet, UserConfig
+from brokerfl.common import BrokerflError, Context, MessageTooLarge, RecordSet, UserConfig
 from brokerfl.wire.frame import Fields
 from brokerfl.wire.record import decode_content, digest_of, encode_content
 from brokerfl.wire.run import Run
+
+#: Bytes of one array of a state: what SQLite takes (SQLITE_MAX_LENGTH, https://www.sqlite.org/limits.html).
+MOST_BYTES = 1_000_000_000
 
 #: Seconds between two questions whether a running message is still wanted.
 _ASK = 1.0
@@ -93,6 +96,11 @@ class RunContext:
         if is_empty and not self._digest:
             return None
         fields = encode_content(state)
+        for data in fields.values():
+            if len(data) > MOST_BYTES:
+                raise MessageTooLarge(
+                    f"an array of context.state has {len(data):,} bytes, the limit is {MOST_BYTES:,} bytes: divide it"
+                )
         digest = digest_of(fields)
         if digest == self._digest:
             return None

@@ -6,6 +6,7 @@ stand or fall together. It must not know inboxes' cursors, leases or how replies
 
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from logging import DEBUG, ERROR, INFO, WARNING
 
 from brokerfl.broker.connection import Connection
@@ -122,23 +123,22 @@ class Executor:
             run = self._runs.get(work.run_id)
             if run is None:
                 return self._refuse(work, ErrorCode.MESSAGE_UNAVAILABLE, "the run's frame cannot be read by this node")
-            content = self._fetch(work, metadata)
-            if content is None:
-                return None
-            message = Message(metadata, content=decode_content(content))
+            kept = self._contexts.of(run)
+            crashes = self._journal.begin(work.run_id, work.message_id, worker)
+            try:  # a payload that is too large for this machine kills the node too
+                if crashes >= self._max_crashes:
+                    return self._set_aside(work, metadata, crashes)
+                content = self._fetch(work, metadata)
+                if content is None:
+                    return None
+                head, content, state = self._run(work, Message(metadata, content=decode_content(content)), kept)
+            finally:
+                self._journal.forgive(worker)  # from here on nothing that kills the node is the app's doing
         except FrameError as error:
             log(WARNING, "A message of run %s cannot be read: %s", work.run_id, error)
             return self._refuse(
                 work, ErrorCode.MESSAGE_UNAVAILABLE, f"node {self._node_id} cannot read the message: {error}"
             )
-        kept = self._contexts.of(run)
-        crashes = self._journal.begin(work.run_id, work.message_id, worker)
-        try:
-            if crashes >= self._max_crashes:
-                return self._set_aside(work, content, crashes)
-            head, content, state = self._run(work, message, kept)
-        finally:
-            self._journal.forgive(worker)  # from here on nothing that kills the node is the app's doing
         return self._finish(work, metadata.group_id, head, content, state)
 
     def _expire(self, work: Work) -> None:
@@ -167,12 +167,15 @@ class Executor:
         except MissingChunkError as error:
             raise FrameError(str(error)) from None
 
-    def _set_aside(self, work: Work, content: Fields, crashes: int) -> Fields:
+    def _set_aside(self, work: Work, metadata: Metadata, crashes: int) -> Fields:
         log(ERROR, "Message %s killed this node %s times; it is set aside (brokerfl dead)", work.message_id, crashes)
         reason = f"the message killed node {self._node_id} {crashes} times; the node has set it aside"
         reply = self._refuse(work, ErrorCode.CLIENT_APP_CRASHED, reason)
-        kept = content if size_of(content) <= MOST_KEPT else {}
-        self._journal.set_aside(work.run_id, work.message_id, {**work.fields, **kept}, crashes)
+        manifest, content = manifest_of(work.fields, self._payloads.limit), None
+        if manifest is not None and manifest.size <= MOST_KEPT:
+            with suppress(FrameError):
+                content = self._fetch(work, metadata)
+        self._journal.set_aside(work.run_id, work.message_id, {**work.fields, **(content or {})}, crashes)
         work.answer = Answer(work.run_id, work.message_id, reply)
         return reply
 
@@ -225,7 +228,8 @@ class Executor:
         if payload is None:
             reason = f"node {self._node_id} had answered, and the payload of its reply is gone from Redis"
             return self._refuse(work, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, reason)
-        manifest = self._payloads.upload(work.run_id, work.message_id, "", payload)
+        group_id = decode_header(reply)[0].group_id
+        manifest = self._payloads.upload(work.run_id, work.message_id, group_id, payload)
         again = {**reply, MANIFEST: manifest.encoded}
         work.answer = Answer(work.run_id, work.message_id, again)
         return again

@@ -9,7 +9,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from functools import partial
 
 import tenacity
 
@@ -19,8 +19,6 @@ from brokerfl.broker.outbox import add_data, read_data
 from brokerfl.common import RedisOutOfMemory, RedisUnreachable
 from brokerfl.wire.frame import MAX_MESSAGE_BYTES, Fields
 from brokerfl.wire.payload import WINDOW, Manifest, Payload, assemble, digests_of
-
-Answer = TypeVar("Answer")
 
 #: Bytes of received contents that are kept for all runs together, on the memory that the ClientApp was given.
 CACHE = 1024**3
@@ -72,11 +70,10 @@ class Payloads:
 
         content, pieces = assemble(manifest, read, known)
         with self._lock:
-            self._received[run_id] = pieces
-            while len(self._received) > 1 and sum(map(_size, self._received.values())) > CACHE:
+            if self._received.pop(run_id, None) is not None and _size(pieces) <= CACHE:  # else the run is over
+                self._received[run_id] = pieces
+            while sum(map(_size, self._received.values())) > CACHE:
                 self._received.popitem(last=False)
-            if _size(pieces) > CACHE:
-                self._received.clear()
         return content
 
     def _keep(self, run_id: int, manifest: Manifest) -> dict[bytes, memoryview]:
@@ -100,17 +97,28 @@ class Payloads:
         Raises:
             RedisUnreachable, RedisOutOfMemory: the node is stopping.
         """
-        entries: list[str] = []
-        for start in range(0, len(payload), WINDOW):
-            chunks = [payload.chunk(index) for index in range(len(payload))[start : start + WINDOW]]
-            added = self._persist(lambda chunks=chunks: add_data(self._connection, self._node_id, run_id, chunks))  # type: ignore[misc]
-            if added is None:
-                entries.clear()
+        entries: dict[int, str] = {}
+        missing = list(range(len(payload)))
+        while missing:
+            add = partial(self._add, run_id, payload, missing[:WINDOW], entries)
+            if not self._persist(add):
                 break
-            entries += added
+            missing = [index for index in missing if index not in entries]
         with self._lock:
             self._held[run_id] = message_id, group_id, payload, time.monotonic()
-        return Manifest(payload.manifest.sizes, payload.manifest.digests, tuple(entries))
+        known = tuple(entries[index] for index in range(len(payload))) if len(entries) == len(payload) else ()
+        return Manifest(payload.manifest.sizes, payload.manifest.digests, known)
+
+    def _add(self, run_id: int, payload: Payload, indices: list[int], entries: dict[int, str]) -> bool:
+        """Upload some chunks and note their entries; return whether the run goes on."""
+        chunks = [payload.chunk(index) for index in indices]
+        added = add_data(self._connection, self._node_id, run_id, chunks)
+        if added is None:
+            return False
+        entries.update((index, entry) for index, entry in zip(indices, added, strict=True) if entry is not None)
+        if not any(added):
+            raise RedisOutOfMemory(f"{self._connection.url} is full (maxmemory): it takes no chunk of a reply")
+        return True
 
     def has_uploaded(self, run_id: int, manifest: Manifest) -> bool:
         """Return whether all chunks of a reply are in the data stream."""
@@ -131,7 +139,7 @@ class Payloads:
         now = digests_of(map(payload.chunk, range(len(payload))))
         return payload if tuple(now) == payload.manifest.digests else None
 
-    def _persist(self, action: Callable[[], Answer]) -> Answer:
+    def _persist(self, action: Callable[[], bool]) -> bool:
         def wait(state: tenacity.RetryCallState) -> None:
             if state.outcome is not None and isinstance(state.outcome.exception(), RedisUnreachable):
                 self._connection.wait_until_up(float("inf"), self._stopping)
@@ -162,10 +170,9 @@ class Payloads:
                     del self._held[run_id]
 
     def forget(self, run_id: int) -> None:
-        """The run is over."""
+        """The run is over, or Redis forgot it for the moment: what it may ask for again is kept."""
         with self._lock:
             self._received.pop(run_id, None)
-            self._held.pop(run_id, None)
 
     def clear(self) -> None:
         """It is another Redis now."""

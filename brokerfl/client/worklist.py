@@ -4,6 +4,7 @@ Owns the order in which runs take turns, that no two workers serve one run at on
 must not know Redis or ClientApp.
 """
 
+import math
 import threading
 import time
 from collections import OrderedDict, deque
@@ -64,6 +65,8 @@ class Worklist:
                     work.entries.append(delivery.entry_id)
                 return
             work = Work(run_id, message_id, delivery.fields, [delivery.entry_id])
+            if delivery.is_old:
+                work.queued_at = -math.inf  # whoever executes it asks first whether it is still wanted
             self._in_hand[run_id, message_id] = work
             if run_id in self._served:
                 self._served[run_id].append(work)

@@ -29,7 +29,8 @@ from brokerfl.wire.record import encode_content
 
 Answer = TypeVar("Answer")
 
-#: Seconds a push waits for room in a full Redis before it gives up: nodes' replies that are settled make some.
+#: Seconds that a push waits for room in a full Redis, for each transaction and each window of an upload, before it
+#: gives up: nodes' replies that are settled make some.
 FULL_PATIENCE = 5.0
 
 

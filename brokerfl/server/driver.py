@@ -102,17 +102,17 @@ class Driver:
         books = read_books(connection, run.run_id)
         self._ledger = ledger = Ledger()
         ledger.pushed, ledger.replied, ledger.contacted = books.messages, books.replies, books.nodes
-        ledger.load(books.entries)
         self._blobs = blobs = Blobs(connection, run.run_id, retention, max_run)
         saved = SavedContext(connection, run.run_id, retention)
         try:
             state = saved.load()
+            if resume is not None:
+                blobs.load()
         except BaseException:
             self._attachment.detach(Holdings())
             raise
-        if resume is not None:
-            blobs.load()
-            blobs.take([saved.name, *(entry.digest for entry in books.entries.values())])
+        ledger.load(books.entries, blobs.knows)
+        blobs.take([saved.name, *(entry.digest for entry in books.entries.values())])
         self.context = Context(
             run.run_id, SUPERLINK_NODE_ID, {}, state, dict(run.run_config), lambda: self._link.is_over
         )
@@ -186,8 +186,7 @@ class Driver:
             message_type: ``train``, ``evaluate`` or ``query``, with an action or without: ``train.warmup``.
             dst_node_id: which node.
             group_id: usually the round. Pushing a group that was never pushed before says that the run moves on:
-            replies
-                handed over so far leave Redis.
+                replies handed over so far leave Redis.
             ttl: seconds from the push after which the message counts as expired; 12 hours by default.
 
         Raises:
@@ -254,7 +253,8 @@ class Driver:
 
         Raises:
             RunStopped, RunFenced, RunLost, OutageLimit: the run is over.
-            RedisOutOfMemory: Redis is full; nothing was saved.
+            RedisOutOfMemory, MessageTooLarge, TypeError, ValueError: there is no room for the state, or it cannot be
+                encoded; nothing was saved.
         """
         self._pusher.checkpoint()
 
@@ -343,6 +343,8 @@ class Driver:
             decoded = self._fetcher.decode(message, until)
             if decoded is None:
                 wanted.ids.add(message.message_id)
+                if until is not None and time.monotonic() >= until:
+                    return
                 continue
             only = [decoded]
             del decoded  # it may be half of what the app's memory holds
@@ -397,6 +399,7 @@ class Driver:
             try:
                 self._attachment.renew(self._holdings)
                 self._link.is_up()
+                self._link.when_quiet(self._blobs.release)
             except Forgotten:
                 self._link.reconcile(always=True)
         except RunError:

@@ -31,6 +31,7 @@ class Intake:
         self._ledger = ledger
         self._outboxes = Outboxes(connection, run_id)
         self._settled: list[Settled] = []
+        self._trims: dict[int, str] = {}
         self._dropped: list[Settled] = []
 
     def reset(self) -> None:
@@ -46,9 +47,10 @@ class Intake:
         nodes = set(node_ids)
         with self._ledger.lock:
             settled, self._settled = self._settled, []
+            trims, self._trims = self._trims, {}
         if not nodes and not settled:
             return
-        replies = self._outboxes.read(nodes, settled)
+        replies = self._outboxes.read(nodes, settled, trims)
         with self._ledger.lock:
             for node, entry_id, fields in replies:
                 self._match(node, entry_id, fields)
@@ -71,15 +73,23 @@ class Intake:
         if self._ledger.answer(node, entry_id, message_id, fields, data_entries):  # type: ignore[arg-type]
             return
         message = self._ledger.find(message_id)
-        if message is not None and message.data_entries == data_entries and message.node_id == node:
-            data_entries = ()  # a second copy of the reply that counts: the payload is still needed
+        if message is not None and message.node_id == node:
+            if message.data_entries == data_entries:
+                data_entries = ()  # a second copy of the reply that counts: the payload is still needed
+            else:  # a node uploads again what it does not find: of two the later one is complete
+                former = message.outbox_entry, message.data_entries
+                if self._ledger.replace(message, entry_id, fields, data_entries):  # type: ignore[arg-type]
+                    entry_id, data_entries = former
         self._dropped.append((node, entry_id, data_entries))
         log(DEBUG, "Dropped a reply of node %s that fits no open message", node)
 
     # What goes.
 
-    def forget(self, settled: Iterable[OpenMessage]) -> None:
-        """A commit took these out of the hash: their replies go with the next look at the outboxes."""
+    def forget(self, settled: list[OpenMessage]) -> None:
+        """A commit took these out of the hash: their replies go with the next look at the outboxes.
+
+        And with them what a node that died had uploaded before, and nothing names: it uploads one reply after another.
+        """
         with self._ledger.lock:
             self._ledger.remove(settled)
             self._settled += [
@@ -87,6 +97,8 @@ class Intake:
                 for message in settled
                 if message.outbox_entry
             ]
+            for node in {message.node_id for message in settled if message.data_entries}:
+                self._trims[node] = self._ledger.oldest_chunk(node, settled)
 
     def reopen(self, message: OpenMessage) -> bool:
         """The payload of a reply is missing: drop it, if its message can be pushed again."""

@@ -84,6 +84,8 @@ class Pusher:
             ids: list[str] = []
             pushed: list[OpenMessage] = []
             adopted: list[OpenMessage] = []
+            needed: set[bytes] = set()
+            began = time.monotonic()
             try:
                 for message in batch:
                     if _is_expired(message) or not (waits or self.is_registered(message.metadata.dst_node_id)):
@@ -93,18 +95,22 @@ class Pusher:
                     ids.append(made.message_id)
                     if made.pushed:
                         adopted.append(made)
+                        needed.add(made.entry.digest)
                     if made.fields is not None and (not made.pushed or made.is_lost):
                         pushed.append(made)
-                needed = {message.entry.digest for message in pushed}
+                needed |= {message.entry.digest for message in pushed}
                 for content in contents:
                     if content.name in needed:
                         self._committer.uploader.upload(content)
+                _postpone(pushed, milliseconds(time.monotonic() - began))
                 for part in _parts(pushed):
                     self._committer.commit(part, kept=needed)
             except BaseException as error:
                 with self._ledger.lock:
                     # Of a push in several parts the first ones may be in Redis: pushed again, they are adopted.
                     self._ledger.disown(adopted + [message for message in pushed if message.pushed])
+                    for orphan in adopted:  # its content may not be in Redis
+                        orphan.fields = None
                 if isinstance(error, BrokerflError):
                     self._committer.uploader.free_idle()
                 raise
@@ -134,7 +140,11 @@ class Pusher:
         """
         with self._pushing:
             self._link.check()
-            self._committer.commit([])
+            try:
+                self._committer.commit([])
+            except BrokerflError:
+                self._committer.uploader.free_idle()
+                raise
 
     def settle(self, message_ids: list[str]) -> None:
         """Take replies that were handed over out of the ledger and out of Redis, and save nothing.
@@ -172,11 +182,14 @@ class Pusher:
             made = self._ledger.adopt(entry, now) or OpenMessage(new_message_id(self._run_id), entry)
             if made.state is State.OPEN or made.data_entries:
                 fields = self._first_content(made, content) if made.pushed else content.fields
-                made.fields = encode_message(made.message_id, meta, fields)
+                made.fields = None if fields is None else encode_message(made.message_id, meta, fields)
         return made
 
-    def _first_content(self, adopted: OpenMessage, content: EncodedContent) -> Fields:
-        """Return what an adopted message carries: its first content stands, unless Redis has lost that."""
+    def _first_content(self, adopted: OpenMessage, content: EncodedContent) -> Fields | None:
+        """Return what an adopted message carries: its first content stands, unless Redis has lost that.
+
+        None where a small one stands and the present one is large: it is not sent only to be at hand.
+        """
         first = adopted.entry.digest
         if first == content.name:
             return content.fields
@@ -185,7 +198,15 @@ class Pusher:
             return {MANIFEST: manifest.encoded}
         if adopted.state is State.OPEN and (adopted.is_lost or self._blobs.knows(first)):
             adopted.entry, adopted.is_lost = replace(adopted.entry, digest=content.name), True
-        return content.fields
+            return content.fields
+        return content.fields if content.payload is None else None
+
+
+def _postpone(pushed: list[OpenMessage], elapsed: int) -> None:
+    """A ttl counts from the push, not from the start of an upload that took ``elapsed`` milliseconds."""
+    for message in pushed if elapsed > 1000 else ():
+        if not message.pushed:
+            message.entry = replace(message.entry, deadline=message.entry.deadline + elapsed)
 
 
 def _parts(pushed: list[OpenMessage]) -> Iterator[list[OpenMessage]]:

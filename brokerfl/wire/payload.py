@@ -11,6 +11,7 @@ share one. So a layer that did not change has the chunks it had, whatever became
 import mmap
 import os
 import struct
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -20,8 +21,8 @@ from hashlib import sha256
 from itertools import islice
 
 from brokerfl.common import FrameError
-from brokerfl.wire.frame import CONTENT, MANIFEST, MAX_MESSAGE_BYTES, Fields, pack, unpack
-from brokerfl.wire.record import check_description, digest_of, frozen
+from brokerfl.wire.frame import CONTENT, MANIFEST, MAX_CONTENT_BYTES, MAX_MESSAGE_BYTES, Fields, pack, unpack
+from brokerfl.wire.record import MAX_ARRAYS, check_description, digest_of, frozen
 
 #: Bytes of a content that travel in the message itself: below, a fetch costs more than what it saves
 #: (``benchmarks/inline_limit.py``).
@@ -37,9 +38,6 @@ WINDOW = 16
 #: Most bytes of a manifest: it holds 48 bytes for each chunk, and up to 9 for each array.
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 
-#: Most arrays of a content: as many as a description may hold.
-MAX_ARRAYS = 100_000
-
 _DIGEST = 32
 _ENTRY = struct.Struct(">QQ")
 
@@ -50,6 +48,7 @@ _ALIGNMENT = 16
 _HUGE = 4 * 1024 * 1024
 
 _hashers: ThreadPoolExecutor | None = None
+_making = threading.Lock()
 
 
 class MissingChunkError(Exception):
@@ -129,6 +128,14 @@ class Manifest:
         """What tells one piece from another: the digests of its chunks."""
         return [b"".join(self.digests[piece.start : piece.chunks.stop]) for piece in self.pieces]
 
+    def chunk_sizes(self) -> dict[bytes, int]:
+        """Return the bytes of each chunk by its digest."""
+        return {
+            self.digests[index]: min(CHUNK, piece.size - (index - piece.start) * CHUNK)
+            for piece in self.pieces
+            for index in piece.chunks
+        }
+
     @property
     def size(self) -> int:
         """Bytes of the content."""
@@ -163,6 +170,8 @@ def decode_manifest(data: bytes | memoryview, limit: int = MAX_MESSAGE_BYTES) ->
             pass
         case _:
             raise FrameError("the manifest is malformed")
+    if sizes[0] > MAX_CONTENT_BYTES:
+        raise FrameError(f"the description declares {sizes[0]:,} bytes, the limit is {MAX_CONTENT_BYTES:,} bytes")
     if sum(sizes) > limit:
         raise FrameError(f"the content declares {sum(sizes):,} bytes, the limit is {limit:,} bytes")
     manifest = Manifest(
@@ -229,9 +238,19 @@ def _digest(data: memoryview) -> bytes:
 
 def _hash(data: memoryview) -> "Future[bytes]":
     global _hashers
-    if _hashers is None:
-        _hashers = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "hasher")
-    return _hashers.submit(_digest, data)
+    with _making:
+        if _hashers is None:
+            _hashers = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "hasher")
+        return _hashers.submit(_digest, data)
+
+
+def _forget_hashers() -> None:
+    """A forked process has the pool without its threads."""
+    global _hashers, _making
+    _hashers, _making = None, threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget_hashers)
 
 
 # Putting together.
@@ -297,10 +316,17 @@ def _fill(piece: Piece, chunks: Iterator[bytes], checks: "_Checks") -> memoryvie
 
 
 def _room(size: int) -> memoryview:
-    """Return new memory, in huge pages where the system has them: that spares hundreds of page faults a chunk."""
-    if size < _HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return memoryview(bytearray(size))
-    room = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    """Return new memory, in huge pages where the system has them: that spares hundreds of page faults a chunk.
+
+    Raises:
+        FrameError: there is none.
+    """
+    try:
+        if size < _HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+            return memoryview(bytearray(size))
+        room = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (MemoryError, OSError) as error:
+        raise FrameError(f"this process has no memory for {size:,} bytes of it ({error})") from None
     with suppress(OSError):  # a kernel without them
         room.madvise(mmap.MADV_HUGEPAGE)
     return memoryview(room)

@@ -27,6 +27,9 @@ from brokerfl.wire.frame import CONTENT, MAX_CONTENT_BYTES, MAX_MESSAGE_BYTES, F
 #: numpy allows 64 dimensions since 2.0 (NPY_MAXDIMS).
 MAX_DIMENSIONS = 64
 
+#: Most arrays of a content: what describes one is two lists, and a description holds 200,000.
+MAX_ARRAYS = 99_000
+
 _NPY_MAGIC = b"\x93NUMPY"
 
 
@@ -50,6 +53,8 @@ def encode_content(content: RecordSet) -> Fields:
             f"metrics and configs take {len(fields[CONTENT]):,} bytes, the limit is {MAX_CONTENT_BYTES:,}: "
             "put large data into arrays"
         )
+    if len(buffers) > MAX_ARRAYS:
+        raise MessageTooLarge(f"the content has {len(buffers):,} arrays, the limit is {MAX_ARRAYS:,}: join some")
     for index, buffer in enumerate(buffers):
         fields[b"%d" % index] = buffer
     size = sum(map(len, fields.values()))
