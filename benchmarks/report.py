@@ -19,11 +19,12 @@ BARE = """\
 "Bare redis-py" is the same work in plain commands, by as many processes on the same server, as well as we know how to
 do it: no ledger, no fence, no records, nothing that survives a crash. Small messages: one stream a node, pushed to in
 one pipeline; nodes read up to 100 at once and publish their answers in one pipeline with XACK and XDEL. Models: chunks
-of 1 MiB, SET once under their sha256 and named in the message; nodes GET 16 at a time, check each hash, and answer with
-entries of a data stream, hashed again, which the collector reads, checks and deletes. redis-py's Python packer with
-memoryviews copies nothing on the way out. Models of at most 64 KiB travel in the message, without hashes. It does one
-thing after another in one thread, and takes the answers of a pipeline in one list, as redis-py gives them. So it is no
-lower bound: a ratio below 1 says that more can be had from redis-py than this, not that Redis is asked for less.
+of 1 MiB, SET once under their sha256 and named in the message; nodes GET one after the other (pipelines of 16 take
+twice as long: their answers are in memory together), check each hash, and answer with entries of a data stream, hashed
+again, which the collector reads, checks and deletes. redis-py's Python packer with memoryviews copies nothing on the
+way out. Models of at most 64 KiB travel in the message, without hashes. It does one thing after another in one thread.
+So it is no lower bound: a ratio below 1 says that more can be had from redis-py than this, not that Redis is asked for
+less.
 
 Both sides take turns in one run. Each round has a new random model, and nodes answer new memory (the model plus a
 number of the node's own), so that nothing is saved by recognising bytes. Peaks of memory are VmHWM of fresh processes,

@@ -166,6 +166,7 @@ def train(
         average.add(trained.to_numpy_ndarrays(), metrics["num-examples"])
         result.bytes += trained.count_bytes()
         result.nodes.append(str(reply.metadata.src_node_id))
+        del reply, trained  # before the next one is fetched: so there is one in memory, whatever the number of nodes
 
     if not result.nodes:
         log(WARNING, "Round %s: no node answered, going on with the old model", server_round)
