@@ -28,6 +28,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--every-accident", action="store_true", help="all cases of tests/crash, not one in some")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the backends that a module names in ``WITHOUT``: what it tests is the same on the others."""
+    left_out = [
+        item
+        for item in items
+        if isinstance(item, pytest.Function)
+        and hasattr(item, "callspec")
+        and item.callspec.params.get("backend") in getattr(item.module, "WITHOUT", ())
+    ]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
+
+
 @dataclass
 class Backend:
     """A server under test. ``connect`` gives a new connection, ``admin`` a client that may do anything."""

@@ -14,6 +14,9 @@ from tests.apps import driving, federation, number, number_in
 from tests.conftest import Backend
 from tests.contract.test_resume import kill, ledger, resumed, start
 
+#: TLS changes nothing here; test_messages.py has it.
+WITHOUT = ("redis-tls",)
+
 #: More than a reply carries itself, in several chunks.
 CHUNK, LARGE = 1024, 5000
 

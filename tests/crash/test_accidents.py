@@ -67,8 +67,8 @@ def accidents(kind: str, name: str, victim: str, every: bool) -> Iterator[Accide
     """Yield the accidents at each command of ``victim``, as many as it sends when nothing happens."""
     calm = run(name, Accident())
     first = calm.ready[victim] + 1 if kind == "freeze" and victim != "server" else 1
-    forgotten = (0,) if kind != "forget" else FORGOTTEN if every else FORGOTTEN[::4]
-    wakes = (0,) if kind != "freeze" else WAKES if every else WAKES[::4]
+    forgotten = (0,) if kind != "forget" else FORGOTTEN if every else FORGOTTEN[3:4]
+    wakes = (0,) if kind != "freeze" else WAKES if every else WAKES[2:3]
     for k in range(first, calm.counts[victim] + 1):
         for before in (True, False):
             for forgets in forgotten:
