@@ -10,6 +10,7 @@ cursor, so no reader takes another's ring; it carries no truth, so a lost or for
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from redis.client import Pipeline
 from redis.exceptions import ResponseError
@@ -83,6 +84,7 @@ class Outboxes:
         """Forget the cursors: after a reconnect everything is read again, and known replies are recognised."""
         self._bell_cursor = "0"
         self._cursors: dict[int, str] = {}
+        self._heard: list[int | None] = []
 
     def wait(self, block: float | None) -> set[int] | None:
         """Return the nodes that rang, waiting for the first ``block`` seconds; None does not wait.
@@ -90,6 +92,13 @@ class Outboxes:
         Returns:
             None when somebody rang without being a node: look at the owner.
         """
+        if not self._heard and not self._listen(block):
+            return None
+        heard, self._heard = self._heard, []
+        return None if None in heard else {node for node in heard if node is not None}
+
+    def _listen(self, block: float | None) -> bool:
+        """Hear who rings; return whether there is a bell."""
         blocking = () if block is None else ("BLOCK", max(1, round(block * 1000)))
         with map_errors(self._connection.url):
             [response] = self._connection.sockets.exchange(
@@ -100,22 +109,21 @@ class Outboxes:
             if error is not None:
                 raise error from response
             time.sleep(block or 0.0)  # somebody made another thing of the bell: sweeps do without
-            return None
-        rung: set[int] = set()
-        called = False
+            return False
+        self._hear(response)
+        return True
+
+    def _hear(self, response: Any) -> None:
         for _, entry_id, fields in entries(response):
             self._bell_cursor = entry_id
-            node = parse_id(fields.get(b"n", b""))
-            if node is None:
-                called = True
-            else:
-                rung.add(node)
-        return None if called else rung
+            self._heard.append(parse_id(fields.get(b"n", b"")))
 
     def read(
         self, node_ids: Iterable[int], settled: Iterable[Settled] = (), trims: Mapping[int, str] | None = None
     ) -> list[Reply]:
         """Return what is new in the outboxes of ``node_ids`` as (node id, entry id, fields).
+
+        Whoever has rung meanwhile is heard in the same round trip.
 
         Args:
             node_ids: whose outboxes.
@@ -131,8 +139,12 @@ class Outboxes:
         commands = commands_of(pipe)
         for node in nodes:  # one XREAD each: a node that made something else of its outbox must not stop the others
             commands.append(("XREAD", "STREAMS", keys.outbox(node, self._run_id), self._cursors.get(node, "0")))
+        if nodes:
+            commands.append(("XREAD", "STREAMS", self._bell, self._bell_cursor))
         with map_errors(self._connection.url):
             results = self._connection.sockets.exchange(commands)
+        if nodes:
+            self._hear(found_or_none(results.pop(), self._connection.url))
         for node, response in zip(nodes, results[len(results) - len(nodes) :], strict=True):
             for _, entry_id, fields in entries(found_or_none(response, self._connection.url)):
                 self._cursors[node] = entry_id

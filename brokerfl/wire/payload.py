@@ -32,8 +32,8 @@ INLINE = 64 * 1024
 #: jemalloc gives a value of exactly 1 MiB, with its header, a quarter more room than it needs.
 CHUNK = 1024 * 1024 - 1024
 
-#: Chunks that are asked for, or sent, in one round trip: enough for 1 Gbit/s over a round trip of 30 ms. Redis works off
-#: what one client sent before it turns to the next: with 16 of them others waited three times as long.
+#: Chunks that are asked for, or sent, in one round trip: enough for 1 Gbit/s over a round trip of 30 ms. Not more, for
+#: Redis works off what one client sent before it turns to the next.
 WINDOW = 4
 
 #: Most bytes of a manifest: it holds 48 bytes for each chunk, and up to 9 for each array.
