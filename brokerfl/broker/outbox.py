@@ -18,7 +18,7 @@ from redis.exceptions import ResponseError
 from brokerfl.broker.connection import Connection, found_or_none, map_errors, translate
 from brokerfl.broker.inbox import remove_message
 from brokerfl.broker.keys import BELL_LENGTH, parse_id
-from brokerfl.broker.sockets import commands_of
+from brokerfl.broker.sockets import Command, commands_of
 from brokerfl.broker.stream import entries
 from brokerfl.common import RedisOutOfMemory
 from brokerfl.wire.frame import Fields
@@ -110,13 +110,13 @@ class Outboxes:
                 raise error from response
             time.sleep(block or 0.0)  # somebody made another thing of the bell: sweeps do without
             return False
-        self._hear(response)
+        for _, entry_id, fields in entries(response):
+            self._hear(entry_id, fields)
         return True
 
-    def _hear(self, response: Any) -> None:
-        for _, entry_id, fields in entries(response):
-            self._bell_cursor = entry_id
-            self._heard.append(parse_id(fields.get(b"n", b"")))
+    def _hear(self, entry_id: str, fields: Mapping[bytes, bytes]) -> None:
+        self._bell_cursor = entry_id
+        self._heard.append(parse_id(fields.get(b"n", b"")))
 
     def read(
         self, node_ids: Iterable[int], settled: Iterable[Settled] = (), trims: Mapping[int, str] | None = None
@@ -131,25 +131,28 @@ class Outboxes:
             trims: by node, the entry of its data stream before which nothing is needed any more.
         """
         keys, nodes = self._connection.keys, list(node_ids)
-        found: list[Reply] = []
         pipe = self._connection.sockets.pipe()
         remove_replies(pipe, self._connection, self._run_id, settled)
         for node, entry_id in (trims or {}).items():
             pipe.xtrim(keys.data(node, self._run_id), minid=entry_id, approximate=False)
-        commands = commands_of(pipe)
-        for node in nodes:  # one XREAD each: a node that made something else of its outbox must not stop the others
-            commands.append(("XREAD", "STREAMS", keys.outbox(node, self._run_id), self._cursors.get(node, "0")))
-        if nodes:
-            commands.append(("XREAD", "STREAMS", self._bell, self._bell_cursor))
+        streams = {keys.outbox(node, self._run_id): self._cursors.get(node, "0") for node in nodes}
+        asked = [{**streams, self._bell: self._bell_cursor}] if nodes else []
         with map_errors(self._connection.url):
-            results = self._connection.sockets.exchange(commands)
-        if nodes:
-            self._hear(found_or_none(results.pop(), self._connection.url))
-        for node, response in zip(nodes, results[len(results) - len(nodes) :], strict=True):
-            for _, entry_id, fields in entries(found_or_none(response, self._connection.url)):
-                self._cursors[node] = entry_id
-                found.append((node, entry_id, fields))
-        return found
+            results = self._connection.sockets.exchange([*commands_of(pipe), *map(_read, asked)])[len(pipe) :]
+            if results and isinstance(results[0], ResponseError):
+                # A node that made something else of its outbox must not stop the others: one XREAD each.
+                asked = [{key: cursor} for key, cursor in asked[0].items()]
+                results = self._connection.sockets.exchange([*map(_read, asked)])
+        return [reply for response in results for reply in self._take(response, dict(zip(streams, nodes, strict=True)))]
+
+    def _take(self, response: Any, nodes: Mapping[str, int]) -> Iterator[Reply]:
+        found = found_or_none(response, self._connection.url)
+        for key, entry_id, fields in entries(found):
+            if key == self._bell:
+                self._hear(entry_id, fields)
+            else:
+                self._cursors[nodes[key]] = entry_id
+                yield nodes[key], entry_id, fields
 
     def read_more(self, pipe: Pipeline, node_id: int) -> None:
         """Put a last look into one outbox into ``pipe``: what is there wins over a verdict."""
@@ -159,6 +162,10 @@ class Outboxes:
     def advance(self, node_id: int, entry_id: str) -> None:
         """Note what a last look found."""
         self._cursors[node_id] = entry_id
+
+
+def _read(streams: Mapping[str, str]) -> Command:
+    return "XREAD", "STREAMS", *streams, *streams.values()
 
 
 def remove_replies(pipe: Pipeline, connection: Connection, run_id: int, settled: Iterable[Settled]) -> None:
