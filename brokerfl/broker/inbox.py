@@ -90,6 +90,18 @@ def is_wanted(connection: Connection, node_id: int, run_id: int, entry_ids: Iter
     return any(isinstance(answer, list) and answer for answer in answers)
 
 
+def pending_entries(connection: Connection, node_id: int, run_id: int) -> set[str]:
+    """Return the entries, at most 1,000, of which `is_wanted` says that they are; none when the run is over."""
+    command = ("XPENDING", connection.keys.inbox(node_id, run_id), GROUP, "-", "+", 1000)
+    with map_errors(connection.url):
+        [answer] = connection.sockets.exchange([command])
+    if isinstance(answer, Exception):
+        if not _is_missing(answer):
+            raise translate(answer, connection.url) or answer
+        return set()
+    return {entry[0].decode() for entry in answer}
+
+
 @dataclass(frozen=True)
 class Delivery:
     """One entry of an inbox.

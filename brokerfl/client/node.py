@@ -6,6 +6,7 @@ With one worker the loop's own thread executes: it reads when nothing is left to
 they execute. Whoever loses Redis puts back what he has in hand; the loop alone sees to what follows a lost connection.
 """
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from logging import WARNING
 
 from brokerfl.broker.connection import BLOCK, Connection
 from brokerfl.broker.heartbeat import Heartbeat
-from brokerfl.broker.inbox import Delivery, Inboxes, discard_message, is_wanted, ring_doorbell
+from brokerfl.broker.inbox import Delivery, Inboxes, discard_message, pending_entries, ring_doorbell
 from brokerfl.broker.nodes import Registration
 from brokerfl.client.app import ClientApp
 from brokerfl.client.journal import Journal
@@ -96,6 +97,7 @@ class Node:
         self._stopping = threading.Event()
         self._failure: Exception | None = None
         self._losses = -1
+        self._pending: dict[int, tuple[float, set[str]]] = {}
 
     def is_stopping(self) -> bool:
         """Whether `stop` was called."""
@@ -251,9 +253,15 @@ class Node:
         return max(1, min(_MOST_READ, int(READ_AHEAD / self._service.pace)))
 
     def _is_wanted(self, work: Work) -> bool:
-        """It may have been cancelled while it was queued behind a slow one."""
-        queued_for = time.monotonic() - work.queued_at
-        return queued_for <= READ_AHEAD or is_wanted(self._connection, self.node_id, work.run_id, work.entries)
+        """It may have been cancelled while it was queued behind a slow one: its run is asked once in `READ_AHEAD`."""
+        now, run_id = time.monotonic(), work.run_id
+        if now - work.queued_at <= READ_AHEAD:
+            return True
+        asked_at, pending = self._pending.get(run_id, (-math.inf, set()))
+        if now - asked_at > READ_AHEAD or work.queued_at == -math.inf:
+            pending = pending_entries(self._connection, self.node_id, run_id)
+            self._pending = {run_id: (now, pending)}
+        return not pending.isdisjoint(work.entries)
 
     def _read_for_workers(self, block: float) -> None:
         """A run of which enough is queued is left out; a worker rings when it has room again."""

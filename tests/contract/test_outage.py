@@ -307,7 +307,7 @@ def test_a_spoilt_inbox_is_error_5_and_hurts_nobody_else(backend: Backend) -> No
 def test_a_message_that_was_about_to_run_is_not_stranded(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Redis goes away just when the node asks whether a queued message is still wanted: it is executed all the same."""
     gate, failed = Gate(), []
-    ask = node_module.is_wanted
+    ask = node_module.pending_entries
 
     def flaky(*arguments: object) -> bool:
         if not failed:
@@ -315,7 +315,7 @@ def test_a_message_that_was_about_to_run_is_not_stranded(backend: Backend, monke
             raise RedisUnreachable("cut")
         return ask(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(node_module, "is_wanted", flaky)
+    monkeypatch.setattr(node_module, "pending_entries", flaky)
     monkeypatch.setattr(node_module, "READ_AHEAD", 1e-9)  # whatever was queued is asked for
     gate.go.set()
     with federation(backend, gate.app, nodes=1) as nodes, driving(backend) as driver:
