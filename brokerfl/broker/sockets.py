@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from redis.client import Pipeline
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
 Command = Sequence[Any]
 
@@ -121,7 +121,7 @@ class Sockets:
             answer = _answer(socket)
             left = 0
         except GeneratorExit:  # nobody wants the rest; a socket that is connected again would count as a loss
-            with suppress(RedisError):
+            with suppress(Exception):  # it broke, or is closed already
                 while left:
                     _answer(socket)
                     left -= 1

@@ -33,7 +33,7 @@ class Work:
     message_id: str
     fields: dict[bytes, bytes]
     entries: list[str] = field(default_factory=list)
-    queued_at: float = field(default_factory=time.monotonic)
+    queued_at: float = field(default_factory=lambda: time.monotonic())
     answer: Answer | None = None
     is_lost: bool = False
 

@@ -15,6 +15,9 @@ from brokerfl.server import Driver
 from tests.apps import Gate, driving, eventually, federation, number, number_in, serving
 from tests.conftest import PREFIX, Backend
 
+#: TLS changes nothing here; test_messages.py has it.
+WITHOUT = ("redis-tls",)
+
 
 def push(driver: Driver, node: int, value: int = 1, group: str = "1", **options: float) -> str:
     """Push one message; return its id."""

@@ -7,6 +7,9 @@ from brokerfl.common import Context, Message
 from tests.apps import driving, federation, number
 from tests.conftest import Backend
 
+#: TLS changes nothing here; test_messages.py has it.
+WITHOUT = ("redis-tls",)
+
 
 def test_a_run_with_much_work_does_not_keep_another_waiting(backend: Backend) -> None:
     """While one run has twenty messages waiting on a node, another run's only message is served among the first."""

@@ -9,6 +9,9 @@ from brokerfl.wire import record
 from tests.apps import Gate, driving, federation, number, number_in, text
 from tests.conftest import Backend
 
+#: TLS changes nothing here; test_messages.py has it.
+WITHOUT = ("redis-tls",)
+
 
 def send_raw(backend: Backend, driver: Driver, node: int, change: dict[str, bytes]) -> list[str]:
     """Push a good message and replace its fields in the inbox before the node, which is busy, reads it."""

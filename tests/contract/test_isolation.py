@@ -7,6 +7,9 @@ from brokerfl.common import ConfigsRecord, Context, Message, MetricsRecord, Reco
 from tests.apps import Gate, driving, echo_app, eventually, federation, number, number_in
 from tests.conftest import PREFIX, Backend
 
+#: TLS changes nothing here; test_messages.py has it.
+WITHOUT = ("redis-tls",)
+
 
 def counting_app() -> ClientApp:
     """Counts its calls in the context's state and tells the run's config."""

@@ -17,6 +17,9 @@ from brokerfl.server import Driver
 from tests.apps import driving, eventually, number, number_in
 from tests.conftest import Backend
 
+#: TLS changes nothing here; test_messages.py has it.
+WITHOUT = ("redis-tls",)
+
 NAME = "berlin"
 
 

@@ -27,6 +27,9 @@ from brokerfl.server import Driver
 from tests.apps import Gate, driving, eventually, federation, number, number_in, text
 from tests.conftest import Backend
 
+#: TLS changes nothing here; test_messages.py has it.
+WITHOUT = ("redis-tls",)
+
 
 def start(backend: Backend, **options: Any) -> Driver:
     """A Driver of a new run."""

@@ -11,6 +11,9 @@ from brokerfl.server import Driver
 from tests.apps import Gate, driving, eventually, federation, number, number_in
 from tests.conftest import Backend, check_keys
 
+#: TLS changes nothing here; test_messages.py has it.
+WITHOUT = ("redis-tls",)
+
 
 def keys_of(backend: Backend, driver: Driver) -> list[str]:
     return [key.decode() for key in backend.admin.scan_iter() if str(driver.run.run_id) in key.decode()]
