@@ -28,6 +28,9 @@ from brokerfl.common import Error
 from brokerfl.wire.frame import Fields
 from brokerfl.wire.run import LedgerEntry, encode_entry
 
+#: How often a node is asked again for a reply whose payload is missing.
+MOST_REOPENED = 3
+
 
 class State(Enum):
     """Where a message is between push and commit."""
@@ -53,7 +56,8 @@ class OpenMessage:
         data_entries: where the chunks of a large reply are.
         reply: what was read, or the verdict.
         taken_by: the thread that took the reply.
-        was_reopened: the payload of its first reply was missing.
+        reopened: how often the payload of its reply was missing.
+        spares: later copies of a large reply: outbox entry, reply, and where its chunks are.
         needs: the content that its run keeps in Redis for it, by name; b"" as long as it is not counted.
     """
 
@@ -68,7 +72,8 @@ class OpenMessage:
     data_entries: tuple[str, ...] = ()
     reply: Fields | Error | None = None
     taken_by: int = 0
-    was_reopened: bool = False
+    reopened: int = 0
+    spares: tuple[tuple[str, Fields, tuple[str, ...]], ...] = ()
     needs: bytes = b""
 
     @property
@@ -239,24 +244,16 @@ class Ledger:
         self._settle_answer(message, reply)
         return True
 
-    def replace(self, message: OpenMessage, outbox_entry: str, reply: Fields, data_entries: tuple[str, ...]) -> bool:
-        """Take a later copy of a large reply in place of the one that nobody has seen yet, if there is one."""
-        if message.state is not State.ANSWERED or not message.data_entries or not data_entries:
-            return False
-        message.outbox_entry, message.reply, message.data_entries = outbox_entry, reply, data_entries
-        return True
+    def spare(self, message: OpenMessage, outbox_entry: str, reply: Fields, data_entries: tuple[str, ...]) -> bool:
+        """Keep another copy of a large reply: the payload of the one that counts may prove to be missing.
 
-    def oldest_chunk(self, node_id: int, settled: Iterable[OpenMessage]) -> str:
-        """Return the entry of a node's data stream before which nothing is needed, once these replies are settled."""
-        needed = [message.data_entries for message in self._messages.values() if message.node_id == node_id]
-        kept = [min(map(_position, entries)) for entries in needed if entries]
-        gone = [
-            max(map(_position, message.data_entries))
-            for message in settled
-            if message.data_entries and message.node_id == node_id
-        ]
-        milliseconds, sequence = min([*kept, *((ms, seq + 1) for ms, seq in [max(gone)])])
-        return f"{milliseconds}-{sequence}"
+        A node uploads again what it does not find in Redis. Returns False where that is no such copy.
+        """
+        if message.state is State.OPEN or not message.data_entries or not data_entries:
+            return False
+        if outbox_entry not in [entry for entry, _, _ in message.spares]:
+            message.spares = (*message.spares, (outbox_entry, reply, data_entries))
+        return True
 
     def fail(self, message_id: str, error: Error) -> None:
         """Make ``error`` the reply of an open message; one that is answered keeps its reply."""
@@ -304,13 +301,23 @@ class Ledger:
         self._answered = {message.message_id: None, **self._answered}
 
     def reopen(self, message: OpenMessage) -> bool:
-        """A reply that was taken is none, for its payload is missing: the message is open again, once."""
-        if message.was_reopened or message.fields is None:
+        """A reply that was taken is none, for its payload is missing: the message is open again, a few times."""
+        if message.reopened >= MOST_REOPENED or message.fields is None:
             return False
-        message.state, message.reply, message.was_reopened, message.is_lost = State.OPEN, None, True, True
+        message.reopened += 1
+        message.state, message.reply, message.is_lost = State.OPEN, None, True
         message.inbox_entries, message.outbox_entry, message.data_entries = (), "", ()
         del self._taken[message.message_id]
         self._open(message.node_id)
+        return True
+
+    def use_spare(self, message: OpenMessage) -> bool:
+        """A reply that was taken is none; return whether there is another copy, which is then the first to be taken."""
+        if not message.spares:
+            return False
+        *rest, (message.outbox_entry, message.reply, message.data_entries) = message.spares
+        message.spares = tuple(rest)
+        self.put_back(message)
         return True
 
     def settled(self) -> list[OpenMessage]:
@@ -337,8 +344,3 @@ class Ledger:
             self._orphans.pop(message.message_id, None)
             self._answered.pop(message.message_id, None)
             self._taken.pop(message.message_id, None)
-
-
-def _position(entry_id: str) -> tuple[int, int]:
-    milliseconds, _, sequence = entry_id.partition("-")
-    return int(milliseconds), int(sequence)

@@ -118,9 +118,7 @@ class Outboxes:
         self._bell_cursor = entry_id
         self._heard.append(parse_id(fields.get(b"n", b"")))
 
-    def read(
-        self, node_ids: Iterable[int], settled: Iterable[Settled] = (), trims: Mapping[int, str] | None = None
-    ) -> list[Reply]:
+    def read(self, node_ids: Iterable[int], settled: Iterable[Settled] = ()) -> list[Reply]:
         """Return what is new in the outboxes of ``node_ids`` as (node id, entry id, fields).
 
         Whoever has rung meanwhile is heard in the same round trip.
@@ -128,13 +126,10 @@ class Outboxes:
         Args:
             node_ids: whose outboxes.
             settled: replies of which a commit is the last reader; deleted in the same round trip.
-            trims: by node, the entry of its data stream before which nothing is needed any more.
         """
         keys, nodes = self._connection.keys, list(node_ids)
         pipe = self._connection.sockets.pipe()
         remove_replies(pipe, self._connection, self._run_id, settled)
-        for node, entry_id in (trims or {}).items():
-            pipe.xtrim(keys.data(node, self._run_id), minid=entry_id, approximate=False)
         streams = {keys.outbox(node, self._run_id): self._cursors.get(node, "0") for node in nodes}
         asked = [{**streams, self._bell: self._bell_cursor}] if nodes else []
         with map_errors(self._connection.url):

@@ -31,7 +31,6 @@ class Intake:
         self._ledger = ledger
         self._outboxes = Outboxes(connection, run_id)
         self._settled: list[Settled] = []
-        self._trims: dict[int, str] = {}
         self._dropped: list[Settled] = []
 
     def reset(self) -> None:
@@ -47,10 +46,9 @@ class Intake:
         nodes = set(node_ids)
         with self._ledger.lock:
             settled, self._settled = self._settled, []
-            trims, self._trims = self._trims, {}
         if not nodes and not settled:
             return
-        replies = self._outboxes.read(nodes, settled, trims)
+        replies = self._outboxes.read(nodes, settled)
         with self._ledger.lock:
             for node, entry_id, fields in replies:
                 self._match(node, entry_id, fields)
@@ -76,37 +74,38 @@ class Intake:
         if message is not None and message.node_id == node:
             if message.data_entries == data_entries:
                 data_entries = ()  # a second copy of the reply that counts: the payload is still needed
-            else:  # a node uploads again what it does not find: of two the later one is complete
-                former = message.outbox_entry, message.data_entries
-                if self._ledger.replace(message, entry_id, fields, data_entries):  # type: ignore[arg-type]
-                    entry_id, data_entries = former
+            elif self._ledger.spare(message, entry_id, fields, data_entries):  # type: ignore[arg-type]
+                return
         self._dropped.append((node, entry_id, data_entries))
         log(DEBUG, "Dropped a reply of node %s that fits no open message", node)
 
     # What goes.
 
     def forget(self, settled: list[OpenMessage]) -> None:
-        """A commit took these out of the hash: their replies go with the next look at the outboxes.
-
-        And with them what a node that died had uploaded before, and nothing names: it uploads one reply after another.
-        """
+        """A commit took these out of the hash: their replies go with the next look at the outboxes."""
         with self._ledger.lock:
             self._ledger.remove(settled)
-            self._settled += [
-                (message.node_id, message.outbox_entry, message.data_entries)
-                for message in settled
-                if message.outbox_entry
-            ]
-            for node in {message.node_id for message in settled if message.data_entries}:
-                self._trims[node] = self._ledger.oldest_chunk(node, settled)
+            for message in settled:
+                copies = [(message.outbox_entry, message.data_entries)]
+                copies += [(outbox_entry, data_entries) for outbox_entry, _, data_entries in message.spares]
+                self._settled += [(message.node_id, *copy) for copy in copies if copy[0]]
 
     def reopen(self, message: OpenMessage) -> bool:
         """The payload of a reply is missing: drop it, if its message can be pushed again."""
         with self._ledger.lock:
-            outbox_entry = message.outbox_entry
+            outbox_entry, data_entries = message.outbox_entry, message.data_entries
             if not self._ledger.reopen(message):
                 return False
-            self._dropped.append((message.node_id, outbox_entry, ()))
+            self._dropped.append((message.node_id, outbox_entry, data_entries))
+            return True
+
+    def use_spare(self, message: OpenMessage) -> bool:
+        """The payload of a reply is missing: drop it, if there is another copy, which takes its place."""
+        with self._ledger.lock:
+            former = message.node_id, message.outbox_entry, message.data_entries
+            if not self._ledger.use_spare(message):
+                return False
+            self._dropped.append(former)
             return True
 
     def take_dropped(self) -> list[Settled]:

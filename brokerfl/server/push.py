@@ -122,6 +122,8 @@ class Pusher:
         Raises:
             RunError, OutageLimit: the run is over.
         """
+        if self._intake.use_spare(message):
+            return True
         with self._pushing, self._link.writing:
             if not self._intake.reopen(message):
                 return False

@@ -104,7 +104,9 @@ def test_a_former_owner_writes_nothing(backend: Backend) -> None:
         keys, run = driver._connection.keys, driver.run.run_id
         driver.send_and_receive([driver.create_message(number(1), "train", node, "1")])
         backend.admin.set(keys.owner(run), "2:somebody-else", keepttl=True)
-        before = {key: backend.admin.dump(key) for key in keys_of(backend, driver) if backend.is_real}
+        # But the inbox: its dump tells when the node looked last.
+        named = [key for key in keys_of(backend, driver) if backend.is_real and ":in:" not in str(key)]
+        before = {key: backend.admin.dump(key) for key in named}
         assert driver.push_messages([driver.create_message(number(2), "train", node, "2")]) == [""]
         with pytest.raises(RunFenced):
             driver.end()

@@ -186,7 +186,7 @@ def test_any_history_ends_right(request: pytest.FixtureRequest) -> None:
         run_state_machine_as_test(
             Histories,
             settings=settings(
-                max_examples=2000 if every else 80,
+                max_examples=2000 if every else 60,
                 stateful_step_count=40,
                 deadline=None,
                 derandomize=not every,
