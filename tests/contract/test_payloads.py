@@ -15,6 +15,7 @@ from redis.client import Pipeline
 
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.fence import Build, Fence
+from brokerfl.broker.ledger import MOST_REOPENED
 from brokerfl.broker.nodes import Registration
 from brokerfl.broker.outbox import Outgoing, add_data, publish
 from brokerfl.broker.runs import stop_run
@@ -1103,7 +1104,7 @@ def test_a_reply_whose_manifest_lies_is_error_4(backend: Backend, how: str) -> N
                 return Manifest(manifest.sizes, manifest.digests, tuple(theirs)).encoded
             return lie(manifest, how).encoded
 
-        for _ in range(2):  # of entries that are not there the run asks once more
+        for _ in range(MOST_REOPENED + 1):  # of entries that are not there the run asks a few times more
             reply(liar, ids[0], lying)
             found = driver.pull_messages(ids[:1])
             if found:
