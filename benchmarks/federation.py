@@ -120,8 +120,7 @@ def _serve(url: str, prefix: str, shift: int, workers: int, inline: int | None, 
     if inline is not None:
         set_inline_limit(inline)
     connection = connect(url, prefix=prefix)
-    options: dict[str, Any] = {"workers": workers} if workers > 1 else {}
-    Node(app, connection, Registration(connection), {"shift": shift}, **options).serve()
+    Node(app, connection, Registration(connection), {"shift": shift}, workers=workers).serve()
 
 
 class Federation:
@@ -218,12 +217,6 @@ def push(driver: Driver, content: RecordSet, message_type: str, nodes: Sequence[
     if "" in ids:
         raise RuntimeError("a message was refused")
     return ids
-
-
-def settle(driver: Driver, reply: Message) -> None:
-    """Let a reply that was folded leave Redis before the run moves on."""
-    if hasattr(driver, "settle"):
-        driver.settle(reply)
 
 
 def ask(driver: Driver, message_type: str, node: int) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import memory
-from benchmarks.federation import LIMIT, Federation, ask, check, open_run, push, settle
+from benchmarks.federation import LIMIT, Federation, ask, check, open_run, push
 from benchmarks.models import Floats
 from benchmarks.processes import call, exit_on_signals
 from brokerfl.broker.embedded import EmbeddedServer
@@ -102,7 +102,7 @@ def serve(url: str, nodes: int, size: int) -> Outcome:
         for reply in driver.replies(ids):
             outcome.seconds[f"reply {len(outcome.seconds) - 1}, since the push"] = time.perf_counter() - started
             mask ^= _fold(reply, sizes, total)
-            settle(driver, reply)
+            driver.settle(reply)
             del reply  # or the next one arrives while this one is still here
         compare([bits.view(np.float32) for bits in total], sizes, mask, nodes % 2)
         outcome.seconds["all, since the push"] = time.perf_counter() - started

@@ -18,7 +18,6 @@ from benchmarks.federation import (
     model_content,
     open_run,
     push,
-    settle,
     small_round,
 )
 from benchmarks.growth import compare_models
@@ -116,7 +115,7 @@ def _fold(driver: Driver, nodes: Sequence[int], size: int) -> Floats:
             total = array.copy()
         else:
             total += array
-        settle(driver, reply)
+        driver.settle(reply)
         del reply, array  # or the next one arrives while this one is still here
     assert total is not None
     return total

@@ -331,8 +331,7 @@ class Ledger:
 
     def handed(self, message_ids: Iterable[str]) -> list[OpenMessage]:
         """Return those of these messages whose replies the app has."""
-        found = [self._taken[message_id] for message_id in dict.fromkeys(message_ids) if message_id in self._taken]
-        return [message for message in found if message.state in (State.TAKEN, State.HANDED)]
+        return [self._taken[message_id] for message_id in dict.fromkeys(message_ids) if message_id in self._taken]
 
     def remove(self, messages: Iterable[OpenMessage]) -> None:
         """A commit took them out of the hash."""

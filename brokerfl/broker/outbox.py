@@ -99,11 +99,8 @@ class Outboxes:
 
     def _listen(self, block: float | None) -> bool:
         """Hear who rings; return whether there is a bell."""
-        blocking = () if block is None else ("BLOCK", max(1, round(block * 1000)))
         with map_errors(self._connection.url):
-            [response] = self._connection.sockets.exchange(
-                [("XREAD", *blocking, "STREAMS", self._bell, self._bell_cursor)]
-            )
+            [response] = self._connection.sockets.exchange([_read({self._bell: self._bell_cursor}, block)])
         if isinstance(response, ResponseError):
             error = translate(response, self._connection.url)
             if error is not None:
@@ -159,8 +156,9 @@ class Outboxes:
         self._cursors[node_id] = entry_id
 
 
-def _read(streams: Mapping[str, str]) -> Command:
-    return "XREAD", "STREAMS", *streams, *streams.values()
+def _read(streams: Mapping[str, str], block: float | None = None) -> Command:
+    blocking = () if block is None else ("BLOCK", max(1, round(block * 1000)))
+    return "XREAD", *blocking, "STREAMS", *streams, *streams.values()
 
 
 def remove_replies(pipe: Pipeline, connection: Connection, run_id: int, settled: Iterable[Settled]) -> None:

@@ -22,6 +22,7 @@ from brokerfl.client.dead import DeadMessage, dead_messages
 from brokerfl.client.folder import default_state_dir
 from brokerfl.common import BrokerflError, ConfigError, Context, FrameError, Message, RecordSet
 from brokerfl.common.logger import configure_logging
+from brokerfl.wire.frame import size_of
 from brokerfl.wire.message import decode_message
 from brokerfl.wire.record import decode_content
 
@@ -141,7 +142,7 @@ def _row(found: DeadMessage) -> dict[str, Any]:
         "run": str(found.run_id),
         "type": message_type,
         "group": group,
-        "bytes": sum(map(len, found.fields.values())),
+        "bytes": size_of(found.fields),
         "crashes": found.crashes,
         "at": local_time(found.at),
     }

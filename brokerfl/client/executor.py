@@ -27,7 +27,7 @@ from brokerfl.common import (
     UserConfig,
     log,
 )
-from brokerfl.wire.frame import MANIFEST, Fields
+from brokerfl.wire.frame import MANIFEST, Fields, size_of
 from brokerfl.wire.message import decode_header, encode_message
 from brokerfl.wire.payload import INLINE, EncodedContent, MissingChunkError, manifest_of
 from brokerfl.wire.record import decode_content, encode_content, frozen
@@ -268,11 +268,6 @@ class Executor:
             ttl=ttl,
             message_type=message_type,
         )
-
-
-def size_of(fields: Fields) -> int:
-    """Return the bytes of all fields together."""
-    return sum(map(len, fields.values()))
 
 
 def _text(error: BaseException) -> str:

@@ -17,7 +17,7 @@ from brokerfl.broker.blobs import read_blobs
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.outbox import add_data, read_data
 from brokerfl.common import RedisOutOfMemory, RedisUnreachable
-from brokerfl.wire.frame import MAX_MESSAGE_BYTES, Fields
+from brokerfl.wire.frame import MAX_MESSAGE_BYTES, Fields, size_of
 from brokerfl.wire.payload import WINDOW, Manifest, Payload, assemble, digests_of
 
 #: Bytes of received contents that are kept for all runs together, on the memory that the ClientApp was given.
@@ -70,9 +70,9 @@ class Payloads:
 
         content, pieces = assemble(manifest, read, known)
         with self._lock:
-            if self._received.pop(run_id, None) is not None and _size(pieces) <= CACHE:  # else the run is over
+            if self._received.pop(run_id, None) is not None and size_of(pieces) <= CACHE:  # else the run is over
                 self._received[run_id] = pieces
-            while sum(map(_size, self._received.values())) > CACHE:
+            while sum(map(size_of, self._received.values())) > CACHE:
                 self._received.popitem(last=False)
         return content
 
@@ -179,7 +179,3 @@ class Payloads:
         with self._lock:
             self._received.clear()
             self._held.clear()
-
-
-def _size(pieces: dict[bytes, memoryview]) -> int:
-    return sum(map(len, pieces.values()))

@@ -23,7 +23,7 @@ from brokerfl.server.commit import Committer
 from brokerfl.server.intake import Intake
 from brokerfl.server.link import Link
 from brokerfl.server.upload import Contents
-from brokerfl.wire.frame import MANIFEST, Fields
+from brokerfl.wire.frame import MANIFEST, Fields, size_of
 from brokerfl.wire.message import encode_message, new_message_id
 from brokerfl.wire.payload import EncodedContent
 from brokerfl.wire.run import LedgerEntry
@@ -216,7 +216,7 @@ def _parts(pushed: list[OpenMessage]) -> Iterator[list[OpenMessage]]:
     part: list[OpenMessage] = []
     size = 0
     for message in pushed:
-        more = sum(map(len, (message.fields or {}).values()))
+        more = size_of(message.fields or {})
         if part and size + more > MOST_BYTES:
             yield part
             part, size = [], 0

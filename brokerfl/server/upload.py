@@ -62,15 +62,17 @@ class Uploader:
             RedisOutOfMemory: Redis is full; some chunks may be there, see `free_idle`.
         """
         payload = content.payload
-        if payload is not None:  # what it lacks is known only after a comparison
-            self._when_there_is_room(lambda: self._link.through_outage(self._link.reconcile))
-        while payload is not None:
-            with self._link.writing:
-                windows = self._blobs.enter(payload)
-            if not windows:
-                return
+        if payload is None:
+            return
+        # What Redis lacks is known only after a comparison; one that comes in between may find that more is gone.
+        self._when_there_is_room(lambda: self._link.through_outage(self._link.reconcile))
+        while windows := self._lacking(payload):
             for window in windows:
                 self._upload_window(payload, window)
+
+    def _lacking(self, payload: Payload) -> list[list[int]]:
+        with self._link.writing:
+            return self._blobs.enter(payload)
 
     def _upload_window(self, payload: Payload, window: list[int]) -> None:
         def build(pipe: Pipeline) -> None:

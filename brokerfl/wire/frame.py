@@ -95,6 +95,11 @@ class _Count:
         return container
 
 
+def size_of(buffers: Mapping[bytes, bytes | memoryview]) -> int:
+    """Return the bytes of all ``buffers`` together, without their names."""
+    return sum(map(len, buffers.values()))
+
+
 def join_fields(fields: Mapping[bytes, bytes | memoryview]) -> bytes:
     """Return all ``fields`` in one piece, for a place that holds no stream entries."""
     return msgpack.packb(dict(fields), use_bin_type=True)  # type: ignore[no-any-return]

@@ -21,7 +21,7 @@ from hashlib import sha256
 from itertools import islice
 
 from brokerfl.common import FrameError
-from brokerfl.wire.frame import CONTENT, MANIFEST, MAX_CONTENT_BYTES, MAX_MESSAGE_BYTES, Fields, pack, unpack
+from brokerfl.wire.frame import CONTENT, MANIFEST, MAX_CONTENT_BYTES, MAX_MESSAGE_BYTES, Fields, pack, size_of, unpack
 from brokerfl.wire.record import MAX_ARRAYS, check_description, digest_of, frozen
 
 #: Bytes of a content that travel in the message itself: below, a fetch costs more than what it saves
@@ -381,7 +381,7 @@ class EncodedContent:
     """
 
     def __init__(self, content: Fields) -> None:
-        self.payload = Payload(content) if sum(map(len, content.values())) > INLINE else None
+        self.payload = Payload(content) if size_of(content) > INLINE else None
         self.fields: Fields = frozen(content) if self.payload is None else {MANIFEST: self.payload.manifest.encoded}
 
     @cached_property

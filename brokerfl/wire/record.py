@@ -22,7 +22,7 @@ from brokerfl.common import (
     SType,
 )
 from brokerfl.common.array import ITEMSIZE
-from brokerfl.wire.frame import CONTENT, MAX_CONTENT_BYTES, MAX_MESSAGE_BYTES, Fields, pack, unpack
+from brokerfl.wire.frame import CONTENT, MAX_CONTENT_BYTES, MAX_MESSAGE_BYTES, Fields, pack, size_of, unpack
 
 #: numpy allows 64 dimensions since 2.0 (NPY_MAXDIMS).
 MAX_DIMENSIONS = 64
@@ -57,7 +57,7 @@ def encode_content(content: RecordSet) -> Fields:
         raise MessageTooLarge(f"the content has {len(buffers):,} arrays, the limit is {MAX_ARRAYS:,}: join some")
     for index, buffer in enumerate(buffers):
         fields[b"%d" % index] = buffer
-    size = sum(map(len, fields.values()))
+    size = size_of(fields)
     if size > MAX_MESSAGE_BYTES:
         raise MessageTooLarge(
             f"the content has {size:,} bytes, the limit is {MAX_MESSAGE_BYTES:,} bytes: send fewer or smaller arrays"
