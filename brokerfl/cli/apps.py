@@ -1,46 +1,90 @@
-"""Apps by name: finds ``module:attribute``. Owns the search, and what is said when an app fails."""
+"""Apps by name: finds ``module:attribute``, or the app of a project in a directory.
+
+Owns the search, and what is said when an app fails.
+"""
 
 import importlib
 import sys
 import traceback
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import brokerfl
-from brokerfl.common import AppLoadError
-
-App = TypeVar("App")
+from brokerfl.cli.project import Project, read_project
+from brokerfl.client import ClientApp
+from brokerfl.client.app import ClientAppCallable
+from brokerfl.common import AppLoadError, ConfigError
+from brokerfl.flower import adapt_client_app, adapt_server_app, is_flower_app
+from brokerfl.server import ServerApp
+from brokerfl.server.app import ServerAppCallable
 
 _OURS = Path(brokerfl.__file__).parent
 
 
-def load_app(reference: str, app_dir: str, kind: type[App]) -> App:
-    """Return the app that ``reference`` names.
+def find_project(app: str, app_dir: str | None) -> tuple[str, Project]:
+    """Return ``module:attribute``, or "" where the project is to name it, and the project.
 
     Args:
-        reference: ``module:attribute``, such as ``client:app``.
-        app_dir: where the module is looked for first.
-        kind: ClientApp or ServerApp.
+        app: ``module:attribute``, or a directory that holds a pyproject.toml.
+        app_dir: where the module is looked for first; the current directory by default.
+
+    Raises:
+        ConfigError: two directories were given, or the project's pyproject.toml cannot be read.
+    """
+    if ":" in app or not Path(app).is_dir():
+        return app, read_project(app_dir or ".")
+    if app_dir is not None:
+        raise ConfigError(
+            f"the app {app!r} is a directory, and --app-dir (or BROKERFL_APP_DIR) names one too: give one"
+        )
+    return "", read_project(app)
+
+
+def load_client_app(app: str, app_dir: str | None) -> ClientAppCallable:
+    """Return the ClientApp that the user names; `find_project` says how.
+
+    Raises:
+        AppLoadError: there is no such module or attribute, importing it failed, or it is something else.
+        ConfigError: see `find_project`.
+    """
+    reference, project = find_project(app, app_dir)
+    found = _load(reference or project.component("clientapp"), project.folder, ClientApp)
+    return found if isinstance(found, ClientApp) else adapt_client_app(found)
+
+
+def load_server_app(reference: str, project: Project) -> tuple[str, ServerAppCallable]:
+    """Return a ServerApp and its ``module:attribute``.
 
     Raises:
         AppLoadError: there is no such module or attribute, importing it failed, or it is something else.
     """
+    reference = reference or project.component("serverapp")
+    found = _load(reference, project.folder, ServerApp)
+    return reference, found if isinstance(found, ServerApp) else adapt_server_app(found)
+
+
+def _is_app(value: object, kind: type) -> bool:
+    return isinstance(value, kind) or is_flower_app(value, kind.__name__)
+
+
+def _load(reference: str, folder: Path, kind: type) -> Any:
     name, colon, attribute = reference.partition(":")
     if not colon or not name or not attribute:
-        raise AppLoadError(f"the app {reference!r} is not of the form module:attribute, such as client:app")
+        raise AppLoadError(
+            f"the app {reference!r} is neither of the form module:attribute, such as client:app, nor a directory"
+        )
     if name.startswith(".") or "/" in name:
         raise AppLoadError(f"{name!r} is no name of a module: write client:app, and --app-dir for where client.py is")
-    folder = Path(app_dir).resolve()
     if not folder.is_dir():
-        raise AppLoadError(f"the app directory {app_dir} does not exist")
+        raise AppLoadError(f"the app directory {folder} does not exist")
     sys.path.insert(0, str(folder))
     module = _import(name, folder)
-    candidates = [f"{name}:{key}" for key, value in vars(module).items() if isinstance(value, kind)]
+    candidates = [f"{name}:{key}" for key, value in vars(module).items() if _is_app(value, kind)]
     hint = f"; it has {', '.join(candidates)}" if candidates else ""
     if not hasattr(module, attribute):
         raise AppLoadError(f"the module {name} has no attribute {attribute!r}{hint}")
     app = getattr(module, attribute)
-    if not isinstance(app, kind):
+    if not _is_app(app, kind):
         raise AppLoadError(f"{reference} is of type {type(app).__name__}, not {kind.__name__}{hint}")
     return app
 
@@ -52,7 +96,8 @@ def _import(name: str, folder: Path) -> object:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
             hint = f": write {name[:-3]}:app, without .py" if name.endswith(".py") else ""
             raise AppLoadError(f"there is no module {name!r} in {folder} (or elsewhere on the path){hint}") from None
-        raise AppLoadError(_failure(name, error, folder)) from None
+        hint = "\nFlower apps need flwr: pip install 'brokerfl[flower]'" if error.name == "flwr" else ""
+        raise AppLoadError(_failure(name, error, folder) + hint) from None
     except (Exception, SystemExit) as error:
         raise AppLoadError(_failure(name, error, folder)) from None
 

@@ -12,12 +12,11 @@ from typing import Any
 
 import click
 
-from brokerfl.cli.apps import load_app, print_traceback
+from brokerfl.cli.apps import load_client_app, print_traceback
 from brokerfl.cli.configs import parse_config
 from brokerfl.cli.exits import Command, Exit, Group
 from brokerfl.cli.options import app_dir_option, node_config_option, run_config_option, state_dir_option
 from brokerfl.cli.tables import format_option, local_time, show, to_json
-from brokerfl.client import ClientApp
 from brokerfl.client.dead import DeadMessage, dead_messages
 from brokerfl.client.folder import default_state_dir
 from brokerfl.common import BrokerflError, ConfigError, Context, FrameError, Message, RecordSet
@@ -67,7 +66,7 @@ def replay(
     message: str,
     app: str,
     state_dir: Path | None,
-    app_dir: str,
+    app_dir: str | None,
     node_config: tuple[str, ...],
     run_config: tuple[str, ...],
 ) -> None:
@@ -79,7 +78,7 @@ def replay(
     found = _find(message, state_dir)
     given = _decode(found)
     configs = parse_config(node_config, "--node-config"), parse_config(run_config, "--run-config")
-    client_app = load_app(app, app_dir, ClientApp)
+    client_app = load_client_app(app, app_dir)
     fields = found.read_state()
     state = RecordSet() if fields is None else decode_content(fields)
     context = Context(found.run_id, found.node_id, configs[0], state, configs[1])

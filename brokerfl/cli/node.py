@@ -14,7 +14,7 @@ import click
 from brokerfl import __version__
 from brokerfl.broker.keys import LEASE
 from brokerfl.broker.nodes import Registration, node_id_of
-from brokerfl.cli.apps import load_app
+from brokerfl.cli.apps import load_client_app
 from brokerfl.cli.configs import parse_config, parse_labels
 from brokerfl.cli.exits import Command
 from brokerfl.cli.options import (
@@ -25,7 +25,6 @@ from brokerfl.cli.options import (
     redis_options,
     state_dir_option,
 )
-from brokerfl.client import ClientApp
 from brokerfl.client.folder import node_folder
 from brokerfl.client.journal import Journal
 from brokerfl.client.node import MAX_CRASHES, Node
@@ -85,7 +84,7 @@ def main(
     name: str,
     node_config: tuple[str, ...],
     label: tuple[str, ...],
-    app_dir: str,
+    app_dir: str | None,
     lease: float,
     grace: float,
     state_dir: Path | None,
@@ -93,10 +92,13 @@ def main(
     workers: int,
     max_message: int,
 ) -> None:
-    """Run the ClientApp APP (module:attribute, such as client:app) for every run on this Redis."""
+    """Run a ClientApp for every run on this Redis.
+
+    APP is module:attribute, such as client:app, or a directory whose pyproject.toml names the app: .
+    """
     config = parse_config(node_config, "--node-config")
     labels = parse_labels(label)
-    client_app = load_app(app, app_dir, ClientApp)
+    client_app = load_client_app(app, app_dir)
     connection = redis.connect()
     journal = Journal(node_folder(state_dir, node_id_of(connection.keys.prefix, name)) if name else None)
     registration = Registration(connection, name, labels, lease, journal.home)

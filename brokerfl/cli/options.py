@@ -178,9 +178,7 @@ class ConfigText(click.types.StringParamType):
         return [rv]
 
 
-app_dir_option = click.option(
-    "--app-dir", default=".", envvar="BROKERFL_APP_DIR", help="Where the app's module is. [default: here]"
-)
+app_dir_option = click.option("--app-dir", envvar="BROKERFL_APP_DIR", help="Where the app's module is. [default: here]")
 
 node_config_option = click.option(
     "--node-config",

@@ -12,7 +12,7 @@ import click
 
 from brokerfl import __version__
 from brokerfl.broker.keys import LEASE, OFFLINE_GRACE, RETENTION
-from brokerfl.cli.apps import load_app, print_traceback
+from brokerfl.cli.apps import find_project, load_server_app, print_traceback
 from brokerfl.cli.configs import parse_config
 from brokerfl.cli.exits import Command, Exit, code_of
 from brokerfl.cli.options import (
@@ -33,7 +33,8 @@ from brokerfl.common import (
     RunError,
     log,
 )
-from brokerfl.server import Driver, ServerApp
+from brokerfl.server import Driver
+from brokerfl.server.app import ServerAppCallable
 from brokerfl.server.link import OUTAGE_LIMIT
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -107,7 +108,7 @@ def main(
     run_config: tuple[str, ...],
     resume: int | None,
     takeover: bool,
-    app_dir: str,
+    app_dir: str | None,
     lease: float,
     retention: float,
     offline_grace: float,
@@ -115,13 +116,17 @@ def main(
     max_message: int,
     max_run: int | None,
 ) -> None:
-    """Run the ServerApp APP (module:attribute, such as server:app) as a new run on this Redis, or resume one."""
+    """Run a ServerApp as a new run on this Redis, or resume one.
+
+    APP is module:attribute, such as server:app, or a directory whose pyproject.toml names the app: .
+    """
     if takeover and resume is None:
         raise ConfigError("--takeover is given without --resume: name the run to take over")
     # What the environment says is for runs that begin.
     is_typed = click.get_current_context().get_parameter_source("run_config") is click.core.ParameterSource.COMMANDLINE
-    config = parse_config(run_config, "--run-config") if is_typed or resume is None else None
-    server_app = load_app(app, app_dir, ServerApp)
+    reference, project = find_project(app, app_dir)
+    config = project.run_config(parse_config(run_config, "--run-config")) if is_typed or resume is None else None
+    reference, server_app = load_server_app(reference, project)
     connection = redis.connect()
     if resume is None:  # a signal that comes while the run is created waits until there is something to detach
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
@@ -130,7 +135,7 @@ def main(
     try:
         driver = Driver(
             connection,
-            app,
+            reference,
             config,
             resume=resume,
             takeover=takeover,
@@ -147,7 +152,7 @@ def main(
     sys.exit(code)
 
 
-def _run(driver: Driver, server_app: ServerApp, retention: float, how: str) -> int:
+def _run(driver: Driver, server_app: ServerAppCallable, retention: float, how: str) -> int:
     run_id, started = driver.run.run_id, time.monotonic()
     log(INFO, "Run %s of %s %s", run_id, driver.run.app, how)
     try:

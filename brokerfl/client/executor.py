@@ -12,7 +12,7 @@ from logging import DEBUG, ERROR, INFO, WARNING
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.inbox import discard_message, is_wanted
 from brokerfl.broker.stream import milliseconds_of
-from brokerfl.client.app import ClientApp
+from brokerfl.client.app import ClientAppCallable
 from brokerfl.client.contexts import Contexts, Execution, RunContext
 from brokerfl.client.journal import Answer, Journal
 from brokerfl.client.payloads import Payloads
@@ -44,7 +44,7 @@ class Executor:
     """Executes messages with one ClientApp. Safe to share between workers that each have a run of their own.
 
     Args:
-        app: the ClientApp.
+        app: the ClientApp, or a function that takes its place.
         connection: where messages come from.
         node_id: whose messages.
         node_config: given to every Context.
@@ -56,7 +56,7 @@ class Executor:
 
     def __init__(
         self,
-        app: ClientApp,
+        app: ClientAppCallable,
         connection: Connection,
         node_id: int,
         node_config: UserConfig,

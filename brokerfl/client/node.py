@@ -16,7 +16,7 @@ from brokerfl.broker.connection import BLOCK, Connection
 from brokerfl.broker.heartbeat import Heartbeat
 from brokerfl.broker.inbox import Delivery, Inboxes, discard_message, pending_entries, ring_doorbell
 from brokerfl.broker.nodes import Registration
-from brokerfl.client.app import ClientApp
+from brokerfl.client.app import ClientAppCallable
 from brokerfl.client.journal import Journal
 from brokerfl.client.service import Service
 from brokerfl.client.workers import Workers
@@ -46,7 +46,7 @@ class Node:
     """Serves every run with one ClientApp, until `stop`.
 
     Args:
-        app: the ClientApp.
+        app: the ClientApp, or a function that takes its place.
         connection: the Redis in the middle.
         registration: the node's claim to its id.
         node_config: given to every Context.
@@ -59,7 +59,7 @@ class Node:
 
     def __init__(
         self,
-        app: ClientApp,
+        app: ClientAppCallable,
         connection: Connection,
         registration: Registration,
         node_config: UserConfig | None = None,

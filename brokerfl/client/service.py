@@ -11,7 +11,7 @@ from logging import INFO
 
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.inbox import discard_message
-from brokerfl.client.app import ClientApp
+from brokerfl.client.app import ClientAppCallable
 from brokerfl.client.executor import Executor
 from brokerfl.client.journal import Journal
 from brokerfl.client.payloads import Payloads
@@ -25,7 +25,7 @@ class Service:
     """Has messages executed with one ClientApp, and their replies published.
 
     Args:
-        app: the ClientApp.
+        app: the ClientApp, or a function that takes its place.
         connection: the Redis in the middle.
         node_id: whose messages.
         node_config: given to every Context.
@@ -46,7 +46,7 @@ class Service:
 
     def __init__(
         self,
-        app: ClientApp,
+        app: ClientAppCallable,
         connection: Connection,
         node_id: int,
         node_config: UserConfig,

@@ -4,6 +4,7 @@ This layer knows no Redis and no msgpack. The local clock only stamps, it never 
 when an array is asked for; without it everything else works.
 """
 
+from brokerfl.common.aliases import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from brokerfl.common.array import Array, SType
 from brokerfl.common.context import ConfigScalar, Context, UserConfig
 from brokerfl.common.errors import (
@@ -52,8 +53,10 @@ __all__ = [
     "SUPERLINK_NODE_ID",
     "AppLoadError",
     "Array",
+    "ArrayRecord",
     "BrokerflError",
     "ConfigError",
+    "ConfigRecord",
     "ConfigScalar",
     "ConfigsRecord",
     "Context",
@@ -66,12 +69,14 @@ __all__ = [
     "MessageTooLarge",
     "MessageType",
     "Metadata",
+    "MetricRecord",
     "MetricsRecord",
     "MissingExtra",
     "NodeNameTaken",
     "OutageLimit",
     "ParametersRecord",
     "PortInUse",
+    "RecordDict",
     "RecordSet",
     "RedisAuthError",
     "RedisError",

@@ -38,7 +38,9 @@ ITEMSIZE: dict[str, int] = {
 }
 
 _BFLOAT16 = "bfloat16"
-_NPY_MAGIC = b"\x93NUMPY"
+
+#: How an .npy file begins.
+NPY_MAGIC = b"\x93NUMPY"
 
 #: numpy refuses longer headers of .npy data by itself (``max_header_size``); 12 bytes come before the header.
 _NPY_HEADER = 10_000 + 12
@@ -149,7 +151,7 @@ class Array:
             dtype = numpy.dtype("int16" if self.dtype == _BFLOAT16 else self.dtype).newbyteorder("<")
             view = numpy.ndarray(self.shape, dtype, self.data)
         # An .npy file holds a header too, so its length alone tells it from raw data.
-        elif found > size and self.data[: len(_NPY_MAGIC)] == _NPY_MAGIC:
+        elif found > size and self.data[: len(NPY_MAGIC)] == NPY_MAGIC:
             view = self._view_npy(numpy)
         else:
             raise ValueError(f"{self.dtype} of shape {self.shape} takes {size} bytes, the data have {found}")
@@ -161,25 +163,10 @@ class Array:
 
         Unlike np.load, this makes no copy and no room on the header's word.
         """
-        file = BytesIO(self.data[:_NPY_HEADER])
-        version = numpy.lib.format.read_magic(file)
-        readers = {
-            (1, 0): numpy.lib.format.read_array_header_1_0,
-            (2, 0): numpy.lib.format.read_array_header_2_0,
-        }
-        if version not in readers:  # 3.0 is for structured dtypes
-            raise ValueError(f"the data are an .npy file of version {version}, not 1.0 or 2.0")
-        try:
-            shape, is_fortran, dtype = readers[version](file)
-        except Exception as error:  # numpy lets those of its parser out, such as TokenError and RecursionError
-            raise ValueError(f"the header of the .npy file is malformed: {error}") from None
-        start = file.tell()
+        shape, is_fortran, dtype, start = _read_npy_header(numpy, self.data)
         if (shape, dtype.name) != (self.shape, self.dtype):
             declared = f"{self.dtype} of shape {self.shape}"
             raise ValueError(f"the .npy file holds {dtype} of shape {shape}, not {declared}")
-        size, found = ITEMSIZE[self.dtype] * math.prod(shape), len(self.data) - start
-        if found != size:
-            raise ValueError(f"{dtype} of shape {shape} takes {size} bytes, the .npy file has {found}")
         return numpy.ndarray(shape, dtype, self.data, start, order="F" if is_fortran else "C")
 
     def __eq__(self, other: object) -> bool:
@@ -250,6 +237,52 @@ def _from_tensor(tensor: Any) -> _Fields:
         return _from_ndarray(tensor.numpy(force=True))
     _, shape, stype, data = _from_ndarray(tensor.detach().view(torch.int16).numpy(force=True))
     return _BFLOAT16, shape, stype, data
+
+
+def _read_npy_header(numpy: Any, data: bytes | memoryview) -> tuple[tuple[int, ...], bool, Any, int]:
+    """Return shape, whether it is in Fortran's order, dtype and where the elements of an .npy file begin.
+
+    Raises:
+        ValueError: it is malformed, or has another size than it says.
+    """
+    file = BytesIO(data[:_NPY_HEADER])
+    version = numpy.lib.format.read_magic(file)
+    readers = {
+        (1, 0): numpy.lib.format.read_array_header_1_0,
+        (2, 0): numpy.lib.format.read_array_header_2_0,
+    }
+    if version not in readers:  # 3.0 is for structured dtypes
+        raise ValueError(f"the data are an .npy file of version {version}, not 1.0 or 2.0")
+    try:
+        shape, is_fortran, dtype = readers[version](file)
+    except Exception as error:  # numpy lets those of its parser out, such as TokenError and RecursionError
+        raise ValueError(f"the header of the .npy file is malformed: {error}") from None
+    size, found = dtype.itemsize * math.prod(shape), len(data) - file.tell()
+    if found != size:
+        raise ValueError(f"{dtype} of shape {shape} takes {size} bytes, the .npy file has {found}")
+    return shape, is_fortran, dtype, file.tell()
+
+
+def check_npy(data: bytes | memoryview) -> None:
+    """Check that an .npy file, if it is one, holds what its header says: np.load makes room before it looks.
+
+    Raises:
+        ValueError: it does not.
+        MissingExtra: numpy is not installed.
+    """
+    if data[: len(NPY_MAGIC)] == NPY_MAGIC:
+        _read_npy_header(_numpy(), data)
+
+
+def npy_of(array: Array) -> bytes:
+    """Return an array as an .npy file, which is what Flower's arrays hold.
+
+    Raises:
+        TypeError, ValueError, MissingExtra: as `Array.numpy`.
+    """
+    file = BytesIO()
+    _numpy().save(file, array.numpy(), allow_pickle=False)
+    return file.getvalue()
 
 
 def memory_of(data: bytes | memoryview) -> tuple[int, int]:

@@ -33,6 +33,9 @@ class MessageType:
     QUERY = "query"
 
 
+#: What Flower's legacy strategies send beside the categories; brokerfl's own ClientApp has no functions for them.
+LEGACY_MESSAGE_TYPES = ("get_parameters", "get_properties", "reconnect")
+
 _CATEGORIES = (MessageType.TRAIN, MessageType.EVALUATE, MessageType.QUERY)
 
 
@@ -51,7 +54,9 @@ def split_message_type(text: str) -> tuple[str, str]:
 
 
 def is_message_type(text: str) -> bool:
-    """Return whether ``text`` is a category, or a category, a dot and an action."""
+    """Return whether ``text`` is a category, a category, a dot and an action, or one of `LEGACY_MESSAGE_TYPES`."""
+    if text in LEGACY_MESSAGE_TYPES:
+        return True
     try:
         split_message_type(text)
     except ValueError:
@@ -118,6 +123,11 @@ class Metadata:
     ttl: float
     message_type: str
     created_at: float = field(default_factory=time.time)
+
+    @property
+    def reply_to_message_id(self) -> str:
+        """Flower's name for ``reply_to_message`` since 1.16."""
+        return self.reply_to_message
 
 
 class Message:

@@ -5,8 +5,8 @@ integers.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 from brokerfl.common.array import Array
 from brokerfl.common.typeddict import TypedDict
@@ -179,15 +179,38 @@ class ConfigsRecord(TypedDict[ConfigsValue]):
         return sum(len(name) + _count_bytes(value) for name, value in self.items())
 
 
-R = TypeVar("R", bound=ParametersRecord | MetricsRecord | ConfigsRecord)
+Record = ParametersRecord | MetricsRecord | ConfigsRecord
+
+R = TypeVar("R", bound=Record)
+
+#: The kinds of records, in the order in which a description lists them.
+KINDS: tuple[type[Record], ...] = (ParametersRecord, MetricsRecord, ConfigsRecord)
+
+_Order = dict[tuple[type, str], None]
 
 
 class _Records(TypedDict[R]):
-    """Records of one kind by name."""
+    """Records of one kind by name. Notes in ``order`` what is put in, and when."""
 
-    def __init__(self, kind: type[R], records: Mapping[str, R] | None) -> None:
+    def __init__(self, kind: type[R], order: _Order) -> None:
         self._kind = kind
-        super().__init__(records)
+        self._order = order
+        super().__init__()
+
+    def __setitem__(self, key: str, value: R) -> None:
+        super().__setitem__(key, value)
+        self._order[self._kind, key] = None
+
+    def __delitem__(self, key: str) -> None:
+        super().__delitem__(key)
+        del self._order[self._kind, key]
+
+    def copy(self) -> Self:
+        new = super().copy()
+        new._order = dict(self._order)
+        return new
+
+    __copy__ = copy
 
     def _name(self) -> str:
         return "RecordSet"
@@ -200,13 +223,18 @@ class _Records(TypedDict[R]):
         return repr(self._data)
 
 
-class RecordSet:
-    """The content of a message, or the state of a context: records of three kinds, each by name.
+class RecordSet(MutableMapping[str, Record]):
+    """The content of a message, or the state of a context: records of three kinds by name, in order of insertion.
+
+    As a mapping it holds one record of a name, like Flower's RecordDict. The three properties hold those of one kind,
+    like Flower's RecordSet up to 1.17; through them, records of several kinds may have the same name, and `records`
+    tells them apart.
 
     Args:
-        parameters_records: the first records of arrays.
-        metrics_records: the first records of numbers.
-        configs_records: the first records of settings.
+        records: the first records, of any kind.
+        metrics_records: more, of numbers.
+        configs_records: more, of settings.
+        parameters_records: more, of arrays.
 
     Raises:
         TypeError: a record of the wrong kind; also when one is put in later.
@@ -214,13 +242,21 @@ class RecordSet:
 
     def __init__(
         self,
-        parameters_records: Mapping[str, ParametersRecord] | None = None,
+        records: Mapping[str, Record] | None = None,
         metrics_records: Mapping[str, MetricsRecord] | None = None,
         configs_records: Mapping[str, ConfigsRecord] | None = None,
+        *,
+        parameters_records: Mapping[str, ParametersRecord] | None = None,
     ) -> None:
-        self._parameters = _Records(ParametersRecord, parameters_records)
-        self._metrics = _Records(MetricsRecord, metrics_records)
-        self._configs = _Records(ConfigsRecord, configs_records)
+        self._order: _Order = {}
+        self._parameters = _Records(ParametersRecord, self._order)
+        self._metrics = _Records(MetricsRecord, self._order)
+        self._configs = _Records(ConfigsRecord, self._order)
+        for name, record in (records or {}).items():
+            self.of_kind(record)[name] = record
+        self._parameters.update(parameters_records or {})
+        self._metrics.update(metrics_records or {})
+        self._configs.update(configs_records or {})
 
     @property
     def parameters_records(self) -> TypedDict[ParametersRecord]:
@@ -237,13 +273,56 @@ class RecordSet:
         """Records of settings by name."""
         return self._configs
 
+    array_records = parameters_records
+    metric_records = metrics_records
+    config_records = configs_records
+
+    def of_kind(self, record: Record) -> "TypedDict[Any]":
+        """Return the records of the kind that ``record`` is of.
+
+        Raises:
+            TypeError: it is no record.
+        """
+        for records in self._kinds():
+            if isinstance(record, records._kind):
+                return records
+        names = ", ".join(kind.__name__ for kind in KINDS)
+        raise TypeError(f"a RecordSet holds {names}, not {type(record).__name__}")
+
+    def records(self) -> list[tuple[str, Record]]:
+        """Return name and record of each, of all kinds, in order of insertion."""
+        by_kind = {records._kind: records for records in self._kinds()}
+        return [(name, by_kind[kind][name]) for kind, name in self._order]
+
     def count_bytes(self) -> int:
         """Return the bytes of all records and their names."""
-        named = [item for kind in self._kinds() for item in kind.items()]
-        return sum(len(name) + record.count_bytes() for name, record in named)
+        return sum(len(name) + record.count_bytes() for name, record in self.records())
 
     def _kinds(self) -> "tuple[_Records[Any], ...]":
         return self._parameters, self._metrics, self._configs
+
+    def __getitem__(self, name: str) -> Record:
+        for records in self._kinds():
+            if name in records:
+                return cast(Record, records[name])
+        raise KeyError(name)
+
+    def __setitem__(self, name: str, record: Record) -> None:
+        chosen = self.of_kind(record)
+        for records in self._kinds():
+            if records is not chosen:
+                records.pop(name, None)
+        chosen[name] = record
+
+    def __delitem__(self, name: str) -> None:
+        if not [records.pop(name) for records in self._kinds() if name in records]:
+            raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for _, name in self._order)
+
+    def __len__(self) -> int:
+        return len(self._order)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, RecordSet):

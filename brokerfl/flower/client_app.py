@@ -1,0 +1,52 @@
+"""flwr's ClientApp, for a node to run. Owns what flwr's Context of a run is; must not know how messages travel."""
+
+from typing import Any
+
+from brokerfl.common import Context, Error, Message
+from brokerfl.flower import compat
+from brokerfl.flower.message import flower_message_of
+from brokerfl.flower.records import FlowerState, record_set_of, state_of
+
+
+class FlowerClientApp:
+    """A callable as our ClientApp is.
+
+    Args:
+        app: flwr's ClientApp.
+    """
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    def __repr__(self) -> str:
+        return f"<FlowerClientApp {self._app!r}>"
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """Run the app on one message; ``context.state`` is then what the app left in flwr's.
+
+        Raises:
+            Exception: whatever the app raised; the state is unchanged then.
+            TypeError: it returned something else than flwr's Message.
+        """
+        compat.identify(context.run_id, context.node_id)
+        flower_context = compat.Context(
+            run_id=context.run_id,
+            node_id=context.node_id,
+            node_config=dict(context.node_config),
+            state=state_of(context.state),
+            run_config=dict(context.run_config),
+        )
+        reply = self._app(flower_message_of(message), flower_context)
+        if not isinstance(reply, compat.Message):
+            raise TypeError(
+                f"the ClientApp returned {type(reply).__name__} to a {message.metadata.message_type} message, not a "
+                "Message: return Message(content, reply_to=message)"
+            )
+        context.state = FlowerState(flower_context.state)
+        if reply.has_error():
+            return message.create_error_reply(Error(int(reply.error.code), reply.error.reason), _ttl(reply))
+        return message.create_reply(record_set_of(reply.content), _ttl(reply))
+
+
+def _ttl(reply: Any) -> float:
+    return max(0.0, float(reply.metadata.ttl))

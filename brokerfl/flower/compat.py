@@ -1,0 +1,143 @@
+"""What differs between versions of flwr, and each of its private names that is needed.
+
+Owns all such names, with the versions in which they were seen: 1.13.1, 1.25.0 and 1.41.0, unless a comment says
+otherwise. It must not know records' values, or anything of brokerfl but its log.
+"""
+
+import importlib
+import importlib.metadata
+import inspect
+from collections.abc import Iterable, Mapping
+from logging import WARNING
+from types import SimpleNamespace
+from typing import Any
+
+from brokerfl.common import MissingExtra, log
+
+#: The versions that the tests run with are the ends of this range and one in between.
+OLDEST, NEWEST = (1, 13), (1, 41)
+
+
+def _warn_of_untested() -> None:
+    version = importlib.metadata.version("flwr")
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    if not OLDEST <= numbers <= NEWEST:
+        tested = " to ".join(".".join(map(str, bound)) for bound in (OLDEST, NEWEST))
+        log(WARNING, "flwr %s is outside of the versions that brokerfl is tested with, %s", version, tested)
+
+
+_warn_of_untested()  # once: a module is executed once
+
+
+def _public(*names: str, modules: tuple[str, ...] = ("flwr.app", "flwr.common")) -> Any:
+    """Return the first of ``names`` that one of ``modules`` has. The newer name, and the newer module, comes first."""
+    for module in modules:
+        try:
+            found = importlib.import_module(module)
+        except ModuleNotFoundError:  # flwr.app came after 1.13
+            continue
+        for name in names:
+            if hasattr(found, name):
+                return getattr(found, name)
+    raise MissingExtra(
+        f"flwr {importlib.metadata.version('flwr')} has no {' or '.join(names)} in {' or '.join(modules)}: "
+        "pip install 'brokerfl[flower]' brings a version that brokerfl works with"
+    )
+
+
+# Public names. What was called …sSet and …sRecord up to 1.17 lives on as aliases, or as deprecated subclasses.
+
+Array = _public("Array")
+ArrayRecord = _public("ArrayRecord", "ParametersRecord")
+MetricRecord = _public("MetricRecord", "MetricsRecord")
+ConfigRecord = _public("ConfigRecord", "ConfigsRecord")
+RecordDict = _public("RecordDict", "RecordSet")
+Context = _public("Context")
+Error = _public("Error")
+Message = _public("Message")
+Metadata = _public("Metadata")
+DEFAULT_TTL = float(_public("DEFAULT_TTL"))  # seconds: 1 hour in 1.13, 12 hours since
+Grid = _public("Grid", "Driver", modules=("flwr.serverapp", "flwr.server"))
+
+#: A RecordDict is one mapping of records of all kinds; the RecordSet of 1.13 holds a mapping for each kind.
+_IS_MAPPING = hasattr(RecordDict, "items")
+
+#: 1.13 keeps shapes as lists, later versions as tuples; both refuse or mangle the other in places.
+_SHAPE = tuple if _IS_MAPPING else list
+
+
+def records_of(records: Any) -> Iterable[tuple[str, Any]]:
+    """Return name and record of each in a RecordDict or RecordSet, in its order."""
+    if _IS_MAPPING:
+        return list(records.items())
+    kinds = (records.parameters_records, records.metrics_records, records.configs_records)
+    return [item for kind in kinds for item in kind.items()]
+
+
+def record_dict_of(records: Iterable[tuple[str, Any]]) -> Any:
+    """Return a RecordDict or RecordSet with these records, in their order."""
+    made = RecordDict()
+    for name, record in records:
+        if _IS_MAPPING:
+            made[name] = record
+        elif isinstance(record, ArrayRecord):
+            made.parameters_records[name] = record
+        else:
+            kind = made.metrics_records if isinstance(record, MetricRecord) else made.configs_records
+            kind[name] = record
+    return made
+
+
+def array_of(dtype: str, shape: tuple[int, ...], stype: str, data: bytes) -> Any:
+    """Return an Array."""
+    return Array(dtype, _SHAPE(shape), stype, data)
+
+
+# Metadata and messages.
+
+_METADATA = inspect.signature(Metadata).parameters
+
+
+def metadata_of(reply_to_message_id: str, created_at: float, **fields: Any) -> Any:
+    """Return a Metadata; ``fields`` are those that have had one name in all versions."""
+    is_new = "reply_to_message_id" in _METADATA
+    fields["reply_to_message_id" if is_new else "reply_to_message"] = reply_to_message_id
+    if "created_at" in _METADATA:
+        fields["created_at"] = created_at
+    return Metadata(**fields)
+
+
+def message_of(content: Any = None, error: Any = None, *, created_at: float, **fields: Any) -> Any:
+    """Return a Message with the metadata that `metadata_of` makes. Since 1.16 ``metadata=`` is "internal use only"."""
+    message = Message(metadata=metadata_of(created_at=created_at, **fields), content=content, error=error)
+    message.metadata.created_at = created_at  # 1.13 stamps it with the present
+    return message
+
+
+def stamp(message: Any, **fields: int | str) -> None:
+    """Set what has no setter: run_id, src_node_id, message_id. flwr's own grids write to ``__dict__`` as well."""
+    message.metadata.__dict__.update({f"_{name}": value for name, value in fields.items()})
+
+
+# The process and the run.
+
+
+def identify(run_id: int, node_id: int) -> None:
+    """Tell flwr whose process this is: since 1.38 it builds no Message without (flwr.supercore.task_identity)."""
+    try:
+        identity = importlib.import_module("flwr.supercore.task_identity").TaskIdentity
+    except (ModuleNotFoundError, AttributeError):
+        return
+    identity.task_id, identity.run_id, identity.node_id = 1, run_id, node_id
+
+
+def run_of(run_id: int, run_config: Mapping[str, Any]) -> Any:
+    """Return what ``grid.run`` is: flwr.supercore.run.Run in 1.41, flwr.common.typing.Run before."""
+    for module in ("flwr.supercore.run", "flwr.common.typing"):
+        try:
+            run = importlib.import_module(module).Run.create_empty(run_id)
+        except (ModuleNotFoundError, AttributeError):
+            continue
+        run.override_config = dict(run_config)
+        return run
+    return SimpleNamespace(run_id=run_id, override_config=dict(run_config))

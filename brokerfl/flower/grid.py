@@ -1,0 +1,138 @@
+"""flwr's Grid (its Driver, up to 1.16) on our Driver.
+
+Owns what flwr's strategies lean on: contents are frozen when they are pushed, every message ends as one reply, many
+threads may send at once. It must not know Redis.
+"""
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from brokerfl.common import SUPERLINK_NODE_ID, Error, ErrorCode, Message, Metadata, RecordSet
+from brokerfl.flower import compat
+from brokerfl.flower.message import flower_error_of, flower_message_of
+from brokerfl.flower.records import FlowerState, record_set_of
+from brokerfl.server import Driver
+
+
+class FlowerGrid(compat.Grid):  # type: ignore[misc]  # of any flwr
+    """Sends messages to nodes and collects their replies, for a ServerApp of flwr. Safe to use from many threads.
+
+    flwr's strategies seldom name groups. So every push says that the run moves on: ``context.state`` is saved, and
+    replies that were handed over until then leave Redis, in the same transaction.
+
+    Args:
+        driver: ours.
+        context: flwr's; its state is what a push saves.
+    """
+
+    def __init__(self, driver: Driver, context: Any) -> None:
+        self._driver = driver
+        self._context = context
+        self._run = compat.run_of(driver.run.run_id, driver.run.run_config)
+
+    def __repr__(self) -> str:
+        return f"<FlowerGrid on {self._driver!r}>"
+
+    def set_run(self, run: Any) -> None:
+        """Do nothing: a Grid belongs to one run from its beginning."""
+
+    @property
+    def run(self) -> Any:
+        """The run: run_id and override_config; what concerns a SuperLink is empty."""
+        return self._run
+
+    def get_node_ids(self) -> list[int]:
+        """Return the ids of the nodes that are online now."""
+        return self._driver.get_node_ids()
+
+    def create_message(
+        self, content: Any, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Any:
+        """Return a message of flwr, to be given to `push_messages`; ``ttl`` in seconds."""
+        return compat.message_of(
+            content,
+            reply_to_message_id="",
+            created_at=time.time(),
+            run_id=self._driver.run.run_id,
+            message_id="",
+            src_node_id=SUPERLINK_NODE_ID,
+            dst_node_id=dst_node_id,
+            group_id=group_id,
+            ttl=compat.DEFAULT_TTL if ttl is None else ttl,
+            message_type=message_type,
+        )
+
+    def save_state(self) -> None:
+        """Make what the app has in ``context.state`` what the next push saves."""
+        self._driver.context.state = FlowerState(self._context.state)
+
+    def push_messages(self, messages: Iterable[Any]) -> list[str]:
+        """Send messages; return their ids in the same order, ``""`` where one was refused.
+
+        Raises:
+            TypeError, ValueError, BrokerflError: as our Driver's; nothing was pushed.
+        """
+        batch = list(messages)
+        ids = self._driver.push_messages(self._taken(batch), checkpoint=True)
+        self._stamp(batch, ids)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Any]:
+        """Return the replies to ``message_ids`` that are here now; an id that was pulled already yields nothing.
+
+        Raises:
+            BrokerflError: as our Driver's.
+        """
+        return [_reply_of(reply) for reply in self._driver.pull_messages(message_ids)]
+
+    def send_and_receive(self, messages: Iterable[Any], *, timeout: float | None = None) -> list[Any]:
+        """Push messages and wait for their replies; ``timeout`` in seconds, None waits for all.
+
+        Every message ends as one reply, a refused one as an Error reply.
+
+        Raises:
+            TypeError, ValueError, BrokerflError: as our Driver's.
+        """
+        batch = self._taken(list(messages))
+        return [_reply_of(reply) for reply in self._driver.send_and_receive(batch, timeout=timeout, checkpoint=True)]
+
+    def _taken(self, batch: list[Any]) -> list[Message]:
+        """Return messages as ours, frozen as they are now; those that share a RecordDict share ours."""
+        self.save_state()
+        contents: dict[int, RecordSet] = {}
+        taken = []
+        for message in batch:
+            if not isinstance(message, compat.Message):
+                raise TypeError(f"a Message of flwr is needed, not {type(message).__name__}")
+            content = message.content
+            if id(content) not in contents:
+                contents[id(content)] = record_set_of(content)
+            self._stamp([message], [""])
+            taken.append(Message(self._metadata_of(message.metadata), content=contents[id(content)]))
+        return taken
+
+    def _metadata_of(self, metadata: Any) -> Metadata:
+        return Metadata(
+            run_id=self._driver.run.run_id,
+            message_id="",
+            src_node_id=SUPERLINK_NODE_ID,
+            dst_node_id=metadata.dst_node_id,
+            reply_to_message="",
+            group_id=metadata.group_id,
+            ttl=float(metadata.ttl),
+            message_type=metadata.message_type,
+            created_at=metadata.created_at,
+        )
+
+    def _stamp(self, batch: list[Any], ids: list[str]) -> None:
+        for message, message_id in zip(batch, ids, strict=True):
+            compat.stamp(message, run_id=self._driver.run.run_id, src_node_id=SUPERLINK_NODE_ID, message_id=message_id)
+
+
+def _reply_of(reply: Message) -> Any:
+    try:
+        return flower_message_of(reply)
+    except (TypeError, ValueError) as error:  # a node may send anything
+        reason = f"the reply cannot be read: {error}"
+        return flower_error_of(reply.metadata, Error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, reason))

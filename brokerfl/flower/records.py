@@ -1,0 +1,130 @@
+"""Records of flwr to and from ours, without loss.
+
+Owns the conversion in both directions. It must not know messages, runs or nodes.
+
+Arrays keep their bytes as they are. What flwr calls ``numpy.ndarray`` is an .npy file; one whose dtype and shape
+brokerfl can check travels as our own array, so that apps on brokerfl's classes can read it. Others travel as opaque
+data, under a stype of their own: legacy strategies say neither dtype nor shape, and numpy has dtypes that brokerfl does
+not carry.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any, cast
+
+from brokerfl.common import Array, ConfigsRecord, MetricsRecord, ParametersRecord, RecordSet, SType
+from brokerfl.common.array import ITEMSIZE, NPY_MAGIC, check_npy, npy_of
+from brokerfl.flower import compat
+
+#: Before the stype of an array that the wire layer is not to look into.
+_OPAQUE = "flwr:"
+
+_SCALARS = (bool, int, float, str, bytes)
+
+
+class FlowerState(RecordSet):
+    """A state that remembers the flwr object it was made of, so that it is not made anew for each message.
+
+    Args:
+        records: flwr's RecordDict, or RecordSet.
+    """
+
+    def __init__(self, records: Any) -> None:
+        super().__init__()
+        _fill(self, records)
+        self.flower = records
+
+
+def state_of(state: RecordSet) -> Any:
+    """Return a state as flwr's RecordDict, or RecordSet.
+
+    Raises:
+        TypeError, ValueError: see `record_dict_of`.
+    """
+    return state.flower if isinstance(state, FlowerState) else record_dict_of(state)
+
+
+def record_set_of(records: Any) -> RecordSet:
+    """Return flwr's RecordDict, or RecordSet, as ours. Arrays share their memory, which flwr never changes.
+
+    Raises:
+        TypeError, ValueError: a value that flwr took and that cannot be sent, such as an integer above 2**64 - 1.
+    """
+    made = RecordSet()
+    _fill(made, records)
+    return made
+
+
+def _fill(made: RecordSet, records: Any) -> None:
+    for name, record in _converted(records):
+        made.of_kind(record)[name] = record
+
+
+def _converted(records: Any) -> Iterator[tuple[str, ParametersRecord | MetricsRecord | ConfigsRecord]]:
+    for name, record in compat.records_of(records):
+        if isinstance(record, compat.ArrayRecord):
+            arrays = {key: _array_of(array) for key, array in record.items()}
+            yield name, ParametersRecord(arrays, keep_input=True)
+        else:
+            kind = MetricsRecord if isinstance(record, compat.MetricRecord) else ConfigsRecord
+            yield name, kind({key: _plain(value) for key, value in record.items()})
+
+
+def _plain(value: Any) -> Any:
+    """Return a value of Python's own types: flwr takes numpy's float64 and enums, for they are subclasses."""
+    if isinstance(value, list):
+        base: Any = _base(value[0]) if value else object
+        return value if all(type(item) is base for item in value) else [base(item) for item in value]
+    base = _base(value)
+    return value if type(value) is base else base(value)
+
+
+def _base(value: Any) -> Any:
+    return next((kind for kind in _SCALARS if isinstance(value, kind)), type(value))
+
+
+def _array_of(array: Any) -> Array:
+    dtype, shape, stype = str(array.dtype), tuple(array.shape), array.stype
+    data = array.data if isinstance(array.data, bytes) else bytes(array.data)
+    if stype.startswith(_OPAQUE) or (stype == SType.NUMPY and not _can_be_checked(dtype, shape, data)):
+        stype = _OPAQUE + stype
+    return Array(dtype, shape, stype, data)
+
+
+def _can_be_checked(dtype: str, shape: tuple[int, ...], data: bytes) -> bool:
+    size = ITEMSIZE.get(dtype)
+    return size is not None and data.startswith(NPY_MAGIC) and len(data) > size * math.prod(shape)
+
+
+def record_dict_of(content: RecordSet) -> Any:
+    """Return our records as flwr's RecordDict, or RecordSet. Arrays are copied, since flwr's hold bytes.
+
+    Raises:
+        TypeError, ValueError: an array whose data are not what it says.
+    """
+    return compat.record_dict_of([(name, _flower_record(record)) for name, record in content.records()])
+
+
+def _flower_record(record: ParametersRecord | MetricsRecord | ConfigsRecord) -> Any:
+    if isinstance(record, ParametersRecord):
+        made = compat.ArrayRecord()
+        for key, array in record.items():
+            made[key] = _flower_array(array)
+        return made
+    made = compat.MetricRecord() if isinstance(record, MetricsRecord) else compat.ConfigRecord()
+    for key, value in record.items():
+        made[key] = cast(Any, value)
+    return made
+
+
+def _flower_array(array: Array) -> Any:
+    """Return an Array of flwr. Its numpy() trusts the header of an .npy file, so it is checked before."""
+    stype, data = array.stype, array.data
+    if stype == SType.NUMPY:
+        array.numpy()  # checks
+        data = data if data[: len(NPY_MAGIC)] == NPY_MAGIC else npy_of(array)
+    elif stype.startswith(_OPAQUE):
+        stype = stype[len(_OPAQUE) :]
+        if stype == SType.NUMPY:
+            check_npy(data)
+    return compat.array_of(array.dtype, array.shape, stype, bytes(data))
