@@ -41,9 +41,12 @@ def _content(elements: int = 12) -> RecordSet:
         "opaque": Array("whatever", (7,), "my.format", b"abc"),
     }
     return RecordSet(
-        {"p": ParametersRecord(arrays), "none": ParametersRecord({})},
-        {"m": MetricsRecord({"n": 3, "x": [0.5, 1.5], "many": [2**63, 1, 0]})},
-        {"c": ConfigsRecord({"a": "text", "b": b"bytes", "l": [True, False], "t": ["ä", ""]})},
+        {
+            "c": ConfigsRecord({"a": "text", "b": b"bytes", "l": [True, False], "t": ["ä", ""]}),
+            "p": ParametersRecord(arrays),
+            "m": MetricsRecord({"n": 3, "x": [0.5, 1.5], "many": [2**63, 1, 0]}),
+            "none": ParametersRecord({}),
+        }
     )
 
 

@@ -4,6 +4,7 @@ import os
 import shlex
 import signal
 import sys
+import threading
 import time
 from logging import INFO
 from types import FrameType
@@ -130,10 +131,9 @@ def main(
     connection = redis.connect()
     if resume is None:  # a signal that comes while the run is created waits until there is something to detach
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    for number in _SIGNALS:
-        signal.signal(number, _on_signal)
+    signals = _Signals()
     try:
-        driver = Driver(
+        signals.driver = driver = Driver(
             connection,
             reference,
             config,
@@ -146,23 +146,23 @@ def main(
             max_message=max_message,
             max_run=max_run,
         )
-        code = _run(driver, server_app, retention, "started" if resume is None else "resumed")
+        code = _run(driver, server_app, signals, retention, "started" if resume is None else "resumed")
     except _Signalled as signalled:  # while the run was let go of; if it was not, its lease lapses
         code = 128 + signalled.number
     sys.exit(code)
 
 
-def _run(driver: Driver, server_app: ServerAppCallable, retention: float, how: str) -> int:
+def _run(driver: Driver, server_app: ServerAppCallable, signals: "_Signals", retention: float, how: str) -> int:
     run_id, started = driver.run.run_id, time.monotonic()
     log(INFO, "Run %s of %s %s", run_id, driver.run.app, how)
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         server_app(driver, driver.context)
         driver.end()
-    except _Signalled as signalled:
-        _detach(driver, retention, f"got {signal.Signals(signalled.number).name}")
-        return 128 + signalled.number
-    except RunError as error:
+    except (_Signalled, RunError) as error:
+        if signals.number:  # which the app may have caught, to meet with a Driver that is abandoned
+            _detach(driver, retention, f"got {signal.Signals(signals.number).name}")
+            return 128 + signals.number
         driver.detach()
         click.echo(f"Error: {error}", err=True)
         return code_of(error)
@@ -196,11 +196,29 @@ def _in_words(seconds: float) -> str:
     return f"{seconds / unit:.3g} {name}"
 
 
-def _on_signal(number: int, frame: FrameType | None) -> None:
-    """The first signal detaches the run, the second one leaves at once."""
-    for each in _SIGNALS:
-        signal.signal(each, _leave)
-    raise _Signalled(number)
+class _Signals:
+    """Takes SIGINT and SIGTERM: the first one detaches the run, the second one leaves at once.
+
+    Attributes:
+        driver: the run's, once there is one.
+        number: of the first signal; 0 until then.
+    """
+
+    def __init__(self) -> None:
+        self.driver: Driver | None = None
+        self.number = 0
+        for number in _SIGNALS:
+            signal.signal(number, self._on_first)
+
+    def _on_first(self, number: int, frame: FrameType | None) -> None:
+        self.number = number
+        for each in _SIGNALS:
+            signal.signal(each, _leave)
+        if self.driver is not None:
+            # While main unwinds it may join threads that wait for replies, as a ThreadPoolExecutor does. Not in this
+            # thread, which may hold any lock.
+            threading.Thread(target=self.driver.abandon, name="abandon", daemon=True).start()
+        raise _Signalled(number)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

@@ -301,6 +301,15 @@ class RecordSet(MutableMapping[str, Record]):
     def _kinds(self) -> "tuple[_Records[Any], ...]":
         return self._parameters, self._metrics, self._configs
 
+    def copy(self) -> "RecordSet":
+        """Return a shallow copy."""
+        new = RecordSet()
+        for name, record in self.records():
+            new.of_kind(record)[name] = record
+        return new
+
+    __copy__ = copy
+
     def __getitem__(self, name: str) -> Record:
         for records in self._kinds():
             if name in records:

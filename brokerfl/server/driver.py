@@ -453,11 +453,14 @@ class Driver:
         self._closed = True
         self._collector.end(RunStopped(f"run {self._run.run_id} has ended"))
 
+    def abandon(self) -> None:
+        """Every wait, now and later and in whatever thread, raises RunStopped. `detach` is still to come."""
+        self._collector.end(RunStopped(f"this process has detached from run {self._run.run_id}"))
+
     def detach(self) -> None:
         """Let go of the run without ending it: its keys stay for the retention time. Redis may be away."""
         self._closed = True
-        # First, so that nobody goes on waiting for a Redis that is away, the heartbeat among them.
-        self._collector.end(RunStopped(f"this process has detached from run {self._run.run_id}"))
+        self.abandon()  # first, so that nobody goes on waiting for a Redis that is away, the heartbeat among them
         self._heartbeat.stop()
         with suppress(BrokerflError):  # the lease lapses by itself
             self._connection.reset()

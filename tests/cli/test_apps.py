@@ -27,8 +27,11 @@ OTHERS = {
 }
 
 APPS = {
-    "no colon": ("client", "the app 'client' is not of the form module:attribute, such as client:app"),
-    "no attribute": ("client:", "the app 'client:' is not of the form"),
+    "no colon": (
+        "client",
+        "the app 'client' is neither of the form module:attribute, such as client:app, nor a directory",
+    ),
+    "no attribute": ("client:", "the app 'client:' is neither of the form"),
     "no module": ("nowhere:app", r"there is no module 'nowhere' in \S+apps"),
     "no module in a package": ("package.nowhere:app", r"there is no module 'package.nowhere' in \S+apps"),
     "a file": ("client.py:app", r"there is no module 'client.py' in .*: write client:app, without .py"),
@@ -88,7 +91,7 @@ def test_a_server_is_not_loaded_by_a_node_nor_the_reverse(commands: Commands) ->
 def test_an_app_dir_that_is_not_there(commands: Commands) -> None:
     """--app-dir with a wrong name ends with 3 and names it; with a right one the app is found."""
     process = commands.run(*NODE, *CLOSED, "--app-dir", "nowhere", code=3)
-    assert error_of(process) == "Error: the app directory nowhere does not exist"
+    assert error_of(process) == f"Error: the app directory {commands.folder}/nowhere does not exist"
     commands.run(
         "brokerfl-node",
         "others:mine",

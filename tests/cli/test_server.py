@@ -52,6 +52,26 @@ def main(driver: Driver, context: Context) -> None:
 """
 
 
+THREADS = """
+from concurrent.futures import ThreadPoolExecutor
+
+from brokerfl.common import Context, RecordSet
+from brokerfl.server import Driver, ServerApp
+
+app = ServerApp()
+
+
+@app.main()
+def main(driver: Driver, context: Context) -> None:
+    [node] = driver.wait_for_nodes(1)
+    with ThreadPoolExecutor(2) as pool:  # leaving it joins the threads
+        messages = [driver.create_message(RecordSet(), "train", node, str(number)) for number in range(2)]
+        waits = [pool.submit(driver.send_and_receive, [message]) for message in messages]
+        print("Waiting", flush=True)
+        [wait.result() for wait in waits]
+"""
+
+
 def runs(commands: Commands) -> dict[str, str]:
     """The status of each run that has not ended."""
     rows = json.loads(commands.run("brokerfl", "runs", "--format", "json").out)
@@ -128,6 +148,18 @@ def test_a_signal_while_the_run_is_created_detaches_it(commands: Commands, broke
     server.send(signal.SIGTERM)
     broker.admin.client_unpause()
     assert "Traceback" not in server.ends(143).text
+    assert_detached(server, commands, broker)
+
+
+def test_a_signal_detaches_a_run_whose_threads_wait(commands: Commands, broker: Broker) -> None:
+    """SIGTERM also ends the waits of the app's other threads, which leaving a ThreadPoolExecutor joins."""
+    commands.write("server.py", THREADS)
+    node = commands.node("--node-config", "gate='never'")
+    server = commands.server("--lease", NEVER)
+    node.wait_for("Training begins")
+    server.send(signal.SIGTERM)
+    server.ends(143)
+    assert f"Run {run_id(server)} is detached: got SIGTERM\n" in server.err
     assert_detached(server, commands, broker)
 
 

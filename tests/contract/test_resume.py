@@ -281,6 +281,47 @@ def test_a_cancelled_orphan_is_not_executed(backend: Backend) -> None:
         assert gate.calls == 2
 
 
+def test_a_run_that_starts_over_adopts_nothing(backend: Backend) -> None:
+    """`start_over` takes back what a former life left open, executed or not: the same push makes new messages."""
+    gate = Gate()
+    with federation(backend, gate.app, nodes=1) as nodes:
+        [node] = [node.node_id for node in nodes.nodes]
+        former = start(backend)
+        left = {push(former, node, number(1)), push(former, node, number(2))}
+        assert gate.begun.acquire(timeout=10)
+        kill(former)
+        with resumed(backend, former) as driver:
+            driver.start_over()
+            assert ledger(backend, driver) == set()
+            new = push(driver, node, number(1))
+            assert new not in left
+            gate.go.set()
+            [reply] = driver.replies([new], timeout=20)
+            assert number_in(reply) == 1
+            assert reply.metadata.reply_to_message == new
+            driver.start_over()  # nothing is left to take back
+            assert ledger(backend, driver) == {new}
+        assert gate.calls == 2  # the one that had begun, and the new one
+
+
+def test_a_push_with_checkpoint_moves_the_run_on(backend: Backend) -> None:
+    """In one group too: the state is saved, and what was handed over leaves Redis. Without it, neither happens."""
+    with federation(backend, nodes=1) as nodes:
+        [node] = [node.node_id for node in nodes.nodes]
+        former = start(backend)
+        handed = push(former, node, number(1))
+        assert len(list(former.replies([handed], timeout=20))) == 1
+        former.context.state.metrics_records["m"] = MetricsRecord({"round": 1})
+        kept = push(former, node, number(2))
+        assert ledger(backend, former) == {handed, kept}
+        message = former.create_message(number(3), "train", node, "1")
+        [last] = former.push_messages([message], checkpoint=True)
+        assert ledger(backend, former) == {kept, last}
+        kill(former)
+        with resumed(backend, former) as driver:
+            assert driver.context.state.metrics_records["m"] == {"round": 1}
+
+
 def test_a_message_that_was_lost_is_pushed_again(backend: Backend) -> None:
     """An open message that is in no inbox is adopted under its id, and the content of now is what the node gets."""
     with federation(backend, nodes=1) as nodes:

@@ -8,7 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from brokerfl.common import Array, ConfigsRecord, MetricsRecord, ParametersRecord, RecordSet
+from brokerfl.common import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    ConfigsRecord,
+    Metadata,
+    MetricRecord,
+    MetricsRecord,
+    ParametersRecord,
+    RecordDict,
+    RecordSet,
+)
 
 
 def zeros(n: int = 2) -> Array:
@@ -319,3 +330,72 @@ def test_torch_state_dict_names_what_is_no_tensor() -> None:
     torch = pytest.importorskip("torch")
     with pytest.raises(TypeError, match=r"array 'extra': .* not int"):
         ParametersRecord.from_torch_state_dict({"weight": torch.zeros(1), "extra": 1})
+
+
+# As a mapping, and under Flower's newer names.
+
+
+def test_record_set_is_a_mapping_of_all_kinds() -> None:
+    """As Flower's RecordDict: a name has one record, whatever its kind; the order is the one of insertion."""
+    content = RecordSet({"c": ConfigsRecord({"lr": 0.1}), "m": MetricsRecord({"n": 1})})
+    content["a"] = ParametersRecord({"w": zeros()})
+    assert list(content) == ["c", "m", "a"]
+    assert content["m"] is content.metrics_records["m"]
+    content["c"] = MetricsRecord({"n": 2})
+    assert not content.configs_records
+    assert content.records() == [(name, content[name]) for name in ("m", "a", "c")]
+    del content["m"]
+    assert len(content) == 2
+    assert "m" not in content.metrics_records
+    for wrong in ("m", "b"):
+        with pytest.raises(KeyError, match=wrong):
+            del content[wrong]
+        with pytest.raises(KeyError, match=wrong):
+            content[wrong]
+    with pytest.raises(TypeError, match="a RecordSet holds ParametersRecord, MetricsRecord, ConfigsRecord, not dict"):
+        content["d"] = {}  # type: ignore[assignment]
+    assert not RecordSet()
+
+
+def test_kinds_may_share_a_name() -> None:
+    """Through the views by kind, as in Flower up to 1.17: both are there, in order, and one can go by itself."""
+    content = RecordSet()
+    content.configs_records["x"] = ConfigsRecord({"lr": 0.1})
+    content.metrics_records["x"] = MetricsRecord({"n": 1})
+    assert [(name, type(record)) for name, record in content.records()] == [("x", ConfigsRecord), ("x", MetricsRecord)]
+    del content.configs_records["x"]
+    assert content.records() == [("x", {"n": 1})]
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda content: RecordSet(dict(content.records()))])
+def test_a_copied_record_set_is_whole(copied: Callable[[RecordSet], RecordSet]) -> None:
+    """A copy has the same records in the same order, and goes on taking records."""
+    content = RecordSet({"m": MetricsRecord({"n": 1}), "a": ParametersRecord({"w": zeros()})})
+    made = copied(content)
+    assert made == content
+    assert list(made) == ["m", "a"]
+    made["c"] = ConfigsRecord({"lr": 0.1})
+    assert list(made) == ["m", "a", "c"]
+
+
+def test_a_copied_view_is_apart() -> None:
+    """What is put into a copy of a view is not in the RecordSet, nor in its order."""
+    content = RecordSet({"m": MetricsRecord({"n": 1})})
+    view = content.metrics_records.copy()
+    view["other"] = MetricsRecord()
+    del view["m"]
+    assert content.records() == [("m", {"n": 1})]
+
+
+def test_names_that_flower_uses_today() -> None:
+    """They are the same classes and attributes under other names."""
+    assert (RecordDict, ArrayRecord, MetricRecord, ConfigRecord) == (
+        RecordSet,
+        ParametersRecord,
+        MetricsRecord,
+        ConfigsRecord,
+    )
+    content = RecordDict({"m": MetricRecord({"n": 1})})
+    assert content.metric_records == {"m": {"n": 1}}
+    assert content.array_records == content.config_records == {}
+    assert Metadata(1, "", 2, 3, "abc", "", 1.0, "train").reply_to_message_id == "abc"
