@@ -74,8 +74,9 @@ class FlowerGrid(compat.Grid):  # type: ignore[misc]  # of any flwr
             TypeError, ValueError, BrokerflError: as our Driver's; nothing was pushed.
         """
         batch = list(messages)
-        ids = self._driver.push_messages(self._taken(batch), checkpoint=True)
-        self._stamp(batch, ids)
+        ours = self._taken(batch)
+        ids = self._driver.push_messages(ours, checkpoint=True)
+        self._stamp(batch, ours)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Any]:
@@ -84,7 +85,7 @@ class FlowerGrid(compat.Grid):  # type: ignore[misc]  # of any flwr
         Raises:
             BrokerflError: as our Driver's.
         """
-        return [_reply_of(reply) for reply in self._driver.pull_messages(message_ids)]
+        return _converted(self._driver.pull_messages(message_ids))
 
     def send_and_receive(self, messages: Iterable[Any], *, timeout: float | None = None) -> list[Any]:
         """Push messages and wait for their replies; ``timeout`` in seconds, None waits for all.
@@ -94,8 +95,11 @@ class FlowerGrid(compat.Grid):  # type: ignore[misc]  # of any flwr
         Raises:
             TypeError, ValueError, BrokerflError: as our Driver's.
         """
-        batch = self._taken(list(messages))
-        return [_reply_of(reply) for reply in self._driver.send_and_receive(batch, timeout=timeout, checkpoint=True)]
+        batch = list(messages)
+        ours = self._taken(batch)
+        replies = self._driver.send_and_receive(ours, timeout=timeout, checkpoint=True)
+        self._stamp(batch, ours)
+        return _converted(replies)
 
     def _taken(self, batch: list[Any]) -> list[Message]:
         """Return messages as ours, frozen as they are now; those that share a RecordDict share ours."""
@@ -108,7 +112,6 @@ class FlowerGrid(compat.Grid):  # type: ignore[misc]  # of any flwr
             content = message.content
             if id(content) not in contents:
                 contents[id(content)] = record_set_of(content)
-            self._stamp([message], [""])
             taken.append(Message(self._metadata_of(message.metadata), content=contents[id(content)]))
         return taken
 
@@ -125,9 +128,25 @@ class FlowerGrid(compat.Grid):  # type: ignore[misc]  # of any flwr
             created_at=metadata.created_at,
         )
 
-    def _stamp(self, batch: list[Any], ids: list[str]) -> None:
-        for message, message_id in zip(batch, ids, strict=True):
-            compat.stamp(message, run_id=self._driver.run.run_id, src_node_id=SUPERLINK_NODE_ID, message_id=message_id)
+    def _stamp(self, batch: list[Any], ours: list[Message]) -> None:
+        """Write into flwr's messages what the push gave ours, as flwr's own Grids do."""
+        for message, pushed in zip(batch, ours, strict=True):
+            metadata = pushed.metadata
+            compat.stamp(
+                message,
+                run_id=metadata.run_id,
+                src_node_id=metadata.src_node_id,
+                message_id=metadata.message_id,
+            )
+
+
+def _converted(replies: list[Message]) -> list[Any]:
+    """Return replies as flwr's. Each of ours is let go of before the next, lest memory holds all of them twice."""
+    replies.reverse()
+    converted = []
+    while replies:
+        converted.append(_reply_of(replies.pop()))
+    return converted
 
 
 def _reply_of(reply: Message) -> Any:

@@ -208,7 +208,7 @@ class Driver:
     def push_messages(
         self, messages: Iterable[Message], *, deliver_when_online: bool = False, checkpoint: bool = False
     ) -> list[str]:
-        """Send messages; return their ids in the same order, ``""`` where one was refused.
+        """Send messages; return their ids in the same order, ``""`` where one was refused. The messages have them too.
 
         Refused are messages to a node that the registry does not know, messages whose ttl has passed, and all of them
         when the run is not running any more. Contents are frozen now: what the caller changes afterwards is not sent.
@@ -231,10 +231,13 @@ class Driver:
         """
         batch = [self._check(message) for message in messages]
         try:
-            return self._pusher.push(batch, waits=deliver_when_online, moves_on=checkpoint)
+            ids = self._pusher.push(batch, waits=deliver_when_online, moves_on=checkpoint)
         except RunError as error:
             self._collector.end(error)
-            return [""] * len(batch)
+            ids = [""] * len(batch)
+        for message, message_id in zip(batch, ids, strict=True):
+            message.metadata.message_id = message_id
+        return ids
 
     def _check(self, message: Message) -> Message:
         if not isinstance(message, Message):

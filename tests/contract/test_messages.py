@@ -78,12 +78,13 @@ def test_records_survive(backend: Backend) -> None:
 
 
 def test_push_keeps_length_and_order(backend: Backend) -> None:
-    """push_messages returns one id for each message in order, "" for an unknown node and for an expired message."""
+    """push_messages returns one id for each message in order, "" for an unknown node and an expired message, and sets it."""
     with federation(backend, nodes=1), driving(backend) as driver:
         [node] = driver.get_node_ids()
         known, unknown, expired, other = messages_to(driver, [node, 12345, node, node], number(1))
         expired.metadata.ttl = 0.0
         ids = driver.push_messages([known, unknown, expired, other])
+        assert [message.metadata.message_id for message in (known, unknown, expired, other)] == ids
         assert [bool(message_id) for message_id in ids] == [True, False, False, True]
         assert len({*ids}) == 3
         assert [reply.metadata.reply_to_message for reply in driver.replies([ids[0]])] == [ids[0]]
