@@ -35,7 +35,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items
         if isinstance(item, pytest.Function)
         and hasattr(item, "callspec")
-        and item.callspec.params.get("backend") in getattr(item.module, "WITHOUT", ())
+        and {item.callspec.params.get(fixture) for fixture in ("backend", "lab")}
+        & {*getattr(item.module, "WITHOUT", ())}
     ]
     if left_out:
         config.hook.pytest_deselected(items=left_out)

@@ -9,6 +9,9 @@ from tests.cli.conftest import run_id
 
 pytestmark = pytest.mark.timeout(120)
 
+#: The network fails in a proxy, whichever server is behind it.
+WITHOUT = ("valkey",)
+
 
 def test_an_outage_longer_than_every_lease_makes_no_living_node_unavailable(lab: Lab) -> None:
     """Every lease lapses in an outage, and nodes come back after the ServerApp: none is Error 5, even without grace."""

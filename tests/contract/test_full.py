@@ -9,6 +9,9 @@ from brokerfl.server import Driver, commit, push
 from tests.apps import Gate, driving, eventually, federation, number, number_in
 from tests.conftest import Backend
 
+#: TLS changes nothing here; test_messages.py and test_outage.py have it.
+WITHOUT = ("redis-tls",)
+
 
 def fill(driver: Driver, monkeypatch: pytest.MonkeyPatch, executions: int = 0) -> None:
     """After some more transactions Redis refuses those of this Driver; what frees memory it still executes."""

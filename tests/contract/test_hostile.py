@@ -12,6 +12,9 @@ from brokerfl.testing import fake_connection
 from tests.apps import Gate, driving, eventually, federation, number, number_in
 from tests.conftest import PREFIX, Backend
 
+#: TLS changes nothing here; test_messages.py and test_outage.py have it.
+WITHOUT = ("redis-tls",)
+
 
 @pytest.mark.parametrize("ring", [b"9" * 5000, b"-1", b"x", b"", b"\xff", str(2**64).encode()])
 def test_forged_rings_cost_only_time(backend: Backend, ring: bytes) -> None:

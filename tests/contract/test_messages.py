@@ -78,7 +78,7 @@ def test_records_survive(backend: Backend) -> None:
 
 
 def test_push_keeps_length_and_order(backend: Backend) -> None:
-    """push_messages returns and sets one id for each message, in order; "" for an unknown node and an expired message."""
+    """push_messages returns and sets an id for each message, in order; "" for an unknown node and an expired one."""
     with federation(backend, nodes=1), driving(backend) as driver:
         [node] = driver.get_node_ids()
         known, unknown, expired, other = messages_to(driver, [node, 12345, node, node], number(1))

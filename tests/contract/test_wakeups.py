@@ -9,6 +9,9 @@ from brokerfl.server import collector
 from tests.apps import Gate, driving, federation, number, number_in
 from tests.conftest import Backend
 
+#: TLS changes nothing here; test_messages.py and test_outage.py have it.
+WITHOUT = ("redis-tls",)
+
 
 def calls(backend: Backend) -> dict[str, int]:
     """How often each command was called, as the server counts."""

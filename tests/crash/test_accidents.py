@@ -70,13 +70,14 @@ def accidents(kind: str, name: str, victim: str, every: bool) -> Iterator[Accide
     forgotten = (0,) if kind != "forget" else FORGOTTEN if every else FORGOTTEN[3:4]
     wakes = (0,) if kind != "freeze" else WAKES if every else WAKES[2:3]
     for k in range(first, calm.counts[victim] + 1):
-        for before in (True, False):
+        for before in (True, False) if every or kind == "kill" else (k % 2 == 0,):
             for forgets in forgotten:
                 for turns in wakes:
                     yield Accident(kind, victim, k, before, forgets, turns)
 
 
-#: What is played without --every-accident: each accident with small and with large contents, in some programs.
+#: What is played without --every-accident: each accident with small and with large contents, in some programs; all but
+#: the kill at each command either before Redis executed it or after, in turns.
 CHOSEN = {("asynchronous", "small"), ("state_kept", "chunks")}
 
 
