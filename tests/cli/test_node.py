@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import NEVER, Broker, Commands, error_of, node_id
+from tests.apps import eventually
+from tests.cli.conftest import DEADLINE, NEVER, Broker, Commands, error_of, node_id, run_id
 from tests.conftest import PREFIX
 
 pytestmark = pytest.mark.timeout(180)
@@ -97,6 +98,23 @@ def test_sigterm_lets_a_node_finish_and_leave(commands: Commands, broker: Broker
     assert "Round 1: 1 of 1 replied" in server.ends(0).text
     assert [(row["name"], row["status"]) for row in listed(commands)] == ([(name, "offline")] if name else [])
     assert broker.scan(f"{PREFIX}:*lease") == set()
+
+
+def test_sigterm_lets_every_worker_finish(commands: Commands, broker: Broker, gate: Path) -> None:
+    """With --workers 2 two runs are in hand at once: both are answered before the node leaves, and a third is not."""
+    node = commands.node(*gated(gate), "--workers", "2", "--lease", NEVER)
+    servers = [commands.server("--run-config", "nodes=1") for _ in range(2)]
+    eventually(lambda: node.text.count("Training begins") == 2, DEADLINE)
+    third = commands.server("--run-config", "nodes=1")
+    eventually(lambda: broker.scan(f"{PREFIX}:*:in:{run_id(third)}"), DEADLINE)
+    node.send(signal.SIGTERM)
+    node.wait_for("Got SIGTERM")
+    gate.touch()
+    node.ends(0)
+    for server in servers:
+        assert "Round 1: 1 of 1 replied" in server.ends(0).text
+    assert f"Round 1: Error 5 of {node_id(node)}" in third.ends(0).text
+    assert node.text.count("Training begins") == 2
 
 
 def test_a_second_signal_ends_a_node_at_once(commands: Commands, broker: Broker, gate: Path) -> None:
