@@ -40,16 +40,17 @@ def find_project(app: str, app_dir: str | None) -> tuple[str, Project]:
     return "", read_project(app)
 
 
-def load_client_app(app: str, app_dir: str | None) -> ClientAppCallable:
-    """Return the ClientApp that the user names; `find_project` says how.
+def load_client_app(app: str, app_dir: str | None) -> tuple[str, ClientAppCallable]:
+    """Return the ClientApp that the user names, and its ``module:attribute``; `find_project` says how it is named.
 
     Raises:
         AppLoadError: there is no such module or attribute, importing it failed, or it is something else.
         ConfigError: see `find_project`.
     """
     reference, project = find_project(app, app_dir)
-    found = _load(reference or project.component("clientapp"), project.folder, ClientApp)
-    return found if isinstance(found, ClientApp) else adapt_client_app(found)
+    reference = reference or project.component("clientapp")
+    found = _load(reference, project.folder, ClientApp)
+    return reference, found if isinstance(found, ClientApp) else adapt_client_app(found)
 
 
 def load_server_app(reference: str, project: Project) -> tuple[str, ServerAppCallable]:

@@ -78,7 +78,7 @@ def replay(
     found = _find(message, state_dir)
     given = _decode(found)
     configs = parse_config(node_config, "--node-config"), parse_config(run_config, "--run-config")
-    client_app = load_client_app(app, app_dir)
+    _, client_app = load_client_app(app, app_dir)
     fields = found.read_state()
     state = RecordSet() if fields is None else decode_content(fields)
     context = Context(found.run_id, found.node_id, configs[0], state, configs[1])

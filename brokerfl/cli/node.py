@@ -98,14 +98,14 @@ def main(
     """
     config = parse_config(node_config, "--node-config")
     labels = parse_labels(label)
-    client_app = load_client_app(app, app_dir)
+    reference, client_app = load_client_app(app, app_dir)
     connection = redis.connect()
     journal = Journal(node_folder(state_dir, node_id_of(connection.keys.prefix, name)) if name else None)
     registration = Registration(connection, name, labels, lease, journal.home)
     title = f"Node {registration.node_id}" + (f" ({name})" if name else "")
 
     def ready() -> None:
-        log(INFO, "%s serves %s on %s", title, app, connection.url)
+        log(INFO, "%s serves %s on %s", title, reference, connection.url)
 
     node = Node(client_app, connection, registration, config, ready, journal, max_crashes, workers, max_message)
     _stop_on_signals(node, registration, grace)
