@@ -1,6 +1,6 @@
 """What differs between versions of flwr, and each of its private names that is needed.
 
-Owns all such names, with the versions in which they were seen: 1.13.1, 1.25.0 and 1.41.0, unless a comment says
+Owns all such names, with the versions in which they were seen: 1.13.1, 1.25.0, 1.41.0 and 1.42.0, unless a comment says
 otherwise. It must not know records' values, or anything of brokerfl but its log.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 from brokerfl.common import MissingExtra, log
 
 #: The versions that the tests run with are the ends of this range and one in between.
-OLDEST, NEWEST = (1, 13), (1, 41)
+OLDEST, NEWEST = (1, 13), (1, 42)
 
 
 def _warn_of_untested() -> None:
@@ -62,8 +62,17 @@ Grid = _public("Grid", "Driver", modules=("flwr.serverapp", "flwr.server"))
 #: A RecordDict is one mapping of records of all kinds; the RecordSet of 1.13 holds a mapping for each kind.
 _IS_MAPPING = hasattr(RecordDict, "items")
 
-#: 1.13 keeps shapes as lists, later versions as tuples; both refuse or mangle the other in places.
-_SHAPE = tuple if _IS_MAPPING else list
+
+def _shape_type() -> type:
+    """Return list or tuple: up to 1.18 a shape is a list, and 1.16 to 1.18 refuse a tuple."""
+    try:
+        Array("uint8", (0,), "numpy.ndarray", b"")
+    except TypeError:
+        return list
+    return tuple if _IS_MAPPING else list
+
+
+_SHAPE = _shape_type()
 
 
 def records_of(records: Any) -> Iterable[tuple[str, Any]]:
