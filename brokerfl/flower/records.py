@@ -8,12 +8,11 @@ data, under a stype of their own: legacy strategies say neither dtype nor shape,
 not carry.
 """
 
-import math
 from collections.abc import Iterator
 from typing import Any, cast
 
 from brokerfl.common import Array, ConfigsRecord, MetricsRecord, ParametersRecord, RecordSet, SType
-from brokerfl.common.array import ITEMSIZE, NPY_MAGIC, check_npy, npy_of
+from brokerfl.common.array import NPY_MAGIC, check_npy, npy_of
 from brokerfl.flower import compat
 
 #: Before the stype of an array that the wire layer is not to look into.
@@ -86,14 +85,19 @@ def _base(value: Any) -> Any:
 def _array_of(array: Any) -> Array:
     dtype, shape, stype = str(array.dtype), tuple(array.shape), array.stype
     data = array.data if isinstance(array.data, bytes) else bytes(array.data)
-    if stype.startswith(_OPAQUE) or (stype == SType.NUMPY and not _can_be_checked(dtype, shape, data)):
-        stype = _OPAQUE + stype
-    return Array(dtype, shape, stype, data)
+    made = Array(dtype, shape, stype, data)
+    if stype.startswith(_OPAQUE) or (stype == SType.NUMPY and not _can_be_checked(made)):
+        made.stype = _OPAQUE + stype
+    return made
 
 
-def _can_be_checked(dtype: str, shape: tuple[int, ...], data: bytes) -> bool:
-    size = ITEMSIZE.get(dtype)
-    return size is not None and data.startswith(NPY_MAGIC) and len(data) > size * math.prod(shape)
+def _can_be_checked(array: Array) -> bool:
+    """Return whether it is an .npy file of what it says it is; flwr's numpy() does not ask."""
+    try:
+        array.numpy()
+    except (TypeError, ValueError):
+        return False
+    return array.data[: len(NPY_MAGIC)] == NPY_MAGIC
 
 
 def record_dict_of(content: RecordSet) -> Any:
