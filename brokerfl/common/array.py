@@ -253,7 +253,7 @@ def _read_npy_header(numpy: Any, data: bytes | memoryview) -> tuple[tuple[int, .
     try:
         version = numpy.lib.format.read_magic(file)
         if version not in readers:  # 3.0 is for structured dtypes whose names take more than Latin-1
-            raise ValueError(f"its version is {version}, not 1.0 or 2.0")
+            raise ValueError(f"the data are an .npy file of version {version}, not 1.0 or 2.0")
         shape, is_fortran, dtype = readers[version](file)
     except Exception as error:  # numpy lets those of its parser out, such as TokenError and RecursionError
         raise ValueError(f"the header of the .npy file is malformed: {error}") from None

@@ -1,0 +1,1 @@
+"""flower-digits: a Flower app in numpy."""
