@@ -1,5 +1,6 @@
 """flwr's ClientApp, for a node to run. Owns what flwr's Context of a run is; must not know how messages travel."""
 
+import time
 from typing import Any
 
 from brokerfl.common import Context, Error, Message
@@ -49,4 +50,5 @@ class FlowerClientApp:
 
 
 def _ttl(reply: Any) -> float:
-    return max(0.0, float(reply.metadata.ttl))
+    """Return what is left of a reply's ttl, which counts from when the app made it."""
+    return max(0.0, float(reply.metadata.created_at + reply.metadata.ttl) - time.time())
