@@ -14,7 +14,7 @@ from brokerfl.common import Array, ConfigsRecord, Error, Metadata, MetricsRecord
 from brokerfl.wire.frame import CONTENT, HEAD, MANIFEST, VERSION
 from brokerfl.wire.message import encode_message
 from brokerfl.wire.payload import Manifest, Payload, divide
-from brokerfl.wire.record import encode_content
+from brokerfl.wire.record import LONG, encode_content
 from brokerfl.wire.run import LedgerEntry, Run, encode_entry, encode_run
 
 #: A frame by its fields; one that is a single value has it in `ONLY`.
@@ -45,6 +45,7 @@ def _content(elements: int = 12) -> RecordSet:
             "c": ConfigsRecord({"a": "text", "b": b"bytes", "l": [True, False], "t": ["ä", ""]}),
             "p": ParametersRecord(arrays),
             "m": MetricsRecord({"n": 3, "x": [0.5, 1.5], "many": [2**63, 1, 0]}),
+            "long": ConfigsRecord({"one": bytes(LONG), "some": [b"", bytes(LONG)]}),
             "none": ParametersRecord({}),
         }
     )

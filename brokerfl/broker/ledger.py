@@ -135,10 +135,13 @@ class Ledger:
             self._orphans[message_id] = message
             self._sequence = entry.sequence
 
-    def adopt(self, entry: LedgerEntry, now: float) -> OpenMessage | None:
+    def adopt(self, entry: LedgerEntry, now: float, *, exactly: bool = False) -> OpenMessage | None:
         """Return the orphan that a message pushed again stands for: with equal content, else the oldest.
 
-        One that has expired without a reply is not adopted: ``now`` is in milliseconds of Redis TIME.
+        Args:
+            entry: the message's.
+            now: in milliseconds of Redis TIME. One that has expired without a reply is not adopted.
+            exactly: only one with equal content.
         """
         fitting = [
             orphan
@@ -147,8 +150,10 @@ class Ledger:
         ]
         if not fitting:
             return None
-        found = next((orphan for orphan in fitting if orphan.entry.digest == entry.digest), fitting[0])
-        return self._orphans.pop(found.message_id)
+        found = next((orphan for orphan in fitting if orphan.entry.digest == entry.digest), None)
+        if found is None and exactly:
+            return None
+        return self._orphans.pop((found or fitting[0]).message_id)
 
     def disown(self, adopted: Iterable[OpenMessage]) -> None:
         """The push that adopted them failed: they are orphans again."""
@@ -296,6 +301,8 @@ class Ledger:
 
     def put_back(self, message: OpenMessage) -> None:
         """A reply that was taken could not be handed over now: it is the first to be taken again."""
+        if message.message_id not in self._messages:  # settled meanwhile
+            return
         message.state = State.ANSWERED
         self._taken.pop(message.message_id, None)
         self._answered = {message.message_id: None, **self._answered}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import brokerfl
-from brokerfl.cli.project import Project, read_project
+from brokerfl.cli.project import Project
 from brokerfl.client import ClientApp
 from brokerfl.client.app import ClientAppCallable
 from brokerfl.common import AppLoadError, ConfigError
@@ -29,36 +29,31 @@ def find_project(app: str, app_dir: str | None) -> tuple[str, Project]:
         app_dir: where the module is looked for first; the current directory by default.
 
     Raises:
-        ConfigError: two directories were given, or the project's pyproject.toml cannot be read.
+        ConfigError: two directories were given.
     """
     if ":" in app or not Path(app).is_dir():
-        return app, read_project(app_dir or ".")
+        return app, Project(app_dir or ".")
     if app_dir is not None:
         raise ConfigError(
             f"the app {app!r} is a directory, and --app-dir (or BROKERFL_APP_DIR) names one too: give one"
         )
-    return "", read_project(app)
+    return "", Project(app)
 
 
-def load_client_app(app: str, app_dir: str | None) -> tuple[str, ClientAppCallable]:
-    """Return the ClientApp that the user names, and its ``module:attribute``; `find_project` says how it is named.
+def load_client_app(reference: str, project: Project) -> tuple[str, ClientAppCallable]:
+    """Return the ``module:attribute`` of a ClientApp, and it; `find_project` says of what.
 
     Raises:
         AppLoadError: there is no such module or attribute, importing it failed, or it is something else.
-        ConfigError: see `find_project`.
+        ConfigError: the project's pyproject.toml is needed and cannot be read.
     """
-    reference, project = find_project(app, app_dir)
     reference = reference or project.component("clientapp")
     found = _load(reference, project.folder, ClientApp)
     return reference, found if isinstance(found, ClientApp) else adapt_client_app(found)
 
 
 def load_server_app(reference: str, project: Project) -> tuple[str, ServerAppCallable]:
-    """Return a ServerApp and its ``module:attribute``.
-
-    Raises:
-        AppLoadError: there is no such module or attribute, importing it failed, or it is something else.
-    """
+    """Return the ``module:attribute`` of a ServerApp, and it, as `load_client_app`."""
     reference = reference or project.component("serverapp")
     found = _load(reference, project.folder, ServerApp)
     return reference, found if isinstance(found, ServerApp) else adapt_server_app(found)

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from brokerfl.cli.apps import load_client_app, print_traceback
+from brokerfl.cli.apps import find_project, load_client_app, print_traceback
 from brokerfl.cli.configs import parse_config
 from brokerfl.cli.exits import Command, Exit, Group
 from brokerfl.cli.options import app_dir_option, node_config_option, run_config_option, state_dir_option
@@ -77,8 +77,9 @@ def replay(
     """
     found = _find(message, state_dir)
     given = _decode(found)
-    configs = parse_config(node_config, "--node-config"), parse_config(run_config, "--run-config")
-    _, client_app = load_client_app(app, app_dir)
+    reference, project = find_project(app, app_dir)
+    configs = parse_config(node_config, "--node-config"), project.run_config(parse_config(run_config, "--run-config"))
+    _, client_app = load_client_app(reference, project)
     fields = found.read_state()
     state = RecordSet() if fields is None else decode_content(fields)
     context = Context(found.run_id, found.node_id, configs[0], state, configs[1])

@@ -14,7 +14,7 @@ import click
 from brokerfl import __version__
 from brokerfl.broker.keys import LEASE
 from brokerfl.broker.nodes import Registration, node_id_of
-from brokerfl.cli.apps import load_client_app
+from brokerfl.cli.apps import find_project, load_client_app
 from brokerfl.cli.configs import parse_config, parse_labels
 from brokerfl.cli.exits import Command
 from brokerfl.cli.options import (
@@ -98,7 +98,7 @@ def main(
     """
     config = parse_config(node_config, "--node-config")
     labels = parse_labels(label)
-    reference, client_app = load_client_app(app, app_dir)
+    reference, client_app = load_client_app(*find_project(app, app_dir))
     connection = redis.connect()
     journal = Journal(node_folder(state_dir, node_id_of(connection.keys.prefix, name)) if name else None)
     registration = Registration(connection, name, labels, lease, journal.home)

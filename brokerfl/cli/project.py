@@ -5,83 +5,69 @@ how an app is imported.
 """
 
 import tomllib
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from brokerfl.common import AppLoadError, ConfigError, UserConfig
 
-_FILE = "pyproject.toml"
 _SCALARS = (bool, int, float, str)
 
 
-@dataclass(frozen=True)
 class Project:
-    """What a pyproject.toml says of its app.
+    """What the pyproject.toml of a folder says of its app. It is read when it is asked.
 
-    Attributes:
+    Args:
         folder: where it is.
-        components: ``serverapp`` and ``clientapp``, each ``module:attribute``.
-        config: the run config that a run has unless it is told otherwise, by names with dots; None where there is none.
     """
 
-    folder: Path
-    components: dict[str, str] = field(default_factory=dict)
-    config: UserConfig | None = None
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder).resolve()
+        self._file = self.folder / "pyproject.toml"
 
     def component(self, kind: str) -> str:
-        """Return the ``module:attribute`` of a component.
+        """Return the ``module:attribute`` of a component, ``serverapp`` or ``clientapp``.
 
         Raises:
             AppLoadError: there is none.
+            ConfigError: the file cannot be read.
         """
-        try:
-            return self.components[kind]
-        except KeyError:
-            file = self.folder / _FILE
-            missing = f"names no {kind}" if file.exists() else "does not exist"
-            raise AppLoadError(
-                f"{file} {missing}: write it under [tool.flwr.app.components], or name the app as module:attribute"
-            ) from None
+        component = _table(self._read(), "components").get(kind)
+        if isinstance(component, str):
+            return component
+        missing = f"names no {kind}" if self._file.exists() else "does not exist"
+        raise AppLoadError(
+            f"{self._file} {missing}: write it under [tool.flwr.app.components], or name the app as module:attribute"
+        )
 
     def run_config(self, given: UserConfig) -> UserConfig:
-        """Return the project's run config with what the user gave over it.
+        """Return the run config that a run has unless it is told otherwise, with what the user gave over it.
 
         Raises:
-            ConfigError: the project has a config, and not a key that was given, as in Flower.
+            ConfigError: the file cannot be read, or has a config and not a key that was given, as in Flower.
         """
-        if self.config is None:
+        app = self._read()
+        if "config" not in app:
             return given
-        unknown = [key for key in given if key not in self.config]
+        config = dict(_flattened(_table(app, "config"), self._file))
+        unknown = [key for key in given if key not in config]
         if unknown:
-            known = ", ".join(self.config) or "nothing"
+            known = ", ".join(config) or "nothing"
             raise ConfigError(
-                f"--run-config: {unknown[0]!r} is not in [tool.flwr.app.config] of {self.folder / _FILE}, which has: "
+                f"--run-config: {unknown[0]!r} is not in [tool.flwr.app.config] of {self._file}, which has: "
                 f"{known}. Correct it, or add it there"
             )
-        return {**self.config, **given}
+        return {**config, **given}
 
-
-def read_project(folder: str | Path) -> Project:
-    """Return the project in ``folder``; one that says nothing where there is no pyproject.toml.
-
-    Raises:
-        ConfigError: it cannot be read, or says something impossible.
-    """
-    root = Path(folder).resolve()
-    try:
-        text = (root / _FILE).read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
-        return Project(root)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{root / _FILE} cannot be read: {error}") from None
-    try:
-        app = _table(tomllib.loads(text), "tool", "flwr", "app")
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{root / _FILE} is no TOML: {error}") from None
-    components = {key: value for key, value in _table(app, "components").items() if isinstance(value, str)}
-    config = dict(_flattened(_table(app, "config"), root / _FILE)) if "config" in app else None
-    return Project(root, components, config)
+    def _read(self) -> dict[str, Any]:
+        """Return the table [tool.flwr.app]; an empty one where there is none."""
+        try:
+            return _table(tomllib.loads(self._file.read_text(encoding="utf-8")), "tool", "flwr", "app")
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{self._file} cannot be read: {error}") from None
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{self._file} is no TOML: {error}") from None
 
 
 def _table(value: Any, *names: str) -> dict[str, Any]:

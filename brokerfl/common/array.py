@@ -6,6 +6,7 @@ imported it.
 """
 
 import math
+import re
 import sys
 from collections.abc import Sequence
 from io import BytesIO
@@ -146,12 +147,12 @@ class Array:
         if self.dtype not in ITEMSIZE:
             raise TypeError(f"dtype {self.dtype!r} is none of {', '.join(ITEMSIZE)}")
         numpy = _numpy()
-        size, found = ITEMSIZE[self.dtype] * math.prod(self.shape), len(self.data)
+        size, found = _size_of(self.dtype, self.shape), len(self.data)
         if found == size:
             dtype = numpy.dtype("int16" if self.dtype == _BFLOAT16 else self.dtype).newbyteorder("<")
             view = numpy.ndarray(self.shape, dtype, self.data)
         # An .npy file holds a header too, so its length alone tells it from raw data.
-        elif found > size and self.data[: len(NPY_MAGIC)] == NPY_MAGIC:
+        elif is_npy(self):
             view = self._view_npy(numpy)
         else:
             raise ValueError(f"{self.dtype} of shape {self.shape} takes {size} bytes, the data have {found}")
@@ -239,28 +240,63 @@ def _from_tensor(tensor: Any) -> _Fields:
     return _BFLOAT16, shape, stype, data
 
 
+#: The header of an .npy file as numpy writes it: dtype, order and shape.
+_NPY_PLAIN = re.compile(
+    rb"\{'descr': '([<>|][a-zA-Z]\d+(?:\[\w+\])?)', 'fortran_order': (True|False), 'shape': \(([\d, ]*)\), \} *\n"
+)
+
+
 def _read_npy_header(numpy: Any, data: bytes | memoryview) -> tuple[tuple[int, ...], bool, Any, int]:
     """Return shape, whether it is in Fortran's order, dtype and where the elements of an .npy file begin.
 
     Raises:
         ValueError: it is malformed, or has another size than it says.
     """
+    try:
+        shape, is_fortran, dtype, start = _read_plain_header(numpy, data) or _read_any_header(numpy, data)
+    except Exception as error:  # numpy lets those of its parser out, such as TokenError and RecursionError
+        raise ValueError(f"the header of the .npy file is malformed: {error}") from None
+    size, found = dtype.itemsize * math.prod(shape), len(data) - start
+    if found != size:
+        raise ValueError(f"{dtype} of shape {shape} takes {size} bytes, the .npy file has {found}")
+    return shape, is_fortran, dtype, start
+
+
+def _read_plain_header(numpy: Any, data: bytes | memoryview) -> tuple[tuple[int, ...], bool, Any, int] | None:
+    """Read a header as numpy writes it, None for any other.
+
+    numpy's own reader asks ast.literal_eval, which fails now and then in CPython 3.11 when threads take turns in it
+    ("AST constructor recursion depth mismatch": seen with 3.11.7, not with 3.12.1; compare
+    https://github.com/python/cpython/issues/106905).
+    """
+    start = 10 + int.from_bytes(data[8:10], "little")
+    found = _NPY_PLAIN.fullmatch(data[10:start]) if data[6:8] == b"\x01\x00" else None
+    if found is None:
+        return None
+    shape = tuple(int(size) for size in found[3].split(b",") if size.strip())
+    return shape, found[2] == b"True", numpy.dtype(found[1].decode()), start
+
+
+def _read_any_header(numpy: Any, data: bytes | memoryview) -> tuple[tuple[int, ...], bool, Any, int]:
     file = BytesIO(data[:_NPY_HEADER])
     readers = {
         (1, 0): numpy.lib.format.read_array_header_1_0,
         (2, 0): numpy.lib.format.read_array_header_2_0,
     }
-    try:
-        version = numpy.lib.format.read_magic(file)
-        if version not in readers:  # 3.0 is for structured dtypes whose names take more than Latin-1
-            raise ValueError(f"the data are an .npy file of version {version}, not 1.0 or 2.0")
-        shape, is_fortran, dtype = readers[version](file)
-    except Exception as error:  # numpy lets those of its parser out, such as TokenError and RecursionError
-        raise ValueError(f"the header of the .npy file is malformed: {error}") from None
-    size, found = dtype.itemsize * math.prod(shape), len(data) - file.tell()
-    if found != size:
-        raise ValueError(f"{dtype} of shape {shape} takes {size} bytes, the .npy file has {found}")
+    version = numpy.lib.format.read_magic(file)
+    if version not in readers:  # 3.0 is for structured dtypes whose names take more than Latin-1
+        raise ValueError(f"the data are an .npy file of version {version}, not 1.0 or 2.0")
+    shape, is_fortran, dtype = readers[version](file)
     return shape, is_fortran, dtype, file.tell()
+
+
+def is_npy(array: Array) -> bool:
+    """Return whether an array of stype "numpy.ndarray" holds an .npy file, and not the elements alone."""
+    return len(array.data) > _size_of(array.dtype, array.shape) and array.data[: len(NPY_MAGIC)] == NPY_MAGIC
+
+
+def _size_of(dtype: str, shape: Sequence[int]) -> int:
+    return ITEMSIZE[dtype] * math.prod(shape)
 
 
 def check_npy(data: bytes | memoryview) -> None:

@@ -131,6 +131,20 @@ def stamp(message: Any, **fields: int | str) -> None:
 # The process and the run.
 
 
+def _run_not_running() -> type[BaseException]:
+    """Return flwr's RunNotRunningException, a BaseException; 1.13 has none."""
+    for module in ("flwr.supercore.run", "flwr.common.typing"):
+        try:
+            found: type[BaseException] = importlib.import_module(module).RunNotRunningException
+        except (ModuleNotFoundError, AttributeError):
+            continue
+        return found
+    return type("RunNotRunningException", (BaseException,), {})
+
+
+RunNotRunning = _run_not_running()
+
+
 def identify(run_id: int, node_id: int) -> None:
     """Tell flwr whose process this is: since 1.38 it builds no Message without (flwr.supercore.task_identity)."""
     try:

@@ -4,11 +4,12 @@ Owns what flwr's strategies lean on: contents are frozen when they are pushed, e
 threads may send at once. It must not know Redis.
 """
 
+import threading
 import time
 from collections.abc import Iterable
 from typing import Any
 
-from brokerfl.common import SUPERLINK_NODE_ID, Error, ErrorCode, Message, Metadata, RecordSet
+from brokerfl.common import SUPERLINK_NODE_ID, Error, ErrorCode, Message, Metadata, RecordSet, RunError
 from brokerfl.flower import compat
 from brokerfl.flower.message import flower_error_of, flower_message_of
 from brokerfl.flower.records import FlowerState, record_set_of
@@ -18,8 +19,9 @@ from brokerfl.server import Driver
 class FlowerGrid(compat.Grid):  # type: ignore[misc]  # of any flwr
     """Sends messages to nodes and collects their replies, for a ServerApp of flwr. Safe to use from many threads.
 
-    flwr's strategies seldom name groups. So every push says that the run moves on: ``context.state`` is saved, and
-    replies that were handed over until then leave Redis, in the same transaction.
+    flwr's strategies seldom name groups. So a push without a group says that the run moves on: ``context.state`` is
+    saved, and replies that were handed over until then leave Redis, in the same transaction. A push of named groups
+    does so when a group is new, as our Driver's.
 
     Args:
         driver: ours.
@@ -29,6 +31,7 @@ class FlowerGrid(compat.Grid):  # type: ignore[misc]  # of any flwr
     def __init__(self, driver: Driver, context: Any) -> None:
         self._driver = driver
         self._context = context
+        self._saving = threading.Lock()
         self._run = compat.run_of(driver.run.run_id, driver.run.run_config)
 
     def __repr__(self) -> str:
@@ -43,8 +46,15 @@ class FlowerGrid(compat.Grid):  # type: ignore[misc]  # of any flwr
         return self._run
 
     def get_node_ids(self) -> list[int]:
-        """Return the ids of the nodes that are online now."""
-        return self._driver.get_node_ids()
+        """Return the ids of the nodes that are online now.
+
+        Raises:
+            RunNotRunningException: flwr's, which its strategies and threads end with: the run is over.
+        """
+        try:
+            return self._driver.get_node_ids()
+        except RunError as error:
+            raise compat.RunNotRunning from error
 
     def create_message(
         self, content: Any, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
@@ -65,7 +75,8 @@ class FlowerGrid(compat.Grid):  # type: ignore[misc]  # of any flwr
 
     def save_state(self) -> None:
         """Make what the app has in ``context.state`` what the next push saves."""
-        self._driver.context.state = FlowerState(self._context.state)
+        with self._saving:  # of two threads, the one that saves last has looked last
+            self._driver.context.state = FlowerState(self._context.state)
 
     def push_messages(self, messages: Iterable[Any]) -> list[str]:
         """Send messages; return their ids in the same order, ``""`` where one was refused.
@@ -75,7 +86,7 @@ class FlowerGrid(compat.Grid):  # type: ignore[misc]  # of any flwr
         """
         batch = list(messages)
         ours = self._taken(batch)
-        ids = self._driver.push_messages(ours, checkpoint=True)
+        ids = self._driver.push_messages(ours, checkpoint=_is_checkpoint(batch))
         self._stamp(batch, ours)
         return ids
 
@@ -97,7 +108,7 @@ class FlowerGrid(compat.Grid):  # type: ignore[misc]  # of any flwr
         """
         batch = list(messages)
         ours = self._taken(batch)
-        replies = self._driver.send_and_receive(ours, timeout=timeout, checkpoint=True)
+        replies = self._driver.send_and_receive(ours, timeout=timeout, checkpoint=_is_checkpoint(batch))
         self._stamp(batch, ours)
         return _converted(replies)
 
@@ -138,6 +149,10 @@ class FlowerGrid(compat.Grid):  # type: ignore[misc]  # of any flwr
                 src_node_id=metadata.src_node_id,
                 message_id=metadata.message_id,
             )
+
+
+def _is_checkpoint(batch: list[Any]) -> bool:
+    return not all(message.metadata.group_id for message in batch)
 
 
 def _converted(replies: list[Message]) -> list[Any]:

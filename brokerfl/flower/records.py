@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 from brokerfl.common import Array, ConfigsRecord, MetricsRecord, ParametersRecord, RecordSet, SType
-from brokerfl.common.array import NPY_MAGIC, check_npy, npy_of
+from brokerfl.common.array import check_npy, is_npy, npy_of
 from brokerfl.flower import compat
 
 #: Before the stype of an array that the wire layer is not to look into.
@@ -62,11 +62,11 @@ def _fill(made: RecordSet, records: Any) -> None:
 def _converted(records: Any) -> Iterator[tuple[str, ParametersRecord | MetricsRecord | ConfigsRecord]]:
     for name, record in compat.records_of(records):
         if isinstance(record, compat.ArrayRecord):
-            arrays = {key: _array_of(array) for key, array in record.items()}
+            arrays = {key: _array_of(array) for key, array in list(record.items())}
             yield name, ParametersRecord(arrays, keep_input=True)
         else:
             kind = MetricsRecord if isinstance(record, compat.MetricRecord) else ConfigsRecord
-            yield name, kind({key: _plain(value) for key, value in record.items()})
+            yield name, kind({key: _plain(value) for key, value in list(record.items())})
 
 
 def _plain(value: Any) -> Any:
@@ -97,7 +97,7 @@ def _can_be_checked(array: Array) -> bool:
         array.numpy()
     except (TypeError, ValueError):
         return False
-    return array.data[: len(NPY_MAGIC)] == NPY_MAGIC
+    return is_npy(array)
 
 
 def record_dict_of(content: RecordSet) -> Any:
@@ -122,13 +122,9 @@ def _flower_record(record: ParametersRecord | MetricsRecord | ConfigsRecord) -> 
 
 
 def _flower_array(array: Array) -> Any:
-    """Return an Array of flwr. Its numpy() trusts the header of an .npy file, so it is checked before."""
+    """Return an Array of flwr, whose numpy() trusts the header of an .npy file, and whose legacy code any stype."""
     stype, data = array.stype, array.data
     if stype == SType.NUMPY:
-        array.numpy()  # checks
-        data = data if data[: len(NPY_MAGIC)] == NPY_MAGIC else npy_of(array)
-    elif stype.startswith(_OPAQUE):
-        stype = stype[len(_OPAQUE) :]
-        if stype == SType.NUMPY:
-            check_npy(data)
-    return compat.array_of(array.dtype, array.shape, stype, bytes(data))
+        data = data if is_npy(array) else npy_of(array)
+    check_npy(data)
+    return compat.array_of(array.dtype, array.shape, stype.removeprefix(_OPAQUE), bytes(data))

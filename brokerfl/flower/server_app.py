@@ -43,5 +43,8 @@ class FlowerServerApp:
             run_config=dict(context.run_config),
         )
         grid = FlowerGrid(driver, flower_context)
-        self._app(grid, flower_context)
+        try:
+            self._app(grid, flower_context)
+        except compat.RunNotRunning as error:
+            raise error.__cause__ or error from None
         grid.save_state()

@@ -6,7 +6,7 @@ Owns the public interface and the run's life. How a push is made is `push`'s bus
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 from brokerfl.broker.attachment import Attachment, attach_run, create_run, read_books
@@ -15,7 +15,7 @@ from brokerfl.broker.connection import Connection
 from brokerfl.broker.fence import Forgotten
 from brokerfl.broker.heartbeat import Heartbeat
 from brokerfl.broker.keys import LEASE, OFFLINE_GRACE, RETENTION
-from brokerfl.broker.ledger import Ledger
+from brokerfl.broker.ledger import Ledger, OpenMessage
 from brokerfl.broker.nodes import online_nodes
 from brokerfl.broker.runs import Holdings, has_ended, read_run
 from brokerfl.broker.saved import SavedContext
@@ -149,7 +149,12 @@ class Driver:
     # Nodes.
 
     def get_node_ids(self) -> list[int]:
-        """Return the ids of the nodes that are online now, in ascending order."""
+        """Return the ids of the nodes that are online now, in ascending order.
+
+        Raises:
+            RunStopped, RunFenced, RunLost, OutageLimit: the run is over.
+        """
+        self._link.check()
         return self._reach(lambda: online_nodes(self._connection))
 
     def wait_for_nodes(self, n: int, timeout: float | None = None) -> list[int]:
@@ -220,7 +225,9 @@ class Driver:
             messages: made by `create_message`.
             deliver_when_online: wait for nodes that are offline, or not registered yet, until the messages' ttl, in
                 place of Error 5.
-            checkpoint: the run moves on, whatever the group: as `checkpoint` does, in the transaction of the push.
+            checkpoint: the run moves on, whatever the group: as `checkpoint` does, in the transaction of the push. For
+                apps whose groups do not tell rounds apart; so in a resumed run only a message of equal content is the
+                one that is still open.
 
         Raises:
             TypeError, ValueError: something that is no message of this run or cannot be sent; nothing was pushed.
@@ -318,17 +325,17 @@ class Driver:
         wanted, foreign = self._sort(message_ids)
         self._collector.poll()
         replies = [unknown_reply(self._run.run_id, message_id) for message_id in foreign]
-        while True:
-            with self._ledger.lock:
-                message = self._ledger.take(wanted)
-            if message is None:
-                return replies
-            wanted.discard(message.message_id)
-            decoded = self._fetcher.decode(message, time.monotonic())
-            if decoded is not None:
-                replies.append(decoded)
+        with self._taking() as taken:
+            while True:
                 with self._ledger.lock:
-                    self._ledger.hand(message)
+                    message = self._ledger.take(wanted)
+                if message is None:
+                    return replies
+                wanted.discard(message.message_id)
+                decoded = self._fetcher.decode(message, time.monotonic())
+                if decoded is not None:
+                    replies.append(decoded)
+                    taken.append(message)
 
     def replies(self, message_ids: Iterable[str], *, timeout: float | None = None) -> Iterator[Message]:
         """Yield each reply to ``message_ids`` the moment it arrives, until all have come.
@@ -352,23 +359,43 @@ class Driver:
     def _iterate(self, wanted: Wanted, foreign: list[str], until: float | None) -> Iterator[Message]:
         for message_id in foreign:
             yield unknown_reply(self._run.run_id, message_id)
-        while True:
-            message = self._collector.next(wanted, until)
-            if message is None:
-                return
-            decoded = self._fetcher.decode(message, until)
-            if decoded is None:
-                wanted.ids.add(message.message_id)
-                if until is not None and time.monotonic() >= until:
-                    return
-                continue
-            only = [decoded]
-            del decoded  # it may be half of what the app's memory holds
+        while (found := self._next(wanted, until)) is not None:
+            message, only = found[0], [found[1]]
+            del found  # it may be half of what the app's memory holds
             try:
                 yield only.pop()
             finally:  # the loop may also have been left by break: the app has the reply
                 with self._ledger.lock:
                     self._ledger.hand(message)
+
+    def _next(self, wanted: Wanted, until: float | None) -> tuple[OpenMessage, Message] | None:
+        """Return the next reply, which is taken and not handed over yet; None when there is none left, or no time."""
+        while (message := self._collector.next(wanted, until)) is not None:
+            decoded = self._fetcher.decode(message, until)
+            if decoded is not None:
+                return message, decoded
+            wanted.ids.add(message.message_id)
+            if until is not None and time.monotonic() >= until:
+                break
+        return None
+
+    @contextmanager
+    def _taking(self) -> Iterator[list[OpenMessage]]:
+        """What is put into the list is handed over at the end of the block: until then no other thread settles it.
+
+        If the block fails the app has not got it, and it can be taken again.
+        """
+        taken: list[OpenMessage] = []
+        try:
+            yield taken
+        except BaseException:
+            with self._ledger.lock:
+                for message in reversed(taken):
+                    self._ledger.put_back(message)
+            raise
+        with self._ledger.lock:
+            for message in taken:
+                self._ledger.hand(message)
 
     def send_and_receive(
         self,
@@ -400,7 +427,14 @@ class Driver:
             for message, message_id in zip(batch, ids, strict=True)
             if not message_id
         ]
-        return [*refused, *self.replies(ids, timeout=timeout)]
+        accepted, _ = self._sort(ids)
+        wanted, until = Wanted(accepted), None if timeout is None else time.monotonic() + timeout
+        with self._taking() as taken:
+            replies = refused
+            while (found := self._next(wanted, until)) is not None:
+                taken.append(found[0])
+                replies.append(found[1])
+        return replies
 
     def _sort(self, message_ids: Iterable[str]) -> tuple[set[str], list[str]]:
         """Divide ids into those this run once accepted and those it never did."""

@@ -72,7 +72,8 @@ class Pusher:
         Args:
             batch: the messages.
             waits: they outlast their nodes' absence, and may go to nodes that are not registered yet.
-            moves_on: what was handed over until now leaves, and the state is saved, as with a new group.
+            moves_on: what was handed over until now leaves, and the state is saved, as with a new group. Of what a
+                former life left open, only messages of equal content are adopted.
 
         Raises:
             RunError, OutageLimit, RedisOutOfMemory, TypeError, ValueError, MessageTooLarge: nothing was pushed.
@@ -92,7 +93,7 @@ class Pusher:
                     if _is_expired(message) or not (waits or self.is_registered(message.metadata.dst_node_id)):
                         ids.append("")
                         continue
-                    made = self._adopt_or_make(message, contents, waits)
+                    made = self._adopt_or_make(message, contents, waits, exactly=moves_on)
                     ids.append(made.message_id)
                     if made.pushed:
                         adopted.append(made)
@@ -106,6 +107,8 @@ class Pusher:
                 _postpone(pushed, milliseconds(time.monotonic() - began))
                 for part in _parts(pushed):
                     self._committer.commit(part, kept=needed, moves_on=moves_on)
+                if moves_on and not pushed:
+                    self._committer.commit([], kept=needed)
             except BaseException as error:
                 with self._ledger.lock:
                     # Of a push in several parts the first ones may be in Redis: pushed again, they are adopted.
@@ -178,7 +181,7 @@ class Pusher:
         if unknown:
             self._registered |= self._link.through_outage(lambda: registered(self._connection, unknown))
 
-    def _adopt_or_make(self, message: Message, contents: Contents, waits: bool) -> OpenMessage:
+    def _adopt_or_make(self, message: Message, contents: Contents, waits: bool, *, exactly: bool) -> OpenMessage:
         """Return the orphan that this message stands for, else a new one; its content is encoded once for all."""
         meta, content = message.metadata, contents.encode(message.content)
         now = milliseconds(self._connection.time())
@@ -192,7 +195,7 @@ class Pusher:
                 content.name,
                 waits,
             )
-            made = self._ledger.adopt(entry, now) or OpenMessage(new_message_id(self._run_id), entry)
+            made = self._ledger.adopt(entry, now, exactly=exactly) or OpenMessage(new_message_id(self._run_id), entry)
             if made.state is State.OPEN or made.data_entries:
                 fields = self._first_content(made, content) if made.pushed else content.fields
                 made.fields = None if fields is None else encode_message(made.message_id, meta, fields)

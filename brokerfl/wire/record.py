@@ -1,7 +1,9 @@
-"""RecordSet to and from a description (msgpack) and raw buffers (one per array).
+"""RecordSet to and from a description (msgpack) and raw buffers: one per array, and per long bytes of a config.
 
 Owns the layout of the description and every check on what arrives: declared sizes against dtype and shape before an
 array is made. It must not know messages, ids or Redis.
+
+In the description a map of their size stands for long bytes of a config: no config's value is a map.
 """
 
 import math
@@ -28,8 +30,11 @@ from brokerfl.wire.frame import CONTENT, MAX_CONTENT_BYTES, MAX_MESSAGE_BYTES, F
 #: numpy allows 64 dimensions since 2.0 (NPY_MAXDIMS).
 MAX_DIMENSIONS = 64
 
-#: Most arrays of a content: what describes one is two lists, and a description holds 200,000.
+#: Most buffers of a content: what describes an array is two lists, and a description holds 200,000.
 MAX_ARRAYS = 99_000
+
+#: Bytes of a config that are a buffer of their own from this size on: secure aggregation has a whole model in one.
+LONG = 16 * 1024
 
 
 def encode_content(content: RecordSet) -> Fields:
@@ -45,15 +50,17 @@ def encode_content(content: RecordSet) -> Fields:
         for name, record in content.parameters_records.items()
     }
     metrics = {name: _checked(record) for name, record in content.metrics_records.items()}
-    configs = {name: _checked(record) for name, record in content.configs_records.items()}
+    configs = {name: _without_long(_checked(record), buffers) for name, record in content.configs_records.items()}
     fields: Fields = {CONTENT: pack([parameters, metrics, configs, *_order_of(content)])}
     if len(fields[CONTENT]) > MAX_CONTENT_BYTES:
         raise MessageTooLarge(
             f"metrics and configs take {len(fields[CONTENT]):,} bytes, the limit is {MAX_CONTENT_BYTES:,}: "
-            "put large data into arrays"
+            "put large data into arrays, or into bytes of a config"
         )
     if len(buffers) > MAX_ARRAYS:
-        raise MessageTooLarge(f"the content has {len(buffers):,} arrays, the limit is {MAX_ARRAYS:,}: join some")
+        raise MessageTooLarge(
+            f"the content has {len(buffers):,} arrays and long bytes, at most {MAX_ARRAYS:,} are allowed"
+        )
     for index, buffer in enumerate(buffers):
         fields[b"%d" % index] = buffer
     size = size_of(fields)
@@ -77,7 +84,7 @@ def decode_content(fields: Mapping[bytes, bytes | memoryview]) -> RecordSet:
         kinds: list[dict[str, Record]] = [
             {name: _parameters(record, buffers) for name, record in parameters.items()},
             {name: MetricsRecord(record) for name, record in metrics.items()},
-            {name: ConfigsRecord(record) for name, record in configs.items()},
+            {name: ConfigsRecord(_with_long(record, buffers)) for name, record in configs.items()},
         ]
         content = RecordSet()
         for name, record in _in_order(kinds, *order):
@@ -92,7 +99,9 @@ def check_description(data: bytes | memoryview, sizes: Sequence[int]) -> None:
         FrameError: it does not, or is malformed.
     """
     with _malformed():
-        declared = [_size_of(item) for record in _description(data)[0].values() for item in record.values()]
+        parameters, _, configs, *_ = _description(data)
+        declared = [_size_of(item) for record in parameters.values() for item in record.values()]
+        declared += [size for record in configs.values() for value in record.values() for size in _long_sizes(value)]
     if declared != list(sizes):
         raise FrameError("the arrays that the content describes are not the ones that its manifest holds")
 
@@ -119,9 +128,8 @@ def _in_order(kinds: list[dict[str, Record]], order: bytes | None = None) -> Ite
         for records in kinds:
             yield from records.items()
         return
-    if not isinstance(order, bytes) or bytes(sorted(order)) != b"".join(
-        bytes([kind]) * len(records) for kind, records in enumerate(kinds)
-    ):
+    sorted_order = b"".join(bytes([kind]) * len(records) for kind, records in enumerate(kinds))
+    if not isinstance(order, bytes) or len(order) != len(sorted_order) or bytes(sorted(order)) != sorted_order:
         raise FrameError("the order of the records is not one of the records")
     remaining = [iter(records.items()) for records in kinds]
     for kind in order:
@@ -153,6 +161,48 @@ def frozen(content: Fields) -> Fields:
 def _checked(record: MetricsRecord | ConfigsRecord) -> dict[str, Any]:
     record.check_items()  # a list may have grown since it was assigned
     return dict(record)
+
+
+_SIZE = "size"
+
+
+def _without_long(record: dict[str, Any], buffers: list[bytes | memoryview]) -> dict[str, Any]:
+    """Return a config's values with what stands for long bytes, and put these into ``buffers``."""
+
+    def short(item: Any) -> Any:
+        if type(item) is not bytes or len(item) < LONG:
+            return item
+        buffers.append(item)
+        return {_SIZE: len(item)}
+
+    def described(value: Any) -> Any:
+        return list(map(short, value)) if type(value) is list and value and type(value[0]) is bytes else short(value)
+
+    return {key: described(value) for key, value in record.items()}
+
+
+def _with_long(record: Any, buffers: "_Buffers") -> dict[str, Any]:
+    """Return a config's values with long bytes in their places."""
+
+    def whole(item: Any) -> Any:
+        return bytes(buffers.take(_long_size(item))) if type(item) is dict else item
+
+    def value_of(value: Any) -> Any:
+        return list(map(whole, value)) if type(value) is list else whole(value)
+
+    return {key: value_of(value) for key, value in record.items()}
+
+
+def _long_sizes(value: Any) -> list[int]:
+    """Return the declared sizes of the long bytes in a config's value."""
+    return [_long_size(item) for item in (value if type(value) is list else [value]) if type(item) is dict]
+
+
+def _long_size(item: dict[Any, Any]) -> int:
+    size = item.get(_SIZE)
+    if len(item) != 1 or type(size) is not int or size < LONG:
+        raise FrameError(f"long bytes are described by {reprlib.repr(item)}, not by their size")
+    return size
 
 
 def _describe(array: Array, buffers: list[bytes | memoryview]) -> list[Any]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from brokerfl.cli.apps import find_project
-from brokerfl.cli.project import read_project
+from brokerfl.cli.project import Project
 from brokerfl.common import AppLoadError, ConfigError
 
 PROJECT = """
@@ -33,7 +33,7 @@ def project(folder: Path, text: str = PROJECT) -> Path:
 
 def test_components_and_config(tmp_path: Path) -> None:
     """Both apps are named, and the config is flattened with dots, values of their types."""
-    found = read_project(project(tmp_path))
+    found = Project(project(tmp_path))
     assert found.component("serverapp") == "digits.server_app:app"
     assert found.component("clientapp") == "digits.client_app:app"
     assert found.run_config({}) == {
@@ -46,7 +46,7 @@ def test_components_and_config(tmp_path: Path) -> None:
 
 def test_what_was_given_wins_and_must_be_known(tmp_path: Path) -> None:
     """As in Flower: a key that the project's config does not have is an error that lists those it has."""
-    found = read_project(project(tmp_path))
+    found = Project(project(tmp_path))
     assert found.run_config({"train.lr": 0.5})["train.lr"] == 0.5
     with pytest.raises(ConfigError, match=r"'num-rounds' is not in \[tool.flwr.app.config\] of .* num-server-rounds, "):
         found.run_config({"num-rounds": 5})
@@ -57,9 +57,9 @@ def test_without_a_config_anything_may_be_given(tmp_path: Path, text: str | None
     """A folder without a pyproject.toml, or with one that says nothing of Flower, has no say."""
     if text is not None:
         project(tmp_path, text)
-    assert read_project(tmp_path).run_config({"anything": 1}) == {"anything": 1}
+    assert Project(tmp_path).run_config({"anything": 1}) == {"anything": 1}
     with pytest.raises(AppLoadError, match=r"pyproject.toml .*: write it under \[tool.flwr.app.components\]"):
-        read_project(tmp_path).component("serverapp")
+        Project(tmp_path).component("serverapp")
 
 
 @pytest.mark.parametrize(
@@ -73,23 +73,28 @@ def test_without_a_config_anything_may_be_given(tmp_path: Path, text: str | None
 def test_what_cannot_be_read_is_named(tmp_path: Path, text: str, problem: str) -> None:
     """A value that no run config has, and a file that is no TOML, are ConfigErrors that name them."""
     with pytest.raises(ConfigError, match=problem):
-        read_project(project(tmp_path, text))
+        Project(project(tmp_path, text)).run_config({})
 
 
 def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
     """So is a file that is no UTF-8."""
     (tmp_path / "pyproject.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match=r"pyproject.toml cannot be read: "):
-        read_project(tmp_path)
+        Project(tmp_path).component("serverapp")
 
 
 def test_an_app_is_a_module_or_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A directory is a project of its own; with --app-dir beside it, nobody knows which is meant."""
-    project(tmp_path)
+    project(tmp_path, "no TOML at all")  # nor is it read before it is asked
     (tmp_path / "inner").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert find_project(".", None) == ("", read_project(tmp_path))
-    assert find_project("digits.server_app:app", None) == ("digits.server_app:app", read_project(tmp_path))
-    assert find_project("a:b", "inner") == ("a:b", read_project(tmp_path / "inner"))
+    for app, app_dir, reference, folder in (
+        (".", None, "", tmp_path),
+        ("inner", None, "", tmp_path / "inner"),
+        ("a.b:c", None, "a.b:c", tmp_path),
+        ("a:b", "inner", "a:b", tmp_path / "inner"),
+    ):
+        found, where = find_project(app, app_dir)
+        assert (found, where.folder) == (reference, folder)
     with pytest.raises(ConfigError, match=r"the app '\.' is a directory, and --app-dir .* names one too: give one"):
         find_project(".", "inner")

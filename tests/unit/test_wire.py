@@ -81,6 +81,36 @@ def test_records_come_back_exactly(records: RecordSet) -> None:
     assert exact(decode_content(encode_content(records))) == exact(records)
 
 
+def test_long_bytes_of_a_config_are_buffers() -> None:
+    """They are no part of the description, which has a limit, and come back in their places, alone and in lists."""
+    long = b"x" * record.LONG
+    content = RecordSet(
+        {
+            "c": ConfigsRecord({"long": long, "list": [long + b"1", b"short", long], "one": [long], "short": long[1:]}),
+            "p": ParametersRecord({"w": Array("uint8", (3,), "numpy.ndarray", b"abc")}),
+        }
+    )
+    fields = encode_content(content)
+    assert len(fields[b"c"]) < record.LONG + 200
+    assert [len(fields[b"%d" % index]) - record.LONG for index in range(1, 5)] == [0, 1, 0, 0]
+    record.check_description(fields[b"c"], [3, *(len(fields[b"%d" % index]) for index in range(1, 5))])
+    assert exact(decode_content(fields)) == exact(content)
+    with pytest.raises(FrameError, match="array 4 declares"):
+        decode_content({**fields, b"4": long[1:]})
+    with pytest.raises(FrameError, match="are not the ones that its manifest holds"):
+        record.check_description(fields[b"c"], [3])
+    for size in (-1, 0, record.LONG - 1, True, "9", None):
+        with pytest.raises(FrameError, match="long bytes are described by"):
+            decode_content({b"c": pack([{}, {}, {"c": {"a": {"size": size}}}])})
+
+
+def test_an_order_that_is_none_is_refused() -> None:
+    """The order of kinds has one byte for each record, looked at before anything else is done with it."""
+    for order in (b"", b"\x02\x01", b"\x01", b"\x03", [1], bytes(10**6)):
+        with pytest.raises(FrameError, match="the order of the records is not one of the records"):
+            decode_content({b"c": pack([{}, {}, {"c": {}}, order])})
+
+
 def test_arrays_are_not_copied() -> None:
     """Encoding takes the array's own memory, and decoding gives a read-only view on what was received."""
     array = np.arange(1000, dtype=np.float64)
