@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from brokerfl.broker.nodes import Registration
-from brokerfl.broker.runs import has_ended, list_runs
+from brokerfl.broker.runs import has_ended, list_runs, stop_run
+from brokerfl.broker.saved import SavedContext
 from brokerfl.common import (
     Array,
     ConfigError,
@@ -22,6 +23,7 @@ from brokerfl.common import (
     RunFenced,
     RunLost,
     RunNotFound,
+    RunStopped,
 )
 from brokerfl.server import Driver
 from tests.apps import Gate, driving, eventually, federation, number, number_in, text
@@ -320,6 +322,42 @@ def test_a_push_with_checkpoint_moves_the_run_on(backend: Backend) -> None:
         kill(former)
         with resumed(backend, former) as driver:
             assert driver.context.state.metrics_records["m"] == {"round": 1}
+
+
+def test_a_push_with_checkpoint_adopts_equal_contents_only(backend: Backend) -> None:
+    """Its group does not tell rounds apart: another content is another message, and an equal one is not."""
+    node = silent(backend)
+    former = start(backend)
+    first, second = push(former, node, number(1)), push(former, node, number(2))
+    kill(former)
+    with resumed(backend, former) as driver:
+        messages = [driver.create_message(number(value), "train", node, "1") for value in (3, 2)]
+        new, adopted = driver.push_messages(messages, checkpoint=True)
+        assert adopted == second
+        assert new not in (first, second)
+
+
+def test_a_push_with_checkpoint_that_pushes_nothing_is_one(backend: Backend) -> None:
+    """An empty push, and one of which everything is refused, save the state and settle what was handed over."""
+    with federation(backend, nodes=1) as nodes, driving(backend) as driver:
+        [node] = [node.node_id for node in nodes.nodes]
+        for value, batch in ((1, []), (2, [driver.create_message(number(1), "train", 12345, "1")])):
+            push(driver, node, number(1))
+            assert len(list(driver.replies(list(ledger(backend, driver)), timeout=20))) == 1
+            driver.context.state.metrics_records["m"] = MetricsRecord({"round": value})
+            assert driver.push_messages(batch, checkpoint=True) == [""] * len(batch)
+            assert ledger(backend, driver) == set()
+            saved = SavedContext(backend.connect(), driver.run.run_id, 60.0).load()
+            assert saved.metrics_records["m"] == {"round": value}
+
+
+def test_who_looks_for_nodes_learns_that_the_run_is_over(backend: Backend) -> None:
+    """get_node_ids raises what any wait does: an app that looks until there are enough must end too."""
+    driver = start(backend, lease=0.6)
+    stop_run(backend.connect(), driver.run.run_id, patience=0.1)
+    with pytest.raises(RunStopped):
+        eventually(lambda: driver.get_node_ids() is None)  # as long as it returns
+    driver.detach()
 
 
 def test_a_message_that_was_lost_is_pushed_again(backend: Backend) -> None:

@@ -1,6 +1,7 @@
 """What Flower's strategies and apps lean on, of the Grid, of messages, errors and states."""
 
 import math
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,10 @@ import numpy as np
 import pytest
 
 from brokerfl.broker.nodes import Registration
-from brokerfl.common import ErrorCode
+from brokerfl.broker.runs import stop_run
+from brokerfl.common import ErrorCode, RunStopped
+from brokerfl.flower import adapt_server_app
+from brokerfl.server import Driver
 from brokerfl.testing import FakeServer, Federation, fake_connection, run_simulation
 from brokerfl.wire.payload import CHUNK, Payload
 from brokerfl.wire.record import encode_content
@@ -507,3 +511,136 @@ def test_a_broadcast_of_a_legacy_strategy_is_stored_once() -> None:
     run_legacy(legacy_strategy(nodes, LARGE), [look], nodes, lambda: fake_connection(redis))
     [(stored, needed)] = counts
     assert stored == needed == math.ceil(LARGE.nbytes / CHUNK) + 1
+
+
+# What a run is told, and what it keeps.
+
+
+class Dead(BaseException):
+    """What a ServerApp dies of here."""
+
+
+def test_a_resumed_app_that_does_not_go_on_gets_its_own_replies() -> None:
+    """Its state says something, but not its round: its first message is executed, not answered by one of the last."""
+    server_side, seen = FakeServer(), []
+
+    def answer(message: Any, context: Any) -> Any:
+        seen.append(record_in(message.content, "m")["n"])
+        return message.content
+
+    def main(grid: Any, context: Any) -> None:
+        put_record(context.state, "note", MetricRecord({"n": 1}))
+        [node] = grid.get_node_ids()
+        for number in (1, 2, 3):
+            content = records_of({"m": MetricRecord({"n": number})})
+            if number == 3 and len(seen) == 2:
+                grid.push_messages([message_to(grid, node, content)])
+                raise Dead
+            [reply] = grid.send_and_receive([message_to(grid, node, content)])
+            assert record_in(reply.content, "m")["n"] == number
+
+    app = adapt_server_app(server(main))
+    with Federation(client(answer), 1, connect=lambda: fake_connection(server_side)):
+        former = Driver(fake_connection(server_side), "app")
+        with pytest.raises(Dead):
+            app(former, former.context)
+        former.detach()
+        driver = Driver(fake_connection(server_side), "app", resume=former.run.run_id)
+        app(driver, driver.context)
+        driver.end()
+    assert [number for number in seen if number != 3] == [1, 2, 1, 2]
+
+
+def test_a_push_of_a_named_group_settles_nothing_of_that_group() -> None:
+    """As our Driver: an app that keeps its round once a round has train and evaluate in one commit, not in two."""
+
+    def main(grid: Any, context: Any) -> None:
+        driver = grid._driver
+        [node] = grid.get_node_ids()
+        sizes = []
+        for group in ("1", "1", "2", "", ""):
+            message = message_to(grid, node, records_of({}))
+            message.metadata.group_id = group
+            list(grid.send_and_receive([message]))
+            sizes.append(len(driver._ledger))
+        assert sizes == [1, 2, 1, 1, 1]
+
+    run_simulation(server(main), client(lambda message, context: message.content), 1)
+
+
+def test_what_a_waiting_thread_has_not_got_is_not_settled() -> None:
+    """A push of another thread settles no reply of a `send_and_receive` that has not returned."""
+    gate = threading.Event()
+
+    def answer(message: Any, context: Any) -> Any:
+        if context.node_config["partition-id"] == 1:
+            assert gate.wait(20)
+        return message.content
+
+    def main(grid: Any, context: Any) -> None:
+        ledger = grid._driver._ledger
+        by_answer = {}
+        for node in grid.get_node_ids():
+            by_answer[node] = message_to(grid, node, records_of({}))
+        with ThreadPoolExecutor(1) as pool:
+            both = pool.submit(grid.send_and_receive, list(by_answer.values()))
+            eventually(lambda: ledger.taken == 1)  # one has answered, and is in the other thread's hands
+            grid._driver.push_messages([], checkpoint=True)
+            assert len(ledger) == 2
+            gate.set()
+            assert len(both.result()) == 2
+        grid._driver.push_messages([], checkpoint=True)
+        assert len(ledger) == 0
+
+    run_simulation(server(main), client(answer), 2)
+
+
+def test_a_stopped_run_ends_whoever_looks_for_nodes() -> None:
+    """flwr's strategies look until there are enough: they end when the run is stopped, in spite of any handler."""
+    server_side = FakeServer()
+
+    def main(grid: Any, context: Any) -> None:
+        stop_run(fake_connection(server_side), context.run_id, patience=0.1)
+        while len(list(grid.get_node_ids())) < 5:
+            try:
+                grid.get_node_ids()
+                threading.Event().wait(0.01)
+            except Exception:
+                continue
+
+    driver = Driver(fake_connection(server_side), "app", lease=0.6)
+    with pytest.raises(RunStopped):
+        adapt_server_app(server(main))(driver, driver.context)
+    driver.detach()
+
+
+def test_a_state_may_change_while_another_thread_pushes() -> None:
+    """Pushes read `context.state` whole, whatever other threads put into it meanwhile."""
+
+    def main(grid: Any, context: Any) -> None:
+        [node] = grid.get_node_ids()
+        record = MetricRecord({"0": 0})
+        put_record(context.state, "m", record)
+        stop = threading.Event()
+
+        def write() -> None:
+            number = 0
+            while not stop.is_set():
+                number += 1
+                record[str(number % 1000)] = number
+                if number % 3 == 0:
+                    del record[str((number - 1) % 1000)]
+
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-5)  # threads take turns within one look at the state
+        with ThreadPoolExecutor(1) as pool:
+            writing = pool.submit(write)
+            try:
+                for _ in range(20):
+                    grid.send_and_receive([message_to(grid, node, records_of({}))])
+            finally:
+                stop.set()
+                sys.setswitchinterval(interval)
+            writing.result()
+
+    run_simulation(server(main), client(lambda message, context: message.content), 1)

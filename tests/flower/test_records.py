@@ -339,9 +339,13 @@ LIES: dict[str, tuple[OurArray, str]] = {
         OurArray("", (), "flwr:numpy.ndarray", b"\x93NUMPY\x09\0\x10\0" + bytes(40)),
         "an .npy file of version (9, 0), not 1.0 or 2.0",
     ),
-    "another dtype": (
-        OurArray("uint8", (4,), "numpy.ndarray", npy_of(np.zeros(4))),
-        "holds float64 of shape (4,), not uint8 of shape (4,)",
+    "a stype of its own": (
+        OurArray("x", (), "x", lying_npy()),
+        f"takes {HUGE} bytes, the .npy file has 100",
+    ),
+    "a twice marked stype": (
+        OurArray("x", (), "flwr:flwr:numpy.ndarray", lying_npy()),
+        f"takes {HUGE} bytes, the .npy file has 100",
     ),
     "a dtype that numpy has not": (
         OurArray("bfloat16", (2,), "numpy.ndarray", bytes(4)),
@@ -363,6 +367,14 @@ def test_lies_are_refused_without_room_for_them(name: str) -> None:
     finally:
         tracemalloc.stop()
     assert peak < 1_000_000
+
+
+def test_raw_data_that_look_like_a_file_are_raw_data() -> None:
+    """A native node's array whose elements happen to be an .npy file has these elements, whatever the file says."""
+    raw = np.frombuffer(lying_npy(), np.uint8)
+    content = decode_content(encode_content(RecordSet({"a": ParametersRecord({"x": OurArray(raw)})})))
+    [received] = ndarrays_in(record_in(record_dict_of(content), "a"))
+    np.testing.assert_array_equal(received, raw, strict=True)
 
 
 def our_client(answer: Callable[[OurMessage], RecordSet]) -> client.ClientApp:
