@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from brokerfl.common import Array, SType
-from brokerfl.common.array import ITEMSIZE
+from brokerfl.common.array import ITEMSIZE, _read_any_header, _read_plain_header
 
 NUMPY_DTYPES = sorted(set(ITEMSIZE) - {"bfloat16"})
 
@@ -153,6 +153,19 @@ def test_npy(before: "np.ndarray[Any, Any]", version: tuple[int, int]) -> None:
     assert view.shape == before.shape
     assert not view.flags.writeable
     assert before.size == 0 or np.shares_memory(view, np.frombuffer(data, np.uint8))
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("shape", [(), (0,), (7,), (2, 3), (1, 0, 4), (10**5, 1)])
+@pytest.mark.parametrize("dtype", [*(name for name in ITEMSIZE if name != "bfloat16"), ">f4", "<U5", "S3", "<M8[ns]"])
+def test_a_header_as_numpy_writes_it(dtype: str, shape: tuple[int, ...], order: Any) -> None:
+    """It is read without numpy's parser, which CPython 3.11 does not let threads share, and means the same."""
+    before = np.zeros(shape, dtype, order=order)
+    data = npy(before)
+    found = _read_plain_header(np, data)
+    assert found == _read_any_header(np, data)
+    assert found is not None
+    assert found[0] == shape
 
 
 def test_raw_data_that_look_like_npy() -> None:
