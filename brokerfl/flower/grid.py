@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from brokerfl.common import SUPERLINK_NODE_ID, Error, ErrorCode, Message, Metadata, RecordSet, RunError
+from brokerfl.common import SUPERLINK_NODE_ID, Error, ErrorCode, Message, Metadata, OutageLimit, RecordSet, RunError
 from brokerfl.flower import compat
 from brokerfl.flower.message import flower_error_of, flower_message_of
 from brokerfl.flower.records import FlowerState, record_set_of
@@ -53,7 +53,7 @@ class FlowerGrid(compat.Grid):  # type: ignore[misc]  # of any flwr
         """
         try:
             return self._driver.get_node_ids()
-        except RunError as error:
+        except (RunError, OutageLimit) as error:
             raise compat.RunNotRunning from error
 
     def create_message(
