@@ -390,7 +390,9 @@ def is_changed(error: WatchError) -> bool:
 def _is_tls(error: BaseException) -> bool:
     """Whether the two sides cannot agree on TLS; a handshake that was cut is only a broken connection."""
     cause: BaseException | None = error
-    while cause is not None:
+    seen: set[int] = set()
+    while cause is not None and id(cause) not in seen:  # an app may raise what caused it
+        seen.add(id(cause))
         if isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError):
             return False
         if isinstance(cause, ssl.SSLError):

@@ -43,8 +43,11 @@ class FlowerServerApp:
             run_config=dict(context.run_config),
         )
         grid = FlowerGrid(driver, flower_context)
+        over = None
         try:
             self._app(grid, flower_context)
         except compat.RunNotRunning as error:
-            raise error.__cause__ or error from None
+            over = error.__cause__ or error
+        if over is not None:  # raised in the block above, each of the two would be the reason of the other
+            raise over
         grid.save_state()

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from brokerfl.broker.embedded import EmbeddedServer
 from tests.apps import eventually
 from tests.cli import conftest as cli
 from tests.cli.conftest import NEVER, Broker, Commands, Process, error_of, node_id, run_id
@@ -220,6 +221,37 @@ def test_a_signal_detaches_a_server_whose_threads_wait(commands: Commands, broke
     open_gate(commands)
     commands.run(*LEGACY_RUN[:2], "--resume", run_id(server))
     assert_fitted(commands)
+
+
+@needs_message_api
+def test_a_stopped_run_ends_a_legacy_server(commands: Commands, broker: Broker, legacy: str) -> None:
+    """`brokerfl stop` while its threads wait: it ends with 31 in that round, and does not take it for failures.
+
+    Before flwr.serverapp came, flwr looked for nodes in a thread of its own, and the other rounds were run without any.
+    """
+    nodes = serving(*(begin_node(commands, legacy, index, config="gate=1") for index in range(2)))
+    server = commands.start(*LEGACY_RUN)
+    for node in nodes:
+        node.wait_for("Round 1 begins")
+    commands.run("brokerfl", "stop", run_id(server))
+    assert server.ends(31).err.splitlines()[-1] == f"Error: run {run_id(server)} was stopped"
+    assert server.err.count("[ROUND") == 1
+    assert "Traceback" not in server.text
+
+
+@needs_message_api
+@pytest.mark.usefixtures("valkey_url")
+def test_an_outage_that_is_too_long_ends_a_legacy_server(commands: Commands, legacy: str) -> None:
+    """After --outage-limit it ends with 10 in that round, detached, although its threads were the ones that waited."""
+    with EmbeddedServer() as redis:
+        commands.env["BROKERFL_REDIS_URL"] = redis.url
+        nodes = serving(*(begin_node(commands, legacy, index, config="gate=1") for index in range(2)))
+        server = commands.start(*LEGACY_RUN, "--outage-limit", "0.3")
+        for node in nodes:
+            node.wait_for("Round 1 begins")
+    assert f"Run {run_id(server)} is detached: Redis was away for more than 0.3 s: " in server.ends(10).err
+    assert server.err.count("[ROUND") == 1
+    assert "Traceback" not in server.text
 
 
 # The Driver of Flower's multi-run how-to.
