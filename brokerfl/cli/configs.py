@@ -1,9 +1,11 @@
-"""Configurations as users type them: ``'key=value key2="two words"'``. Owns that grammar, nothing else."""
+"""Configurations as users type them: ``'key=value key2="two words"'``, or a TOML file. Owns that grammar, nothing else."""
 
 import re
 import tomllib
 from collections.abc import Iterable
+from pathlib import Path
 
+from brokerfl.cli.project import read_config
 from brokerfl.common import ConfigError, ConfigScalar, UserConfig
 
 #: A key, then a quoted value or one without blanks; as in Flower's --run-config.
@@ -14,7 +16,8 @@ _BARE_WORD = re.compile(r"[A-Za-z_][\w./:@+-]*")
 def parse_config(texts: Iterable[str], option: str) -> UserConfig:
     """Return the pairs of all ``texts``; a later one wins.
 
-    A value is a TOML boolean, integer, float or string. A single word may go without quotes: ``site=berlin``.
+    A value is a TOML boolean, integer, float or string. A single word may go without quotes: ``site=berlin``. A text
+    that is the name of a TOML file stands for what is in it, tables by names with dots.
 
     Args:
         texts: what the user typed, one for each time the option was given.
@@ -25,6 +28,9 @@ def parse_config(texts: Iterable[str], option: str) -> UserConfig:
     """
     config: UserConfig = {}
     for text in texts:
+        if text.strip().endswith(".toml") and "=" not in text:
+            config |= read_config(Path(text.strip()))
+            continue
         position = 0
         while text[position:].strip():
             pair = _PAIR.match(text, position)

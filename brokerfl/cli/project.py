@@ -33,7 +33,11 @@ class Project:
         """
         component = _table(self._read(), "components").get(kind)
         if isinstance(component, str):
-            return component
+            if ":" in component:
+                return component
+            raise AppLoadError(
+                f"{self._file}: the {kind} in [tool.flwr.app.components] is {component!r}, not module:attribute"
+            )
         missing = f"names no {kind}" if self._file.exists() else "does not exist"
         raise AppLoadError(
             f"{self._file} {missing}: write it under [tool.flwr.app.components], or name the app as module:attribute"
@@ -48,7 +52,7 @@ class Project:
         app = self._read()
         if "config" not in app:
             return given
-        config = dict(_flattened(_table(app, "config"), self._file))
+        config = _flattened(_table(app, "config"), f"{self._file}: [tool.flwr.app.config]")
         unknown = [key for key in given if key not in config]
         if unknown:
             known = ", ".join(config) or "nothing"
@@ -60,14 +64,25 @@ class Project:
 
     def _read(self) -> dict[str, Any]:
         """Return the table [tool.flwr.app]; an empty one where there is none."""
-        try:
-            return _table(tomllib.loads(self._file.read_text(encoding="utf-8")), "tool", "flwr", "app")
-        except (FileNotFoundError, NotADirectoryError):
-            return {}
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{self._file} cannot be read: {error}") from None
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"{self._file} is no TOML: {error}") from None
+        return _table(_read_toml(self._file), "tool", "flwr", "app") if self._file.is_file() else {}
+
+
+def read_config(file: Path) -> UserConfig:
+    """Return what a TOML file holds as a config, by names with dots.
+
+    Raises:
+        ConfigError: it cannot be read, or holds something that is no boolean, number or string.
+    """
+    return _flattened(_read_toml(file), str(file))
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file} is no TOML: {error}") from None
 
 
 def _table(value: Any, *names: str) -> dict[str, Any]:
@@ -76,16 +91,14 @@ def _table(value: Any, *names: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _flattened(table: dict[str, Any], file: Path, prefix: str = "") -> list[tuple[str, Any]]:
-    pairs: list[tuple[str, Any]] = []
+def _flattened(table: dict[str, Any], where: str, prefix: str = "") -> UserConfig:
+    config: UserConfig = {}
     for key, value in table.items():
         name = f"{prefix}{key}"
         if isinstance(value, dict):
-            pairs += _flattened(value, file, f"{name}.")
+            config |= _flattened(value, where, f"{name}.")
         elif isinstance(value, _SCALARS):
-            pairs.append((name, value))
+            config[name] = value
         else:
-            raise ConfigError(
-                f"{file}: {name} in [tool.flwr.app.config] is a {type(value).__name__}, not a boolean, number or string"
-            )
-    return pairs
+            raise ConfigError(f"{where}: {name} is a {type(value).__name__}, not a boolean, number or string")
+    return config

@@ -1,5 +1,7 @@
 """The grammar of --run-config, --node-config and --label."""
 
+from pathlib import Path
+
 import pytest
 
 from brokerfl.cli.configs import parse_config, parse_labels
@@ -48,3 +50,13 @@ def test_labels_are_text() -> None:
     for bad in ("site", "=x"):
         with pytest.raises(ConfigError, match="site=berlin"):
             parse_labels([bad])
+
+
+def test_a_toml_file_is_a_config(tmp_path: Path) -> None:
+    """As in Flower: the name of a TOML file stands for its values, by names with dots; what is typed later wins."""
+    file = tmp_path / "run.toml"
+    file.write_text("rounds = 3\n[train]\nlr = 0.5\n")
+    assert parse_config([str(file), "rounds=4"], "--run-config") == {"rounds": 4, "train.lr": 0.5}
+    with pytest.raises(ConfigError, match=r"nowhere.toml cannot be read"):
+        parse_config([str(tmp_path / "nowhere.toml")], "--run-config")
+    assert parse_config(["file=a.toml"], "--run-config") == {"file": "a.toml"}

@@ -65,8 +65,8 @@ def test_without_a_config_anything_may_be_given(tmp_path: Path, text: str | None
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("[tool.flwr.app.config]\nwhen = 2026-01-01", "when in .* is a date, not a boolean"),
-        ("[tool.flwr.app.config.a]\nb = [1]", "a.b in .* is a list"),
+        ("[tool.flwr.app.config]\nwhen = 2026-01-01", r"pyproject.toml: \[.*\]: when is a date, not a boolean"),
+        ("[tool.flwr.app.config.a]\nb = [1]", r"config\]: a.b is a list"),
         ("[tool", "is no TOML"),
     ],
 )
@@ -74,6 +74,13 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, text: str, problem: str) -
     """A value that no run config has, and a file that is no TOML, are ConfigErrors that name them."""
     with pytest.raises(ConfigError, match=problem):
         Project(project(tmp_path, text)).run_config({})
+
+
+def test_a_component_is_of_a_module(tmp_path: Path) -> None:
+    """One without a colon is named, with the file and the section that it stands in."""
+    project(tmp_path, '[tool.flwr.app.components]\nserverapp = "app"')
+    with pytest.raises(AppLoadError, match=r"pyproject.toml: the serverapp in \[.*\] is 'app', not module:attribute"):
+        Project(tmp_path).component("serverapp")
 
 
 def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
