@@ -1,4 +1,4 @@
-"""Configurations as users type them: ``'key=value key2="two words"'``, or a TOML file. Owns that grammar, nothing else."""
+"""Configurations as users type them: ``'key=value key2="two words"'``, or a TOML file. Owns that grammar only."""
 
 import re
 import tomllib

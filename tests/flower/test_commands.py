@@ -554,7 +554,7 @@ def test_a_config_that_no_context_can_hold(commands: Commands) -> None:
     """`brokerfl-server .` ends with 2 and one line that names the file, and the key as run_config would have it."""
     file = commands.write("pyproject.toml", f"{COMPONENTS}[tool.flwr.app.config.a]\nb = [1]\n")
     assert error_of(commands.run("brokerfl-server", ".", *CLOSED, code=2)) == (
-        f"Error: {file}: a.b in [tool.flwr.app.config] is a list, not a boolean, number or string"
+        f"Error: {file}: [tool.flwr.app.config]: a.b is a list, not a boolean, number or string"
     )
 
 
