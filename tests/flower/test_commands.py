@@ -530,7 +530,7 @@ WRONG: dict[str, tuple[str | None, int, str]] = {
     "no TOML": ("[tool.flwr\n", 2, r"{}/pyproject.toml is no TOML: Expected ']' .*\(at line 1, column 11\)$"),
     "no text": ("\N{LATIN SMALL LETTER E WITH ACUTE}", 2, "{}/pyproject.toml cannot be read: 'utf-8' codec can't"),
     "no module": (COMPONENTS.replace("an_app", "p.nowhere"), 3, "there is no module 'p.nowhere' in {} "),
-    "no attribute": (COMPONENTS.replace(":app", ""), 3, r"{}/pyproject.toml: the clientapp in \[.*\] is 'an_app', not "),
+    "no attribute": (COMPONENTS.replace(":app", ""), 3, r"{}/pyproject.toml: the clientapp in \[.*\] is 'an_app'"),
 }
 
 
