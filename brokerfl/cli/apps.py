@@ -48,15 +48,13 @@ def load_client_app(reference: str, project: Project) -> tuple[str, ClientAppCal
         ConfigError: the project's pyproject.toml is needed and cannot be read.
     """
     reference = reference or project.component("clientapp")
-    found = _load(reference, project.folder, ClientApp)
-    return reference, found if isinstance(found, ClientApp) else adapt_client_app(found)
+    return reference, adapt_client_app(_load(reference, project.folder, ClientApp))
 
 
 def load_server_app(reference: str, project: Project) -> tuple[str, ServerAppCallable]:
     """Return the ``module:attribute`` of a ServerApp, and it, as `load_client_app`."""
     reference = reference or project.component("serverapp")
-    found = _load(reference, project.folder, ServerApp)
-    return reference, found if isinstance(found, ServerApp) else adapt_server_app(found)
+    return reference, adapt_server_app(_load(reference, project.folder, ServerApp))
 
 
 def _is_app(value: object, kind: type) -> bool:

@@ -5,6 +5,7 @@ how an app is imported.
 """
 
 import tomllib
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ class Project:
             AppLoadError: there is none.
             ConfigError: the file cannot be read.
         """
-        component = _table(self._read(), "components").get(kind)
+        component = _table(self._app, "components").get(kind)
         if isinstance(component, str):
             if ":" in component:
                 return component
@@ -49,10 +50,9 @@ class Project:
         Raises:
             ConfigError: the file cannot be read, or has a config and not a key that was given, as in Flower.
         """
-        app = self._read()
-        if "config" not in app:
+        if "config" not in self._app:
             return given
-        config = _flattened(_table(app, "config"), f"{self._file}: [tool.flwr.app.config]")
+        config = _flattened(_table(self._app, "config"), f"{self._file}: [tool.flwr.app.config]")
         unknown = [key for key in given if key not in config]
         if unknown:
             known = ", ".join(config) or "nothing"
@@ -62,8 +62,9 @@ class Project:
             )
         return {**config, **given}
 
-    def _read(self) -> dict[str, Any]:
-        """Return the table [tool.flwr.app]; an empty one where there is none."""
+    @cached_property
+    def _app(self) -> dict[str, Any]:
+        """The table [tool.flwr.app]; an empty one where there is none."""
         return _table(_read_toml(self._file), "tool", "flwr", "app") if self._file.is_file() else {}
 
 

@@ -252,8 +252,7 @@ class RecordSet(MutableMapping[str, Record]):
         self._parameters = _Records(ParametersRecord, self._order)
         self._metrics = _Records(MetricsRecord, self._order)
         self._configs = _Records(ConfigsRecord, self._order)
-        for name, record in (records or {}).items():
-            self.of_kind(record)[name] = record
+        self.add((records or {}).items())
         self._parameters.update(parameters_records or {})
         self._metrics.update(metrics_records or {})
         self._configs.update(configs_records or {})
@@ -289,6 +288,19 @@ class RecordSet(MutableMapping[str, Record]):
         names = ", ".join(kind.__name__ for kind in KINDS)
         raise TypeError(f"a RecordSet holds {names}, not {type(record).__name__}")
 
+    def add(self, records: Iterable[tuple[str, Record]]) -> None:
+        """Put in records by name, as `records` gives them: beside those of other kinds that have the same name.
+
+        Raises:
+            TypeError: something that is no record.
+        """
+        for name, record in records:
+            self.of_kind(record)[name] = record
+
+    def kinds(self) -> list[type]:
+        """Return the kind of each record, of `KINDS`, in order of insertion."""
+        return [kind for kind, _ in self._order]
+
     def records(self) -> list[tuple[str, Record]]:
         """Return name and record of each, of all kinds, in order of insertion."""
         by_kind = {records._kind: records for records in self._kinds()}
@@ -304,8 +316,7 @@ class RecordSet(MutableMapping[str, Record]):
     def copy(self) -> "RecordSet":
         """Return a shallow copy."""
         new = RecordSet()
-        for name, record in self.records():
-            new.of_kind(record)[name] = record
+        new.add(self.records())
         return new
 
     __copy__ = copy

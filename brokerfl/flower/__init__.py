@@ -26,22 +26,26 @@ def is_flower_app(app: object, kind: str) -> bool:
 
 
 def adapt_client_app(app: Any) -> "ClientAppCallable":
-    """Return what a node can run in place of flwr's ClientApp.
+    """Return what a node can run in place of flwr's ClientApp; anything else as it is.
 
     Raises:
         MissingExtra: this flwr is not one that can be used.
     """
+    if not is_flower_app(app, "ClientApp"):
+        return app  # type: ignore[no-any-return]
     from brokerfl.flower.client_app import FlowerClientApp
 
     return FlowerClientApp(app)
 
 
 def adapt_server_app(app: Any) -> "ServerAppCallable":
-    """Return what `brokerfl-server` can run in place of flwr's ServerApp.
+    """Return what `brokerfl-server` can run in place of flwr's ServerApp; anything else as it is.
 
     Raises:
         MissingExtra: this flwr is not one that can be used.
     """
+    if not is_flower_app(app, "ServerApp"):
+        return app  # type: ignore[no-any-return]
     from brokerfl.flower.server_app import FlowerServerApp
 
     return FlowerServerApp(app)

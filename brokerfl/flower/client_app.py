@@ -1,12 +1,13 @@
-"""flwr's ClientApp, for a node to run. Owns what flwr's Context of a run is; must not know how messages travel."""
+"""flwr's ClientApp, for a node to run. Owns what becomes of a reply; must not know how messages travel."""
 
 import time
 from typing import Any
 
 from brokerfl.common import Context, Error, Message
 from brokerfl.flower import compat
+from brokerfl.flower.context import FlowerState, flower_context_of
 from brokerfl.flower.message import flower_message_of
-from brokerfl.flower.records import FlowerState, record_set_of, state_of
+from brokerfl.flower.records import record_set_of
 
 
 class FlowerClientApp:
@@ -29,14 +30,7 @@ class FlowerClientApp:
             Exception: whatever the app raised; the state is unchanged then.
             TypeError: it returned something else than flwr's Message.
         """
-        compat.identify(context.run_id, context.node_id)
-        flower_context = compat.Context(
-            run_id=context.run_id,
-            node_id=context.node_id,
-            node_config=dict(context.node_config),
-            state=state_of(context.state),
-            run_config=dict(context.run_config),
-        )
+        flower_context = flower_context_of(context)
         reply = self._app(flower_message_of(message), flower_context)
         if not isinstance(reply, compat.Message):
             raise TypeError(

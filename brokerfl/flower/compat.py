@@ -29,16 +29,24 @@ def _warn_of_untested() -> None:
 _warn_of_untested()  # once: a module is executed once
 
 
-def _public(*names: str, modules: tuple[str, ...] = ("flwr.app", "flwr.common")) -> Any:
-    """Return the first of ``names`` that one of ``modules`` has. The newer name, and the newer module, comes first."""
+def _find(*names: str, modules: tuple[str, ...]) -> Any:
+    """Return the first of ``names`` that one of ``modules`` has, else None; newer names and modules come first."""
     for module in modules:
         try:
             found = importlib.import_module(module)
-        except ModuleNotFoundError:  # flwr.app came after 1.13
+        except ModuleNotFoundError:  # it came after 1.13, or went
             continue
         for name in names:
             if hasattr(found, name):
                 return getattr(found, name)
+    return None
+
+
+def _public(*names: str, modules: tuple[str, ...] = ("flwr.app", "flwr.common")) -> Any:
+    """Return what `_find` does; it must be there."""
+    found = _find(*names, modules=modules)
+    if found is not None:
+        return found
     raise MissingExtra(
         f"flwr {importlib.metadata.version('flwr')} has no {' or '.join(names)} in {' or '.join(modules)}: "
         "pip install 'brokerfl[flower]' brings a version that brokerfl works with"
@@ -131,36 +139,26 @@ def stamp(message: Any, **fields: int | str) -> None:
 # The process and the run.
 
 
-def _run_not_running() -> type[BaseException]:
-    """Return flwr's RunNotRunningException, a BaseException; 1.13 has none."""
-    for module in ("flwr.supercore.run", "flwr.common.typing"):
-        try:
-            found: type[BaseException] = importlib.import_module(module).RunNotRunningException
-        except (ModuleNotFoundError, AttributeError):
-            continue
-        return found
-    return type("RunNotRunningException", (BaseException,), {})
+#: Where what concerns runs is: in 1.41, and before.
+_RUN_MODULES = ("flwr.supercore.run", "flwr.common.typing")
 
+_Run = _find("Run", modules=_RUN_MODULES)
+_TaskIdentity = _find("TaskIdentity", modules=("flwr.supercore.task_identity",))
 
-RunNotRunning = _run_not_running()
+#: A BaseException; 1.13 has none.
+RunNotRunning: type[BaseException] = _find("RunNotRunningException", modules=_RUN_MODULES) or type(
+    "RunNotRunningException", (BaseException,), {}
+)
 
 
 def identify(run_id: int, node_id: int) -> None:
-    """Tell flwr whose process this is: since 1.38 it builds no Message without (flwr.supercore.task_identity)."""
-    try:
-        identity = importlib.import_module("flwr.supercore.task_identity").TaskIdentity
-    except (ModuleNotFoundError, AttributeError):
-        return
-    identity.task_id, identity.run_id, identity.node_id = 1, run_id, node_id
+    """Tell flwr whose process this is: since 1.38 it builds no Message without."""
+    if _TaskIdentity is not None:
+        _TaskIdentity.task_id, _TaskIdentity.run_id, _TaskIdentity.node_id = 1, run_id, node_id
 
 
 def run_of(run_id: int, run_config: Mapping[str, Any]) -> Any:
-    """Return what ``grid.run`` is: flwr.supercore.run.Run in 1.41, flwr.common.typing.Run before."""
-    for module in ("flwr.supercore.run", "flwr.common.typing"):
-        try:
-            run = importlib.import_module(module).Run.create_empty(run_id)
-        except (ModuleNotFoundError, AttributeError):
-            continue
-        run.override_config = dict(run_config)
-        return run
-    return SimpleNamespace(run_id=run_id, override_config=dict(run_config))
+    """Return what ``grid.run`` is."""
+    run = _Run.create_empty(run_id) if hasattr(_Run, "create_empty") else SimpleNamespace(run_id=run_id)
+    run.override_config = dict(run_config)
+    return run

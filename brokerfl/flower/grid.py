@@ -11,8 +11,9 @@ from typing import Any
 
 from brokerfl.common import SUPERLINK_NODE_ID, Error, ErrorCode, Message, Metadata, OutageLimit, RecordSet, RunError
 from brokerfl.flower import compat
+from brokerfl.flower.context import FlowerState
 from brokerfl.flower.message import flower_error_of, flower_message_of
-from brokerfl.flower.records import FlowerState, record_set_of
+from brokerfl.flower.records import record_set_of
 from brokerfl.server import Driver
 
 

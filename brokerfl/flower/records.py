@@ -21,28 +21,6 @@ _OPAQUE = "flwr:"
 _SCALARS = (bool, int, float, str, bytes)
 
 
-class FlowerState(RecordSet):
-    """A state that remembers the flwr object it was made of, so that it is not made anew for each message.
-
-    Args:
-        records: flwr's RecordDict, or RecordSet.
-    """
-
-    def __init__(self, records: Any) -> None:
-        super().__init__()
-        _fill(self, records)
-        self.flower = records
-
-
-def state_of(state: RecordSet) -> Any:
-    """Return a state as flwr's RecordDict, or RecordSet.
-
-    Raises:
-        TypeError, ValueError: see `record_dict_of`.
-    """
-    return state.flower if isinstance(state, FlowerState) else record_dict_of(state)
-
-
 def record_set_of(records: Any) -> RecordSet:
     """Return flwr's RecordDict, or RecordSet, as ours. Arrays share their memory, which flwr never changes.
 
@@ -50,13 +28,8 @@ def record_set_of(records: Any) -> RecordSet:
         TypeError, ValueError: a value that flwr took and that cannot be sent, such as an integer above 2**64 - 1.
     """
     made = RecordSet()
-    _fill(made, records)
+    made.add(_converted(records))
     return made
-
-
-def _fill(made: RecordSet, records: Any) -> None:
-    for name, record in _converted(records):
-        made.of_kind(record)[name] = record
 
 
 def _converted(records: Any) -> Iterator[tuple[str, ParametersRecord | MetricsRecord | ConfigsRecord]]:

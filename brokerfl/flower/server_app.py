@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING, Any
 
-from brokerfl.common import SUPERLINK_NODE_ID, Context
+from brokerfl.common import Context
 from brokerfl.flower import compat
+from brokerfl.flower.context import flower_context_of
 from brokerfl.flower.grid import FlowerGrid
-from brokerfl.flower.records import state_of
 
 if TYPE_CHECKING:
     from brokerfl.server import Driver
@@ -34,14 +34,7 @@ class FlowerServerApp:
         """
         if not context.state:
             driver.start_over()
-        compat.identify(context.run_id, SUPERLINK_NODE_ID)
-        flower_context = compat.Context(
-            run_id=context.run_id,
-            node_id=SUPERLINK_NODE_ID,
-            node_config={},
-            state=state_of(context.state),
-            run_config=dict(context.run_config),
-        )
+        flower_context = flower_context_of(context)
         grid = FlowerGrid(driver, flower_context)
         over = None
         try:

@@ -168,7 +168,7 @@ class Driver:
             TimeoutError: fewer came in time; the text says how many.
             RunStopped, RunLost, OutageLimit: the run is over.
         """
-        until = None if timeout is None else time.monotonic() + timeout
+        until = _until(timeout)
         while True:
             found = self.get_node_ids()
             if len(found) >= n:
@@ -353,8 +353,7 @@ class Driver:
             RunStopped, RunFenced, RunLost, OutageLimit: the run is over.
         """
         wanted, foreign = self._sort(message_ids)
-        until = None if timeout is None else time.monotonic() + timeout
-        return self._iterate(Wanted(wanted), foreign, until)
+        return self._iterate(Wanted(wanted), foreign, _until(timeout))
 
     def _iterate(self, wanted: Wanted, foreign: list[str], until: float | None) -> Iterator[Message]:
         for message_id in foreign:
@@ -428,7 +427,7 @@ class Driver:
             if not message_id
         ]
         accepted, _ = self._sort(ids)
-        wanted, until = Wanted(accepted), None if timeout is None else time.monotonic() + timeout
+        wanted, until = Wanted(accepted), _until(timeout)
         with self._taking() as taken:
             replies = refused
             while (found := self._next(wanted, until)) is not None:
@@ -502,6 +501,11 @@ class Driver:
         with suppress(BrokerflError):  # the lease lapses by itself
             self._connection.reset()
             self._attachment.detach(self._holdings())
+
+
+def _until(timeout: float | None) -> float | None:
+    """Return the local monotonic time at which a wait of so many seconds ends; None for one that does not."""
+    return None if timeout is None else time.monotonic() + timeout
 
 
 def _begin(

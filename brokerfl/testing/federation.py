@@ -11,7 +11,7 @@ from brokerfl.client import ClientApp
 from brokerfl.client.app import ClientAppCallable
 from brokerfl.client.node import Node
 from brokerfl.common import Context, UserConfig
-from brokerfl.flower import adapt_client_app, adapt_server_app, is_flower_app
+from brokerfl.flower import adapt_client_app, adapt_server_app
 from brokerfl.server import Driver, ServerApp
 from brokerfl.server.app import ServerAppCallable
 from brokerfl.testing.fake import FakeServer, fake_connection
@@ -43,8 +43,7 @@ class Federation:
         node_configs: Sequence[UserConfig] | None = None,
         connect: Callable[[], Connection] | None = None,
     ) -> None:
-        if is_flower_app(client_app, "ClientApp"):
-            client_app = adapt_client_app(client_app)
+        client_app = adapt_client_app(client_app)
         server = FakeServer()
         self._connect = connect or (lambda: fake_connection(server))
         configs = node_configs or [
@@ -107,8 +106,7 @@ class Federation:
         Raises:
             Exception: whatever its main function raised; its keys are deleted all the same.
         """
-        if is_flower_app(server_app, "ServerApp"):
-            server_app = adapt_server_app(server_app)
+        server_app = adapt_server_app(server_app)
         driver = Driver(self._open(), app, run_config)
         try:
             server_app(driver, driver.context)

@@ -87,8 +87,7 @@ def decode_content(fields: Mapping[bytes, bytes | memoryview]) -> RecordSet:
             {name: ConfigsRecord(_with_long(record, buffers)) for name, record in configs.items()},
         ]
         content = RecordSet()
-        for name, record in _in_order(kinds, *order):
-            content.of_kind(record)[name] = record
+        content.add(_in_order(kinds, *order))
         return content
 
 
@@ -115,11 +114,7 @@ def _description(data: bytes | memoryview | None) -> list[Any]:
 
 def _order_of(content: RecordSet) -> list[bytes]:
     """Return the kind of each record, one byte each, where they do not stand in the order of the kinds."""
-    if len(content) < 2:
-        return []
-    order = bytes(
-        [next(n for n, kind in enumerate(KINDS) if isinstance(record, kind)) for _, record in content.records()]
-    )
+    order = bytes(map(KINDS.index, content.kinds()))
     return [] if order == bytes(sorted(order)) else [order]
 
 
