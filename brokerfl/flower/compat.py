@@ -86,9 +86,18 @@ _SHAPE = _shape_type()
 def records_of(records: Any) -> Iterable[tuple[str, Any]]:
     """Return name and record of each in a RecordDict or RecordSet, in its order."""
     if _IS_MAPPING:
-        return list(records.items())
+        return items_of(records)
     kinds = (records.parameters_records, records.metrics_records, records.configs_records)
-    return [item for kind in kinds for item in kind.items()]
+    return [item for kind in kinds for item in items_of(kind)]
+
+
+def items_of(mapping: Any) -> Iterable[tuple[str, Any]]:
+    """Return key and value of each in a record, as it is now: other threads of the app may go on changing it.
+
+    A list of items is not enough: each is a tuple, which may start the garbage collector, whose callbacks let other
+    threads in. Copying a dict makes nothing that the collector counts.
+    """
+    return mapping.items().mapping.copy().items()  # type: ignore[no-any-return]
 
 
 def record_dict_of(records: Iterable[tuple[str, Any]]) -> Any:

@@ -35,11 +35,11 @@ def record_set_of(records: Any) -> RecordSet:
 def _converted(records: Any) -> Iterator[tuple[str, ParametersRecord | MetricsRecord | ConfigsRecord]]:
     for name, record in compat.records_of(records):
         if isinstance(record, compat.ArrayRecord):
-            arrays = {key: _array_of(array) for key, array in list(record.items())}
+            arrays = {key: _array_of(array) for key, array in compat.items_of(record)}
             yield name, ParametersRecord(arrays, keep_input=True)
         else:
             kind = MetricsRecord if isinstance(record, compat.MetricRecord) else ConfigsRecord
-            yield name, kind({key: _plain(value) for key, value in list(record.items())})
+            yield name, kind({key: _plain(value) for key, value in compat.items_of(record)})
 
 
 def _plain(value: Any) -> Any:

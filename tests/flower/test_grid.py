@@ -1,5 +1,6 @@
 """What Flower's strategies and apps lean on, of the Grid, of messages, errors and states."""
 
+import gc
 import math
 import sys
 import threading
@@ -631,8 +632,13 @@ def test_a_state_may_change_while_another_thread_pushes() -> None:
                 if number % 3 == 0:
                     del record[str((number - 1) % 1000)]
 
-        interval = sys.getswitchinterval()
-        sys.setswitchinterval(1e-5)  # threads take turns within one look at the state
+        def called_back(phase: str, info: dict[str, int]) -> None:
+            sum(range(100))
+
+        interval, threshold = sys.getswitchinterval(), gc.get_threshold()
+        sys.setswitchinterval(1e-5)  # threads take turns within one look at the state,
+        gc.set_threshold(50)  # and within one call of C that makes objects, where the collector calls back
+        gc.callbacks.append(called_back)
         with ThreadPoolExecutor(1) as pool:
             writing = pool.submit(write)
             try:
@@ -640,6 +646,8 @@ def test_a_state_may_change_while_another_thread_pushes() -> None:
                     grid.send_and_receive([message_to(grid, node, records_of({}))])
             finally:
                 stop.set()
+                gc.callbacks.remove(called_back)
+                gc.set_threshold(*threshold)
                 sys.setswitchinterval(interval)
             writing.result()
 
