@@ -2,8 +2,10 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+
+from redis import Redis
 
 from brokerfl.broker.nodes import Registration
 from brokerfl.client import ClientApp
@@ -50,6 +52,16 @@ def eventually(condition: Callable[[], object], within: float = 10.0) -> None:
     while not condition():
         assert time.monotonic() < until, f"not within {within} s"
         threading.Event().wait(0.01)
+
+
+def contents_of(admin: Redis, keys: Iterable[bytes | str]) -> dict[bytes | str, object]:
+    """What keys hold. Of a stream entries and groups: its dump also tells when consumers looked last (since 7.2)."""
+    return {key: _entries_of(admin, key) if admin.type(key) == b"stream" else admin.dump(key) for key in keys}
+
+
+def _entries_of(admin: Redis, key: bytes | str) -> object:
+    groups = [(group["name"], group["pending"], group["last-delivered-id"]) for group in admin.xinfo_groups(key)]
+    return admin.xrange(key), groups
 
 
 @contextmanager

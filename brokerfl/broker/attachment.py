@@ -18,8 +18,8 @@ from brokerfl.broker.keys import GROUP, LEASE, RETENTION, milliseconds, parse_id
 from brokerfl.broker.lease import await_lapse
 from brokerfl.broker.nodes import new_id
 from brokerfl.broker.process import is_dead, new_token
-from brokerfl.broker.runs import Holdings, absent, delete_run, prune
-from brokerfl.common import RunAttached, RunNotFound, RunStopped, UserConfig
+from brokerfl.broker.runs import Holdings, absent, delete_run, prune, read_run
+from brokerfl.common import ConfigError, RunAttached, RunNotFound, RunStopped, UserConfig
 from brokerfl.wire.run import LedgerEntry, Run, decode_entry, encode_run
 
 
@@ -49,19 +49,21 @@ def create_run(
     return run, attachment
 
 
-def attach_run(
+def resume_run(
     connection: Connection,
-    run: Run,
+    run_id: int,
+    run_config: UserConfig | None = None,
     *,
     takeover: bool = False,
     lease: float = LEASE,
     retention: float = RETENTION,
-) -> "Attachment":
+) -> tuple[Run, "Attachment"]:
     """Attach to a run whose ServerApp is gone; from then on the former one may write nothing.
 
     Args:
         connection: where the run lives.
-        run: the run, as `read_run` returned it.
+        run_id: the run.
+        run_config: what it is thought to have been started with; None is whatever it was.
         takeover: do not ask whether the former ServerApp lives.
         lease: as for `create_run`.
         retention: as for `create_run`.
@@ -70,9 +72,15 @@ def attach_run(
         RunNotFound: no such run, or it has ended.
         RunAttached: another ServerApp that lives is attached to it.
         RunStopped: somebody stopped it.
+        ConfigError: it was started with another run config.
     """
+    run = read_run(connection, run_id)
+    if run_config is not None and run_config != run.run_config:
+        raise ConfigError(
+            f"run {run_id} was started with the run config {run.run_config}, not {run_config}: "
+            "resume it without one, or start a new run"
+        )
     connection.read_time()
-    run_id = run.run_id
 
     def refusal(holder: str) -> Exception:
         return RunAttached(
@@ -81,7 +89,7 @@ def attach_run(
 
     while (attachment := _try_to_attach(connection, run, takeover, lease, retention)) is None:
         await_lapse(connection, connection.keys.run_lease(run_id), f"Run {run_id}", refusal)
-    return attachment
+    return run, attachment
 
 
 def _try_to_attach(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TypeVar
 
-from brokerfl.broker.attachment import Attachment, attach_run, create_run, read_books
+from brokerfl.broker.attachment import create_run, read_books, resume_run
 from brokerfl.broker.blobs import Blobs
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.fence import Forgotten
@@ -17,13 +17,12 @@ from brokerfl.broker.heartbeat import Heartbeat
 from brokerfl.broker.keys import LEASE, OFFLINE_GRACE, RETENTION
 from brokerfl.broker.ledger import Ledger, OpenMessage
 from brokerfl.broker.nodes import online_nodes
-from brokerfl.broker.runs import Holdings, has_ended, read_run
+from brokerfl.broker.runs import Holdings, has_ended
 from brokerfl.broker.saved import SavedContext
 from brokerfl.common import (
     DEFAULT_TTL,
     SUPERLINK_NODE_ID,
     BrokerflError,
-    ConfigError,
     Context,
     Message,
     Metadata,
@@ -31,7 +30,6 @@ from brokerfl.common import (
     RunError,
     RunStopped,
     UserConfig,
-    is_message_type,
 )
 from brokerfl.server.collector import Collector, Wanted
 from brokerfl.server.commit import Committer
@@ -40,7 +38,7 @@ from brokerfl.server.fetch import Fetcher
 from brokerfl.server.intake import Intake
 from brokerfl.server.link import OUTAGE_LIMIT, Link
 from brokerfl.server.liveness import Liveness
-from brokerfl.server.push import Pusher
+from brokerfl.server.push import Pusher, check_message, check_metadata
 from brokerfl.server.reconcile import Reconciler
 from brokerfl.server.reply import refused_reply, unknown_reply
 from brokerfl.wire.frame import MAX_MESSAGE_BYTES
@@ -48,9 +46,6 @@ from brokerfl.wire.message import is_message_id
 from brokerfl.wire.run import Run
 
 Answer = TypeVar("Answer")
-
-#: Seconds, about 30 years: a deadline in milliseconds stays far below 64 bits.
-_LONGEST_TTL = 1e9
 
 
 class Driver:
@@ -97,7 +92,12 @@ class Driver:
         max_run: int | None = None,
     ) -> None:
         self._connection = connection
-        run, self._attachment = _begin(connection, app, run_config, resume, takeover, lease, retention)
+        if resume is None:
+            run, self._attachment = create_run(connection, app, run_config or {}, lease=lease, retention=retention)
+        else:
+            run, self._attachment = resume_run(
+                connection, resume, run_config, takeover=takeover, lease=lease, retention=retention
+            )
         self._run = run
         books = read_books(connection, run.run_id)
         self._ledger = ledger = Ledger()
@@ -207,7 +207,7 @@ class Driver:
             ttl=DEFAULT_TTL if ttl is None else float(ttl),
             message_type=message_type,
         )
-        _check_metadata(metadata)
+        check_metadata(metadata)
         return Message(metadata, content=content)
 
     def push_messages(
@@ -236,7 +236,7 @@ class Driver:
             RedisOutOfMemory: Redis is full; nothing was pushed.
             OutageLimit: Redis was away too long.
         """
-        batch = [self._check(message) for message in messages]
+        batch = [check_message(message, self._run.run_id) for message in messages]
         try:
             ids = self._pusher.push(batch, waits=deliver_when_online, moves_on=checkpoint)
         except RunError as error:
@@ -245,19 +245,6 @@ class Driver:
         for message, message_id in zip(batch, ids, strict=True):
             message.metadata.message_id = message_id
         return ids
-
-    def _check(self, message: Message) -> Message:
-        if not isinstance(message, Message):
-            raise TypeError(f"push_messages takes Messages, not {type(message).__name__}")
-        if not message.has_content():
-            raise ValueError(f"{message!r} has no content: only nodes send errors")
-        if message.metadata.run_id != self._run.run_id:
-            raise ValueError(
-                f"a message of run {message.metadata.run_id} cannot be pushed by run {self._run.run_id}: "
-                "use create_message of this Driver"
-            )
-        _check_metadata(message.metadata)
-        return message
 
     def checkpoint(self) -> None:
         """Save `context.state` and let the replies handed over so far leave Redis, in one transaction.
@@ -506,38 +493,3 @@ class Driver:
 def _until(timeout: float | None) -> float | None:
     """Return the local monotonic time at which a wait of so many seconds ends; None for one that does not."""
     return None if timeout is None else time.monotonic() + timeout
-
-
-def _begin(
-    connection: Connection,
-    app: str,
-    run_config: UserConfig | None,
-    resume: int | None,
-    takeover: bool,
-    lease: float,
-    retention: float,
-) -> tuple[Run, Attachment]:
-    if resume is None:
-        return create_run(connection, app, run_config or {}, lease=lease, retention=retention)
-    former = read_run(connection, resume)
-    if run_config is not None and run_config != former.run_config:
-        raise ConfigError(
-            f"run {resume} was started with the run config {former.run_config}, not {run_config}: "
-            "resume it without one, or start a new run"
-        )
-    return former, attach_run(connection, former, takeover=takeover, lease=lease, retention=retention)
-
-
-def _check_metadata(metadata: Metadata) -> None:
-    """Refuse what a frame cannot carry, or what no node would understand."""
-    if not isinstance(metadata.message_type, str) or not is_message_type(metadata.message_type):
-        raise ValueError(
-            f"the message type {metadata.message_type!r} is not train, evaluate or query, or one of them with an "
-            "action such as train.warmup"
-        )
-    if type(metadata.dst_node_id) is not int or not 0 <= metadata.dst_node_id < 2**64:
-        raise ValueError(f"dst_node_id is {metadata.dst_node_id!r}: it must be an int, as get_node_ids() returns them")
-    if not isinstance(metadata.group_id, str):
-        raise ValueError(f"group_id is {metadata.group_id!r}: it must be a str, such as str(server_round)")
-    if not isinstance(metadata.ttl, int | float) or not 0 <= metadata.ttl < _LONGEST_TTL:
-        raise ValueError(f"ttl is {metadata.ttl!r}: it must be seconds, from 0 to {_LONGEST_TTL:g}")

@@ -26,7 +26,7 @@ from brokerfl.common import (
     RunStopped,
 )
 from brokerfl.server import Driver
-from tests.apps import Gate, driving, eventually, federation, number, number_in, text
+from tests.apps import Gate, contents_of, driving, eventually, federation, number, number_in, text
 from tests.conftest import Backend
 
 #: TLS changes nothing here; test_messages.py has it.
@@ -518,7 +518,7 @@ def test_a_former_server_app_does_nothing(backend: Backend) -> None:
             # A reply that fits nothing: whoever reads it deletes it with the next transaction.
             stray = backend.admin.xadd(keys.outbox(node, run), {"i": "0" * 32, "h": b"\x01"})
             all_keys = [key for key in backend.admin.scan_iter() if str(run).encode() in key]
-            before = {key: backend.admin.dump(key) for key in all_keys} if backend.is_real else {}
+            before = contents_of(backend.admin, all_keys) if backend.is_real else {}
             assert former.push_messages([former.create_message(number(2), "train", node, "2")]) == [""]
             former.context.state.metrics_records["m"] = MetricsRecord({"n": 1})
             for attempt in (
@@ -532,7 +532,7 @@ def test_a_former_server_app_does_nothing(backend: Backend) -> None:
                 former._collector._swept = 0.0
                 with pytest.raises(RunFenced, match="was taken over by another ServerApp"):
                     attempt()
-            assert {key: backend.admin.dump(key) for key in before} == before
+            assert contents_of(backend.admin, before) == before
             assert backend.admin.xrange(keys.outbox(node, run))[0][0] == stray
             gate.go.set()
             assert [number_in(reply) for reply in driver.replies([message_id])] == [1]
