@@ -130,10 +130,10 @@ def test_a_reply_after_the_deadline_does_not_count(backend: Backend) -> None:
     gate = Gate()
     with federation(backend, gate.app, nodes=1) as nodes, driving(backend) as driver:
         node = nodes.nodes[0].node_id
-        ids = driver.push_messages([driver.create_message(number(1), "train", node, "1", ttl=0.2)])
+        ids = driver.push_messages([driver.create_message(number(1), "train", node, "1", ttl=1.0)])
         assert gate.begun.acquire(timeout=10)
-        pushed = server_time(backend)
-        eventually(lambda: server_time(backend) > pushed + 0.2)
+        begun = server_time(backend)
+        eventually(lambda: server_time(backend) > begun + 1.0)
         gate.go.set()
         outbox = driver._connection.keys.outbox(node, driver.run.run_id)
         eventually(lambda: backend.admin.xlen(outbox))  # the reply is there before anybody judged the message
@@ -222,7 +222,7 @@ def test_stop_waits_for_a_busy_server_app(backend: Backend) -> None:
 def test_stop_without_a_server_app(backend: Backend) -> None:
     """A run whose ServerApp is dead is detached once its lease lapsed; stopping it deletes every key."""
     with federation(backend, nodes=1) as nodes:
-        driver = Driver(backend.connect(), "server:app", lease=0.5)
+        driver = Driver(backend.connect(), "server:app", lease=1.5)
         run = driver.run.run_id
         driver.push_messages([driver.create_message(number(1), "train", nodes.nodes[0].node_id, "1")])
         assert [info.status for info in list_runs(backend.connect())] == ["running"]

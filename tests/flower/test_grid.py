@@ -639,6 +639,7 @@ def test_a_state_may_change_while_another_thread_pushes() -> None:
         sys.setswitchinterval(1e-5)  # threads take turns within one look at the state,
         gc.set_threshold(50)  # and within one call of C that makes objects, where the collector calls back
         gc.callbacks.append(called_back)
+        gc.enable()
         with ThreadPoolExecutor(1) as pool:
             writing = pool.submit(write)
             try:
@@ -646,6 +647,7 @@ def test_a_state_may_change_while_another_thread_pushes() -> None:
                     grid.send_and_receive([message_to(grid, node, records_of({}))])
             finally:
                 stop.set()
+                gc.disable()
                 gc.callbacks.remove(called_back)
                 gc.set_threshold(*threshold)
                 sys.setswitchinterval(interval)
