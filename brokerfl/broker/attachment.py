@@ -12,7 +12,8 @@ from redis.client import Pipeline
 from redis.exceptions import WatchError
 
 from brokerfl.broker.blobs import expire_blobs
-from brokerfl.broker.connection import Connection, is_changed, map_errors
+from brokerfl.broker.connection import Connection
+from brokerfl.broker.failure import is_changed, map_errors
 from brokerfl.broker.fence import STOP, Fence
 from brokerfl.broker.keys import GROUP, LEASE, RETENTION, milliseconds, parse_id
 from brokerfl.broker.lease import await_lapse

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from redis.client import Pipeline
 
-from brokerfl.broker.connection import Connection, found_or_none, map_errors
+from brokerfl.broker.connection import Connection
+from brokerfl.broker.failure import found_or_none, map_errors
 from brokerfl.broker.keys import Keys, milliseconds
 from brokerfl.common import FrameError, MessageTooLarge
 from brokerfl.wire.payload import WINDOW, Manifest, Payload, decode_manifest

@@ -14,7 +14,8 @@ from typing import Any
 from redis.client import Pipeline
 from redis.exceptions import ResponseError
 
-from brokerfl.broker.connection import Connection, map_errors
+from brokerfl.broker.connection import Connection
+from brokerfl.broker.failure import map_errors
 from brokerfl.broker.keys import RETENTION, milliseconds
 from brokerfl.broker.sockets import Command, commands_of
 from brokerfl.common import BrokerflError, RedisOutOfMemory, RunFenced, RunLost, RunStopped

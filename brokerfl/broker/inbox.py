@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from redis.client import Pipeline
 from redis.exceptions import ResponseError
 
-from brokerfl.broker.connection import BLOCK, Connection, map_errors, translate
+from brokerfl.broker.connection import BLOCK, Connection
+from brokerfl.broker.failure import map_errors, translate
 from brokerfl.broker.keys import BELL_LENGTH, GROUP, LEASE, Keys, milliseconds
 from brokerfl.broker.runs import runs_of
 from brokerfl.broker.stream import entries

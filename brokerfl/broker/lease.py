@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable
 from logging import INFO
 
-from brokerfl.broker.connection import Connection, map_errors
+from brokerfl.broker.connection import Connection
+from brokerfl.broker.failure import map_errors
 from brokerfl.broker.process import describe
 from brokerfl.common import log
 

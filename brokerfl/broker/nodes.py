@@ -15,7 +15,8 @@ from logging import WARNING
 from redis.exceptions import WatchError
 
 from brokerfl import __version__
-from brokerfl.broker.connection import Connection, is_changed, map_errors, translate
+from brokerfl.broker.connection import Connection
+from brokerfl.broker.failure import is_changed, map_errors, translate
 from brokerfl.broker.keys import GROUP, LEASE, RETENTION, milliseconds, parse_id
 from brokerfl.broker.lease import await_lapse
 from brokerfl.broker.process import home_of, is_dead, new_token

@@ -15,7 +15,8 @@ from typing import Any
 from redis.client import Pipeline
 from redis.exceptions import ResponseError
 
-from brokerfl.broker.connection import Connection, found_or_none, map_errors, translate
+from brokerfl.broker.connection import Connection
+from brokerfl.broker.failure import found_or_none, map_errors, translate
 from brokerfl.broker.inbox import remove_message
 from brokerfl.broker.keys import BELL_LENGTH, parse_id
 from brokerfl.broker.sockets import Command, commands_of

@@ -18,7 +18,8 @@ from redis.client import Pipeline
 from redis.exceptions import WatchError
 
 from brokerfl.broker.blobs import chunks_of, remove_blobs
-from brokerfl.broker.connection import Connection, is_changed, map_errors
+from brokerfl.broker.connection import Connection
+from brokerfl.broker.failure import is_changed, map_errors
 from brokerfl.broker.fence import STOP, Fence, Forgotten
 from brokerfl.broker.keys import BELL_LENGTH, LEASE, RETENTION, Keys, milliseconds, parse_id
 from brokerfl.broker.process import describe, is_dead, new_token

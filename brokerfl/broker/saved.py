@@ -7,7 +7,8 @@ chunks are blobs like those of a broadcast. It must not know when to commit.
 from redis.client import Pipeline
 
 from brokerfl.broker.blobs import read_blobs
-from brokerfl.broker.connection import Connection, map_errors
+from brokerfl.broker.connection import Connection
+from brokerfl.broker.failure import map_errors
 from brokerfl.broker.keys import milliseconds
 from brokerfl.common import RecordSet, RunLost
 from brokerfl.wire.frame import Fields

@@ -14,7 +14,8 @@ import tenacity
 
 from brokerfl.broker.attachment import Attachment
 from brokerfl.broker.blobs import Blobs
-from brokerfl.broker.connection import Connection, Pipeline, map_errors
+from brokerfl.broker.connection import Connection, Pipeline
+from brokerfl.broker.failure import map_errors
 from brokerfl.broker.inbox import ring
 from brokerfl.broker.keys import milliseconds
 from brokerfl.broker.ledger import Ledger, OpenMessage

@@ -1,0 +1,120 @@
+"""Failures: what redis-py's exceptions mean.
+
+Owns the one table that maps them to brokerfl's. It must not know what was asked.
+"""
+
+import re
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from redis.exceptions import (
+    AuthenticationError,
+    AuthenticationWrongNumberOfArgsError,
+    ClusterDownError,
+    ConnectionError,
+    MasterDownError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    TimeoutError,
+    TryAgainError,
+    WatchError,
+)
+
+from brokerfl.common import RedisAuthError, RedisOutOfMemory, RedisTLSError, RedisUnreachable
+
+#: What redis-py puts before the error of a pipeline: the command, with our data in it.
+_PIPELINED = re.compile(r"^Command # \d+ \(.*\) of pipeline caused error: ", re.DOTALL)
+
+#: Errors of a server that is there but cannot do it now: wait, then ask again. redis-py takes the code off the text
+#: of those that it has a class for.
+_PASSING_CLASSES = (ConnectionError, TimeoutError, ReadOnlyError, MasterDownError, ClusterDownError, TryAgainError)
+_PASSING = ("LOADING", "READONLY", "UNBLOCKED", "CLUSTERDOWN", "MASTERDOWN", "NOREPLICAS", "MISCONF", "BUSY ")
+
+
+@contextmanager
+def map_errors(url: str = "Redis") -> Iterator[None]:
+    """Turn redis-py's exceptions into brokerfl's; anything unknown passes."""
+    try:
+        yield
+    except (RedisError, OSError) as error:
+        mapped = translate(error, url)
+        if mapped is None:
+            raise
+        raise mapped from error
+
+
+def translate(error: BaseException, url: str = "Redis") -> Exception | None:
+    """Return the brokerfl exception that ``error`` means, None when it is none of those below."""
+    text = _PIPELINED.sub("", str(error))
+    if isinstance(error, WatchError) and not is_changed(error):
+        return RedisUnreachable(f"Redis at {url} does not answer: {text}")
+    if _is_tls(error):
+        return RedisTLSError(f"no TLS connection to {url}: {_tls_reason(error)}")
+    if isinstance(error, AuthenticationError | AuthenticationWrongNumberOfArgsError) or text.startswith(
+        ("NOAUTH", "WRONGPASS")
+    ):
+        if "HELLO must be called" in text or "Authentication required" in text:
+            text = "it asks for a password (redis://:password@host or redis://user:password@host)"
+        return RedisAuthError(f"{url} refuses the login: {text}")
+    if isinstance(error, NoPermissionError) or text.startswith("NOPERM"):
+        return RedisAuthError(f"{url} refuses a right that brokerfl needs: {text}")
+    if isinstance(error, OutOfMemoryError) or "OOM command not allowed" in text:
+        return RedisOutOfMemory(f"{url} is full (maxmemory): {text}")
+    if isinstance(error, (*_PASSING_CLASSES, OSError)) or text.startswith(_PASSING):
+        return RedisUnreachable(f"Redis at {url} does not answer: {text or type(error).__name__}")
+    return None
+
+
+def found_or_none(answer: Any, url: str) -> Any:
+    """Return what was read; None where somebody made another thing of the key.
+
+    Raises:
+        RedisUnreachable, RedisAuthError: Redis could not be asked.
+    """
+    if isinstance(answer, Exception):
+        error = translate(answer, url)
+        if error is not None:
+            raise error from answer
+        return None
+    return answer
+
+
+def is_changed(error: WatchError) -> bool:
+    """Whether a watched key changed, so that EXEC did nothing.
+
+    redis-py raises WatchError as well when the connection breaks after a WATCH, even in the middle of EXEC: then
+    nobody knows whether it was executed, and repeating it would push twice.
+    """
+    return not isinstance(error.__context__, ConnectionError | TimeoutError)
+
+
+def _is_tls(error: BaseException) -> bool:
+    """Whether the two sides cannot agree on TLS; a handshake that was cut is only a broken connection."""
+    cause: BaseException | None = error
+    seen: set[int] = set()
+    while cause is not None and id(cause) not in seen:  # an app may raise what caused it
+        seen.add(id(cause))
+        if isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+            return False
+        if isinstance(cause, ssl.SSLError):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    text = str(error)
+    return "[SSL" in text and "EOF" not in text
+
+
+def _tls_reason(error: BaseException) -> str:
+    text = str(error)
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return f"the server's certificate is not trusted; check --ca-cert ({text})"
+    if "CERTIFICATE_REQUIRED" in text:
+        return "the server wants to know who we are: give --cert and --key"
+    if "PEM lib" in text or "KEY_VALUES_MISMATCH" in text or "NO_CERTIFICATE_OR_CRL" in text:
+        return f"a file of --ca-cert, --cert, --key is no PEM file, or certificate and key do not fit ({text})"
+    if "WRONG_VERSION_NUMBER" in text:
+        return "the server does not speak TLS on this port; use redis:// or the TLS port"
+    return text
