@@ -128,6 +128,7 @@ class Fence:
         if not self._is_watching:
             if self._socket is None:
                 self._socket = self._connection.sockets.take()
+                self._connection.sockets.leave_one()
             refusal = self._note(self._connection.sockets.talk(self._socket, self._watch))
             if refusal is not None:
                 raise refusal

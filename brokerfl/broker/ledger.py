@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from brokerfl.broker.stream import milliseconds_of
+from brokerfl.broker.stream import milliseconds_of, place_of
 from brokerfl.common import Error
 from brokerfl.wire.frame import Fields
 from brokerfl.wire.run import LedgerEntry, encode_entry
@@ -59,6 +59,7 @@ class OpenMessage:
         reopened: how often the payload of its reply was missing.
         spares: later copies of a large reply: outbox entry, reply, and where its chunks are.
         needs: the content that its run keeps in Redis for it, by name; b"" as long as it is not counted.
+        is_coming: a push adopts it, and its content is on the way to Redis.
     """
 
     message_id: str
@@ -75,6 +76,7 @@ class OpenMessage:
     reopened: int = 0
     spares: tuple[tuple[str, Fields, tuple[str, ...]], ...] = ()
     needs: bytes = b""
+    is_coming: bool = False
 
     @property
     def node_id(self) -> int:
@@ -339,6 +341,28 @@ class Ledger:
     def handed(self, message_ids: Iterable[str]) -> list[OpenMessage]:
         """Return those of these messages whose replies the app has."""
         return [self._taken[message_id] for message_id in dict.fromkeys(message_ids) if message_id in self._taken]
+
+    def ends(self, gone: Iterable[OpenMessage], entered: Iterable[OpenMessage]) -> dict[int, str]:
+        """Return the last chunk of what these replies had, for nodes that owe and keep nothing else.
+
+        What is before it in the data stream then belongs to nobody.
+
+        Args:
+            gone: what a commit took out.
+            entered: what came with it, and therefore after it.
+        """
+        ends: dict[int, str] = {}
+        for message in gone:
+            chunks = [*message.data_entries, *(entry for _, _, entries in message.spares for entry in entries)]
+            if chunks:
+                last = max([*chunks, ends.get(message.node_id, "0-0")], key=place_of)
+                ends[message.node_id] = last
+        if ends:
+            new = {message.message_id for message in entered}
+            for message_id, message in self._messages.items():
+                if message_id not in new:
+                    ends.pop(message.node_id, None)
+        return ends
 
     def remove(self, messages: Iterable[OpenMessage]) -> None:
         """A commit took them out of the hash."""

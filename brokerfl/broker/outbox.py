@@ -20,7 +20,7 @@ from brokerfl.broker.failure import found_or_none, map_errors, translate
 from brokerfl.broker.inbox import remove_message
 from brokerfl.broker.keys import BELL_LENGTH, parse_id
 from brokerfl.broker.sockets import Command, commands_of
-from brokerfl.broker.stream import entries
+from brokerfl.broker.stream import entries, place_of
 from brokerfl.common import RedisOutOfMemory
 from brokerfl.wire.frame import Fields
 
@@ -116,18 +116,21 @@ class Outboxes:
         self._bell_cursor = entry_id
         self._heard.append(parse_id(fields.get(b"n", b"")))
 
-    def read(self, node_ids: Iterable[int], settled: Iterable[Settled] = ()) -> list[Reply]:
-        """Return what is new in the outboxes of ``node_ids`` as (node id, entry id, fields).
+    def read(
+        self, node_ids: Iterable[int], settled: Iterable[Settled] = (), ends: Mapping[int, str] | None = None
+    ) -> list[Reply]:
+        """Return what is new in the outboxes of ``node_ids`` as (node id, entry id, fields); new until `advance`.
 
         Whoever has rung meanwhile is heard in the same round trip.
 
         Args:
             node_ids: whose outboxes.
             settled: replies of which a commit is the last reader; deleted in the same round trip.
+            ends: see `remove_replies`.
         """
         keys, nodes = self._connection.keys, list(node_ids)
         pipe = self._connection.sockets.pipe()
-        remove_replies(pipe, self._connection, self._run_id, settled)
+        remove_replies(pipe, self._connection, self._run_id, settled, ends)
         streams = {keys.outbox(node, self._run_id): self._cursors.get(node, "0") for node in nodes}
         asked = [{**streams, self._bell: self._bell_cursor}] if nodes else []
         with map_errors(self._connection.url):
@@ -144,7 +147,6 @@ class Outboxes:
             if key == self._bell:
                 self._hear(entry_id, fields)
             else:
-                self._cursors[nodes[key]] = entry_id
                 yield nodes[key], entry_id, fields
 
     def read_more(self, pipe: Pipeline, node_id: int) -> None:
@@ -152,9 +154,12 @@ class Outboxes:
         outbox = self._connection.keys.outbox(node_id, self._run_id)
         pipe.xrange(outbox, f"({self._cursors.get(node_id, '0')}", "+")
 
-    def advance(self, node_id: int, entry_id: str) -> None:
-        """Note what a last look found."""
+    def advance(self, node_id: int, entry_id: str) -> bool:
+        """Note that a reply was taken; False if it was before, by another thread that read it as well."""
+        if place_of(entry_id) <= place_of(self._cursors.get(node_id, "0-0")):
+            return False
         self._cursors[node_id] = entry_id
+        return True
 
 
 def _read(streams: Mapping[str, str], block: float | None = None) -> Command:
@@ -162,8 +167,23 @@ def _read(streams: Mapping[str, str], block: float | None = None) -> Command:
     return "XREAD", *blocking, "STREAMS", *streams, *streams.values()
 
 
-def remove_replies(pipe: Pipeline, connection: Connection, run_id: int, settled: Iterable[Settled]) -> None:
-    """Put into ``pipe`` the deletion of replies, with the payloads of large ones."""
+def remove_replies(
+    pipe: Pipeline,
+    connection: Connection,
+    run_id: int,
+    settled: Iterable[Settled],
+    ends: Mapping[int, str] | None = None,
+) -> None:
+    """Put into ``pipe`` the deletion of replies, with the payloads of large ones.
+
+    Args:
+        pipe: filled.
+        connection: where the run lives.
+        run_id: the run.
+        settled: the replies.
+        ends: of nodes to whom nothing is open, the last chunk that was needed: what is before it was left by one that
+            died in the middle of an upload.
+    """
     outboxes: dict[int, list[str]] = {}
     data: dict[int, list[str]] = {}
     for node, entry_id, data_entries in settled:
@@ -174,6 +194,8 @@ def remove_replies(pipe: Pipeline, connection: Connection, run_id: int, settled:
         pipe.xdel(connection.keys.outbox(node, run_id), *ids)
     for node, ids in data.items():
         pipe.xdel(connection.keys.data(node, run_id), *ids)
+    for node, last in (ends or {}).items():
+        pipe.xtrim(connection.keys.data(node, run_id), minid=last, approximate=False)
 
 
 def add_data(
@@ -202,6 +224,18 @@ def add_data(
             return None
         added.append(entry.decode())
     return added
+
+
+def remove_data(connection: Connection, node_id: int, run_id: int, entry_ids: Iterable[str]) -> None:
+    """Delete chunks that no reply names.
+
+    Raises:
+        RedisUnreachable, RedisAuthError: unknown which of them are there.
+    """
+    ids = list(entry_ids)
+    if ids:
+        with map_errors(connection.url):
+            connection.sockets.exchange([("XDEL", connection.keys.data(node_id, run_id), *ids)])
 
 
 def read_data(connection: Connection, node_id: int, run_id: int, entry_ids: Iterable[str]) -> Iterator[bytes | None]:

@@ -44,6 +44,10 @@ class Sockets:
         """Give a socket back on which no answer is missing."""
         self._idle.append(socket)
 
+    def leave_one(self) -> None:
+        """See that one is connected for others: an outage is seen by a socket that was there before it."""
+        self.give(self.take())
+
     def drop(self, socket: Any) -> None:
         """Give a socket back that is broken, or on which answers are missing; the idle ones may be broken as well."""
         socket.disconnect()

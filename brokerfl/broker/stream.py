@@ -27,6 +27,12 @@ def entries_of_one(found: Any) -> Iterator[tuple[str, dict[bytes, bytes]]]:
         yield entry_id.decode(), fields if isinstance(fields, dict) else dict(zip(pairs, pairs, strict=True))
 
 
+def place_of(entry_id: str) -> tuple[int, int]:
+    """Return what entry ids are ordered by."""
+    time, _, number = entry_id.partition("-")
+    return int(time), int(number or 0)
+
+
 def milliseconds_of(entry_id: str) -> int:
     """Return the server's time in an entry id, in milliseconds."""
     return int(entry_id.partition("-")[0])

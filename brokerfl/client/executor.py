@@ -29,7 +29,7 @@ from brokerfl.common import (
 )
 from brokerfl.wire.frame import MANIFEST, Fields, size_of
 from brokerfl.wire.message import decode_header, encode_message
-from brokerfl.wire.payload import INLINE, EncodedContent, MissingChunkError, manifest_of
+from brokerfl.wire.payload import INLINE, EncodedContent, Manifest, MissingChunkError, Payload, manifest_of
 from brokerfl.wire.record import decode_content, encode_content, frozen
 from brokerfl.wire.run import Run, decode_run
 
@@ -186,7 +186,9 @@ class Executor:
             reply = self._app(message, kept.context)
             head, content = self._encode(work, message, reply)
             return head, content, kept.changed_state()
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # SystemExit, or what asyncio cancels with: it is the app's all the same
             self._contexts.drop(work.run_id)  # what it did to the state is undone
             log(
                 ERROR,
@@ -199,27 +201,40 @@ class Executor:
         finally:
             execution.end()
 
-    def _finish(self, work: Work, group_id: str, head: Fields, content: Fields, state: Fields | None) -> Fields:
-        """Return the reply as it is published. The app may go on with the memory that it shares with it."""
-        reply = {**head, **self._upload(work, group_id, EncodedContent(content))}
+    def _finish(self, work: Work, group_id: str, head: Fields, content: Fields, state: Fields | None) -> Fields | None:
+        """Return the reply as it is published. The app may go on with the memory that it shares with it.
+
+        None when nobody wants it any more; then nothing of it remains.
+        """
+        uploaded = self._upload(work, group_id, EncodedContent(content))
+        if uploaded is None:
+            return None
+        reply = {**head, **uploaded}
         is_shared = state is not None and size_of(state) > INLINE  # too much to copy
         if state is not None and not is_shared:
             state = frozen(state)
         work.answer = Answer(work.run_id, work.message_id, reply, state, is_shared)
         return reply
 
-    def _upload(self, work: Work, group_id: str, content: EncodedContent) -> Fields:
-        """Return what the reply carries of its content."""
+    def _upload(self, work: Work, group_id: str, content: EncodedContent) -> Fields | None:
+        """Return what the reply carries of its content; None when nobody wants it any more."""
         if content.payload is None:
             return content.fields
+        manifest = None
         try:
-            manifest = self._payloads.upload(work.run_id, work.message_id, group_id, content.payload)
-        except BaseException:
-            self._contexts.drop(work.run_id)
-            raise
-        return {MANIFEST: manifest.encoded}
+            manifest = self._bring(work, group_id, content.payload)
+        finally:
+            if manifest is None:
+                self._contexts.drop(work.run_id)
+        return None if manifest is None else {MANIFEST: manifest.encoded}
 
-    def _again(self, work: Work, reply: Fields) -> Fields:
+    def _bring(self, work: Work, group_id: str, payload: Payload) -> Manifest | None:
+        def wanted() -> bool:
+            return is_wanted(self._connection, self._node_id, work.run_id, work.entries)
+
+        return self._payloads.upload(work.run_id, work.message_id, group_id, payload, wanted)
+
+    def _again(self, work: Work, reply: Fields) -> Fields | None:
         """A reply whose payload is gone is uploaded again while it is at hand; else it is Error 4."""
         manifest = manifest_of(reply)
         if manifest is None or self._payloads.has_uploaded(work.run_id, manifest):
@@ -229,7 +244,9 @@ class Executor:
             reason = f"node {self._node_id} had answered, and the payload of its reply is gone from Redis"
             return self._refuse(work, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, reason)
         group_id = decode_header(reply)[0].group_id
-        manifest = self._payloads.upload(work.run_id, work.message_id, group_id, payload)
+        manifest = self._bring(work, group_id, payload)
+        if manifest is None:
+            return None
         again = {**reply, MANIFEST: manifest.encoded}
         work.answer = Answer(work.run_id, work.message_id, again)
         return again

@@ -95,7 +95,7 @@ class Node:
             name = f"worker of node {self.node_id}"
             self._workers = Workers(workers, name, self._worklist, self._serve, self._fail)
         self._stopping = threading.Event()
-        self._failure: Exception | None = None
+        self._failure: BaseException | None = None
         self._losses = -1
         self._pending: dict[int, tuple[float, set[str]]] = {}
 
@@ -186,7 +186,7 @@ class Node:
         if not self._registration.renew():
             raise NodeNameTaken(f"another process took over node {self.node_id} while this one did not answer")
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: BaseException) -> None:
         self._failure = error
         self.stop()
 
@@ -206,6 +206,7 @@ class Node:
         losses = self._connection.losses
         if losses != self._losses:
             self._losses = losses  # first, for a worker may lose Redis meanwhile, and then all this is to be repeated
+            self._payloads.hold_on()
             self._renew()
             self._choose_journal()
             self._service.publisher.flush()

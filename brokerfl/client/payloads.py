@@ -15,7 +15,7 @@ import tenacity
 
 from brokerfl.broker.blobs import read_blobs
 from brokerfl.broker.connection import Connection
-from brokerfl.broker.outbox import add_data, read_data
+from brokerfl.broker.outbox import add_data, read_data, remove_data
 from brokerfl.common import RedisOutOfMemory, RedisUnreachable
 from brokerfl.wire.frame import MAX_MESSAGE_BYTES, Fields, size_of
 from brokerfl.wire.payload import WINDOW, Manifest, Payload, assemble, digests_of
@@ -25,6 +25,10 @@ CACHE = 1024**3
 
 #: Seconds that the last large reply of a run stays in memory, for a Redis that forgot it.
 HOLD = 60.0
+
+
+class _UnwantedError(Exception):
+    """Nobody waits for a reply any more."""
 
 
 class Payloads:
@@ -86,30 +90,49 @@ class Payloads:
 
     # Sending.
 
-    def upload(self, run_id: int, message_id: str, group_id: str, payload: Payload) -> Manifest:
+    def upload(
+        self, run_id: int, message_id: str, group_id: str, payload: Payload, is_wanted: Callable[[], bool]
+    ) -> Manifest | None:
         """Put the content of a reply into the data stream, through outages and a full Redis.
 
-        It is held in memory, where the ClientApp left it, for a minute or until the next one.
+        It is held in memory, where the ClientApp left it, for a minute or until the next one. What a full Redis has of
+        it is deleted while this node waits for room: of several that do not fit together one gets through.
+
+        Args:
+            run_id: the run.
+            message_id: of what it answers.
+            group_id: of that.
+            payload: the content.
+            is_wanted: whether somebody waits for it; asked when Redis is full.
 
         Returns:
             Its manifest; without entries when the run is over, or Redis forgot the stream: then it is asked for again.
+            None when Redis is full and nobody wants the reply any more.
 
         Raises:
             RedisUnreachable, RedisOutOfMemory: the node is stopping.
         """
         entries: dict[int, str] = {}
-        missing = list(range(len(payload)))
-        while missing:
-            add = partial(self._add, run_id, payload, missing[:WINDOW], entries)
-            if not self._persist(add):
-                break
-            missing = [index for index in missing if index not in entries]
+        try:
+            while missing := [index for index in range(len(payload)) if index not in entries]:
+                add = partial(self._add, run_id, payload, missing[:WINDOW], entries, is_wanted)
+                if not self._persist(add):
+                    break
+        except _UnwantedError:
+            return None
         with self._lock:
             self._held[run_id] = message_id, group_id, payload, time.monotonic()
         known = tuple(entries[index] for index in range(len(payload))) if len(entries) == len(payload) else ()
         return Manifest(payload.manifest.sizes, payload.manifest.digests, known)
 
-    def _add(self, run_id: int, payload: Payload, indices: list[int], entries: dict[int, str]) -> bool:
+    def _add(
+        self,
+        run_id: int,
+        payload: Payload,
+        indices: list[int],
+        entries: dict[int, str],
+        is_wanted: Callable[[], bool],
+    ) -> bool:
         """Upload some chunks and note their entries; return whether the run goes on."""
         chunks = [payload.chunk(index) for index in indices]
         added = add_data(self._connection, self._node_id, run_id, chunks)
@@ -117,6 +140,10 @@ class Payloads:
             return False
         entries.update((index, entry) for index, entry in zip(indices, added, strict=True) if entry is not None)
         if not any(added):
+            remove_data(self._connection, self._node_id, run_id, entries.values())
+            entries.clear()
+            if not is_wanted():
+                raise _UnwantedError
             raise RedisOutOfMemory(f"{self._connection.url} is full (maxmemory): it takes no chunk of a reply")
         return True
 
@@ -161,6 +188,12 @@ class Payloads:
         with self._lock:
             if run_id in self._held and self._held[run_id][1] != group_id:
                 del self._held[run_id]
+
+    def hold_on(self) -> None:
+        """Redis was away: it may have forgotten what it is asked for only from now on."""
+        with self._lock:
+            for run_id, (message_id, group_id, payload, _) in self._held.items():
+                self._held[run_id] = message_id, group_id, payload, time.monotonic()
 
     def release(self) -> None:
         """Let go of replies that were held long enough."""

@@ -35,7 +35,7 @@ class Publisher:
         connection: where to.
         node_id: whose outboxes.
         published: called with each work that is settled, for its reply was taken or its run is over, and the inbox
-            entries that were settled with it.
+            entries that were settled with it, and whether the reply was taken.
         failed: called when the thread meets what it cannot wait out.
         stopping: true gives up waiting for a Redis that is full.
         note: notes answers in the journal, in one transaction.
@@ -45,7 +45,7 @@ class Publisher:
         self,
         connection: Connection,
         node_id: int,
-        published: Callable[[Work, tuple[str, ...]], None],
+        published: Callable[[Work, tuple[str, ...], bool], None],
         failed: Callable[[Exception], None],
         stopping: Callable[[], bool] = lambda: False,
         note: Callable[[Sequence[Answer]], None] = lambda _: None,
@@ -119,7 +119,7 @@ class Publisher:
         for (work, _), sent, ok in zip(batch, outgoing, taken, strict=True):
             if not ok:
                 log(INFO, "Run %s is over; a late reply to it was dropped", work.run_id)
-            self._published(work, sent.inbox_entries)
+            self._published(work, sent.inbox_entries, ok)
 
     def _when_there_is_room(self, action: Callable[[], list[bool]]) -> list[bool]:
         """A full Redis is back-pressure: the reply waits here, and so does the next message."""

@@ -10,7 +10,7 @@ from contextlib import suppress
 from logging import INFO
 
 from brokerfl.broker.connection import Connection
-from brokerfl.broker.inbox import discard_message
+from brokerfl.broker.inbox import Delivery, discard_message
 from brokerfl.client.app import ClientAppCallable
 from brokerfl.client.executor import Executor
 from brokerfl.client.journal import Journal
@@ -100,6 +100,7 @@ class Service:
             RedisUnreachable, RedisOutOfMemory: it was put back, or its reply waits for the publisher's `flush`.
             JournalError: the node cannot go on.
         """
+        judged = tuple(work.entries)
         try:
             reply = self._execute(work, worker)
         except (RedisUnreachable, RedisOutOfMemory):  # its entry is known, so a drain would not queue it again
@@ -107,7 +108,7 @@ class Service:
             raise
         try:
             if reply is None:
-                self.worklist.done(work)  # an entry that Redis forgot to have delivered is read again
+                self._look_again(work, self.worklist.done(work, judged))
             else:
                 self.publisher.put(work, reply, more=self.worklist.has_more(work))
         finally:
@@ -122,7 +123,16 @@ class Service:
         self.pace = max(1e-6, time.monotonic() - started)
         return reply
 
-    def _settled(self, work: Work, entries: tuple[str, ...]) -> None:
-        for entry in self.worklist.done(work, entries):
+    def _settled(self, work: Work, entries: tuple[str, ...], is_taken: bool) -> None:
+        late = self.worklist.done(work, entries)
+        if not is_taken:
+            self._look_again(work, late)
+            return
+        for entry in late:
             with suppress(RedisUnreachable):  # then it stays pending, and the next drain finds it
                 discard_message(self._connection, self._node_id, work.run_id, entry)
+
+    def _look_again(self, work: Work, late: list[str]) -> None:
+        """Redis forgot a message, and it was pushed again just when it was given up: that push is another matter."""
+        for entry in () if work.is_lost else late:
+            self.worklist.add(Delivery(work.run_id, entry, work.fields, is_old=True), work.message_id)

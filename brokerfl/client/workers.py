@@ -26,7 +26,7 @@ class Workers:
         name: str,
         worklist: Worklist,
         serve: Callable[[Work, int], None],
-        failed: Callable[[Exception], None],
+        failed: Callable[[BaseException], None],
     ) -> None:
         self._worklist = worklist
         self._serve = serve
@@ -51,5 +51,5 @@ class Workers:
         try:
             while (work := self._worklist.wait()) is not None:
                 self._serve(work, number)
-        except Exception as error:
+        except BaseException as error:  # else its run would be served by nobody
             self._failed(error)

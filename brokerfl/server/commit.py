@@ -219,6 +219,7 @@ class Committer:
     def _note(self, change: Change) -> None:
         """The transaction was executed."""
         ledger, cancelled = self._ledger, change.cancelled
+        entered = [message for message in change.pushed if not message.pushed]
         with ledger.lock:
             ledger.pushed += sum(not message.pushed for message in change.pushed)
             ledger.replied += len(change.settled)
@@ -226,7 +227,7 @@ class Committer:
                 message.pushed, message.is_lost, message.needs = True, False, message.entry.digest
         if change.state is not None:
             self._saved.committed(change.state)
-        self._intake.forget(change.gone)
+        self._intake.forget(change.gone, entered)
         if cancelled:
             log(INFO, "Run %s: %s messages that were not pushed again are cancelled", self._run_id, len(cancelled))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from brokerfl.broker.connection import Connection, Pipeline
 from brokerfl.broker.ledger import Ledger, OpenMessage
-from brokerfl.broker.outbox import Outboxes, Settled, remove_replies
+from brokerfl.broker.outbox import Outboxes, Reply, Settled, remove_replies
 from brokerfl.broker.stream import entries_of_one
 from brokerfl.common import FrameError, log
 from brokerfl.wire.message import message_id_of
@@ -31,6 +31,7 @@ class Intake:
         self._ledger = ledger
         self._outboxes = Outboxes(connection, run_id)
         self._settled: list[Settled] = []
+        self._ends: dict[int, str] = {}
         self._dropped: list[Settled] = []
 
     def reset(self) -> None:
@@ -46,12 +47,17 @@ class Intake:
         nodes = set(node_ids)
         with self._ledger.lock:
             settled, self._settled = self._settled, []
+            ends, self._ends = self._ends, {}
         if not nodes and not settled:
             return
-        replies = self._outboxes.read(nodes, settled)
-        with self._ledger.lock:
+        replies = self._outboxes.read(nodes, settled, ends)
+        self._take(replies)
+
+    def _take(self, replies: Iterable[Reply]) -> None:
+        with self._ledger.lock:  # with the cursors: who looks meanwhile, for a last time, sees what is not matched yet
             for node, entry_id, fields in replies:
-                self._match(node, entry_id, fields)
+                if self._outboxes.advance(node, entry_id):
+                    self._match(node, entry_id, fields)
 
     def read_more(self, pipe: Pipeline, nodes: Iterable[int]) -> None:
         """Put a last look into some outboxes into ``pipe``."""
@@ -61,9 +67,7 @@ class Intake:
     def take_more(self, nodes: Iterable[int], results: Iterable[Any]) -> None:
         """Take what `read_more` found. Called with the ledger's lock."""
         for node, found in zip(nodes, results, strict=True):
-            for entry_id, fields in entries_of_one(found if isinstance(found, list) else ()):
-                self._outboxes.advance(node, entry_id)
-                self._match(node, entry_id, fields)
+            self._take((node, *reply) for reply in entries_of_one(found if isinstance(found, list) else ()))
 
     def _match(self, node: int, entry_id: str, fields: dict[bytes, bytes]) -> None:
         message_id = message_id_of(fields)
@@ -81,10 +85,16 @@ class Intake:
 
     # What goes.
 
-    def forget(self, settled: list[OpenMessage]) -> None:
-        """A commit took these out of the hash: their replies go with the next look at the outboxes."""
+    def forget(self, settled: list[OpenMessage], entered: Iterable[OpenMessage] = ()) -> None:
+        """A commit took these out of the hash: their replies go with the next look at the outboxes.
+
+        Args:
+            settled: what left.
+            entered: what came in the same commit, for the first time: no node can have answered it yet.
+        """
         with self._ledger.lock:
             self._ledger.remove(settled)
+            self._ends.update(self._ledger.ends(settled, entered))
             for message in settled:
                 copies = [(message.outbox_entry, message.data_entries)]
                 copies += [(outbox_entry, data_entries) for outbox_entry, _, data_entries in message.spares]

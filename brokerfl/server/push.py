@@ -121,26 +121,27 @@ class Pusher:
                 self._look_up({message.metadata.dst_node_id for message in batch})
             contents = Contents()
             ids: list[str] = []
-            pushed: list[OpenMessage] = []
+            made: list[OpenMessage] = []
             adopted: list[OpenMessage] = []
-            needed: set[bytes] = set()
+            pushed: list[OpenMessage] = []
             began = time.monotonic()
             try:
                 for message in batch:
                     if _is_expired(message) or not (waits or self.is_registered(message.metadata.dst_node_id)):
                         ids.append("")
                         continue
-                    made = self._adopt_or_make(message, contents, waits, exactly=moves_on)
-                    ids.append(made.message_id)
-                    if made.pushed:
-                        adopted.append(made)
-                        needed.add(made.entry.digest)
-                    if made.fields is not None and (not made.pushed or made.is_lost):
-                        pushed.append(made)
-                needed |= {message.entry.digest for message in pushed}
+                    entered = self._adopt_or_make(message, contents, waits, exactly=moves_on)
+                    ids.append(entered.message_id)
+                    made.append(entered)
+                    if entered.pushed:
+                        adopted.append(entered)
+                needed = {message.entry.digest for message in made}
                 for content in contents:
                     if content.name in needed:
                         self._committer.uploader.upload(content)
+                for orphan in adopted:
+                    orphan.is_coming = False
+                pushed = [entered for entered in made if _is_to_be_sent(entered)]
                 _postpone(pushed, milliseconds(time.monotonic() - began))
                 for part in _parts(pushed):
                     self._committer.commit(part, kept=needed, moves_on=moves_on)
@@ -151,7 +152,7 @@ class Pusher:
                     # Of a push in several parts the first ones may be in Redis: pushed again, they are adopted.
                     self._ledger.disown(adopted + [message for message in pushed if message.pushed])
                     for orphan in adopted:  # its content may not be in Redis
-                        orphan.fields = None
+                        orphan.fields, orphan.is_coming = None, False
                 if isinstance(error, BrokerflError):
                     self._committer.uploader.free_idle()
                 raise
@@ -233,6 +234,7 @@ class Pusher:
                 waits,
             )
             made = self._ledger.adopt(entry, now, exactly=exactly) or OpenMessage(new_message_id(self._run_id), entry)
+            made.is_coming = made.pushed
             if made.state is State.OPEN or made.data_entries:
                 fields = self._first_content(made, content) if made.pushed else content.fields
                 made.fields = None if fields is None else encode_message(made.message_id, meta, fields)
@@ -253,6 +255,10 @@ class Pusher:
             adopted.entry, adopted.is_lost = replace(adopted.entry, digest=content.name), True
             return content.fields
         return content.fields if content.payload is None else None
+
+
+def _is_to_be_sent(message: OpenMessage) -> bool:
+    return message.fields is not None and (not message.pushed or message.is_lost)
 
 
 def _postpone(pushed: list[OpenMessage], elapsed: int) -> None:

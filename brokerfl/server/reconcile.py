@@ -123,7 +123,7 @@ class Reconciler:
                 message = self._ledger.find(message_id)
                 if message is not None:
                     message.inbox_entries, message.is_lost = tuple(entries), False
-            again = [message for message in missing if message.fields is not None]
+            again = [message for message in missing if message.fields is not None and not message.is_coming]
             for message in missing:
                 message.is_lost = True
         if again or stray:

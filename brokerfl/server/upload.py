@@ -81,6 +81,8 @@ class Uploader:
         with self._link.writing:
             self._when_there_is_room(lambda: self._link.transact(build, lambda: False))
             self._blobs.uploaded(payload, window)
+            if not self._link.is_stale:  # while this thread writes nobody else lets go of what Redis has had for long
+                self._blobs.release()
 
     def free_idle(self) -> None:
         """Delete what was uploaded for a push that failed; what cannot be deleted now goes with the next commit."""

@@ -169,7 +169,7 @@ def test_replies_gather_while_a_publish_is_in_flight(backend: Backend) -> None:
         works = [Work(run, message_id_of(d.fields), d.fields, [d.entry_id]) for d in inboxes.read(300, block=1.0)]
         in_flight, go = threading.Event(), threading.Event()
 
-        def published(work: Work, entries: tuple[str, ...]) -> None:
+        def published(work: Work, entries: tuple[str, ...], is_taken: bool) -> None:
             in_flight.set()
             assert go.wait(20)
 
