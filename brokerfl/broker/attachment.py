@@ -15,7 +15,7 @@ from brokerfl.broker.blobs import expire_blobs
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import is_changed, map_errors
 from brokerfl.broker.fence import STOP, Fence
-from brokerfl.broker.keys import GROUP, LEASE, RETENTION, milliseconds, parse_id
+from brokerfl.broker.keys import GROUP, LEASE, MOST_RETENTION, RETENTION, milliseconds, parse_id
 from brokerfl.broker.lease import await_lapse
 from brokerfl.broker.nodes import new_id
 from brokerfl.broker.process import is_dead, new_token
@@ -35,6 +35,7 @@ def create_run(
     """Create a run with a random id and attach to it.
 
     Raises:
+        ConfigError: the run config is too large, or the retention too long.
         ValueError: the run config holds what cannot be sent.
     """
     keys = connection.keys
@@ -43,7 +44,7 @@ def create_run(
     attachment = Attachment(connection, run, fence, lease, retention)
     with map_errors(connection.url), connection.redis.pipeline(transaction=True) as pipe:
         pipe.set(keys.identity, secrets.token_hex(16), nx=True)
-        prune(pipe, keys, run.created_at, retention)
+        prune(pipe, keys, run.created_at)
         pipe.set(keys.owner(run.run_id), fence.value)
         attachment.write(pipe, Holdings(), messages=0, replies=0)
         pipe.execute()
@@ -73,7 +74,7 @@ def resume_run(
         RunNotFound: no such run, or it has ended.
         RunAttached: another ServerApp that lives is attached to it.
         RunStopped: somebody stopped it.
-        ConfigError: it was started with another run config.
+        ConfigError: it was started with another run config, or the retention is too long.
     """
     run = read_run(connection, run_id)
     if run_config is not None and run_config != run.run_config:
@@ -129,9 +130,17 @@ class Attachment:
 
     Attributes:
         fence: through which every write of the run goes.
+
+    Raises:
+        ConfigError: the retention is longer than `MOST_RETENTION`.
     """
 
     def __init__(self, connection: Connection, run: Run, fence: Fence, lease: float, retention: float) -> None:
+        if not retention <= MOST_RETENTION:
+            raise ConfigError(
+                f"a retention of {retention:g} s is too long: at most {MOST_RETENTION:.0f} s (30 days), for that long "
+                "Redis knows that a run has ended"
+            )
         self._connection = connection
         self._run_id = run.run_id
         self.run = run

@@ -6,7 +6,6 @@ its users have cleaned up.
 """
 
 import ctypes
-import fcntl
 import shutil
 import signal
 import socket
@@ -18,9 +17,9 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import IO
 
 from brokerfl.common import BrokerflError, ConfigError, MissingExtra, PortInUse
+from brokerfl.common.lockfile import LockFile
 
 _START_LIMIT = 10.0
 _STOP_LIMIT = 30.0
@@ -78,7 +77,7 @@ class EmbeddedServer:
         self._options = options
         self._process: subprocess.Popen[bytes] | None = None
         self._scratch: Path | None = None
-        self._guard: IO[str] | None = None
+        self._guard: LockFile | None = None
 
     @property
     def pid(self) -> int:
@@ -122,8 +121,7 @@ class EmbeddedServer:
             return
         try:
             self._data.mkdir(parents=True, exist_ok=True)
-            self._guard = (self._data / "brokerfl.lock").open("w")
-            fcntl.flock(self._guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._guard = LockFile(self._data / "brokerfl.lock")
         except BlockingIOError:
             raise ConfigError(f"the data directory {self._data} is in use by another server") from None
         except OSError as error:

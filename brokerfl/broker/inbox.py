@@ -8,16 +8,18 @@ ended.
 
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from redis.client import Pipeline
-from redis.exceptions import ResponseError
+from redis.exceptions import ResponseError, WatchError
 
 from brokerfl.broker.connection import BLOCK, Connection
-from brokerfl.broker.failure import map_errors, translate
+from brokerfl.broker.failure import is_changed, map_errors, translate
 from brokerfl.broker.keys import BELL_LENGTH, GROUP, LEASE, Keys, milliseconds
 from brokerfl.broker.runs import runs_of
 from brokerfl.broker.stream import entries
+from brokerfl.common import RedisOutOfMemory
 from brokerfl.wire.frame import Fields
 from brokerfl.wire.message import message_id_of
 
@@ -126,7 +128,7 @@ class Inboxes:
     Args:
         connection: used by one thread at a time.
         node_id: whose inboxes; also the consumer's name.
-        on_runs: called with the frames by run id whenever they were read.
+        on_runs: called with the frames by run id whenever they were read; those of runs without an inbox are left out.
     """
 
     def __init__(
@@ -144,7 +146,8 @@ class Inboxes:
     def refresh(self) -> bool:
         """Read again which runs there are. Returns whether that changed anything.
 
-        Leaves out the inboxes that are missing, or are no streams: a single one fails the whole read of many.
+        Leaves out the inboxes that are missing, or are no streams: a single one fails the whole read of many. A run
+        whose inbox is missing is over: it expired, and what the hash says of it goes.
         """
         connection, keys = self._connection, self._connection.keys
         frames = runs_of(connection, self._node_id)
@@ -155,8 +158,34 @@ class Inboxes:
             types = pipe.execute() if inboxes else []
         before = self._runs
         self._runs = {key: inboxes[key] for key, kind in zip(inboxes, types, strict=True) if kind == b"stream"}
-        self._on_runs(frames)
+        missing = {inboxes[key]: key for key, kind in zip(inboxes, types, strict=True) if kind == b"none"}
+        if missing:
+            self._forget(missing)
+        self._on_runs({run_id: frame for run_id, frame in frames.items() if run_id not in missing})
         return before != self._runs
+
+    def _forget(self, missing: dict[int, str]) -> None:
+        """Take runs out of the hash whose inboxes are missing.
+
+        A first contact makes inbox and field in one transaction, so nothing is taken away from it: where one came in
+        between, all stay until its doorbell has this node look again. So they do while Redis is full.
+        """
+        connection = self._connection
+        with (
+            suppress(RedisOutOfMemory),
+            map_errors(connection.url),
+            connection.redis.pipeline(transaction=True) as pipe,
+        ):
+            pipe.watch(*missing.values())
+            if pipe.exists(*missing.values()):
+                return
+            pipe.multi()
+            pipe.hdel(connection.keys.node_runs(self._node_id), *map(str, missing))
+            try:
+                pipe.execute()
+            except WatchError as error:
+                if not is_changed(error):
+                    raise
 
     def drain(self) -> list[Delivery]:
         """Return everything that was delivered to this node and not settled. To be called after every connect."""

@@ -9,7 +9,7 @@ and the chunks of a model spread over all.
     key               type              lives
     P:id              string            for ever: the identity of this Redis data set
     P:nodes           set               for ever; a member goes when its info is gone
-    P:runs            sorted set        for ever; a member goes `RETENTION` after its run ended
+    P:runs            sorted set        for ever; a member goes `MOST_RETENTION` after its run ended
     P:{N}:info        hash              a named node: `RETENTION` after it was last seen; an unnamed one: its lease
     P:{N}:lease       string            the node's lease
     P:{N}:ctl         stream            as info
@@ -30,6 +30,12 @@ from brokerfl.common import ConfigError
 
 #: Seconds. A detached run keeps its messages this long; an attached ServerApp renews every quarter of it.
 RETENTION = 24 * 3600.0
+
+#: Seconds. The longest retention that a run may have, and how long `P:runs` tells of every run that it has ended: a
+#: ServerApp that was cut off and finds neither owner nor end takes its run for one that Redis forgot, and writes it
+#: again, as long as it was silent for less than its own retention. Who ends or prunes a run does not know that one: a
+#: ServerApp that took the run over may have another.
+MOST_RETENTION = 30 * 24 * 3600.0
 
 #: Seconds. A lease is renewed three times in its life.
 LEASE = 15.0

@@ -5,7 +5,7 @@ Owns `P:runs`, and a run's meta, owner and lease. It must not know messages.
     running   a ServerApp holds the lease
     detached  no ServerApp does; the keys stay for the retention time
     stopping  someone stopped it; the keys go as soon as its ServerApp has let go, or its lease lapsed
-    completed, stopped   only `P:runs` still knows it
+    completed, stopped   only `P:runs` still knows it, longer than any ServerApp of it may be cut off and come back
 """
 
 import time
@@ -21,7 +21,7 @@ from brokerfl.broker.blobs import chunks_of, remove_blobs
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import is_changed, map_errors
 from brokerfl.broker.fence import STOP, Fence, Forgotten
-from brokerfl.broker.keys import BELL_LENGTH, LEASE, RETENTION, Keys, milliseconds, parse_id
+from brokerfl.broker.keys import BELL_LENGTH, LEASE, MOST_RETENTION, RETENTION, Keys, milliseconds, parse_id
 from brokerfl.broker.process import describe, is_dead, new_token
 from brokerfl.common import (
     FrameError,
@@ -51,9 +51,9 @@ class RunInfo:
     replies: int = 0
 
 
-def prune(pipe: Pipeline, keys: Keys, now: float, retention: float = RETENTION) -> None:
-    """Forget the runs that ended longer than the retention time ago. ``now`` is in seconds of Redis."""
-    pipe.zremrangebyscore(keys.runs, -milliseconds(now - retention), "(0")
+def prune(pipe: Pipeline, keys: Keys, now: float) -> None:
+    """Forget the runs that ended longer ago than the longest retention. ``now`` is in seconds of Redis."""
+    pipe.zremrangebyscore(keys.runs, -milliseconds(now - MOST_RETENTION), "(0")
 
 
 @dataclass(frozen=True)
@@ -184,33 +184,57 @@ def absent(connection: Connection, run_id: int) -> str:
 
 
 def list_runs(connection: Connection) -> list[RunInfo]:
-    """Return every run that `P:runs` knows, newest first; those whose keys expired are taken out of it."""
-    keys = connection.keys
-    connection.read_time()
+    """Return the runs that go on and those that ended within a day, newest first.
+
+    Those whose keys expired are taken out of `P:runs`.
+    """
+    keys, now = connection.keys, connection.read_time()
     with map_errors(connection.url):
         with connection.redis.pipeline(transaction=False) as pipe:
-            prune(pipe, keys, connection.time())
-            pipe.zrange(keys.runs, 0, -1, withscores=True)
-            _, members = pipe.execute()
-        with connection.redis.pipeline(transaction=False) as pipe:
-            for member, _ in members:
-                pipe.hgetall(keys.meta(int(member)))
-                pipe.get(keys.run_lease(int(member)))
-                pipe.scard(keys.run_nodes(int(member)))
-            answers = pipe.execute()
-        runs, expired = [], []
-        for index, (member, score) in enumerate(members):
-            meta, lease, nodes = answers[3 * index : 3 * index + 3]
-            if score < 0:
-                status = "stopped" if score % 1 else "completed"
-                runs.append(RunInfo(int(member), status, -score / 1000))
-            elif meta:
-                runs.append(_run_info(int(member), meta, lease, nodes))
-            else:
-                expired.append(member)
-        if expired:
-            connection.redis.zrem(keys.runs, *expired)
+            prune(pipe, keys, now)
+            pipe.execute()
+        with connection.redis.pipeline(transaction=True) as removal:
+            # A run that ends from here on keeps its mark.
+            removal.watch(keys.runs)
+            with connection.redis.pipeline(transaction=False) as pipe:
+                pipe.zrangebyscore(keys.runs, "-inf", -milliseconds(now - RETENTION), withscores=True)
+                pipe.zrangebyscore(keys.runs, 0, "+inf")
+                ended, going_on = pipe.execute()
+            runs, expired = _look_at(connection, going_on)
+            if expired:
+                removal.multi()
+                removal.zrem(keys.runs, *expired)
+                _execute_unless_changed(removal)
+    for member, score in ended:
+        runs.append(RunInfo(int(member), "stopped" if score % 1 else "completed", -score / 1000))
     return sorted(runs, key=lambda run: run.created_at or run.ended_at, reverse=True)
+
+
+def _look_at(connection: Connection, members: list[bytes]) -> tuple[list[RunInfo], list[bytes]]:
+    """Return what Redis tells of runs that have not ended, and those of them whose keys expired."""
+    keys = connection.keys
+    with connection.redis.pipeline(transaction=False) as pipe:
+        for member in members:
+            pipe.hgetall(keys.meta(int(member)))
+            pipe.get(keys.run_lease(int(member)))
+            pipe.scard(keys.run_nodes(int(member)))
+        answers = pipe.execute()
+    runs, expired = [], []
+    for index, member in enumerate(members):
+        meta, lease, nodes = answers[3 * index : 3 * index + 3]
+        if meta:
+            runs.append(_run_info(int(member), meta, lease, nodes))
+        else:
+            expired.append(member)
+    return runs, expired
+
+
+def _execute_unless_changed(pipe: Pipeline) -> None:
+    try:
+        pipe.execute()
+    except WatchError as error:
+        if not is_changed(error):
+            raise
 
 
 def _run_info(run_id: int, meta: dict[bytes, bytes], lease: bytes | None, nodes: int) -> RunInfo:

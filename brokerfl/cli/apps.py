@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import brokerfl
-from brokerfl.cli.project import Project
+from brokerfl.cli.project import Project, is_utf8
 from brokerfl.client import ClientApp
 from brokerfl.client.app import ClientAppCallable
 from brokerfl.common import AppLoadError, ConfigError
@@ -29,9 +29,11 @@ def find_project(app: str, app_dir: str | None) -> tuple[str, Project]:
         app_dir: where the module is looked for first; the current directory by default.
 
     Raises:
-        ConfigError: two directories were given.
+        ConfigError: two directories were given, or the name of a module cannot be sent.
     """
     if ":" in app or not Path(app).is_dir():
+        if not is_utf8(app):
+            raise ConfigError(f"the app {app!r} is not UTF-8")
         return app, Project(app_dir or ".")
     if app_dir is not None:
         raise ConfigError(

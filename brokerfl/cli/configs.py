@@ -5,7 +5,7 @@ import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 
-from brokerfl.cli.project import read_config
+from brokerfl.cli.project import check_scalar, read_config
 from brokerfl.common import ConfigError, ConfigScalar, UserConfig
 
 #: A key, then a quoted value or one without blanks; as in Flower's --run-config.
@@ -41,6 +41,7 @@ def parse_config(texts: Iterable[str], option: str) -> UserConfig:
                 )
             key, value = pair.groups()
             config[key] = _value(key, value, option)
+            check_scalar(key, config[key], option)
             position = pair.end()
     return config
 

@@ -86,7 +86,7 @@ def demo(redis: RedisOptions, rounds: int, nodes: int) -> None:
     console = Console()
     try:
         with ExitStack() as stack:
-            _Demo(console, stack, redis if given else None, nodes, rounds).run()
+            _Demo(console, stack, redis if given else None, redis.prefix, nodes, rounds).run()
     except _Interrupted as interrupted:
         console.print("Interrupted; everything that was started is stopped.")
         sys.exit(128 + interrupted.number)
@@ -101,12 +101,14 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 class _Demo:
     """The demo, step by step; whatever is started is handed to ``stack`` at once."""
 
-    def __init__(self, console: Console, stack: ExitStack, redis: RedisOptions | None, nodes: int, rounds: int) -> None:
+    def __init__(
+        self, console: Console, stack: ExitStack, redis: RedisOptions | None, prefix: str, nodes: int, rounds: int
+    ) -> None:
         self._console = console
         self._stack = stack
         self._nodes = nodes
         self._rounds = rounds
-        self._prefix = f"brokerfl-demo-{secrets.token_hex(4)}"
+        self._prefix = f"{prefix}-demo-{secrets.token_hex(4)}"
         self._folder = Path(tempfile.mkdtemp(prefix="brokerfl-demo-"))
         stack.callback(shutil.rmtree, self._folder, ignore_errors=True)
         self._arguments: list[str] = []

@@ -19,12 +19,15 @@ from brokerfl.cli.configs import parse_config, parse_labels
 from brokerfl.cli.exits import Command
 from brokerfl.cli.options import (
     RedisOptions,
+    Seconds,
+    Text,
     app_dir_option,
     max_message_option,
     node_config_option,
     redis_options,
     state_dir_option,
 )
+from brokerfl.cli.signals import keep_from_children
 from brokerfl.client.folder import node_folder
 from brokerfl.client.journal import Journal
 from brokerfl.client.node import MAX_CRASHES, Node
@@ -37,18 +40,19 @@ from brokerfl.common import log
 @redis_options
 @click.option(
     "--name",
+    type=Text(),
     default="",
     envvar="BROKERFL_NODE_NAME",
     help="Keeps the node's id over restarts. Each running node needs its own. Unnamed nodes do not come back.",
 )
 @node_config_option
-@click.option("--label", multiple=True, metavar="K=V", help="Shown by `brokerfl nodes`; may be repeated.")
+@click.option("--label", type=Text(), multiple=True, metavar="K=V", help="Shown by `brokerfl nodes`; may be repeated.")
 @app_dir_option
 @click.option(
     "--lease",
     default=LEASE,
     show_default=True,
-    type=click.FloatRange(min=0.3),
+    type=Seconds(0.3),
     envvar="BROKERFL_LEASE",
     help="Seconds after which the node counts as offline when it is silent.",
 )
@@ -56,7 +60,7 @@ from brokerfl.common import log
     "--grace",
     default=30.0,
     show_default=True,
-    type=click.FloatRange(min=0.0),
+    type=Seconds(0.0),
     help="Seconds to finish the messages in hand after SIGTERM or Ctrl-C.",
 )
 @state_dir_option
@@ -109,6 +113,7 @@ def main(
 
     node = Node(client_app, connection, registration, config, ready, journal, max_crashes, workers, max_message)
     _stop_on_signals(node, registration, grace)
+    keep_from_children()
     node.serve()
     log(INFO, "%s has left", title)
 

@@ -1,5 +1,6 @@
 """Options that commands share: where Redis is, configs, directories. Owns their names, variables and defaults."""
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import click
 from brokerfl.broker.connection import TLS, Connection, connect
 from brokerfl.broker.keys import DEFAULT_PREFIX
 from brokerfl.broker.url import masked
+from brokerfl.cli.project import is_utf8
 from brokerfl.common import ConfigError
 from brokerfl.common.logger import configure_logging
 from brokerfl.wire.frame import MAX_MESSAGE_BYTES
@@ -21,6 +23,9 @@ DEFAULT_URL = "redis://127.0.0.1:6379"
 
 #: The parameters that `redis_options` gives a command, but for --verbose.
 CONNECTION = ("redis", "redis_file", "prefix", "insecure", "ca_cert", "cert", "key")
+
+#: The longest duration that an option takes, some 30 years.
+MOST_SECONDS = 1e9
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -168,6 +173,38 @@ class Bytes(click.ParamType):  # type: ignore[type-arg]  # not generic before cl
         if size < 1:
             self.fail(f"{value!r} is no size: write bytes, or a number with a unit, such as 500MB or 4GiB", param, ctx)
         return size
+
+
+class Seconds(click.FloatRange):
+    """A duration in seconds that Redis, and every wait, can hold: ``inf`` and ``nan`` are none.
+
+    Args:
+        least: the least.
+        most: the most.
+    """
+
+    name = "duration"
+
+    def __init__(self, least: float, most: float = MOST_SECONDS) -> None:
+        super().__init__(least, most)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number."""
+        seconds = float(super().convert(value, param, ctx))
+        if math.isnan(seconds):  # which is in every range
+            self.fail(f"{value!r} is no number of seconds", param, ctx)
+        return seconds
+
+
+class Text(click.types.StringParamType):
+    """A text that can be sent to Redis: what the shell gave may be no UTF-8."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the text."""
+        text = str(super().convert(value, param, ctx))
+        if not is_utf8(text):
+            self.fail(f"{text!r} is not UTF-8", param, ctx)
+        return text
 
 
 class ConfigText(click.types.StringParamType):

@@ -9,9 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from brokerfl.common import AppLoadError, ConfigError, UserConfig
+from brokerfl.common import AppLoadError, ConfigError, ConfigScalar, UserConfig
 
 _SCALARS = (bool, int, float, str)
+_LEAST, _MOST = -(2**63), 2**64 - 1
 
 
 class Project:
@@ -30,9 +31,9 @@ class Project:
 
         Raises:
             AppLoadError: there is none.
-            ConfigError: the file cannot be read.
+            ConfigError: the file cannot be read, or ``components`` is no table.
         """
-        component = _table(self._app, "components").get(kind)
+        component = self._own_table("components").get(kind)
         if isinstance(component, str):
             if ":" in component:
                 return component
@@ -48,11 +49,12 @@ class Project:
         """Return the run config that a run has unless it is told otherwise, with what the user gave over it.
 
         Raises:
-            ConfigError: the file cannot be read, or has a config and not a key that was given, as in Flower.
+            ConfigError: the file cannot be read, its config is no table or holds what no run config can, or it has a
+                config and not a key that was given, as in Flower.
         """
         if "config" not in self._app:
             return given
-        config = _flattened(_table(self._app, "config"), f"{self._file}: [tool.flwr.app.config]")
+        config = _flattened(self._own_table("config"), f"{self._file}: [tool.flwr.app.config]")
         unknown = [key for key in given if key not in config]
         if unknown:
             known = ", ".join(config) or "nothing"
@@ -61,6 +63,12 @@ class Project:
                 f"{known}. Correct it, or add it there"
             )
         return {**config, **given}
+
+    def _own_table(self, name: str) -> dict[str, Any]:
+        value = self._app.get(name, {})
+        if isinstance(value, dict):
+            return value
+        raise ConfigError(f"{self._file}: [tool.flwr.app]: `{name}` is a {type(value).__name__}, not a table")
 
     @cached_property
     def _app(self) -> dict[str, Any]:
@@ -72,9 +80,30 @@ def read_config(file: Path) -> UserConfig:
     """Return what a TOML file holds as a config, by names with dots.
 
     Raises:
-        ConfigError: it cannot be read, or holds something that is no boolean, number or string.
+        ConfigError: it cannot be read, or holds something that is no boolean, number or string, or cannot be sent.
     """
     return _flattened(_read_toml(file), str(file))
+
+
+def check_scalar(name: str, value: ConfigScalar, where: str) -> None:
+    """Check that a run can have this value in its config.
+
+    Raises:
+        ConfigError: it, or its name, cannot be sent; the text names ``where`` it stands.
+    """
+    if not is_utf8(name) or (isinstance(value, str) and not is_utf8(value)):
+        raise ConfigError(f"{where}: {name!r}: {value!r} is not UTF-8")
+    if isinstance(value, int) and not _LEAST <= value <= _MOST:
+        raise ConfigError(f"{where}: {name} is {value}, and only integers from -2**63 to 2**64 - 1 can be sent")
+
+
+def is_utf8(text: str) -> bool:
+    """Return whether a text can be sent: what a shell hands over may be any bytes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read_toml(file: Path) -> dict[str, Any]:
@@ -99,6 +128,7 @@ def _flattened(table: dict[str, Any], where: str, prefix: str = "") -> UserConfi
         if isinstance(value, dict):
             config |= _flattened(value, where, f"{name}.")
         elif isinstance(value, _SCALARS):
+            check_scalar(name, value, where)
             config[name] = value
         else:
             raise ConfigError(f"{where}: {name} is a {type(value).__name__}, not a boolean, number or string")

@@ -12,7 +12,7 @@ from types import FrameType
 import click
 
 from brokerfl import __version__
-from brokerfl.broker.keys import LEASE, OFFLINE_GRACE, RETENTION
+from brokerfl.broker.keys import LEASE, MOST_RETENTION, OFFLINE_GRACE, RETENTION
 from brokerfl.cli.apps import find_project, load_server_app, print_traceback
 from brokerfl.cli.configs import parse_config
 from brokerfl.cli.exits import Command, Exit, code_of
@@ -21,12 +21,14 @@ from brokerfl.cli.options import (
     Bytes,
     RedisOptions,
     RunId,
+    Seconds,
     app_dir_option,
     max_message_option,
     redis_options,
     run_config_option,
     typed_options,
 )
+from brokerfl.cli.signals import SIGNALS, keep_from_children
 from brokerfl.common import (
     ConfigError,
     OutageLimit,
@@ -37,8 +39,6 @@ from brokerfl.common import (
 from brokerfl.server import Driver
 from brokerfl.server.app import ServerAppCallable
 from brokerfl.server.link import OUTAGE_LIMIT
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 #: Options that the command that resumes a run does not repeat.
 _OF_ONE_START = ("run_config", "resume", "takeover")
@@ -69,7 +69,7 @@ class _Signalled(BaseException):
     "--lease",
     default=LEASE,
     show_default=True,
-    type=click.FloatRange(min=0.3),
+    type=Seconds(0.3),
     envvar="BROKERFL_LEASE",
     help="Seconds after which the run counts as detached when this process is silent.",
 )
@@ -77,22 +77,22 @@ class _Signalled(BaseException):
     "--retention",
     default=RETENTION,
     show_default=True,
-    type=click.FloatRange(min=1.0),
+    type=Seconds(1.0, MOST_RETENTION),
     envvar="BROKERFL_RETENTION",
-    help="Seconds a detached run keeps its messages.",
+    help="Seconds a detached run keeps its messages; at most 30 days.",
 )
 @click.option(
     "--offline-grace",
     default=OFFLINE_GRACE,
     show_default=True,
-    type=click.FloatRange(min=0.0),
+    type=Seconds(0.0),
     help="Seconds a named node may be offline before its messages become Error 5.",
 )
 @click.option(
     "--outage-limit",
     default=OUTAGE_LIMIT,
     show_default=True,
-    type=click.FloatRange(min=0.0),
+    type=Seconds(0.0),
     help="Seconds to wait for a Redis that is away before detaching.",
 )
 @max_message_option
@@ -130,8 +130,9 @@ def main(
     reference, server_app = load_server_app(reference, project)
     connection = redis.connect()
     if resume is None:  # a signal that comes while the run is created waits until there is something to detach
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     signals = _Signals()
+    keep_from_children()
     try:
         signals.driver = driver = Driver(
             connection,
@@ -156,7 +157,7 @@ def _run(driver: Driver, server_app: ServerAppCallable, signals: "_Signals", ret
     run_id, started = driver.run.run_id, time.monotonic()
     log(INFO, "Run %s of %s %s", run_id, driver.run.app, how)
     try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         server_app(driver, driver.context)
         driver.end()
     except (_Signalled, RunError) as error:
@@ -169,7 +170,7 @@ def _run(driver: Driver, server_app: ServerAppCallable, signals: "_Signals", ret
     except (OutageLimit, RedisError) as error:
         _detach(driver, retention, str(error))
         return code_of(error)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # SystemExit, asyncio's CancelledError: only a main that returns ends its run
         print_traceback(error)
         _detach(driver, retention, f"main raised {type(error).__name__}: {error}")
         return Exit.APP_RAISED
@@ -207,12 +208,12 @@ class _Signals:
     def __init__(self) -> None:
         self.driver: Driver | None = None
         self.number = 0
-        for number in _SIGNALS:
+        for number in SIGNALS:
             signal.signal(number, self._on_first)
 
     def _on_first(self, number: int, frame: FrameType | None) -> None:
         self.number = number
-        for each in _SIGNALS:
+        for each in SIGNALS:
             signal.signal(each, _leave)
         if self.driver is not None:
             # While main unwinds it may join threads that wait for replies, as a ThreadPoolExecutor does. Not in this

@@ -267,7 +267,10 @@ class Executor:
             )
         header = self._header(work, message.metadata.group_id, message.metadata.message_type, reply.metadata.ttl)
         if reply.has_error():
-            return encode_message(work.message_id, header, error=reply.error), {}
+            code, reason = reply.error.code, reply.error.reason
+            if isinstance(reason, str):
+                reason = _printable(reason[:_LONGEST_REASON])
+            return encode_message(work.message_id, header, error=Error(code, reason)), {}
         return encode_message(work.message_id, header), encode_content(reply.content)
 
     def _refuse(self, work: Work, code: int, reason: str) -> Fields:

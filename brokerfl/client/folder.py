@@ -3,12 +3,12 @@
 Owns these. It must not know what a journal keeps in it.
 """
 
-import fcntl
 import os
 import secrets
 from pathlib import Path
 
 from brokerfl.common import ConfigError, NodeNameTaken
+from brokerfl.common.lockfile import LockFile
 
 
 def default_state_dir() -> Path:
@@ -39,7 +39,6 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock = -1
         try:
             self._take()
             self.home = self._read_home()
@@ -50,11 +49,9 @@ class Folder:
 
     def _take(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)  # what a node learns is for nobody else
-        self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = LockFile(self.path / "lock")
         except BlockingIOError:
-            self.close()
             raise NodeNameTaken(
                 f"another process uses the state directory {self.path}: "
                 "a node of this name runs on this machine already"
@@ -70,6 +67,4 @@ class Folder:
 
     def close(self) -> None:
         """Let it go."""
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        self._lock.close()

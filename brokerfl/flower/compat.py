@@ -119,6 +119,12 @@ def array_of(dtype: str, shape: tuple[int, ...], stype: str, data: bytes) -> Any
     return Array(dtype, _SHAPE(shape), stype, data)
 
 
+#: What flwr's workflows, DefaultWorkflow with SecAgg+ or without, keep in a ServerApp's state for themselves: names of
+#: records, and the keys of the second one. They never read it in another process.
+WORKFLOW_RECORDS = ("parameters", "config")
+WORKFLOW_KEYS = ("start_time", "current_round")
+
+
 # Metadata and messages.
 
 _METADATA = inspect.signature(Metadata).parameters

@@ -84,11 +84,14 @@ class FlowerGrid(compat.Grid):  # type: ignore[misc]  # of any flwr
 
         Raises:
             TypeError, ValueError, BrokerflError: as our Driver's; nothing was pushed.
+            RunStopped, RunFenced, RunLost: the run is over: an app that only pushes would not notice otherwise.
         """
         batch = list(messages)
         ours = self._taken(batch)
         ids = self._driver.push_messages(ours, checkpoint=_is_checkpoint(batch))
         self._stamp(batch, ours)
+        if self._driver.context.cancelled():
+            self._driver.get_node_ids()  # raises why
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Any]:

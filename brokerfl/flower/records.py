@@ -8,7 +8,7 @@ data, under a stype of their own: legacy strategies say neither dtype nor shape,
 not carry.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 from brokerfl.common import Array, ConfigsRecord, MetricsRecord, ParametersRecord, RecordSet, SType
@@ -18,7 +18,14 @@ from brokerfl.flower import compat
 #: Before the stype of an array that the wire layer is not to look into.
 _OPAQUE = "flwr:"
 
-_SCALARS = (bool, int, float, str, bytes)
+#: How a value of a subclass becomes one of the type itself: str() of an enum that is a str as well is its name.
+_CONVERSIONS: dict[type, Callable[[Any], Any]] = {
+    bool: bool,
+    int: int.__int__,
+    float: float.__float__,
+    str: str.__str__,
+    bytes: bytes.__bytes__,
+}
 
 
 def record_set_of(records: Any) -> RecordSet:
@@ -46,13 +53,18 @@ def _plain(value: Any) -> Any:
     """Return a value of Python's own types: flwr takes numpy's float64 and enums, for they are subclasses."""
     if isinstance(value, list):
         base: Any = _base(value[0]) if value else object
-        return value if all(type(item) is base for item in value) else [base(item) for item in value]
+        return value if all(type(item) is base for item in value) else [_as(base, item) for item in value]
     base = _base(value)
-    return value if type(value) is base else base(value)
+    return value if type(value) is base else _as(base, value)
+
+
+def _as(base: Any, value: Any) -> Any:
+    is_subclass = base in _CONVERSIONS and isinstance(value, base)
+    return _CONVERSIONS[base](value) if is_subclass else base(value)
 
 
 def _base(value: Any) -> Any:
-    return next((kind for kind in _SCALARS if isinstance(value, kind)), type(value))
+    return next((kind for kind in _CONVERSIONS if isinstance(value, kind)), type(value))
 
 
 def _array_of(array: Any) -> Array:

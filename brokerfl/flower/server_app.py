@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from brokerfl.common import Context
+from brokerfl.common import Context, RecordSet
 from brokerfl.flower import compat
 from brokerfl.flower.context import flower_context_of
 from brokerfl.flower.grid import FlowerGrid
@@ -27,12 +27,13 @@ class FlowerServerApp:
     def __call__(self, driver: "Driver", context: Context) -> None:
         """Run the app to its end.
 
-        A resumed run whose app had kept nothing in ``context.state`` begins anew: what it left open is taken back.
+        A resumed run whose app had kept nothing of its own in ``context.state`` begins anew: what it left open is taken
+        back.
 
         Raises:
             Exception: whatever the app raised.
         """
-        if not context.state:
+        if not _keeps_something(context.state):
             driver.start_over()
         flower_context = flower_context_of(context)
         grid = FlowerGrid(driver, flower_context)
@@ -44,3 +45,11 @@ class FlowerServerApp:
         if over is not None:  # raised in the block above, each of the two would be the reason of the other
             raise over
         grid.save_state()
+
+
+def _keeps_something(state: RecordSet) -> bool:
+    """Return whether an app keeps anything of its own there; a workflow of flwr begins anew, whatever it wrote."""
+    if {name for name, _ in state.records()} != {*compat.WORKFLOW_RECORDS}:
+        return bool(state)
+    _, config = compat.WORKFLOW_RECORDS
+    return {*state.configs_records.get(config, {})} != {*compat.WORKFLOW_KEYS}

@@ -60,7 +60,7 @@ class Driver:
         resume: the id of a detached run to take up, in place of creating one.
         takeover: resume it even if its ServerApp seems alive; from then on that one may write nothing.
         lease: seconds after which a silent ServerApp counts as detached.
-        retention: seconds a detached run keeps its messages.
+        retention: seconds a detached run keeps its messages; at most 30 days.
         offline_grace: seconds a named node may be offline before its open messages become Error 5.
         outage_limit: seconds to wait for a Redis that is away before `OutageLimit`.
         max_message: most bytes that a reply may have: what nodes may ask of this process's memory.
@@ -73,7 +73,8 @@ class Driver:
     Raises:
         RunNotFound, RunStopped: there is no run to resume.
         RunAttached: the run to be resumed has a ServerApp that lives.
-        ConfigError: the run to be resumed has another run config.
+        ConfigError: the run to be resumed has another run config; a run config beyond 64 KiB; too long a retention.
+        ValueError: the run config holds what cannot be sent.
     """
 
     def __init__(
@@ -232,7 +233,7 @@ class Driver:
         Raises:
             TypeError, ValueError: something that is no message of this run or cannot be sent; nothing was pushed.
             MessageTooLarge: a content beyond `brokerfl.wire.frame.MAX_MESSAGE_BYTES`, or more than the run may have in
-                Redis; nothing was pushed.
+                Redis, or a group_id of more than about 48,000 bytes; nothing was pushed.
             RedisOutOfMemory: Redis is full; nothing was pushed.
             OutageLimit: Redis was away too long.
         """

@@ -1,7 +1,7 @@
 """The frame: a version byte, a small msgpack header, and raw buffers beside it.
 
-Owns the version, the one size limit, the names of a stream entry's fields, and the packing of headers. It must
-not know what a header means.
+Owns the version, the one size limit, the names of a stream entry's fields, and the packing of headers, with the limits
+that both sides keep. It must not know what a header means.
 
 A stream entry holds these fields:
 
@@ -17,7 +17,7 @@ from typing import Any
 
 import msgpack
 
-from brokerfl.common import FrameError
+from brokerfl.common import FrameError, MessageTooLarge
 
 VERSION = 1
 
@@ -32,7 +32,7 @@ MAX_HEADER_BYTES = 64 * 1024
 MAX_CONTENT_BYTES = 64 * 1024 * 1024
 
 #: Most lists and maps in one header or description: an empty one takes 1 byte in msgpack and about 60 in Python.
-_MAX_CONTAINERS = 200_000
+MAX_CONTAINERS = 200_000
 
 Fields = dict[bytes, bytes | memoryview]
 
@@ -48,16 +48,26 @@ class FrameVersionError(FrameError):
         )
 
 
-def pack(header: Any) -> bytes:
+def pack(header: Any, limit: int = MAX_HEADER_BYTES) -> bytes:
     """Return the version byte and ``header`` in msgpack.
+
+    Its lists and maps are not counted: who packs many of them has to.
+
+    Args:
+        header: what to pack.
+        limit: most bytes, as whoever unpacks it will ask for.
 
     Raises:
         ValueError: the header holds something msgpack cannot carry; the text names it.
+        MessageTooLarge: it is longer than ``limit`` bytes.
     """
     try:
-        return bytes((VERSION,)) + msgpack.packb(header, use_bin_type=True)  # type: ignore[no-any-return]
+        data: bytes = bytes((VERSION,)) + msgpack.packb(header, use_bin_type=True)
     except (OverflowError, UnicodeEncodeError, TypeError, ValueError) as error:
         raise ValueError(f"cannot be sent: {error}") from None
+    if len(data) > limit:
+        raise MessageTooLarge(f"a header of {len(data):,} bytes is beyond the limit of {limit:,}")
+    return data
 
 
 def unpack(data: bytes | memoryview | None, limit: int = MAX_HEADER_BYTES) -> Any:
@@ -90,8 +100,8 @@ class _Count:
 
     def see(self, container: Any) -> Any:
         self._seen += 1
-        if self._seen > _MAX_CONTAINERS:
-            raise FrameError(f"a header with more than {_MAX_CONTAINERS:,} lists and maps")
+        if self._seen > MAX_CONTAINERS:
+            raise FrameError(f"a header with more than {MAX_CONTAINERS:,} lists and maps")
         return container
 
 

@@ -9,11 +9,15 @@ from collections.abc import Mapping
 from hashlib import blake2s
 from typing import Any
 
-from brokerfl.common import Error, FrameError, Message, Metadata
-from brokerfl.wire.frame import HEAD, ID, Fields, pack, unpack
+from brokerfl.common import Error, FrameError, Message, MessageTooLarge, Metadata
+from brokerfl.wire.frame import HEAD, ID, MAX_HEADER_BYTES, Fields, pack, unpack
 from brokerfl.wire.record import decode_content
 
 _RANDOM_BYTES, _TAG_BYTES = 12, 4
+
+#: Bytes that the header of a message leaves free: its reply and its ledger entry repeat group and type, and an Error
+#: reply has a reason beside them.
+_ROOM_FOR_REPLY = 16 * 1024
 
 
 def new_message_id(run_id: int) -> str:
@@ -53,6 +57,7 @@ def encode_message(
 
     Raises:
         ValueError: text that is not Unicode, numbers beyond 64 bits.
+        MessageTooLarge: a header beyond its limit; the text names what is long in it.
     """
     header = [
         metadata.run_id,
@@ -65,7 +70,18 @@ def encode_message(
         float(metadata.ttl),
         None if error is None else [error.code, error.reason],
     ]
-    return {ID: message_id.encode(), HEAD: pack(header), **(content or {})}
+    limit = MAX_HEADER_BYTES if metadata.reply_to_message else MAX_HEADER_BYTES - _ROOM_FOR_REPLY
+    try:
+        head = pack(header, limit)
+    except MessageTooLarge as problem:
+        texts = {"group_id": metadata.group_id, "message_type": metadata.message_type}
+        if error is not None:
+            texts["error's reason"] = error.reason or ""
+        name = max(texts, key=lambda name: len(texts[name]))
+        raise MessageTooLarge(
+            f"{problem}: the {name} has {len(texts[name]):,} characters; put what is long into the content"
+        ) from None
+    return {ID: message_id.encode(), HEAD: head, **(content or {})}
 
 
 def message_id_of(fields: Mapping[bytes, bytes | memoryview]) -> str:

@@ -146,12 +146,12 @@ class Manifest:
     def encoded(self) -> bytes:
         """What a message carries of it."""
         entries = b"".join(_ENTRY.pack(*map(int, entry.split("-"))) for entry in self.entries)
-        return pack([list(self.sizes), b"".join(self.digests), entries])
+        return pack([list(self.sizes), b"".join(self.digests), entries], MAX_MANIFEST_BYTES)
 
     @cached_property
     def name(self) -> bytes:
         """16 bytes that tell one content from another."""
-        return sha256(pack([list(self.sizes), b"".join(self.digests)])).digest()[:16]
+        return sha256(pack([list(self.sizes), b"".join(self.digests)], MAX_MANIFEST_BYTES)).digest()[:16]
 
 
 def decode_manifest(data: bytes | memoryview, limit: int = MAX_MESSAGE_BYTES) -> Manifest:

@@ -25,7 +25,16 @@ from brokerfl.common import (
 )
 from brokerfl.common.array import ITEMSIZE, NPY_MAGIC
 from brokerfl.common.record import KINDS, Record
-from brokerfl.wire.frame import CONTENT, MAX_CONTENT_BYTES, MAX_MESSAGE_BYTES, Fields, pack, size_of, unpack
+from brokerfl.wire.frame import (
+    CONTENT,
+    MAX_CONTAINERS,
+    MAX_CONTENT_BYTES,
+    MAX_MESSAGE_BYTES,
+    Fields,
+    pack,
+    size_of,
+    unpack,
+)
 
 #: numpy allows 64 dimensions since 2.0 (NPY_MAXDIMS).
 MAX_DIMENSIONS = 64
@@ -42,7 +51,7 @@ def encode_content(content: RecordSet) -> Fields:
 
     Raises:
         TypeError, ValueError: a value changed after it was assigned to a type that a record does not take.
-        MessageTooLarge: more than `frame.MAX_MESSAGE_BYTES`.
+        MessageTooLarge: more than `frame.MAX_MESSAGE_BYTES`, or more records, lists and arrays than a receiver takes.
     """
     buffers: list[bytes | memoryview] = []
     parameters = {
@@ -51,16 +60,23 @@ def encode_content(content: RecordSet) -> Fields:
     }
     metrics = {name: _checked(record) for name, record in content.metrics_records.items()}
     configs = {name: _without_long(_checked(record), buffers) for name, record in content.configs_records.items()}
-    fields: Fields = {CONTENT: pack([parameters, metrics, configs, *_order_of(content)])}
-    if len(fields[CONTENT]) > MAX_CONTENT_BYTES:
+    try:
+        fields: Fields = {CONTENT: pack([parameters, metrics, configs, *_order_of(content)], MAX_CONTENT_BYTES)}
+    except MessageTooLarge as error:
         raise MessageTooLarge(
-            f"metrics and configs take {len(fields[CONTENT]):,} bytes, the limit is {MAX_CONTENT_BYTES:,}: "
-            "put large data into arrays, or into bytes of a config"
-        )
+            f"metrics and configs are too large: {error}: put large data into arrays, or into bytes of a config"
+        ) from None
     if len(buffers) > MAX_ARRAYS:
         raise MessageTooLarge(
             f"the content has {len(buffers):,} arrays and long bytes, at most {MAX_ARRAYS:,} are allowed"
         )
+    if len(fields[CONTENT]) > MAX_CONTAINERS:  # each takes a byte at least
+        count = _count_containers(parameters, metrics, configs, len(buffers))
+        if count > MAX_CONTAINERS:
+            raise MessageTooLarge(
+                f"the content makes {count:,} lists and maps, at most {MAX_CONTAINERS:,} are allowed, one for each "
+                "record and list and two for each array: put numbers into fewer, longer lists, or into arrays"
+            )
     for index, buffer in enumerate(buffers):
         fields[b"%d" % index] = buffer
     size = size_of(fields)
@@ -110,6 +126,26 @@ def _description(data: bytes | memoryview | None) -> list[Any]:
     if not isinstance(description, list) or len(description) not in (3, 4):
         raise FrameError("the content is not a list of three kinds of records, and their order")
     return description
+
+
+def _count_containers(
+    parameters: dict[str, dict[str, Any]],
+    metrics: dict[str, dict[str, Any]],
+    configs: dict[str, dict[str, Any]],
+    buffers: int,
+) -> int:
+    """Return how many lists and maps a description has, as `frame.unpack` counts them, without a look into each list.
+
+    An array is a list with its shape in it, long bytes are a map: so each buffer is one, and each array one more.
+    """
+    arrays = sum(map(len, parameters.values()))
+    lists = sum(
+        isinstance(value, list)
+        for records in (metrics, configs)
+        for record in records.values()
+        for value in record.values()
+    )
+    return 4 + len(parameters) + len(metrics) + len(configs) + buffers + arrays + lists
 
 
 def _order_of(content: RecordSet) -> list[bytes]:

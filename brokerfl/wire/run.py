@@ -6,7 +6,7 @@ Owns their layout. It must not know keys or states.
 from dataclasses import dataclass
 from typing import Any
 
-from brokerfl.common import FrameError, UserConfig
+from brokerfl.common import ConfigError, FrameError, MessageTooLarge, UserConfig
 from brokerfl.wire.frame import pack, unpack
 
 _SCALARS = (bool, int, float, str)
@@ -30,8 +30,22 @@ class Run:
 
 
 def encode_run(run: Run) -> bytes:
-    """Return the frame of ``run``, without its id: the key or hash field that holds it says that."""
-    return pack([run.app, run.created_at, run.run_config])
+    """Return the frame of ``run``, without its id: the key or hash field that holds it says that.
+
+    Raises:
+        ConfigError: the run config is too large.
+        ValueError: it holds what msgpack cannot carry.
+    """
+    try:
+        return pack([run.app, run.created_at, run.run_config])
+    except MessageTooLarge as error:
+        sizes = {"the app": len(run.app)}
+        sizes |= {f"the value of {key!r}": len(str(value)) for key, value in run.run_config.items()}
+        longest = max(sizes, key=sizes.__getitem__)
+        raise ConfigError(
+            f"the run config is too large: {error}, and {longest} has {sizes[longest]:,} characters: "
+            "send what is long in messages, or let the config name a file"
+        ) from None
 
 
 def decode_run(run_id: int, data: bytes) -> Run:

@@ -32,7 +32,21 @@ USAGE = {
         "--run-config 'lr = 0.1' cannot be read at 'lr = 0.1': write",
     ),
     "label": ((*NODE, "--label", "berlin"), "--label 'berlin': write key=value, such as site=berlin"),
-    "lease": ((*NODE, "--lease", "0"), r"Invalid value for '--lease': 0(\.0)? is not in the range x>=0.3"),
+    "lease": ((*NODE, "--lease", "0"), r"Invalid value for '--lease': 0(\.0)? is not in the range 0.3<=x<=1000000000"),
+    **{
+        f"{option} {seconds}": ((*command, option, seconds), f"Invalid value for '{option}': ")
+        for command, options in (
+            (NODE, ("--lease", "--grace")),
+            (SERVER, ("--lease", "--retention", "--offline-grace", "--outage-limit")),
+        )
+        for option in options
+        for seconds in ("nan", "inf", "1e18")
+    },
+    "seed": ((*SERVER, "--run-config", "seed=99999999999999999999999"), "--run-config: seed is 9+, and only integers"),
+    "run config's bytes": ((*SERVER, "--run-config", "a='\udcff'"), r"--run-config: 'a': '\\udcff' is not UTF-8"),
+    "name's bytes": ((*NODE, "--name", "a\udcff"), r"Invalid value for '--name': 'a\\udcff' is not UTF-8"),
+    "label's bytes": ((*NODE, "--label", "a=\udcff"), r"Invalid value for '--label': 'a=\\udcff' is not UTF-8"),
+    "app's bytes": (("brokerfl-server", "s\udcff:app"), r"the app 's\\udcff:app' is not UTF-8"),
     "prefix": ((*NODE, "--prefix", "a b"), "the prefix 'a b' may hold only letters, digits"),
     "scheme": ((*NODE, "--redis", "http://127.0.0.1"), "the Redis URL http://127.0.0.1 must start with redis://"),
     "no scheme": ((*NODE, "--redis", "localhost:6379"), "the Redis URL localhost:6379 must start with redis://"),
@@ -103,6 +117,16 @@ def test_a_right_is_missing(commands: Commands, broker: Broker) -> None:
     server = commands.run(*SERVER, "--run-config", "nodes=1", "--redis", f"redis://no-entries:pw@{host}", code=11)
     assert f"Run {run_id(server)} is detached: redis://no-entries:***@{host} refuses a right" in server.err
     assert "Traceback" not in server.text
+
+
+def test_a_run_that_cannot_be(commands: Commands, broker: Broker) -> None:
+    """A run config that no node could read, and a retention that is too long, are one line and 2; there is no run."""
+    for option, value, line in (
+        ("--run-config", f"prompt='{'x' * 70_000}'", "Error: the run config is too large: a header of 70,0"),
+        ("--retention", "2592001", "Error: a retention of 2.592e+06 s is too long: at most 2592000 s (30 days)"),
+    ):
+        assert error_of(commands.run(*SERVER, option, value, code=2)).startswith(line)
+    assert commands.run("brokerfl", "runs", "--all", "--format", "json").out == "[]\n"
 
 
 def bulk(text: str) -> bytes:

@@ -1,6 +1,8 @@
 """`brokerfl-node`: names, signals, and what a node's death means to the runs."""
 
 import json
+import os
+import re
 import signal
 from pathlib import Path
 
@@ -11,6 +13,53 @@ from tests.cli.conftest import DEADLINE, NEVER, Broker, Commands, error_of, node
 from tests.conftest import PREFIX
 
 pytestmark = pytest.mark.timeout(180)
+
+
+FORKING = """
+import multiprocessing
+import time
+from logging import INFO
+
+from brokerfl.client import ClientApp
+from brokerfl.common import Context, Message, log
+
+app = ClientApp()
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
+    child.start()
+    child.terminate()
+    child.join()
+    log(INFO, f"Ended with {child.exitcode}")
+    return message.create_reply(message.content)
+"""
+
+#: As `CLIENT`, with a child that nobody ends.
+ORPHANING = """
+import multiprocessing
+import time
+from logging import INFO
+from pathlib import Path
+
+from brokerfl.client import ClientApp
+from brokerfl.common import Context, Message, log
+
+app = ClientApp()
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    gate = Path(str(context.node_config["gate"]))
+    if not gate.exists():
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
+        child.start()
+        log(INFO, f"Child {child.pid}")
+    while not gate.exists():
+        time.sleep(0.02)
+    return message.create_reply(message.content)
+"""
 
 
 @pytest.fixture
@@ -63,6 +112,31 @@ def test_a_killed_named_node_serves_again_at_once(commands: Commands, broker: Br
     second = commands.node("--name", "hospital-1", "--lease", NEVER, *gated(gate))
     assert node_id(second) == node_id(first)
     assert "Round 1: 1 of 1 replied" in server.ends(0).text
+
+
+def test_a_child_of_the_app_is_not_the_node(commands: Commands, broker: Broker) -> None:
+    """A process that a ClientApp forks and ends dies of SIGTERM at once; it does not leave Redis in the node's name."""
+    commands.write("client.py", FORKING)
+    node = commands.node("--grace", "0", "--lease", NEVER)
+    server = commands.run("brokerfl-server", "server:app", "--run-config", "nodes=1 rounds=2")
+    assert "Round 2: 1 of 1 replied" in server.text
+    assert re.findall("Ended with (.*)", node.text) == ["-15", "-15"]
+    assert [row["status"] for row in listed(commands)] == ["online"]
+
+
+def test_a_child_that_outlives_its_node_does_not_hold_the_name(commands: Commands, broker: Broker, gate: Path) -> None:
+    """After kill -9 a named node serves again, however long a process lives that its app had forked."""
+    commands.write("client.py", ORPHANING)
+    first = commands.node("--name", "hospital-1", "--lease", NEVER, *gated(gate))
+    server = commands.server("--run-config", "nodes=1", "--offline-grace", NEVER)
+    orphan = int(first.wait_for(r"Child (\d+)"))
+    try:
+        first.kill()
+        gate.touch()
+        commands.node("--name", "hospital-1", "--lease", NEVER, *gated(gate))
+        assert "Round 1: 1 of 1 replied" in server.ends(0).text
+    finally:
+        os.kill(orphan, signal.SIGKILL)
 
 
 def test_a_killed_unnamed_node_is_error_5_and_disturbs_no_other_run(

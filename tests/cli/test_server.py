@@ -15,6 +15,8 @@ pytestmark = pytest.mark.timeout(180)
 WAITING = ("--run-config", "nodes=9")
 
 RAISING = """
+import asyncio
+
 from brokerfl.common import Context
 from brokerfl.server import Driver, ServerApp
 
@@ -29,6 +31,8 @@ def divide(number: int) -> float:
 def main(driver: Driver, context: Context) -> None:
     if context.run_config.get("leave"):
         raise SystemExit(7)
+    if context.run_config.get("cancel"):
+        raise asyncio.CancelledError("enough")
     divide(3)
 """
 
@@ -69,6 +73,26 @@ def main(driver: Driver, context: Context) -> None:
         waits = [pool.submit(driver.send_and_receive, [message]) for message in messages]
         print("Waiting", flush=True)
         [wait.result() for wait in waits]
+"""
+
+
+FORKING = """
+import multiprocessing
+import time
+
+from brokerfl.common import Context
+from brokerfl.server import Driver, ServerApp
+
+app = ServerApp()
+
+
+@app.main()
+def main(driver: Driver, context: Context) -> None:
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
+    child.start()
+    child.terminate()
+    child.join()
+    print("Ended with", child.exitcode, flush=True)
 """
 
 
@@ -123,6 +147,22 @@ def test_sys_exit_in_main_detaches_the_run(commands: Commands, broker: Broker) -
     server = commands.run("brokerfl-server", "server:app", "--run-config", "leave=true", code=4)
     assert "main raised SystemExit: 7\n" in server.err
     assert_detached(server, commands, broker)
+
+
+def test_a_base_exception_in_main_detaches_the_run(commands: Commands, broker: Broker) -> None:
+    """asyncio's CancelledError is no Exception, and ends with 4 like one."""
+    commands.write("server.py", RAISING)
+    server = commands.run("brokerfl-server", "server:app", "--run-config", "cancel=true", "--lease", NEVER, code=4)
+    assert "main raised CancelledError: enough\n" in server.err
+    assert_detached(server, commands, broker)
+
+
+def test_a_child_that_main_ends_dies_silently(commands: Commands, broker: Broker) -> None:
+    """SIGTERM ends a process that main forked, as in any Python, and the run goes on."""
+    commands.write("server.py", FORKING)
+    server = commands.run("brokerfl-server", "server:app")
+    assert server.out == "Ended with -15\n"
+    assert "Traceback" not in server.err
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -2,8 +2,9 @@
 
 import pytest
 
+from brokerfl.broker.runs import list_runs
 from brokerfl.client import ClientApp
-from brokerfl.common import Context, ErrorCode, Message, MessageTooLarge
+from brokerfl.common import ConfigError, Context, Error, ErrorCode, Message, MessageTooLarge, MetricsRecord, RecordSet
 from brokerfl.server import Driver
 from brokerfl.wire import record
 from tests.apps import Gate, driving, federation, number, number_in, text
@@ -95,6 +96,77 @@ def test_a_message_above_the_limit_is_a_clear_error(backend: Backend, monkeypatc
         [reply] = driver.send_and_receive([driver.create_message(number(1), "train", node, "1")])
         assert reply.error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
         assert "limit is 10,000 bytes" in (reply.error.reason or "")
+
+
+def test_a_run_config_above_the_limit_is_refused(backend: Backend) -> None:
+    """No node could read it: a ConfigError names the value and both sizes, and there is no run."""
+    with pytest.raises(ConfigError, match=r"70,0\d\d bytes is beyond the limit of 65,536.*'prompt' has 70,000 char"):
+        Driver(backend.connect(), "server:app", {"n": 1, "prompt": "x" * 70_000})
+    assert list_runs(backend.connect()) == []
+    assert [*backend.admin.scan_iter()] == []
+
+
+def test_a_header_above_the_limit_is_refused_at_the_push(backend: Backend) -> None:
+    """A group or an action that no node could read is named; nothing is pushed. The longest that is pushed is answered.
+
+    Its reply has the same group, and a reason when it is an Error.
+    """
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        return message.create_error_reply(Error(7, "€" * 100_000))
+
+    with federation(backend, app, nodes=1) as nodes:
+        node, driver = nodes.nodes[0].node_id, Driver(backend.connect(), "server:app")
+        good = driver.create_message(number(1), "train", node, "1")
+        for name, (action, group) in {
+            "group_id": ("", "g" * 70_000),
+            "message_type": (".x" + "y" * 69_993, "1"),
+        }.items():
+            with pytest.raises(ValueError, match=rf"is beyond the limit.*the {name} has 60,000 characters"):
+                driver.push_messages([good, driver.create_message(number(1), "train" + action, node, group)])
+        assert not backend.admin.exists(driver._connection.keys.ledger(driver.run.run_id))
+        for group in ("g" * 49_000, "é" * 24_500):
+            [reply] = driver.send_and_receive([driver.create_message(number(1), "train", node, group)])
+            assert (reply.error.code, reply.metadata.group_id) == (7, group)
+        driver.detach()
+        Driver(backend.connect(), resume=driver.run.run_id).end()
+
+
+def test_the_reason_of_an_apps_error_is_cut(backend: Backend) -> None:
+    """An app's own Error arrives with its code and the start of its reason, also one that is no Unicode, or none."""
+    reasons = ["a long traceback " * 5000, "no file \udcff", None]
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        return message.create_error_reply(Error(0, reasons[number_in(message)]))
+
+    with federation(backend, app, nodes=1) as nodes, driving(backend) as driver:
+        for index, expected in enumerate([("a long traceback " * 5000)[:2000], "no file ?", None]):
+            [reply] = driver.send_and_receive(
+                [driver.create_message(number(index), "train", nodes.nodes[0].node_id, str(index))]
+            )
+            assert (reply.error.code, reply.error.reason) == (0, expected)
+
+
+def test_more_lists_than_a_receiver_takes_are_refused(backend: Backend) -> None:
+    """200,000 lists are refused at the push, and are Error 2 in a reply; both say how many there may be."""
+    many = RecordSet(metrics_records={"m": MetricsRecord({str(i): [1.0] for i in range(200_000)})})
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        return message.create_reply(many)
+
+    with federation(backend, app, nodes=1) as nodes, driving(backend) as driver:
+        node = nodes.nodes[0].node_id
+        with pytest.raises(MessageTooLarge, match="makes 200,005 lists and maps, at most 200,000 are allowed"):
+            driver.push_messages([driver.create_message(many, "train", node, "1")])
+        [reply] = driver.send_and_receive([driver.create_message(number(1), "train", node, "1")])
+        assert reply.error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+        assert "at most 200,000 are allowed" in (reply.error.reason or "")
 
 
 def test_a_broken_exception_is_still_an_error_2(backend: Backend) -> None:

@@ -2,8 +2,14 @@
 
 import threading
 
+import pytest
+from redis.client import Pipeline
+
+from brokerfl.broker import inbox as inbox_module
+from brokerfl.broker.inbox import Inboxes
 from brokerfl.client import ClientApp
-from brokerfl.common import ConfigsRecord, Context, Message, MetricsRecord, RecordSet
+from brokerfl.common import ConfigsRecord, Context, Message, MetricsRecord, RecordSet, RedisOutOfMemory
+from brokerfl.server import Driver
 from tests.apps import Gate, driving, echo_app, eventually, federation, number, number_in
 from tests.conftest import PREFIX, Backend
 
@@ -131,6 +137,98 @@ def test_state_goes_with_the_run(backend: Backend) -> None:
                     [reply] = driver.send_and_receive([driver.create_message(number(1), "train", node.node_id, "1")])
                     assert number_in(reply) == expected
         eventually(lambda: not node._service.executor._contexts)
+
+
+def test_a_run_that_expired_is_forgotten_by_its_nodes(backend: Backend) -> None:
+    """A detached run whose keys expired leaves nothing on a node that other runs keep busy: no field, no state."""
+    with federation(backend, counting_app(), nodes=1) as nodes, driving(backend) as other:
+        node, executor = nodes.nodes[0], nodes.nodes[0]._service.executor
+        detached = Driver(backend.connect(), "server:app")
+        for driver in (other, detached):
+            driver.send_and_receive([driver.create_message(number(1), "train", node.node_id, "1")])
+        detached.detach()
+        run = detached.run.run_id
+        assert {*executor._runs} == {run, other.run.run_id}
+        backend.admin.unlink(*(key for key in backend.admin.scan_iter() if str(run).encode() in key))
+        with driving(backend) as third:
+            third.send_and_receive([third.create_message(number(1), "train", node.node_id, "1")])
+            [reply] = other.send_and_receive([other.create_message(number(1), "train", node.node_id, "2")])
+            assert number_in(reply) == 2
+            eventually(lambda: {*executor._runs} == {other.run.run_id, third.run.run_id})
+            assert run not in executor._contexts._kept
+            fields = backend.admin.hkeys(other._connection.keys.node_runs(node.node_id))
+            assert {*map(int, fields)} == {other.run.run_id, third.run.run_id}
+
+
+def expired(backend: Backend, *run_ids: int) -> tuple[Inboxes, list[dict[int, bytes]]]:
+    """The inboxes of a node 5 whose hash names runs without an inbox, and all that it tells of runs."""
+    connection, told = backend.connect(), []  # type: ignore[var-annotated]
+    runs = connection.keys.node_runs(5)
+    backend.admin.hset(runs, mapping={str(run_id): "frame" for run_id in run_ids})
+    backend.admin.pexpire(runs, 60_000)
+    return Inboxes(connection, 5, told.append), told
+
+
+def fields(backend: Backend, inboxes: Inboxes) -> set[int]:
+    return {*map(int, backend.admin.hkeys(inboxes._connection.keys.node_runs(5)))}
+
+
+def test_an_inbox_of_another_type_is_there(backend: Backend) -> None:
+    """A run whose inbox somebody made a string is not over; one without an inbox is."""
+    inboxes, told = expired(backend, 7, 8)
+    backend.admin.set(inboxes._connection.keys.inbox(5, 7), "no stream", px=60_000)
+    inboxes.refresh()
+    assert told == [{7: b"frame"}]
+    assert fields(backend, inboxes) == {7}
+
+
+def test_a_first_contact_is_not_forgotten(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A first contact that comes while a node takes an expired run out of its hash stays in it, before and after."""
+    watch, exists = Pipeline.watch, Pipeline.exists
+
+    def contact() -> None:
+        with backend.admin.pipeline() as pipe:
+            inbox_module.open_inbox(pipe, inboxes._connection.keys, 5, 7, b"again")
+            for key in inboxes._connection.keys.of_node_and_run(5, 7):
+                pipe.pexpire(key, 60_000)
+            pipe.execute()
+
+    def before(pipe: Pipeline, *keys: str) -> object:
+        contact()
+        return watch(pipe, *keys)
+
+    def after(pipe: Pipeline, *keys: str) -> object:
+        found = exists(pipe, *keys)
+        contact()
+        return found
+
+    for name, between in (("watch", before), ("exists", after)):
+        inboxes, told = expired(backend, 7, 8)
+        with monkeypatch.context() as patch:
+            patch.setattr(Pipeline, name, between)
+            inboxes.refresh()
+        assert told == [{}]
+        assert fields(backend, inboxes) == {7, 8}
+        inboxes.refresh()
+        assert told == [{}, {7: b"again"}]
+        assert fields(backend, inboxes) == {7}
+        backend.admin.unlink(*inboxes._connection.keys.of_node_and_run(5, 7))
+
+
+def test_a_full_redis_lets_a_node_go_on(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is over and cannot be taken out while Redis is full is taken out later; nobody is told of it."""
+    inboxes, told = expired(backend, 7)
+
+    def full(pipe: Pipeline) -> None:
+        raise RedisOutOfMemory("full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Pipeline, "multi", full)
+        inboxes.refresh()
+    assert fields(backend, inboxes) == {7}
+    inboxes.refresh()
+    assert told == [{}, {}]
+    assert fields(backend, inboxes) == set()
 
 
 def test_settled_replies_leave_redis_when_the_run_moves_on(backend: Backend) -> None:

@@ -5,11 +5,14 @@ import threading
 import pytest
 
 from brokerfl.broker import nodes as nodes_module
-from brokerfl.broker.runs import list_runs
-from brokerfl.common import RunFenced, RunLost
+from brokerfl.broker import runs as runs_module
+from brokerfl.broker.keys import MOST_RETENTION, RETENTION
+from brokerfl.broker.runs import list_runs, stop_run
+from brokerfl.common import ConfigError, RunFenced, RunLost, RunStopped
 from brokerfl.server import Driver
+from brokerfl.testing import fake_connection
 from tests.apps import Gate, contents_of, driving, eventually, federation, number, number_in
-from tests.conftest import Backend, check_keys
+from tests.conftest import PREFIX, Backend, check_keys
 
 #: TLS changes nothing here; test_messages.py has it.
 WITHOUT = ("redis-tls",)
@@ -115,6 +118,72 @@ def test_a_former_owner_writes_nothing(backend: Backend) -> None:
         assert backend.admin.xlen(keys.inbox(node, run)) == 0
         assert contents_of(backend.admin, before) == before
         driver.detach()
+
+
+def test_a_stopped_run_stays_over_whatever_others_keep(backend: Backend) -> None:
+    """A ServerApp that was cut off when its run was stopped writes nothing, although shorter runs began since then."""
+    with federation(backend, nodes=1) as nodes:
+        node = nodes.nodes[0].node_id
+        driver = Driver(backend.connect(), "server:app", retention=MOST_RETENTION)
+        driver.send_and_receive([driver.create_message(number(1), "train", node, "1")])
+        driver._heartbeat.stop()
+        backend.admin.unlink(driver._connection.keys.run_lease(driver.run.run_id))
+        stop_run(backend.connect(), driver.run.run_id)
+        later = backend.admin.time()[0] - 7 * 24 * 3600
+        backend.admin.zadd(f"{PREFIX}:runs", {str(driver.run.run_id): -later * 1000 - 0.5})
+        with driving(backend, retention=1.0):
+            assert driver.run.run_id not in {info.run_id for info in list_runs(backend.connect())}
+        driver._link.distrust()
+        driver._link._was_cut = True
+        assert driver.push_messages([driver.create_message(number(1), "train", node, "2")]) == [""]
+        with pytest.raises(RunStopped):
+            driver.pull_messages([])
+        assert keys_of(backend, driver) == []
+        driver.detach()
+
+
+def test_marks_are_pruned_after_the_longest_retention(backend: Backend) -> None:
+    """What `P:runs` knows of an ended run goes when no ServerApp of it can come back; it is shown for a day."""
+    now = backend.admin.time()[0]
+    ages = {"11": MOST_RETENTION + 60, "12": MOST_RETENTION - 60, "13": RETENTION + 60, "14": RETENTION - 60}
+    for ended, age in ages.items():
+        backend.admin.zadd(f"{PREFIX}:runs", {ended: -(now - age) * 1000})
+    assert [info.run_id for info in list_runs(backend.connect())] == [14]
+    assert set(backend.admin.zrange(f"{PREFIX}:runs", 0, -1)) == {b"12", b"13", b"14"}
+
+
+def test_a_run_that_ends_while_it_is_listed_keeps_its_mark(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The keys of a run are gone when they are looked at: it may not have expired, but have ended just then."""
+    with driving(backend), driving(backend) as other:
+        mark, look = -backend.admin.time()[0] * 1000 - 0.5, runs_module._run_info
+
+        def ends(*arguments: object) -> object:
+            backend.admin.zadd(f"{PREFIX}:runs", {"77": mark})
+            return look(*arguments)  # type: ignore[arg-type]
+
+        backend.admin.zadd(f"{PREFIX}:runs", {"77": 5})
+        monkeypatch.setattr(runs_module, "_run_info", ends)
+        list_runs(backend.connect())
+        assert backend.admin.zscore(f"{PREFIX}:runs", "77") == mark
+        monkeypatch.undo()
+        assert {info.run_id: info.status for info in list_runs(backend.connect())}[77] == "stopped"
+        backend.admin.zadd(f"{PREFIX}:runs", {"77": 5})
+        assert other.run.run_id in {info.run_id for info in list_runs(backend.connect())}
+        assert backend.admin.zscore(f"{PREFIX}:runs", "77") is None
+
+
+@pytest.mark.parametrize("retention", [MOST_RETENTION + 1, float("inf"), float("nan")])
+def test_a_retention_that_is_too_long_is_refused(retention: float) -> None:
+    """A retention beyond what `P:runs` remembers is a ConfigError that names the limit, at a start and a resume."""
+    connection = fake_connection()
+    with pytest.raises(ConfigError, match=r"at most 2592000 s \(30 days\)"):
+        Driver(connection, "server:app", retention=retention)
+    assert list_runs(connection) == []
+    driver = Driver(connection, "server:app", retention=MOST_RETENTION)
+    driver.detach()
+    with pytest.raises(ConfigError, match="too long"):
+        Driver(connection, resume=driver.run.run_id, retention=retention)
+    Driver(connection, resume=driver.run.run_id).end()
 
 
 def test_lost_data_end_the_waits(backend: Backend) -> None:

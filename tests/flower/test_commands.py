@@ -180,6 +180,36 @@ def server_fn(context: Context):
 app = ServerApp(server_fn=server_fn)
 '''
 
+WORKFLOW_SERVER = '''
+"""Rounds of FedAvg in flwr's DefaultWorkflow, from the number in the file `start`; it keeps nothing of its own."""
+
+from pathlib import Path
+
+import numpy as np
+from flwr.common import Context, ndarrays_to_parameters
+from flwr.server import LegacyContext, ServerApp, ServerConfig
+from flwr.server.strategy import FedAvg
+from flwr.server.workflow import DefaultWorkflow
+
+app = ServerApp()
+
+
+def save(server_round, parameters, _):
+    np.save(f"round-{server_round}.npy", parameters[0])
+
+
+@app.main()
+def main(grid, context: Context) -> None:
+    strategy = FedAvg(
+        min_available_clients=2,
+        initial_parameters=ndarrays_to_parameters([np.full((2, 3), float(Path("start").read_text()))]),
+        on_fit_config_fn=lambda server_round: {"round": server_round, "rate": 0.25},
+        evaluate_fn=save,
+    )
+    legacy = LegacyContext(context=context, config=ServerConfig(num_rounds=2), strategy=strategy)
+    DefaultWorkflow()(grid, legacy)
+'''
+
 LEGACY_RUN = ("brokerfl-server", "legacy.server_app:app", "--run-config", "num-server-rounds=2 rate=0.25")
 
 
@@ -220,6 +250,27 @@ def test_a_signal_detaches_a_server_whose_threads_wait(commands: Commands, broke
     assert "Traceback" not in server.text
     open_gate(commands)
     commands.run(*LEGACY_RUN[:2], "--resume", run_id(server))
+    assert_fitted(commands)
+
+
+@needs_flwr
+def test_a_workflow_starts_over(commands: Commands, broker: Broker, legacy: str) -> None:
+    """What flwr's DefaultWorkflow writes into context.state is nothing that its next life goes on with.
+
+    Killed in round 1 and resumed with another model, it takes none of the replies to the former one.
+    """
+    commands.write("server.py", WORKFLOW_SERVER)
+    commands.write("start", "718")
+    nodes = serving(*(begin_node(commands, legacy, index, config="gate=1") for index in range(2)))
+    server = commands.start("brokerfl-server", "server:app", "--lease", NEVER)
+    for node in nodes:
+        node.wait_for("Round 1 begins")
+    server.kill()
+    commands.write("start", "0")
+    again = commands.start("brokerfl-server", "server:app", "--resume", run_id(server))
+    again.wait_for(f"Run {run_id(server)} of server:app resumed")
+    open_gate(commands)
+    again.ends(0)
     assert_fitted(commands)
 
 

@@ -4,6 +4,7 @@ import gc
 import math
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -608,6 +609,22 @@ def test_a_stopped_run_ends_whoever_looks_for_nodes() -> None:
                 threading.Event().wait(0.01)
             except Exception:
                 continue
+
+    driver = Driver(fake_connection(server_side), "app", lease=0.6)
+    with pytest.raises(RunStopped):
+        adapt_server_app(server(main))(driver, driver.context)
+    driver.detach()
+
+
+def test_a_stopped_run_ends_whoever_pushes() -> None:
+    """An app that only pushes ends when the run is stopped: its messages are not refused for ever."""
+    server_side = FakeServer()
+
+    def main(grid: Any, context: Any) -> None:
+        stop_run(fake_connection(server_side), context.run_id, patience=0.1)
+        until = time.monotonic() + 20
+        while time.monotonic() < until:
+            grid.push_messages([message_to(grid, 5, number(1))])
 
     driver = Driver(fake_connection(server_side), "app", lease=0.6)
     with pytest.raises(RunStopped):

@@ -113,8 +113,21 @@ class Level(enum.IntEnum):
     LOW = 1
 
 
+class Optimizer(str, enum.Enum):  # noqa: UP042 # a StrEnum is its value already
+    SGD = "sgd"
+
+
+class Rate(float, enum.Enum):
+    HIGH = 0.5
+
+
+class Tag(bytes, enum.Enum):
+    RAW = b"\xff"
+
+
 class Text(str):
-    pass
+    def __str__(self) -> str:
+        return "something else"
 
 
 def test_subclasses_become_plain() -> None:
@@ -124,10 +137,13 @@ def test_subclasses_become_plain() -> None:
         "enum": Level.LOW,
         "floats": [0.5, np.float64(1)],
         "ints": [Level.LOW, Level.LOW],
+        "rate": Rate.HIGH,
     }
-    plain = {"float": 0.5, "enum": 1, "floats": [0.5, 1.0], "ints": [1, 1]}
-    arrived = travel(records_of({"m": MetricRecord(given), "c": ConfigRecord({"text": Text("a")})}))
-    assert described(arrived) == described(records_of({"m": MetricRecord(plain), "c": ConfigRecord({"text": "a"})}))
+    plain = {"float": 0.5, "enum": 1, "floats": [0.5, 1.0], "ints": [1, 1], "rate": 0.5}
+    texts = {"text": Text("a"), "enum": Optimizer.SGD, "enums": [Optimizer.SGD, Optimizer.SGD], "bytes": Tag.RAW}
+    plain_texts = {"text": "a", "enum": "sgd", "enums": ["sgd", "sgd"], "bytes": b"\xff"}
+    arrived = travel(records_of({"m": MetricRecord(given), "c": ConfigRecord(texts)}))
+    assert described(arrived) == described(records_of({"m": MetricRecord(plain), "c": ConfigRecord(plain_texts)}))
 
 
 def test_keys_keep_their_order() -> None:

@@ -39,6 +39,21 @@ def test_what_cannot_be_read_is_named(text: str) -> None:
         parse_config([text], "--node-config")
 
 
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("seed=18446744073709551616", r"seed is 18446744073709551616, and only integers from .* can be sent"),
+        ("seed=-9223372036854775809", r"seed is -9223372036854775809, and only integers from .* can be sent"),
+        ("site='\udcff'", r"'site': '\\udcff' is not UTF-8"),
+        ("s\udcff=1", r"'s\\udcff': 1 is not UTF-8"),
+    ],
+)
+def test_what_cannot_be_sent_is_named(text: str, why: str) -> None:
+    """A number too large, and bytes of a shell that are no UTF-8, are refused before a run begins."""
+    with pytest.raises(ConfigError, match=f"--run-config: {why}"):
+        parse_config([text], "--run-config")
+
+
 def test_several_options_add_up() -> None:
     """An option given twice adds its pairs."""
     assert parse_config(["a=1", "b=2 a=3"], "--run-config") == {"a": 3, "b": 2}

@@ -67,6 +67,14 @@ def test_without_a_config_anything_may_be_given(tmp_path: Path, text: str | None
     [
         ("[tool.flwr.app.config]\nwhen = 2026-01-01", r"pyproject.toml: \[.*\]: when is a date, not a boolean"),
         ("[tool.flwr.app.config.a]\nb = [1]", r"config\]: a.b is a list"),
+        (
+            "[tool.flwr.app.config.a]\nb = 99999999999999999999",
+            r"config\]: a.b is 9+, and only integers from -2\*\*63 to",
+        ),
+        ("[tool.flwr.app]\nconfig = 3", r"\[tool.flwr.app\]: `config` is a int, not a table"),
+        ("[tool.flwr.app]\nconfig = 'x=1'", "`config` is a str, not a table"),
+        ("[tool.flwr.app]\nconfig = [1]", "`config` is a list, not a table"),
+        ("[[tool.flwr.app.config]]\nx = 1", "`config` is a list, not a table"),
         ("[tool", "is no TOML"),
     ],
 )
@@ -105,3 +113,10 @@ def test_an_app_is_a_module_or_a_directory(tmp_path: Path, monkeypatch: pytest.M
         assert (found, where.folder) == (reference, folder)
     with pytest.raises(ConfigError, match=r"the app '\.' is a directory, and --app-dir .* names one too: give one"):
         find_project(".", "inner")
+
+
+def test_components_are_a_table(tmp_path: Path) -> None:
+    """Something else of that name is not passed over."""
+    project(tmp_path, "[[tool.flwr.app.components]]\nserverapp = 'a:app'")
+    with pytest.raises(ConfigError, match="`components` is a list, not a table"):
+        Project(tmp_path).component("serverapp")

@@ -20,8 +20,8 @@ from brokerfl.common import (
     RecordSet,
 )
 from brokerfl.common.record import Record
-from brokerfl.wire import record
-from brokerfl.wire.frame import FrameVersionError, pack, unpack
+from brokerfl.wire import frame, record
+from brokerfl.wire.frame import MAX_HEADER_BYTES, FrameVersionError, pack, unpack
 from brokerfl.wire.message import decode_message, encode_message, is_message_id, message_id_of, new_message_id
 from brokerfl.wire.record import decode_content, encode_content
 from brokerfl.wire.run import LedgerEntry, Run, decode_entry, decode_run, encode_entry, encode_run
@@ -81,6 +81,52 @@ def test_records_come_back_exactly(records: RecordSet) -> None:
     assert exact(decode_content(encode_content(records))) == exact(records)
 
 
+@settings(max_examples=200, deadline=None)
+@given(record_sets, st.integers(0, 3), st.integers(0, 3))
+def test_lists_and_maps_are_counted_as_the_receiver_counts(content: RecordSet, arrays: int, long: int) -> None:
+    """What a sender may send a receiver takes: exactly as many lists and maps, or one too many."""
+    content.parameters_records["p"] = ParametersRecord({str(i): Array(np.zeros(i)) for i in range(arrays)})
+    content.configs_records["long"] = ConfigsRecord({"l": [b"x" * record.LONG] * long, "one": b"y" * record.LONG})
+    with pytest.MonkeyPatch.context() as patch:
+        counter = _counting(patch)
+        decode_content(fields := encode_content(content))
+        count = counter[0]._seen
+        patch.setattr(record, "MAX_CONTAINERS", count)
+        patch.setattr(frame, "MAX_CONTAINERS", count)
+        assert encode_content(content) == fields
+        decode_content(fields)
+        for module in (record, frame):
+            patch.setattr(module, "MAX_CONTAINERS", count - 1)
+        with pytest.raises(MessageTooLarge, match=f"makes {count:,} lists and maps, at most {count - 1:,} are allowed"):
+            encode_content(content)
+        with pytest.raises(FrameError, match=f"more than {count - 1:,}"):
+            decode_content(fields)
+
+
+def _counting(patch: pytest.MonkeyPatch) -> list[frame._Count]:
+    counters: list[frame._Count] = []
+
+    class Counter(frame._Count):
+        def __init__(self) -> None:
+            super().__init__()
+            counters.append(self)
+
+    patch.setattr(frame, "_Count", Counter)
+    return counters
+
+
+def test_what_is_packed_can_be_unpacked() -> None:
+    """The writer keeps the reader's limit of bytes, to the byte, also for a limit of its own."""
+    for limit, options, before in ((MAX_HEADER_BYTES, (), 4), (100_000, (100_000,), 6)):
+        fits = "x" * (limit - before)
+        assert unpack(pack(fits, *options), *options) == fits
+        assert len(pack(fits, *options)) == limit
+        with pytest.raises(MessageTooLarge, match=f"{limit + 1:,} bytes is beyond the limit of {limit:,}"):
+            pack(fits + "x", *options)
+        with pytest.raises(FrameError, match=f"{limit + 1:,} bytes is beyond the limit of {limit:,}"):
+            unpack(pack(fits + "x", 2 * limit), *options)
+
+
 def test_long_bytes_of_a_config_are_buffers() -> None:
     """They are no part of the description, which has a limit, and come back in their places, alone and in lists."""
     long = b"x" * record.LONG
@@ -108,7 +154,7 @@ def test_an_order_that_is_none_is_refused() -> None:
     """The order of kinds has one byte for each record, looked at before anything else is done with it."""
     for order in (b"", b"\x02\x01", b"\x01", b"\x03", [1], bytes(10**6)):
         with pytest.raises(FrameError, match="the order of the records is not one of the records"):
-            decode_content({b"c": pack([{}, {}, {"c": {}}, order])})
+            decode_content({b"c": pack([{}, {}, {"c": {}}, order], 2 * 10**6)})
 
 
 def test_arrays_are_not_copied() -> None:

@@ -1,0 +1,47 @@
+"""A file that one process holds at a time. Owns that a kill, or the end of the process, lets go of it.
+
+The lock belongs to the open file, which a fork shares: a child that outlives its parent would go on holding it. So each
+child closes what it was born with.
+"""
+
+import fcntl
+import os
+from pathlib import Path
+
+
+class LockFile:
+    """A lock, held until `close` or the end of the process.
+
+    Args:
+        path: the file, made if it is missing.
+
+    Raises:
+        BlockingIOError: another process holds it.
+        OSError: it cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        _held.add(self)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let it go."""
+        if self in _held:
+            _held.remove(self)
+            os.close(self._file)
+
+
+_held: set[LockFile] = set()
+
+
+def _let_go() -> None:
+    for lock in list(_held):
+        lock.close()
+
+
+os.register_at_fork(after_in_child=_let_go)
