@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from redis import Redis
 
@@ -52,6 +53,20 @@ def eventually(condition: Callable[[], object], within: float = 10.0) -> None:
     while not condition():
         assert time.monotonic() < until, f"not within {within} s"
         threading.Event().wait(0.01)
+
+
+def append_only_file(data: Path) -> Path:
+    """The file that a server with this data directory appends to."""
+    return max(data.glob("appendonlydir/*.incr.aof"), key=lambda file: int(file.name.split(".")[2]))
+
+
+def written_size(admin: Redis, data: Path) -> int:
+    """Bytes of the append-only file; all that was acknowledged before is within them.
+
+    While an fsync is under way, ``everysec`` acknowledges what it keeps in memory.
+    """
+    eventually(lambda: admin.info("persistence")["aof_buffer_length"] == 0, within=50)
+    return append_only_file(data).stat().st_size
 
 
 def contents_of(admin: Redis, keys: Iterable[bytes | str]) -> dict[bytes | str, object]:

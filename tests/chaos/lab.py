@@ -18,6 +18,7 @@ import redis as redis_py
 from brokerfl.broker.embedded import EmbeddedServer
 from brokerfl.broker.keys import Keys
 from brokerfl.broker.nodes import node_id_of
+from tests.apps import append_only_file, written_size
 from tests.chaos.apps.server import value
 from tests.chaos.proxy import Proxy
 from tests.cli.conftest import DEADLINE, Commands, Process
@@ -119,15 +120,12 @@ class Lab:
 
     def file_size(self) -> int:
         """Bytes of the append-only file; all that was acknowledged before is within them."""
-        return self._file().stat().st_size
-
-    def _file(self) -> Path:
-        return max(self.data.glob("appendonlydir/*.incr.aof"), key=lambda file: int(file.name.split(".")[2]))
+        return written_size(self.admin, self.data)
 
     def crash_redis(self, size: int) -> None:
         """kill -9, and its file keeps only so many bytes: a power cut may do that within the second of ``everysec``."""
         self.kill_redis()
-        os.truncate(self._file(), size)
+        os.truncate(append_only_file(self.data), size)
         self.restart_redis()
 
     def kill_redis_that_owes(self, patience: float = 5.0) -> list[str]:

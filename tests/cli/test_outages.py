@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from redis import Redis
 
 from brokerfl.broker.embedded import EmbeddedServer
+from tests.apps import append_only_file, written_size
 from tests.cli.conftest import Broker, Commands, Process, error_of, run_id
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("valkey_url")]
@@ -91,15 +93,14 @@ def test_a_redis_that_forgot_its_last_writes_does_not(commands: Commands, tmp_pa
     with EmbeddedServer(data=tmp_path / "data") as server:
         commands.env["BROKERFL_REDIS_URL"] = server.url
         node = commands.node("--node-config", "gate='gate'", "--name", "hospital-1")
-        [file] = (tmp_path / "data").glob("appendonlydir/*.incr.aof")
-        size = file.stat().st_size
-        assert size
+        with Redis.from_url(server.url) as admin:
+            size = written_size(admin, tmp_path / "data")
         server_app = commands.server("--run-config", "nodes=1 rounds=2")
         node.wait_for("Training begins")
         os.kill(server.pid, signal.SIGKILL)
         server_app.wait_for("waiting for it to come back")
         server.stop()
-        os.truncate(file, size)
+        os.truncate(append_only_file(tmp_path / "data"), size)
         server.start()
         server_app.wait_for(f"Redis forgot its last writes; run {run_id(server_app)} was written again")
         commands.write("gate", "")
