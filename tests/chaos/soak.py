@@ -159,7 +159,7 @@ class Soak:
         self.counts["Redis killed"] += 1
         self._lab.proxy.weather = 0.0
         self._await_quiet()
-        if self._lab.kill_redis_that_owes(patience=self._random.choice((0.0, 4.0))):
+        if self._lab.crash_redis_at_work(patience=self._random.choice((0.0, 4.0))):
             self.counts["Redis forgot"] += 1
         self._started = time.monotonic()
         self._await_quiet()
