@@ -5,10 +5,11 @@ import signal
 
 import pytest
 
+from tests.chaos.conftest import SERVERS
 from tests.chaos.lab import KEYS, Lab, eventually, expected, node_key
 from tests.cli.conftest import run_id
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.parametrize("lab", SERVERS, indirect=True)]
 
 TRAINS_TWICE = r"(?s)Training begins.*Training begins"
 
