@@ -41,8 +41,8 @@ FORGOTTEN = (1, 2, 3, 5, 8, 16, 40)
 #: After how many turns a frozen node wakes: at once, in the middle, when the run is over.
 WAKES = (1, 2, 3, 5, 1000)
 
-#: Without --every-accident all but the kill happen at some commands, before or after Redis executed them. Seven, so that
-#: the rounds, alike as they are, do not all leave out the same ones.
+#: Without --every-accident all but the kill happen at some commands, before or after Redis executed them. Seven, so
+#: that the rounds, alike as they are, do not all leave out the same ones.
 CHOSEN_MOMENTS = ((True,), (False,), (), (False,), (True,), (), (True,))
 
 
