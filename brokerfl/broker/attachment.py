@@ -9,11 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from redis.client import Pipeline
-from redis.exceptions import WatchError
 
 from brokerfl.broker.blobs import expire_blobs
 from brokerfl.broker.connection import Connection
-from brokerfl.broker.failure import is_changed, map_errors
+from brokerfl.broker.failure import execute_unless_changed, map_errors
 from brokerfl.broker.fence import STOP, Fence
 from brokerfl.broker.keys import GROUP, LEASE, MOST_RETENTION, RETENTION, milliseconds, parse_id
 from brokerfl.broker.lease import await_lapse
@@ -117,12 +116,8 @@ def _try_to_attach(
             pipe.set(keys.owner(run_id), fence.value)
             pipe.set(keys.run_lease(run_id), fence.value, px=milliseconds(lease))
             attachment.expire(pipe, Holdings())
-            try:
-                pipe.execute()
+            if execute_unless_changed(pipe):
                 return attachment
-            except WatchError as error:
-                if not is_changed(error):
-                    raise
 
 
 class Attachment:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from redis.client import Pipeline
 from redis.exceptions import (
     AuthenticationError,
     AuthenticationWrongNumberOfArgsError,
@@ -50,7 +51,7 @@ def map_errors(url: str = "Redis") -> Iterator[None]:
 def translate(error: BaseException, url: str = "Redis") -> Exception | None:
     """Return the brokerfl exception that ``error`` means, None when it is none of those below."""
     text = _PIPELINED.sub("", str(error))
-    if isinstance(error, WatchError) and not is_changed(error):
+    if isinstance(error, WatchError) and not _is_changed(error):
         return RedisUnreachable(f"Redis at {url} does not answer: {text}")
     if _is_tls(error):
         return RedisTLSError(f"no TLS connection to {url}: {_tls_reason(error)}")
@@ -83,7 +84,22 @@ def found_or_none(answer: Any, url: str) -> Any:
     return answer
 
 
-def is_changed(error: WatchError) -> bool:
+def execute_unless_changed(pipe: Pipeline) -> bool:
+    """Execute the MULTI of ``pipe``; return whether that was done: False means that a watched key changed.
+
+    Raises:
+        WatchError, RedisError, OSError: as redis-py, for `map_errors`.
+    """
+    try:
+        pipe.execute()
+    except WatchError as error:
+        if not _is_changed(error):
+            raise
+        return False
+    return True
+
+
+def _is_changed(error: WatchError) -> bool:
     """Whether a watched key changed, so that EXEC did nothing.
 
     redis-py raises WatchError as well when the connection breaks after a WATCH, even in the middle of EXEC: then

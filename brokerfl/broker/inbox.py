@@ -12,10 +12,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from redis.client import Pipeline
-from redis.exceptions import ResponseError, WatchError
+from redis.exceptions import ResponseError
 
 from brokerfl.broker.connection import BLOCK, Connection
-from brokerfl.broker.failure import is_changed, map_errors, translate
+from brokerfl.broker.failure import execute_unless_changed, map_errors, translate
 from brokerfl.broker.keys import BELL_LENGTH, GROUP, LEASE, Keys, milliseconds
 from brokerfl.broker.runs import runs_of
 from brokerfl.broker.stream import entries
@@ -181,11 +181,7 @@ class Inboxes:
                 return
             pipe.multi()
             pipe.hdel(connection.keys.node_runs(self._node_id), *map(str, missing))
-            try:
-                pipe.execute()
-            except WatchError as error:
-                if not is_changed(error):
-                    raise
+            execute_unless_changed(pipe)
 
     def drain(self) -> list[Delivery]:
         """Return everything that was delivered to this node and not settled. To be called after every connect."""

@@ -12,11 +12,9 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from logging import WARNING
 
-from redis.exceptions import WatchError
-
 from brokerfl import __version__
 from brokerfl.broker.connection import Connection
-from brokerfl.broker.failure import is_changed, map_errors, translate
+from brokerfl.broker.failure import execute_unless_changed, map_errors, translate
 from brokerfl.broker.keys import GROUP, LEASE, RETENTION, milliseconds, parse_id
 from brokerfl.broker.lease import await_lapse
 from brokerfl.broker.process import home_of, is_dead, new_token
@@ -115,12 +113,8 @@ class Registration:
                     return False
                 pipe.multi()
                 pipe.set(lease, self._token, px=milliseconds(self.lease))
-                try:
-                    pipe.execute()
+                if execute_unless_changed(pipe):
                     return True
-                except WatchError as error:
-                    if not is_changed(error):
-                        raise
 
     def _is_gone(self, holder: str) -> bool:
         """Whoever held the lease from this state directory is dead, for it is locked by this process now."""

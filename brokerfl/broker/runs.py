@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from redis.client import Pipeline
-from redis.exceptions import WatchError
 
 from brokerfl.broker.blobs import chunks_of, remove_blobs
 from brokerfl.broker.connection import Connection
-from brokerfl.broker.failure import is_changed, map_errors
+from brokerfl.broker.failure import execute_unless_changed, map_errors
 from brokerfl.broker.fence import STOP, Fence, Forgotten
 from brokerfl.broker.keys import BELL_LENGTH, LEASE, MOST_RETENTION, RETENTION, Keys, milliseconds, parse_id
 from brokerfl.broker.process import describe, is_dead, new_token
@@ -168,12 +167,8 @@ def _take_over_to_stop(connection: Connection, run_id: int) -> Fence:
             pipe.set(keys.owner(run_id), fence.value, keepttl=True)
             pipe.hset(keys.meta(run_id), "status", "stopping")
             pipe.xadd(keys.bell(run_id), {"n": ""}, maxlen=BELL_LENGTH, nomkstream=True)
-            try:
-                pipe.execute()
+            if execute_unless_changed(pipe):
                 return fence
-            except WatchError as error:
-                if not is_changed(error):
-                    raise
 
 
 def absent(connection: Connection, run_id: int) -> str:
@@ -204,7 +199,7 @@ def list_runs(connection: Connection) -> list[RunInfo]:
             if expired:
                 removal.multi()
                 removal.zrem(keys.runs, *expired)
-                _execute_unless_changed(removal)
+                execute_unless_changed(removal)
     for member, score in ended:
         runs.append(RunInfo(int(member), "stopped" if score % 1 else "completed", -score / 1000))
     return sorted(runs, key=lambda run: run.created_at or run.ended_at, reverse=True)
@@ -227,14 +222,6 @@ def _look_at(connection: Connection, members: list[bytes]) -> tuple[list[RunInfo
         else:
             expired.append(member)
     return runs, expired
-
-
-def _execute_unless_changed(pipe: Pipeline) -> None:
-    try:
-        pipe.execute()
-    except WatchError as error:
-        if not is_changed(error):
-            raise
 
 
 def _run_info(run_id: int, meta: dict[bytes, bytes], lease: bytes | None, nodes: int) -> RunInfo:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from brokerfl.common import AppLoadError, ConfigError, ConfigScalar, UserConfig
+from brokerfl.common.record import MAX_INT, MIN_INT
 
 _SCALARS = (bool, int, float, str)
-_LEAST, _MOST = -(2**63), 2**64 - 1
 
 
 class Project:
@@ -93,7 +93,7 @@ def check_scalar(name: str, value: ConfigScalar, where: str) -> None:
     """
     if not is_utf8(name) or (isinstance(value, str) and not is_utf8(value)):
         raise ConfigError(f"{where}: {name!r}: {value!r} is not UTF-8")
-    if isinstance(value, int) and not _LEAST <= value <= _MOST:
+    if isinstance(value, int) and not MIN_INT <= value <= MAX_INT:
         raise ConfigError(f"{where}: {name} is {value}, and only integers from -2**63 to 2**64 - 1 can be sent")
 
 

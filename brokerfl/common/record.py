@@ -20,7 +20,7 @@ ConfigsScalar = bool | int | float | str | bytes
 ConfigsValue = ConfigsScalar | list[bool] | list[int] | list[float] | list[str] | list[bytes]
 
 #: What msgpack can carry: the integers of int64 and uint64.
-_MIN_INT, _MAX_INT = -(2**63), 2**64 - 1
+MIN_INT, MAX_INT = -(2**63), 2**64 - 1
 
 
 class ParametersRecord(TypedDict[Array]):
@@ -372,7 +372,7 @@ def _check(value: Any, kinds: tuple[type, ...], wanted: str) -> None:
             raise TypeError(f"{wanted} is needed, not {kind.__name__}{where}")
     if len(types) > 1:
         raise TypeError(f"a list holds one type only, not {' and '.join(sorted(t.__name__ for t in types))}")
-    if values and isinstance(values[0], int) and not _MIN_INT <= min(values) <= max(values) <= _MAX_INT:
+    if values and isinstance(values[0], int) and not MIN_INT <= min(values) <= max(values) <= MAX_INT:
         raise ValueError("an int below -2**63 or above 2**64 - 1 cannot be sent: make it a float, or a str in a config")
 
 
