@@ -1,12 +1,12 @@
 """Driver: what a ServerApp sends messages and collects replies with.
 
 Owns the public interface and the run's life. How a push is made is `push`'s business, how replies are waited for
-`collector`'s.
+`collector`'s, when one counts as handed over `handover`'s.
 """
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TypeVar
 
 from brokerfl.broker.attachment import create_run, read_books, resume_run
@@ -15,7 +15,7 @@ from brokerfl.broker.connection import Connection
 from brokerfl.broker.fence import Forgotten
 from brokerfl.broker.heartbeat import Heartbeat
 from brokerfl.broker.keys import LEASE, OFFLINE_GRACE, RETENTION
-from brokerfl.broker.ledger import Ledger, OpenMessage
+from brokerfl.broker.ledger import Ledger
 from brokerfl.broker.nodes import online_nodes
 from brokerfl.broker.runs import Holdings, has_ended
 from brokerfl.broker.saved import SavedContext
@@ -31,10 +31,11 @@ from brokerfl.common import (
     RunStopped,
     UserConfig,
 )
-from brokerfl.server.collector import Collector, Wanted
+from brokerfl.server.collector import Collector
 from brokerfl.server.commit import Committer
 from brokerfl.server.delivery import Delivery
 from brokerfl.server.fetch import Fetcher
+from brokerfl.server.handover import Handover
 from brokerfl.server.intake import Intake
 from brokerfl.server.link import OUTAGE_LIMIT, Link
 from brokerfl.server.liveness import Liveness
@@ -129,7 +130,8 @@ class Driver:
             connection, self.context, saved, self._attachment, ledger, intake, self._link, delivery, blobs
         )
         self._pusher = Pusher(connection, run.run_id, ledger, intake, self._link, committer, blobs)
-        self._fetcher = Fetcher(connection, run.run_id, ledger, self._link, self._pusher, max_message)
+        fetcher = Fetcher(connection, run.run_id, ledger, self._link, self._pusher, max_message)
+        self._handover = Handover(ledger, self._collector, fetcher)
         self._closed = False
         self._heartbeat = Heartbeat(
             f"heartbeat of run {run.run_id}", min(lease / 3, retention / 4), self._renew, self._collector.end
@@ -313,17 +315,7 @@ class Driver:
         wanted, foreign = self._sort(message_ids)
         self._collector.poll()
         replies = [unknown_reply(self._run.run_id, message_id) for message_id in foreign]
-        with self._taking() as taken:
-            while True:
-                with self._ledger.lock:
-                    message = self._ledger.take(wanted)
-                if message is None:
-                    return replies
-                wanted.discard(message.message_id)
-                decoded = self._fetcher.decode(message, time.monotonic())
-                if decoded is not None:
-                    replies.append(decoded)
-                    taken.append(message)
+        return replies + self._handover.here(wanted)
 
     def replies(self, message_ids: Iterable[str], *, timeout: float | None = None) -> Iterator[Message]:
         """Yield each reply to ``message_ids`` the moment it arrives, until all have come.
@@ -341,48 +333,12 @@ class Driver:
             RunStopped, RunFenced, RunLost, OutageLimit: the run is over.
         """
         wanted, foreign = self._sort(message_ids)
-        return self._iterate(Wanted(wanted), foreign, _until(timeout))
+        return self._iterate(wanted, foreign, _until(timeout))
 
-    def _iterate(self, wanted: Wanted, foreign: list[str], until: float | None) -> Iterator[Message]:
+    def _iterate(self, wanted: set[str], foreign: list[str], until: float | None) -> Iterator[Message]:
         for message_id in foreign:
             yield unknown_reply(self._run.run_id, message_id)
-        while (found := self._next(wanted, until)) is not None:
-            message, only = found[0], [found[1]]
-            del found  # it may be half of what the app's memory holds
-            try:
-                yield only.pop()
-            finally:  # the loop may also have been left by break: the app has the reply
-                with self._ledger.lock:
-                    self._ledger.hand(message)
-
-    def _next(self, wanted: Wanted, until: float | None) -> tuple[OpenMessage, Message] | None:
-        """Return the next reply, which is taken and not handed over yet; None when there is none left, or no time."""
-        while (message := self._collector.next(wanted, until)) is not None:
-            decoded = self._fetcher.decode(message, until)
-            if decoded is not None:
-                return message, decoded
-            wanted.ids.add(message.message_id)
-            if until is not None and time.monotonic() >= until:
-                break
-        return None
-
-    @contextmanager
-    def _taking(self) -> Iterator[list[OpenMessage]]:
-        """What is put into the list is handed over at the end of the block: until then no other thread settles it.
-
-        If the block fails the app has not got it, and it can be taken again.
-        """
-        taken: list[OpenMessage] = []
-        try:
-            yield taken
-        except BaseException:
-            with self._ledger.lock:
-                for message in reversed(taken):
-                    self._ledger.put_back(message)
-            raise
-        with self._ledger.lock:
-            for message in taken:
-                self._ledger.hand(message)
+        yield from self._handover.each(wanted, until)
 
     def send_and_receive(
         self,
@@ -415,13 +371,7 @@ class Driver:
             if not message_id
         ]
         accepted, _ = self._sort(ids)
-        wanted, until = Wanted(accepted), _until(timeout)
-        with self._taking() as taken:
-            replies = refused
-            while (found := self._next(wanted, until)) is not None:
-                taken.append(found[0])
-                replies.append(found[1])
-        return replies
+        return refused + self._handover.all(accepted, _until(timeout))
 
     def _sort(self, message_ids: Iterable[str]) -> tuple[set[str], list[str]]:
         """Divide ids into those this run once accepted and those it never did."""
