@@ -8,7 +8,7 @@ chunk that a new message relies on.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from redis.client import Pipeline
@@ -63,10 +63,17 @@ def _readable(found: Iterable[bytes]) -> Iterator[Manifest]:
 
 @dataclass(slots=True)
 class _Broadcast:
-    """A content that the run has in Redis, or is about to have. ``needed``: how many messages and states need it."""
+    """A content that the run has in Redis, or is about to have.
+
+    Attributes:
+        manifest: its manifest.
+        needed: how many messages and states need it.
+        is_noted: Redis has the manifest.
+    """
 
     manifest: Manifest
     needed: int = 0
+    is_noted: bool = False
 
 
 class Blobs:
@@ -77,6 +84,9 @@ class Blobs:
         run_id: the run.
         retention: seconds that a chunk lives after it was written or renewed.
         limit: most bytes that the run may have in Redis at once; None for no limit.
+
+    Attributes:
+        kept: names of contents on their way, which nobody needs yet and which are to stay.
     """
 
     def __init__(self, connection: Connection, run_id: int, retention: float, limit: int | None = None) -> None:
@@ -90,6 +100,7 @@ class Blobs:
         self._present: set[bytes] = set()
         self._strays: set[bytes] = set()
         self._held: dict[bytes, tuple[memoryview, float]] = {}
+        self.kept: Collection[bytes] = ()
 
     def load(self) -> None:
         """Take over what a former ServerApp left, for a resumed run."""
@@ -97,12 +108,11 @@ class Blobs:
         with map_errors(self._connection.url):
             found = self._connection.redis.hgetall(keys.blobs(run))
         for manifest in _readable(found.values()):
-            self._enter(manifest)
-        self._present = self._look()
+            self._enter(manifest).is_noted = True
+        self._present = self._look(self.digests())
 
-    def _look(self) -> set[bytes]:
-        """Return the chunks that Redis has, with a new lifetime."""
-        digests = self.digests()
+    def _look(self, digests: Collection[bytes]) -> set[bytes]:
+        """Return those of some chunks that Redis has, with a new lifetime."""
         with map_errors(self._connection.url), self._connection.redis.pipeline(transaction=False) as pipe:
             expire_blobs(pipe, self._connection.keys, self._run_id, digests, self._retention)
             answers = pipe.execute() if digests else []
@@ -126,16 +136,23 @@ class Blobs:
     def enter(self, payload: Payload) -> list[list[int]]:
         """Note a content that is about to be sent; return which of its chunks Redis lacks, divided for `upload`.
 
+        Redis is asked: somebody may have deleted what it had, without a connection having been lost. Safe to repeat.
+
         Raises:
             MessageTooLarge: the run would have more in Redis than it may.
+            RedisUnreachable, RedisAuthError: Redis could not be asked.
         """
         manifest = payload.manifest
-        if manifest.name not in self._broadcasts:
+        found = self._broadcasts.get(manifest.name)
+        if found is None:
             self._check_limit(manifest)
-            self._enter(manifest)
+            found = self._enter(manifest)
+        asked = self._present.intersection(manifest.digests)
+        self._present -= asked - self._look(asked)
         lacking = {digest: index for index, digest in enumerate(manifest.digests) if digest not in self._present}
         indices = list(lacking.values())
-        return [indices[at : at + WINDOW] for at in range(0, len(indices), WINDOW)]
+        windows = [indices[at : at + WINDOW] for at in range(0, len(indices), WINDOW)]
+        return windows if windows or found.is_noted else [[]]  # others may have all of its chunks
 
     def _check_limit(self, manifest: Manifest) -> None:
         if self._limit is None:
@@ -147,17 +164,19 @@ class Blobs:
                 f"than the {self._limit:,} that it may have"
             )
 
-    def _enter(self, manifest: Manifest) -> None:
-        self._broadcasts[manifest.name] = _Broadcast(manifest)
+    def _enter(self, manifest: Manifest) -> _Broadcast:
+        found = self._broadcasts[manifest.name] = _Broadcast(manifest)
         for digest, size in manifest.chunk_sizes().items():
             if digest not in self._users:
                 self._size += size
             self._users[digest] = self._users.get(digest, 0) + 1
+        return found
 
     def upload(self, pipe: Pipeline, payload: Payload, indices: Iterable[int]) -> None:
-        """Put some chunks of a content into ``pipe``, with the manifest by which they are found and deleted again."""
+        """Put some chunks of a content into ``pipe``; the first ones with the manifest by which all are found again."""
         manifest = payload.manifest
-        self._write(pipe, {manifest.name: manifest.encoded})
+        if not self._broadcasts[manifest.name].is_noted:
+            self._write(pipe, {manifest.name: manifest.encoded})
         for index in indices:
             self._set(pipe, manifest.digests[index], payload.chunk(index))
 
@@ -172,6 +191,7 @@ class Blobs:
 
     def uploaded(self, payload: Payload, indices: Iterable[int]) -> None:
         """These chunks are in Redis. While a killed Redis might forget them, they are held in memory too."""
+        self._broadcasts[payload.manifest.name].is_noted = True
         for index in indices:
             digest = payload.manifest.digests[index]
             self._present.add(digest)
@@ -200,12 +220,9 @@ class Blobs:
             if broadcast is not None:
                 broadcast.needed += step
 
-    def idle(self, kept: Iterable[bytes] = ()) -> list[bytes]:
+    def idle(self) -> list[bytes]:
         """Return the names of the contents that nobody needs, without those to be kept."""
-        if not self._broadcasts:
-            return []
-        needed = set(kept)
-        return [name for name, found in self._broadcasts.items() if found.needed <= 0 and name not in needed]
+        return [name for name, found in self._broadcasts.items() if found.needed <= 0 and name not in self.kept]
 
     def remove(self, pipe: Pipeline, names: Iterable[bytes]) -> None:
         """Put the deletion of contents into ``pipe``, and of the chunks that no other content has."""
@@ -238,7 +255,7 @@ class Blobs:
     def look(self) -> None:
         """Find out what Redis has."""
         self._strays = chunks_of(self._connection, self._run_id) - self._users.keys()
-        self._present = self._look()
+        self._present = self._look(self.digests())
 
     def forgotten(self) -> Iterator[list[bytes]]:
         """Yield the chunks that `look` did not find and that are at hand, divided for `write_again`."""

@@ -4,6 +4,7 @@ Owns the client's settings. It must not know keys' meanings.
 """
 
 import random
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -39,6 +40,10 @@ from brokerfl.common import (
 BLOCK = 2.0
 _SOCKET_TIMEOUT = BLOCK + 5.0
 _CONNECT_TIMEOUT = 5.0
+
+#: When TCP asks a silent peer whether it lives, how often (seconds) and how many times, as redis-py has it; and the
+#: milliseconds without a sign after which it gives up what it has sent.
+_TCP_OPTIONS = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 20_000}
 
 #: Bytes from which redis-py's packer leaves an argument where it is, as redis-py itself sets it.
 _CUTOFF = 6000
@@ -254,7 +259,7 @@ def connect(
             url,
             socket_timeout=_SOCKET_TIMEOUT,
             socket_connect_timeout=_CONNECT_TIMEOUT,
-            **({} if parts.scheme == "unix" else {"socket_keepalive": True}),
+            **({} if parts.scheme == "unix" else _tcp_options()),
             retry=NO_RETRY,
             **(tls.options() if parts.scheme == "rediss" else {}),
         )
@@ -268,6 +273,11 @@ def connect(
     return connection
 
 
+def _tcp_options() -> dict[str, Any]:
+    there = {getattr(socket, name): value for name, value in _TCP_OPTIONS.items() if hasattr(socket, name)}
+    return {"socket_keepalive": True, "socket_keepalive_options": there}
+
+
 class _Greeting:
     """What a socket does when it is connected: redis-py's own, and count those that were connected before."""
 
@@ -275,11 +285,11 @@ class _Greeting:
         self._connection = connection
         self._known: WeakSet[Any] = WeakSet()
 
-    def __call__(self, socket: Any) -> None:
-        if socket in self._known:
+    def __call__(self, connected: Any) -> None:
+        if connected in self._known:
             self._connection.losses += 1
-        self._known.add(socket)
-        socket.on_connect()
+        self._known.add(connected)
+        connected.on_connect()
 
 
 class _Packer:

@@ -23,6 +23,9 @@ from brokerfl.common import RedisOutOfMemory
 from brokerfl.wire.frame import Fields
 from brokerfl.wire.message import message_id_of
 
+#: Entries that are asked for at once, when it is asked what was delivered and not settled.
+MOST_PENDING = 1000
+
 
 def open_inbox(pipe: Pipeline, keys: Keys, node_id: int, run_id: int, frame: bytes) -> None:
     """Put the first contact of a run and a node into ``pipe``. Safe to repeat: BUSYGROUP stops nothing."""
@@ -94,8 +97,8 @@ def is_wanted(connection: Connection, node_id: int, run_id: int, entry_ids: Iter
 
 
 def pending_entries(connection: Connection, node_id: int, run_id: int) -> set[str]:
-    """Return the entries, at most 1,000, of which `is_wanted` says that they are; none when the run is over."""
-    command = ("XPENDING", connection.keys.inbox(node_id, run_id), GROUP, "-", "+", 1000)
+    """Return the entries, at most `MOST_PENDING`, that `is_wanted` would say yes to; none when the run is over."""
+    command = ("XPENDING", connection.keys.inbox(node_id, run_id), GROUP, "-", "+", MOST_PENDING)
     with map_errors(connection.url):
         [answer] = connection.sockets.exchange([command])
     if isinstance(answer, Exception):

@@ -19,7 +19,7 @@ Not safe between threads by itself: whoever uses it holds its `lock`.
 """
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -30,6 +30,10 @@ from brokerfl.wire.run import LedgerEntry, encode_entry
 
 #: How often a node is asked again for a reply whose payload is missing.
 MOST_REOPENED = 3
+
+#: Milliseconds by which the clock of Redis may be set back: by so much the chunks of a reply may seem to be older than
+#: the message that it answers.
+CLOCK_STEP = 60_000
 
 
 class State(Enum):
@@ -52,6 +56,7 @@ class OpenMessage:
         is_lost: it is in the hash, and neither in an inbox nor in an outbox.
         fields: what was pushed, kept as long as it may have to be pushed again; None after a resume.
         inbox_entries: where it is in its inbox, as far as is known.
+        began: where it first was there; None where that is not known.
         outbox_entry: where its reply is.
         data_entries: where the chunks of a large reply are.
         reply: what was read, or the verdict.
@@ -69,6 +74,7 @@ class OpenMessage:
     is_lost: bool = False
     fields: Fields | None = None
     inbox_entries: tuple[str, ...] = ()
+    began: str | None = ""
     outbox_entry: str = ""
     data_entries: tuple[str, ...] = ()
     reply: Fields | Error | None = None
@@ -131,7 +137,7 @@ class Ledger:
             is_counted: whether a content of this name is kept in Redis for the messages that need it.
         """
         for message_id, entry in sorted(entries.items(), key=lambda item: item[1].sequence):
-            message = OpenMessage(message_id, entry, pushed=True)
+            message = OpenMessage(message_id, entry, pushed=True, began=None)
             message.needs = entry.digest if is_counted(entry.digest) else b""
             self.add([message])
             self._orphans[message_id] = message
@@ -258,6 +264,8 @@ class Ledger:
         """
         if message.state is State.OPEN or not message.data_entries or not data_entries:
             return False
+        if len(message.spares) >= MOST_REOPENED:  # a node that works asks for no more
+            return False
         if outbox_entry not in [entry for entry, _, _ in message.spares]:
             message.spares = (*message.spares, (outbox_entry, reply, data_entries))
         return True
@@ -342,27 +350,33 @@ class Ledger:
         """Return those of these messages whose replies the app has."""
         return [self._taken[message_id] for message_id in dict.fromkeys(message_ids) if message_id in self._taken]
 
-    def ends(self, gone: Iterable[OpenMessage], entered: Iterable[OpenMessage]) -> dict[int, str]:
-        """Return the last chunk of what these replies had, for nodes that owe and keep nothing else.
+    def leftovers(self, gone: Iterable[OpenMessage], entered: Iterable[OpenMessage]) -> dict[int, str]:
+        """Return nodes that may have left chunks that belong to no reply, and from which entry on one may be needed.
 
-        What is before it in the data stream then belongs to nobody.
+        Such as a node that died in the middle of an upload, or whose connection was cut. An open message may have
+        chunks from when it came into its inbox; where that is not known, its node is left alone.
 
         Args:
-            gone: what a commit took out.
-            entered: what came with it, and therefore after it.
+            gone: what a commit takes out: a large reply, or one that never came, tells where to look.
+            entered: what comes in with it, for which no node can have uploaded anything yet.
+
+        Returns:
+            By node the first entry of its data stream that may be needed; "" for none that is there.
         """
-        ends: dict[int, str] = {}
-        for message in gone:
-            chunks = [*message.data_entries, *(entry for _, _, entries in message.spares for entry in entries)]
-            if chunks:
-                last = max([*chunks, ends.get(message.node_id, "0-0")], key=place_of)
-                ends[message.node_id] = last
-        if ends:
-            new = {message.message_id for message in entered}
-            for message_id, message in self._messages.items():
-                if message_id not in new:
-                    ends.pop(message.node_id, None)
-        return ends
+        suspects = {
+            message.node_id for message in gone if message.data_entries or message.spares or not message.outbox_entry
+        }
+        if not suspects:
+            return {}
+        passed_over = {message.message_id for message in (*gone, *entered)}
+        needed: dict[int, list[tuple[int, int]]] = {node: [] for node in suspects}
+        for message_id, message in self._messages.items():
+            if message.node_id in needed and message_id not in passed_over:
+                if message.began:
+                    needed[message.node_id] += _chunk_places(message)
+                else:
+                    del needed[message.node_id]
+        return {node: "{}-{}".format(*min(places)) if places else "" for node, places in needed.items()}
 
     def remove(self, messages: Iterable[OpenMessage]) -> None:
         """A commit took them out of the hash."""
@@ -374,3 +388,11 @@ class Ledger:
             self._orphans.pop(message.message_id, None)
             self._answered.pop(message.message_id, None)
             self._taken.pop(message.message_id, None)
+
+
+def _chunk_places(message: OpenMessage) -> Iterator[tuple[int, int]]:
+    """Yield where the chunks of a reply are or, for one that is to come, from where on they can be."""
+    began, _ = place_of(message.began or "")
+    yield max(0, began - CLOCK_STEP), 0
+    for entries in (message.data_entries, *(entries for _, _, entries in message.spares)):
+        yield from map(place_of, entries)

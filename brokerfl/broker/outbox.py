@@ -10,6 +10,7 @@ cursor, so no reader takes another's ring; it carries no truth, so a lost or for
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from logging import WARNING
 from typing import Any
 
 from redis.client import Pipeline
@@ -18,10 +19,10 @@ from redis.exceptions import ResponseError
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import found_or_none, map_errors, translate
 from brokerfl.broker.inbox import remove_message
-from brokerfl.broker.keys import BELL_LENGTH, parse_id
+from brokerfl.broker.keys import BELL_LENGTH, Keys, parse_id
 from brokerfl.broker.sockets import Command, commands_of
 from brokerfl.broker.stream import entries, place_of
-from brokerfl.common import RedisOutOfMemory
+from brokerfl.common import RedisOutOfMemory, log
 from brokerfl.wire.frame import Fields
 
 
@@ -79,6 +80,7 @@ class Outboxes:
         self._connection = connection
         self._run_id = run_id
         self._bell = connection.keys.bell(run_id)
+        self._is_refused = False
         self.reset()
 
     def reset(self) -> None:
@@ -116,30 +118,42 @@ class Outboxes:
         self._bell_cursor = entry_id
         self._heard.append(parse_id(fields.get(b"n", b"")))
 
-    def read(
-        self, node_ids: Iterable[int], settled: Iterable[Settled] = (), ends: Mapping[int, str] | None = None
-    ) -> list[Reply]:
-        """Return what is new in the outboxes of ``node_ids`` as (node id, entry id, fields); new until `advance`.
+    def read(self, node_ids: Iterable[int], settled: Iterable[Settled] = ()) -> tuple[list[Reply], bool]:
+        """Read the outboxes of ``node_ids``, and delete what is settled.
 
         Whoever has rung meanwhile is heard in the same round trip.
 
         Args:
             node_ids: whose outboxes.
             settled: replies of which a commit is the last reader; deleted in the same round trip.
-            ends: see `remove_replies`.
+
+        Returns:
+            What is new as (node id, entry id, fields), new until `advance`; and whether all was deleted.
         """
         keys, nodes = self._connection.keys, list(node_ids)
         pipe = self._connection.sockets.pipe()
-        remove_replies(pipe, self._connection, self._run_id, settled, ends)
+        remove_replies(pipe, self._connection, self._run_id, settled)
         streams = {keys.outbox(node, self._run_id): self._cursors.get(node, "0") for node in nodes}
         asked = [{**streams, self._bell: self._bell_cursor}] if nodes else []
         with map_errors(self._connection.url):
-            results = self._connection.sockets.exchange([*commands_of(pipe), *map(_read, asked)])[len(pipe) :]
+            answers = self._connection.sockets.exchange([*commands_of(pipe), *map(_read, asked)])
+            deleted, results = answers[: len(pipe)], answers[len(pipe) :]
             if results and isinstance(results[0], ResponseError):
                 # A node that made something else of its outbox must not stop the others: one XREAD each.
                 asked = [{key: cursor} for key, cursor in asked[0].items()]
                 results = self._connection.sockets.exchange([*map(_read, asked)])
-        return [reply for response in results for reply in self._take(response, dict(zip(streams, nodes, strict=True)))]
+        by_key = dict(zip(streams, nodes, strict=True))
+        replies = [reply for response in results for reply in self._take(response, by_key)]
+        return replies, self._is_done(deleted)
+
+    def _is_done(self, deleted: list[Any]) -> bool:
+        """Whether all was deleted: else Redis cannot write, or an ACL forbids it; an odd key is as good as none."""
+        errors = [translate(answer, self._connection.url) for answer in deleted if isinstance(answer, Exception)]
+        refusal = next(filter(None, errors), None)
+        if refusal is not None and not self._is_refused:
+            log(WARNING, "Replies that were settled cannot be deleted: %s", refusal)
+        self._is_refused = refusal is not None
+        return not self._is_refused
 
     def _take(self, response: Any, nodes: Mapping[str, int]) -> Iterator[Reply]:
         found = found_or_none(response, self._connection.url)
@@ -167,23 +181,8 @@ def _read(streams: Mapping[str, str], block: float | None = None) -> Command:
     return "XREAD", *blocking, "STREAMS", *streams, *streams.values()
 
 
-def remove_replies(
-    pipe: Pipeline,
-    connection: Connection,
-    run_id: int,
-    settled: Iterable[Settled],
-    ends: Mapping[int, str] | None = None,
-) -> None:
-    """Put into ``pipe`` the deletion of replies, with the payloads of large ones.
-
-    Args:
-        pipe: filled.
-        connection: where the run lives.
-        run_id: the run.
-        settled: the replies.
-        ends: of nodes to whom nothing is open, the last chunk that was needed: what is before it was left by one that
-            died in the middle of an upload.
-    """
+def remove_replies(pipe: Pipeline, connection: Connection, run_id: int, settled: Iterable[Settled]) -> None:
+    """Put into ``pipe`` the deletion of replies, with the payloads of large ones."""
     outboxes: dict[int, list[str]] = {}
     data: dict[int, list[str]] = {}
     for node, entry_id, data_entries in settled:
@@ -194,8 +193,22 @@ def remove_replies(
         pipe.xdel(connection.keys.outbox(node, run_id), *ids)
     for node, ids in data.items():
         pipe.xdel(connection.keys.data(node, run_id), *ids)
-    for node, last in (ends or {}).items():
-        pipe.xtrim(connection.keys.data(node, run_id), minid=last, approximate=False)
+
+
+def trim_data(pipe: Pipeline, keys: Keys, node_id: int, run_id: int, needed_from: str) -> None:
+    """Put into ``pipe`` the deletion of chunks that belong to no reply: an upload that broke off left them.
+
+    Args:
+        pipe: the transaction after which nothing before ``needed_from`` is needed.
+        keys: all key names.
+        node_id: whose data stream.
+        run_id: the run.
+        needed_from: the first entry that may be needed; "" for none that is there.
+    """
+    if needed_from:
+        pipe.xtrim(keys.data(node_id, run_id), minid=needed_from, approximate=False)
+    else:
+        pipe.xtrim(keys.data(node_id, run_id), maxlen=0, approximate=False)
 
 
 def add_data(

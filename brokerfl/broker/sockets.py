@@ -8,7 +8,7 @@ commands that they carry: 350 µs for a WATCH and a MULTI of 11 commands, 180 µ
 Answers are as the server sends them, errors among them; everything here raises redis-py's errors.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -16,6 +16,13 @@ from redis.client import Pipeline
 from redis.exceptions import ResponseError
 
 Command = Sequence[Any]
+
+#: Bytes that are handed to the system in one piece: a socket's timeout is for the whole piece.
+PIECE = 128 * 1024
+
+#: Bytes a second, 256 kbit/s, of the slowest link on which chunks arrive: what was sent may be in the system's buffers
+#: for so long before it can be answered. A peer that is gone is noticed earlier, by TCP (`connection`).
+SLOWEST = 32 * 1024
 
 
 class Sockets:
@@ -81,8 +88,14 @@ class Sockets:
 
     def talk(self, socket: Any, commands: Sequence[Command]) -> list[Any]:
         """As `exchange`, on a socket that was taken."""
-        socket.send_packed_command(socket.pack_commands(commands), check_health=False)
-        return [_answer(socket) for _ in commands]
+        packed = socket.pack_commands(commands)
+        size = sum(map(len, packed))
+        if size <= PIECE:
+            socket.send_packed_command(packed, check_health=False)
+            return [_answer(socket) for _ in commands]
+        socket.send_packed_command(_pieces(packed), check_health=False)
+        patience = (socket.socket_timeout or 0.0) + size / SLOWEST
+        return [_answer(socket, timeout=patience) for _ in commands]
 
     def transact(self, commands: Sequence[Command]) -> list[Any]:
         """Run commands in a MULTI and return their answers.
@@ -138,9 +151,19 @@ class Sockets:
         yield answer
 
 
-def _answer(socket: Any) -> Any:
+def _pieces(packed: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+    for item in packed:
+        if len(item) <= PIECE:
+            yield item
+            continue
+        whole = memoryview(item)
+        for start in range(0, len(whole), PIECE):
+            yield whole[start : start + PIECE]
+
+
+def _answer(socket: Any, **options: float) -> Any:
     try:
-        return socket.read_response()
+        return socket.read_response(**options)
     except ResponseError as error:
         return error
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.inbox import is_wanted
 from brokerfl.client.worklist import Work
-from brokerfl.common import BrokerflError, Context, MessageTooLarge, RecordSet, UserConfig
+from brokerfl.common import BrokerflError, Context, FrameError, MessageTooLarge, RecordSet, UserConfig
 from brokerfl.wire.frame import Fields
 from brokerfl.wire.record import decode_content, digest_of, encode_content
 from brokerfl.wire.run import Run
@@ -46,12 +46,16 @@ class Contexts:
 
         Raises:
             JournalError: it cannot be loaded.
+            FrameError: another version wrote it.
         """
         kept = self._kept.get(run.run_id)
         if kept is None:
-            kept = self._kept[run.run_id] = RunContext(
-                run, self._node_id, dict(self._node_config), self._load(run.run_id)
-            )
+            fields = self._load(run.run_id)
+            try:
+                kept = RunContext(run, self._node_id, dict(self._node_config), fields)
+            except FrameError as error:
+                raise FrameError(f"the run's context.state was written by another version: {error}") from None
+            self._kept[run.run_id] = kept
         return kept
 
     def drop(self, run_id: int) -> None:

@@ -113,7 +113,11 @@ class Executor:
         answered = self._journal.reply_to(work.run_id, work.message_id)
         if answered is not None:
             log(DEBUG, "Message %s was executed before; its reply is published again", work.message_id)
-            return self._again(work, dict(answered))
+            try:
+                return self._again(work, dict(answered))
+            except FrameError as error:  # another version made it
+                reason = f"node {self._node_id} cannot read the reply that it keeps: {error}"
+                return self._refuse(work, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, reason)
         try:
             metadata, _ = decode_header(work.fields)
             deadline = milliseconds_of(work.entries[0]) + metadata.ttl * 1000
@@ -268,9 +272,10 @@ class Executor:
         header = self._header(work, message.metadata.group_id, message.metadata.message_type, reply.metadata.ttl)
         if reply.has_error():
             code, reason = reply.error.code, reply.error.reason
-            if isinstance(reason, str):
-                reason = _printable(reason[:_LONGEST_REASON])
-            return encode_message(work.message_id, header, error=Error(code, reason)), {}
+            if not isinstance(code, int) or not isinstance(reason, str | None):
+                raise TypeError(f"an Error is made of an int and a str, not of {code!r} and {reason!r}")
+            reason = None if reason is None else _printable(reason[:_LONGEST_REASON])
+            return encode_message(work.message_id, header, error=Error(int(code), reason)), {}
         return encode_message(work.message_id, header), encode_content(reply.content)
 
     def _refuse(self, work: Work, code: int, reason: str) -> Fields:

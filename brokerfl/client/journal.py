@@ -183,12 +183,15 @@ class Journal:
 
     # Messages.
 
+    def has_answered(self, run_id: int, message_id: str) -> bool:
+        """Return whether a message was executed."""
+        return message_id in self._answered.get(str(run_id), ())
+
     def reply_to(self, run_id: int, message_id: str) -> dict[bytes, bytes] | None:
         """Return the reply to a message that was executed; None when it was not."""
-        run = str(run_id)
-        if message_id not in self._answered.get(run, ()):
+        if not self.has_answered(run_id, message_id):
             return None
-        found = self._select("SELECT reply FROM answered WHERE run = ? AND message = ?", run, message_id)
+        found = self._select("SELECT reply FROM answered WHERE run = ? AND message = ?", str(run_id), message_id)
         return split_fields(found[0][0]) if found else None
 
     def begin(self, run_id: int, message_id: str, worker: int = 0) -> int:

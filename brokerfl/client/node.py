@@ -14,7 +14,15 @@ from logging import WARNING
 
 from brokerfl.broker.connection import BLOCK, Connection
 from brokerfl.broker.heartbeat import Heartbeat
-from brokerfl.broker.inbox import Delivery, Inboxes, discard_message, pending_entries, ring_doorbell
+from brokerfl.broker.inbox import (
+    MOST_PENDING,
+    Delivery,
+    Inboxes,
+    discard_message,
+    is_wanted,
+    pending_entries,
+    ring_doorbell,
+)
 from brokerfl.broker.nodes import Registration
 from brokerfl.client.app import ClientAppCallable
 from brokerfl.client.journal import Journal
@@ -185,6 +193,7 @@ class Node:
     def _renew(self) -> None:
         if not self._registration.renew():
             raise NodeNameTaken(f"another process took over node {self.node_id} while this one did not answer")
+        self._payloads.release()  # the loop does not while it executes
 
     def _fail(self, error: BaseException) -> None:
         self._failure = error
@@ -262,6 +271,8 @@ class Node:
         if now - asked_at > READ_AHEAD or work.queued_at == -math.inf:
             pending = pending_entries(self._connection, self.node_id, run_id)
             self._pending = {run_id: (now, pending)}
+        if len(pending) >= MOST_PENDING and pending.isdisjoint(work.entries):  # there may be more
+            return is_wanted(self._connection, self.node_id, run_id, work.entries)
         return not pending.isdisjoint(work.entries)
 
     def _read_for_workers(self, block: float) -> None:

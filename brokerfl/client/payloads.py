@@ -140,8 +140,9 @@ class Payloads:
             return False
         entries.update((index, entry) for index, entry in zip(indices, added, strict=True) if entry is not None)
         if not any(added):
-            remove_data(self._connection, self._node_id, run_id, entries.values())
-            entries.clear()
+            gone = list(entries.values())
+            entries.clear()  # first: the answer may be lost
+            remove_data(self._connection, self._node_id, run_id, gone)
             if not is_wanted():
                 raise _UnwantedError
             raise RedisOutOfMemory(f"{self._connection.url} is full (maxmemory): it takes no chunk of a reply")

@@ -27,6 +27,9 @@ from brokerfl.wire.frame import Fields
 #: and a publish of many costs little more than that of one.
 GATHER = 0.002
 
+#: Replies that gather at most: of several workers none goes on when Redis is full, or away.
+MOST_GATHERED = 256
+
 
 class Publisher:
     """Publishes the replies of one node.
@@ -65,14 +68,14 @@ class Publisher:
         self._thread = threading.Thread(target=self._run, name=f"publisher of node {node_id}", daemon=True)
 
     def put(self, work: Work, reply: Fields, more: bool) -> None:
-        """Publish a reply: at once, or in the publisher's thread when there is ``more`` work.
+        """Publish a reply: at once, or in the publisher's thread when there is ``more`` work and few have gathered.
 
         Raises:
             RedisUnreachable: not known to be published; `flush` repeats it.
             JournalError: it cannot be noted.
         """
         self._finished.append((work, reply))
-        if not more:
+        if not more or len(self._finished) >= MOST_GATHERED:
             self.flush()
             return
         if work.answer is not None and work.answer.is_shared:

@@ -117,7 +117,8 @@ class Service:
     def _execute(self, work: Work, worker: int) -> Fields | None:
         started = time.monotonic()
         if not self._is_wanted(work):
-            log(INFO, "A message of run %s was cancelled before it was executed", work.run_id)
+            if not self._journal.has_answered(work.run_id, work.message_id):  # while its entry was read once more
+                log(INFO, "A message of run %s was cancelled before it was executed", work.run_id)
             return None
         reply = self.executor.execute(work, worker)
         self.pace = max(1e-6, time.monotonic() - started)

@@ -5,7 +5,7 @@ or how replies are waited for.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from logging import INFO
 from typing import Any, TypeVar
@@ -19,6 +19,7 @@ from brokerfl.broker.failure import map_errors
 from brokerfl.broker.inbox import ring
 from brokerfl.broker.keys import milliseconds
 from brokerfl.broker.ledger import Ledger, OpenMessage
+from brokerfl.broker.outbox import trim_data
 from brokerfl.broker.saved import SavedContext
 from brokerfl.common import Context, Error, ErrorCode, RedisOutOfMemory, log
 from brokerfl.server.delivery import Delivery, take_back
@@ -44,17 +45,20 @@ class Change:
         settled: messages whose replies the app has: they leave.
         cancelled: messages that nobody adopted: they leave.
         state: the ServerApp's, where it is another one than the last commit saved.
-        kept: names of contents that nobody needs yet and that are to stay.
     """
 
     pushed: list[OpenMessage] = field(default_factory=list)
     settled: list[OpenMessage] = field(default_factory=list)
     cancelled: list[OpenMessage] = field(default_factory=list)
     state: EncodedContent | None = None
-    kept: Iterable[bytes] = ()
 
     def __bool__(self) -> bool:
         return bool(self.pushed or self.gone or self.state is not None)
+
+    @property
+    def entered(self) -> list[OpenMessage]:
+        """What enters for the first time, until it has."""
+        return [message for message in self.pushed if not message.pushed]
 
     @property
     def gone(self) -> list[OpenMessage]:
@@ -104,23 +108,35 @@ class Committer:
         self._blobs = blobs
         self.uploader = Uploader(link, blobs, self._when_there_is_room)
 
-    def commit(self, pushed: list[OpenMessage], kept: Iterable[bytes] = (), moves_on: bool = False) -> None:
+    def commit(
+        self, pushed: list[OpenMessage], contents: Collection[EncodedContent] = (), moves_on: bool = False
+    ) -> None:
         """Enter messages; if the run moves on, save the state and take out what was handed over.
 
         Args:
             pushed: the messages; none of them for a checkpoint.
-            kept: names of the contents of the whole push, of which these messages may be a part.
+            contents: theirs, which were uploaded.
             moves_on: the run moves on, even if no group is new.
 
         Raises:
             RunError, OutageLimit, RedisOutOfMemory, MessageTooLarge: nothing was changed.
         """
+        while not self._when_there_is_room(lambda: self._commit(pushed, contents, moves_on)):
+            for content in contents:
+                self.uploader.upload(content)
+
+    def _commit(self, pushed: list[OpenMessage], contents: Collection[EncodedContent], moves_on: bool) -> bool:
+        """As `commit`, without waiting for room; return False, and do nothing, where Redis lost a content."""
         with self._link.writing:
-            change = self._plan(pushed, kept, moves_on)
+            self._link.through_outage(self._link.reconcile)
+            if not all(map(self.uploader.has, contents)):
+                return False
+            change = self._plan(pushed, moves_on)
             if change.state is not None:
-                self.uploader.upload(change.state)
+                self.uploader.upload(change.state, patient=False)
             if change:
                 self._execute(change)
+            return True
 
     def give_up_orphans(self) -> None:
         """Take out of the books what nobody has adopted since the resume.
@@ -147,8 +163,8 @@ class Committer:
                 self._execute(change)
         self._link.through_outage(lambda: self._intake.read(()))
 
-    def _plan(self, pushed: list[OpenMessage], kept: Iterable[bytes], moves_on: bool) -> Change:
-        ledger, change = self._ledger, Change(pushed, kept=kept)
+    def _plan(self, pushed: list[OpenMessage], moves_on: bool) -> Change:
+        ledger, change = self._ledger, Change(pushed)
         with ledger.lock:
             moves_on = moves_on or not pushed or ledger.is_new_group({message.entry.group_id for message in pushed})
             if not moves_on:
@@ -170,7 +186,7 @@ class Committer:
         entering, leaving = self._contents_of(change)
         blobs.take(entering)
         blobs.give_up(leaving)
-        idle = blobs.idle(change.kept)
+        idle = blobs.idle()
         sent: list[OpenMessage] = []
 
         def build(pipe: Pipeline) -> None:
@@ -186,12 +202,7 @@ class Committer:
             self._delivery.deliver(pipe, sent, first)
 
         try:
-            results = self._when_there_is_room(
-                lambda: self._link.transact(
-                    build, lambda: self._is_executed(change), frees=not pushed and state is None
-                ),
-                patient=bool(pushed),
-            )
+            results = self._link.transact(build, lambda: self._is_executed(change), frees=not pushed and state is None)
         except BaseException:
             blobs.take(leaving)
             blobs.give_up(entering)
@@ -200,7 +211,10 @@ class Committer:
             raise
         blobs.removed(idle)
         self._note(change)
-        if results is not None and sent:
+        if results is None:  # a first entry may be another than a comparison finds
+            for message in sent:
+                message.began = None
+        elif sent:
             try:
                 self._note_entries(sent, results[len(results) - len(sent) :])
             except RedisOutOfMemory:  # they are in the ledger: a comparison delivers them when there is room
@@ -219,23 +233,25 @@ class Committer:
     def _note(self, change: Change) -> None:
         """The transaction was executed."""
         ledger, cancelled = self._ledger, change.cancelled
-        entered = [message for message in change.pushed if not message.pushed]
         with ledger.lock:
-            ledger.pushed += sum(not message.pushed for message in change.pushed)
+            ledger.pushed += len(change.entered)
             ledger.replied += len(change.settled)
             for message in change.pushed:
                 message.pushed, message.is_lost, message.needs = True, False, message.entry.digest
         if change.state is not None:
             self._saved.committed(change.state)
-        self._intake.forget(change.gone, entered)
+        self._intake.forget(change.gone)
         if cancelled:
             log(INFO, "Run %s: %s messages that were not pushed again are cancelled", self._run_id, len(cancelled))
 
-    def _when_there_is_room(self, action: Callable[[], list[Any] | None], patient: bool = True) -> list[Any] | None:
-        """A full Redis is back-pressure for a while: replies that are settled, here or in another run, make room."""
+    def _when_there_is_room(self, action: Callable[[], Answer]) -> Answer:
+        """A full Redis is back-pressure for a while: replies that are settled, here or in another run, make room.
+
+        To be called without `Link.writing`, so that other threads may settle meanwhile.
+        """
         retrying = tenacity.Retrying(
             wait=tenacity.wait_random_exponential(multiplier=0.1, max=1.0),
-            stop=tenacity.stop_after_delay(FULL_PATIENCE if patient else 0.0),
+            stop=tenacity.stop_after_delay(FULL_PATIENCE),
             retry=tenacity.retry_if_exception_type(RedisOutOfMemory),
             before_sleep=lambda _: self._link.through_outage(lambda: self._intake.read(())),  # delete what is settled
             sleep=time.sleep,
@@ -257,12 +273,15 @@ class Committer:
         keys, run = self._connection.keys, self._run_id
         if change.pushed:
             pipe.hset(keys.ledger(run), mapping={message.message_id: message.encode() for message in change.pushed})
-            new = sum(not message.pushed for message in change.pushed)
-            pipe.hset(keys.meta(run), "messages", self._ledger.pushed + new)
+            pipe.hset(keys.meta(run), "messages", self._ledger.pushed + len(change.entered))
             # A hash vanishes when it is empty, and comes back without a lifetime.
             pipe.pexpire(keys.ledger(run), milliseconds(self._attachment.retention))
         if change.gone:
             pipe.hdel(keys.ledger(run), *(message.message_id for message in change.gone))
+            with self._ledger.lock:
+                leftovers = self._ledger.leftovers(change.gone, change.entered)
+            for node, needed_from in leftovers.items():
+                trim_data(pipe, keys, node, run, needed_from)
         if change.settled:
             # Outside a MULTI best effort: a full Redis refuses to count, and lets us delete.
             pipe.hset(keys.meta(run), "replies", self._ledger.replied + len(change.settled))
@@ -275,7 +294,7 @@ class Committer:
 
     def _is_executed(self, change: Change) -> bool:
         """Return whether a transaction took effect whose answer was lost: one EXEC does all of it or nothing."""
-        new = next((message for message in change.pushed if not message.pushed), None)
+        new = next(iter(change.entered), None)
         if new is None and not change.gone:
             # Nothing of it can be counted twice: neither the context, nor a message pushed again under its id.
             return False
@@ -314,6 +333,8 @@ class Committer:
                 self._give_up(message, result)
             else:
                 message.inbox_entries = (*message.inbox_entries, result.decode())
+                if message.began == "":
+                    message.began = message.inbox_entries[0]
         return gone
 
     def _give_up(self, message: OpenMessage, problem: Any) -> None:

@@ -31,7 +31,6 @@ class Intake:
         self._ledger = ledger
         self._outboxes = Outboxes(connection, run_id)
         self._settled: list[Settled] = []
-        self._ends: dict[int, str] = {}
         self._dropped: list[Settled] = []
 
     def reset(self) -> None:
@@ -47,11 +46,13 @@ class Intake:
         nodes = set(node_ids)
         with self._ledger.lock:
             settled, self._settled = self._settled, []
-            ends, self._ends = self._ends, {}
         if not nodes and not settled:
             return
-        replies = self._outboxes.read(nodes, settled, ends)
+        replies, is_deleted = self._outboxes.read(nodes, settled)
         self._take(replies)
+        if not is_deleted:
+            with self._ledger.lock:
+                self._settled += settled
 
     def _take(self, replies: Iterable[Reply]) -> None:
         with self._ledger.lock:  # with the cursors: who looks meanwhile, for a last time, sees what is not matched yet
@@ -85,16 +86,10 @@ class Intake:
 
     # What goes.
 
-    def forget(self, settled: list[OpenMessage], entered: Iterable[OpenMessage] = ()) -> None:
-        """A commit took these out of the hash: their replies go with the next look at the outboxes.
-
-        Args:
-            settled: what left.
-            entered: what came in the same commit, for the first time: no node can have answered it yet.
-        """
+    def forget(self, settled: list[OpenMessage]) -> None:
+        """A commit took these out of the hash: their replies go with the next look at the outboxes."""
         with self._ledger.lock:
             self._ledger.remove(settled)
-            self._ends.update(self._ledger.ends(settled, entered))
             for message in settled:
                 copies = [(message.outbox_entry, message.data_entries)]
                 copies += [(outbox_entry, data_entries) for outbox_entry, _, data_entries in message.spares]

@@ -71,7 +71,7 @@ def check_metadata(metadata: Metadata) -> None:
 
 
 class Pusher:
-    """Pushes the messages of one run; one transaction at a time, from any thread.
+    """Pushes the messages of one run; one push at a time, from any thread. What only settles does not wait for it.
 
     Args:
         connection: where the run lives.
@@ -135,19 +135,21 @@ class Pusher:
                     made.append(entered)
                     if entered.pushed:
                         adopted.append(entered)
-                needed = {message.entry.digest for message in made}
-                for content in contents:
-                    if content.name in needed:
-                        self._committer.uploader.upload(content)
+                self._blobs.kept = needed = {message.entry.digest for message in made}
+                carried = [content for content in contents if content.name in needed]
+                for content in carried:
+                    self._committer.uploader.upload(content)
                 for orphan in adopted:
                     orphan.is_coming = False
                 pushed = [entered for entered in made if _is_to_be_sent(entered)]
                 _postpone(pushed, milliseconds(time.monotonic() - began))
                 for part in _parts(pushed):
-                    self._committer.commit(part, kept=needed, moves_on=moves_on)
+                    self._committer.commit(part, carried, moves_on)
                 if moves_on and not pushed:
-                    self._committer.commit([], kept=needed)
+                    self._committer.commit([])
+                self._blobs.kept = ()
             except BaseException as error:
+                self._blobs.kept = ()
                 with self._ledger.lock:
                     # Of a push in several parts the first ones may be in Redis: pushed again, they are adopted.
                     self._ledger.disown(adopted + [message for message in pushed if message.pushed])
@@ -166,7 +168,7 @@ class Pusher:
         """
         if self._intake.use_spare(message):
             return True
-        with self._pushing, self._link.writing:
+        with self._link.writing:
             if not self._intake.reopen(message):
                 return False
             try:
@@ -182,13 +184,12 @@ class Pusher:
             RunError, OutageLimit: the run is over.
             RedisOutOfMemory: Redis is full; nothing was saved.
         """
-        with self._pushing:
-            self._link.check()
-            try:
-                self._committer.commit([])
-            except BrokerflError:
-                self._committer.uploader.free_idle()
-                raise
+        self._link.check()
+        try:
+            self._committer.commit([])
+        except BrokerflError:
+            self._committer.uploader.free_idle()
+            raise
 
     def start_over(self) -> None:
         """Take out of the books what nobody has adopted.
@@ -196,7 +197,7 @@ class Pusher:
         Raises:
             RunError, OutageLimit: the run is over.
         """
-        with self._pushing:
+        with self._pushing:  # which may be adopting some
             self._link.check()
             self._committer.give_up_orphans()
 
@@ -206,9 +207,8 @@ class Pusher:
         Raises:
             RunError, OutageLimit: the run is over.
         """
-        with self._pushing:
-            self._link.check()
-            self._committer.settle(message_ids)
+        self._link.check()
+        self._committer.settle(message_ids)
 
     def is_registered(self, node_id: int) -> bool:
         """Return whether the registry knew the node when it was looked up."""

@@ -5,17 +5,21 @@ Owns that each content of a push is encoded, hashed and sent once. It must not k
 
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from typing import Any
 
 from brokerfl.broker.blobs import Blobs
 from brokerfl.broker.connection import Pipeline
-from brokerfl.common import BrokerflError, RecordSet
+from brokerfl.common import BrokerflError, RecordSet, RedisOutOfMemory
 from brokerfl.common.array import memory_of
 from brokerfl.server.link import Link
 from brokerfl.wire.frame import CONTENT
 from brokerfl.wire.payload import EncodedContent, Payload
 from brokerfl.wire.record import encode_content
+
+#: How often a content is sent before it is given up: once more after each loss, and a Redis that evicts loses always.
+_MOST_PASSES = 10
 
 
 class Contents:
@@ -53,36 +57,53 @@ class Uploader:
         self._blobs = blobs
         self._when_there_is_room = when_there_is_room
 
-    def upload(self, content: EncodedContent) -> None:
+    def upload(self, content: EncodedContent, *, patient: bool = True) -> None:
         """Bring the chunks of a large content to Redis, those that it lacks: before any message names them.
+
+        Args:
+            content: the content.
+            patient: wait for room in a full Redis.
 
         Raises:
             MessageTooLarge: the run would have more in Redis than it may.
             RunError, OutageLimit: the run is over.
-            RedisOutOfMemory: Redis is full; some chunks may be there, see `free_idle`.
+            RedisOutOfMemory: Redis is full, or deletes what it is sent; some chunks may be there, see `free_idle`.
         """
         payload = content.payload
         if payload is None:
             return
-        # What Redis lacks is known only after a comparison; one that comes in between may find that more is gone.
-        self._when_there_is_room(lambda: self._link.through_outage(self._link.reconcile))
-        while windows := self._lacking(payload):
+        persist = self._when_there_is_room if patient else _once
+        for _ in range(_MOST_PASSES):
+            windows = persist(lambda: self._lacking(payload))
+            if not windows:
+                return
             for window in windows:
-                self._upload_window(payload, window)
+                persist(partial(self._upload_window, payload, window))
+        raise RedisOutOfMemory(
+            "Redis deletes chunks as soon as it has them: give it more memory, and set maxmemory-policy to noeviction"
+        )
 
     def _lacking(self, payload: Payload) -> list[list[int]]:
-        with self._link.writing:
+        def ask() -> list[list[int]]:
+            self._link.reconcile()  # what Redis lacks is known only after a comparison
             return self._blobs.enter(payload)
+
+        with self._link.writing:
+            return self._link.through_outage(ask)
 
     def _upload_window(self, payload: Payload, window: list[int]) -> None:
         def build(pipe: Pipeline) -> None:
             self._blobs.upload(pipe, payload, window)
 
         with self._link.writing:
-            self._when_there_is_room(lambda: self._link.transact(build, lambda: False))
+            self._link.transact(build, lambda: False)
             self._blobs.uploaded(payload, window)
             if not self._link.is_stale:  # while this thread writes nobody else lets go of what Redis has had for long
                 self._blobs.release()
+
+    def has(self, content: EncodedContent) -> bool:
+        """Return whether a content is in Redis, as far as this process knows; a small one is in its messages."""
+        return content.payload is None or self._blobs.manifest(content.name) is not None
 
     def free_idle(self) -> None:
         """Delete what was uploaded for a push that failed; what cannot be deleted now goes with the next commit."""
@@ -91,3 +112,7 @@ class Uploader:
             if idle:
                 self._link.transact(lambda pipe: self._blobs.remove(pipe, idle), lambda: False, frees=True)
                 self._blobs.removed(idle)
+
+
+def _once(action: Callable[[], Any]) -> Any:
+    return action()

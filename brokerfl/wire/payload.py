@@ -21,12 +21,26 @@ from hashlib import sha256
 from itertools import islice
 
 from brokerfl.common import FrameError
-from brokerfl.wire.frame import CONTENT, MANIFEST, MAX_CONTENT_BYTES, MAX_MESSAGE_BYTES, Fields, pack, size_of, unpack
+from brokerfl.wire.frame import (
+    CONTENT,
+    HEAD,
+    ID,
+    MANIFEST,
+    MAX_CONTENT_BYTES,
+    MAX_MESSAGE_BYTES,
+    Fields,
+    pack,
+    size_of,
+    unpack,
+)
 from brokerfl.wire.record import MAX_ARRAYS, check_description, digest_of, frozen
 
 #: Bytes of a content that travel in the message itself: below, a fetch costs more than what it saves
 #: (``benchmarks/inline_limit.py``).
 INLINE = 64 * 1024
+
+#: Bytes of a content that are taken from a message itself: another version may have another limit.
+MOST_INLINE = 1024 * 1024
 
 #: Bytes of a chunk. 1 MiB is as fast as it gets; 8 MiB are slower, and keep everyone else waiting. A little less, for
 #: jemalloc gives a value of exactly 1 MiB, with its header, a quarter more room than it needs.
@@ -393,8 +407,22 @@ class EncodedContent:
 def manifest_of(fields: Mapping[bytes, bytes | memoryview], limit: int = MAX_MESSAGE_BYTES) -> Manifest | None:
     """Return the manifest that a message or a reply carries; None where the content is in the message itself.
 
+    Args:
+        fields: of the message.
+        limit: most bytes that the content may have.
+
     Raises:
-        FrameError: see `decode_manifest`.
+        FrameError: see `decode_manifest`; or a content in the message that is beyond the limit, or beyond what any
+            sender leaves there.
     """
     encoded = fields.get(MANIFEST)
-    return None if encoded is None else decode_manifest(encoded, limit)
+    if encoded is not None:
+        return decode_manifest(encoded, limit)
+    size = size_of(fields)
+    if size > min(limit, MOST_INLINE):
+        size -= sum(len(fields.get(name, b"")) for name in (ID, HEAD))
+        if size > min(limit, MOST_INLINE):
+            raise FrameError(
+                f"the content has {size:,} bytes in the message itself, the limit is {min(limit, MOST_INLINE):,} bytes"
+            )
+    return None

@@ -48,6 +48,7 @@ class Proxy:
     Args:
         upstream: the server's port on the loopback interface.
         seed: of the weather.
+        rate: bytes a second that a client's connection carries towards the server; None for as many as come.
 
     Attributes:
         port: where clients connect; ``url`` says it as clients of Redis want it.
@@ -56,11 +57,12 @@ class Proxy:
         weather: the share of requests and answers that something happens to; see `_WEATHER`.
     """
 
-    def __init__(self, upstream: int, seed: int = 0) -> None:
+    def __init__(self, upstream: int, seed: int = 0, rate: float | None = None) -> None:
         self.faults: Counter[str] = Counter()
         self.delay = 0.0
         self.weather = 0.0
         self._upstream = upstream
+        self._rate = rate
         self._random = random.Random(seed)
         self._connections: set[_Connection] = set()
         self._orders: list[tuple[bytes, Callable[[_Connection], object]]] = []
@@ -68,7 +70,10 @@ class Proxy:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
         self._thread.start()
-        self._listener = self._wait(asyncio.start_server(self._serve, "127.0.0.1"))
+        listening = socket.create_server(("127.0.0.1", 0))
+        if rate is not None:  # or megabytes are on their way
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _CHUNK)
+        self._listener = self._wait(asyncio.start_server(self._serve, sock=listening))
         self.port = self._listener.sockets[0].getsockname()[1]
         self.url = f"redis://127.0.0.1:{self.port}"
 
@@ -171,6 +176,8 @@ class Proxy:
                 self._orders.remove(order)
                 order[1](connection)
             await connection.moving.wait()
+            if self._rate is not None:
+                await asyncio.sleep(len(chunk) / self._rate)
             await self._send(connection.server, chunk, "request")
         connection.server.close()
 

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -154,13 +154,10 @@ def test_a_cancel_sees_what_another_thread_has_read(backend: Backend, monkeypatc
     read = Outboxes.read
 
     def read_and_cancel(
-        outboxes: Outboxes,
-        node_ids: Iterable[int],
-        settled: Iterable[Settled] = (),
-        ends: Mapping[int, str] | None = None,
-    ) -> list[Reply]:
-        found = read(outboxes, node_ids, settled, ends)
-        if found:
+        outboxes: Outboxes, node_ids: Iterable[int], settled: Iterable[Settled] = ()
+    ) -> tuple[list[Reply], bool]:
+        found = read(outboxes, node_ids, settled)
+        if found[0]:
             monkeypatch.setattr(Outboxes, "read", read)
             canceller = threading.Thread(target=driver.cancel_messages, args=(ids,))
             canceller.start()

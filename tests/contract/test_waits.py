@@ -167,7 +167,8 @@ def test_a_verdict_looks_into_the_outbox_once_more(backend: Backend, monkeypatch
         eventually(lambda: backend.admin.xlen(outbox))
         node.stop()
         eventually(lambda: not backend.admin.exists(driver._connection.keys.node_lease(node.node_id)))
-        monkeypatch.setattr(driver._collector._intake._outboxes, "read", lambda *_: [])  # as if it had not arrived yet
+        # As if it had not arrived yet.
+        monkeypatch.setattr(driver._collector._intake._outboxes, "read", lambda *_: ([], True))
         assert [number_in(reply) for reply in driver.replies(ids)] == [6]
 
 

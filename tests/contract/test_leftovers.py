@@ -1,0 +1,275 @@
+"""Chunks without a reply, replies without their chunks: neither stays, whatever was lost, refused or killed between."""
+
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+from brokerfl.broker import ledger as ledger_module
+from brokerfl.broker.connection import Connection
+from brokerfl.broker.nodes import Registration
+from brokerfl.broker.outbox import add_data
+from brokerfl.client import payloads
+from brokerfl.client.payloads import Payloads
+from brokerfl.common import ErrorCode, RedisOutOfMemory, RedisUnreachable
+from brokerfl.server import Driver, commit
+from brokerfl.wire import payload
+from brokerfl.wire.payload import EncodedContent, Payload
+from brokerfl.wire.record import encode_content
+from tests.apps import Gate, driving, eventually, federation, number
+from tests.conftest import Backend
+from tests.contract.test_payloads import CHUNK, INLINE, LAYER, Seen, chunks_in, layer, model, remove_chunks, to_all
+from tests.contract.test_resume import kill, push, resumed, silent, start
+
+#: TLS changes nothing here; test_messages.py has it.
+WITHOUT = ("redis-tls",)
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some thousand bytes make many chunks."""
+    monkeypatch.setattr(payload, "INLINE", INLINE)
+    monkeypatch.setattr(payload, "CHUNK", CHUNK)
+
+
+def break_off(backend: Backend, driver: Driver, node: int, chunks: int = 3) -> None:
+    """Leave what a node leaves that dies in the middle of an upload."""
+    added = add_data(backend.connect(), node, driver.run.run_id, [memoryview(bytes(1000))] * chunks)
+    assert added is not None
+    assert None not in added
+
+
+def chunks_of_node(backend: Backend, driver: Driver, node: int) -> int:
+    """How many chunks a node has in Redis."""
+    return int(backend.admin.xlen(driver._connection.keys.data(node, driver.run.run_id)))
+
+
+# Broadcasts.
+
+
+def test_a_chunk_that_somebody_deleted_is_sent_again(backend: Backend) -> None:
+    """Without a lost connection: the next push of the content finds out and uploads what is missing."""
+    with federation(backend, Seen().app, nodes=1) as nodes, driving(backend) as driver:
+        node = nodes.nodes[0]
+        content = model(layer(1))
+        to_all(driver, [node.node_id], content, "1")
+        there = chunks_in(backend)
+        backend.admin.unlink(*sorted(there)[:2])
+        node._payloads._received.clear()  # as a node that has not seen it
+        [reply] = to_all(driver, [node.node_id], content, "2")
+        assert not reply.has_error()
+        assert chunks_in(backend) == there
+
+
+def test_a_message_is_published_only_with_its_content(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redis loses the chunks between upload and transaction: they are uploaded once more, before the message."""
+    with federation(backend, Seen().app, nodes=1) as nodes, driving(backend) as driver:
+        driver._connection.persists = False  # nothing is held in memory
+        uploader = driver._pusher._committer.uploader
+        upload, losses = uploader.upload, [1]
+
+        def then_lose(content: EncodedContent, **options: Any) -> None:
+            upload(content, **options)
+            if losses:
+                losses.pop()
+                remove_chunks(backend)
+                driver._connection.losses += 1
+                driver._link._was_cut = True
+
+        monkeypatch.setattr(uploader, "upload", then_lose)
+        [reply] = to_all(driver, [nodes.nodes[0].node_id], model(layer(1)))
+        assert not reply.has_error()
+        assert losses == []
+
+
+def test_a_content_made_of_known_chunks_is_in_the_books(backend: Backend) -> None:
+    """Nothing of it has to be sent, and yet a resumed run knows that it is there."""
+    first, second = layer(1, 4 * CHUNK), layer(2, 4 * CHUNK)
+    former = start(backend)
+    node = silent(backend)
+    push(former, node, model(first, second), "1")
+    push(former, node, model(second, first), "1")
+    manifests = former._connection.keys.blobs(former.run.run_id)
+    assert backend.admin.hlen(manifests) == 2
+    kill(former)
+    with resumed(backend, former) as driver:
+        assert driver._blobs.digests()
+        assert {found.needed for found in driver._blobs._broadcasts.values()} == {1}
+
+
+def test_the_manifest_is_written_once(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not with each window of a large upload."""
+    with driving(backend) as driver:
+        write, written = driver._blobs._write, []
+
+        def spy(pipe: Any, manifests: Any) -> None:
+            written.append(manifests)
+            write(pipe, manifests)
+
+        monkeypatch.setattr(driver._blobs, "_write", spy)
+        push(driver, silent(backend), model(layer(1, 40 * CHUNK)))
+        assert len(written) == 1
+
+
+# Replies.
+
+
+def test_a_dead_node_leaves_nothing_of_an_upload(backend: Backend) -> None:
+    """Its message ends as Error 5, and what it had sent of the reply goes when the run moves on."""
+    registration = Registration(backend.connect(), "", lease=0.3)
+    registration.register()
+    node = registration.node_id
+    with driving(backend) as driver:
+        message_id = push(driver, node, number(1))
+        break_off(backend, driver, node)
+        [reply] = driver.replies([message_id], timeout=20)
+        assert reply.error.code == ErrorCode.NODE_UNAVAILABLE
+        assert chunks_of_node(backend, driver, node) == 3
+        del reply
+        driver.checkpoint()
+        assert chunks_of_node(backend, driver, node) == 0
+
+
+def test_an_upload_that_broke_off_goes_although_messages_are_open(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In an app that always has a message with each node; what is younger than the oldest open one stays."""
+    monkeypatch.setattr(ledger_module, "CLOCK_STEP", 0)
+    gate = Gate()
+    gate.go.set()
+    with federation(backend, gate.app, nodes=1) as nodes, driving(backend) as driver:
+        node = nodes.nodes[0].node_id
+        [reply] = to_all(driver, [node], model(layer(1)))
+        kept = chunks_of_node(backend, driver, node)
+        break_off(backend, driver, node)
+        driver.settle(reply)
+        assert chunks_of_node(backend, driver, node) == 0
+        break_off(backend, driver, node)
+        ids = driver.push_messages([driver.create_message(model(layer(2)), "train", node, "1")])
+        [reply] = driver.replies(ids, timeout=20)
+        gate.go.clear()
+        waiting = driver.push_messages([driver.create_message(number(3), "train", node, "1")])
+        driver.settle(reply)
+        assert chunks_of_node(backend, driver, node) == 0
+        break_off(backend, driver, node, 2)  # it may be the beginning of the one that is to come
+        gate.go.set()
+        [small] = driver.replies(waiting, timeout=20)
+        later = driver.push_messages([driver.create_message(model(layer(4)), "train", node, "1")])
+        eventually(lambda: chunks_of_node(backend, driver, node) == 2 + kept)
+        driver.settle(small)
+        assert chunks_of_node(backend, driver, node) == 2 + kept
+        [reply] = driver.replies(later, timeout=20)
+        driver.settle(reply)
+        assert chunks_of_node(backend, driver, node) == 0
+
+
+def test_what_an_adopted_message_may_have_stays(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When it came into its inbox is not known after a resume, so nothing of its node is deleted."""
+    monkeypatch.setattr(ledger_module, "CLOCK_STEP", 0)
+    former = start(backend)
+    node = silent(backend)
+    for value in (1, 2):
+        push(former, node, number(value))
+    kill(former)
+    with resumed(backend, former) as driver:
+        ids = [push(driver, node, number(value)) for value in (1, 2)]
+        break_off(backend, driver, node)
+        driver.cancel_messages(ids[:1])
+        [reply] = driver.replies(ids[:1], timeout=20)
+        assert reply.error.code == ErrorCode.MESSAGE_UNAVAILABLE
+        driver.settle(reply)
+        assert chunks_of_node(backend, driver, node) == 3
+
+
+def test_deletions_that_were_refused_are_repeated(backend: Backend) -> None:
+    """Redis refuses to delete what was settled, while all connections hold: it goes with the next look."""
+    if not backend.is_real:
+        pytest.skip("fakeredis enforces no ACL")
+    with federation(backend, nodes=1) as nodes, driving(backend) as driver:
+        node, keys = nodes.nodes[0].node_id, driver._connection.keys
+        to_all(driver, [node], number(1))
+        driver.checkpoint()
+        outbox = keys.outbox(node, driver.run.run_id)
+        assert backend.admin.xlen(outbox) == 1
+        backend.admin.execute_command("ACL", "SETUSER", "default", "-xdel")
+        try:
+            driver.pull_messages([])
+        finally:
+            backend.admin.execute_command("ACL", "SETUSER", "default", "+xdel")
+        assert backend.admin.xlen(outbox) == 1
+        to_all(driver, [node], number(2), "2")
+        driver.checkpoint()
+        eventually(lambda: (driver.pull_messages([]), backend.admin.xlen(outbox))[1] == 0)
+
+
+def test_a_reply_names_no_chunk_that_its_node_deleted(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full Redis, and the answer to the deletion of what it has is lost: all is uploaded anew."""
+    add, remove, calls = payloads.add_data, payloads.remove_data, [0]
+
+    def full_once(connection: Connection, node: int, run: int, chunks: Iterable[memoryview]) -> list[str | None] | None:
+        calls[0] += 1
+        return [None for _ in chunks] if calls[0] == 2 else add(connection, node, run, chunks)
+
+    def answer_is_lost(*arguments: Any) -> None:
+        remove(*arguments)
+        raise RedisUnreachable("the answer was lost")
+
+    monkeypatch.setattr(payloads, "add_data", full_once)
+    monkeypatch.setattr(payloads, "remove_data", answer_is_lost)
+    with driving(backend) as driver:
+        node, run = silent(backend), driver.run.run_id
+        push(driver, node, number(1))
+        uploading = Payloads(backend.connect(), node)
+        manifest = uploading.upload(run, "m", "1", Payload(encode_content(model(layer(1)))), lambda: True)
+        assert manifest is not None
+        assert uploading.has_uploaded(run, manifest)
+
+
+def test_a_reply_is_held_no_longer_while_its_node_executes(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next message of the group takes hours: the last reply leaves the node's memory all the same."""
+    monkeypatch.setattr(payloads, "HOLD", 0.0)
+    gate = Gate()
+    gate.go.set()
+    with federation(backend, gate.app, nodes=1) as nodes, driving(backend) as driver:
+        node = nodes.nodes[0]
+        to_all(driver, [node.node_id], model(layer(1, LAYER)))
+        assert gate.begun.acquire(timeout=10)
+        gate.go.clear()
+        node._payloads._held[7] = ("m", "1", Payload(encode_content(model(layer(1)))), 0.0)
+        push(driver, node.node_id, number(1))
+        assert gate.begun.acquire(timeout=10)
+        try:
+            node._renew()  # the heartbeat does
+            assert node._payloads._held == {}
+        finally:
+            gate.go.set()
+
+
+# Two threads.
+
+
+def test_a_push_that_waits_for_room_lets_others_make_it(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One thread folds and settles while another one's push finds Redis full of what is to be settled."""
+    with federation(backend, nodes=2) as nodes, driving(backend) as driver:
+        first, second = (node.node_id for node in nodes.nodes)
+        [reply] = to_all(driver, [first], model(layer(1)))
+        fence, refused = driver._attachment.fence, threading.Event()
+        execute = fence._execute
+
+        def full_until_settled(build: Any, reclaims: bool) -> Any:
+            if reply.metadata.reply_to_message in driver._ledger and threading.current_thread() is pusher:
+                refused.set()
+                raise RedisOutOfMemory("full")
+            return execute(build, reclaims)
+
+        monkeypatch.setattr(commit, "FULL_PATIENCE", 20.0)
+        pushed: list[str] = []
+        pusher = threading.Thread(target=lambda: pushed.append(push(driver, second, model(layer(2)))))
+        monkeypatch.setattr(fence, "_execute", full_until_settled)
+        pusher.start()
+        assert refused.wait(20)
+        driver.settle(reply)
+        pusher.join(20)
+        [answer] = driver.replies(pushed, timeout=20)
+        assert not answer.has_error()
