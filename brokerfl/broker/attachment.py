@@ -55,6 +55,7 @@ def resume_run(
     run_id: int,
     run_config: UserConfig | None = None,
     *,
+    app: str = "",
     takeover: bool = False,
     lease: float = LEASE,
     retention: float = RETENTION,
@@ -65,6 +66,7 @@ def resume_run(
         connection: where the run lives.
         run_id: the run.
         run_config: what it is thought to have been started with; None is whatever it was.
+        app: what it is thought to be a run of; "" is whatever it is.
         takeover: do not ask whether the former ServerApp lives.
         lease: as for `create_run`.
         retention: as for `create_run`.
@@ -73,9 +75,14 @@ def resume_run(
         RunNotFound: no such run, or it has ended.
         RunAttached: another ServerApp that lives is attached to it.
         RunStopped: somebody stopped it.
-        ConfigError: it was started with another run config, or the retention is too long.
+        ConfigError: it was started with another run config, or is another app's, or the retention is too long.
     """
     run = read_run(connection, run_id)
+    if app not in ("", run.app):
+        raise ConfigError(
+            f"run {run_id} is one of {run.app}, not of {app}: go to the directory of that app, or give --another-app "
+            "if it only has another name now"
+        )
     if run_config is not None and run_config != run.run_config:
         raise ConfigError(
             f"run {run_id} was started with the run config {run.run_config}, not {run_config}: "

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import brokerfl
-from brokerfl.cli.project import Project, is_utf8
+from brokerfl.cli.project import Project
 from brokerfl.client import ClientApp
 from brokerfl.client.app import ClientAppCallable
-from brokerfl.common import AppLoadError, ConfigError
+from brokerfl.common import AppLoadError, ConfigError, MissingExtra
+from brokerfl.common.config import is_utf8
 from brokerfl.flower import adapt_client_app, adapt_server_app, is_flower_app
 from brokerfl.server import ServerApp
 from brokerfl.server.app import ServerAppCallable
@@ -47,6 +48,7 @@ def load_client_app(reference: str, project: Project) -> tuple[str, ClientAppCal
 
     Raises:
         AppLoadError: there is no such module or attribute, importing it failed, or it is something else.
+        MissingExtra: it is an app of Flower, and flwr is not installed.
         ConfigError: the project's pyproject.toml is needed and cannot be read.
     """
     reference = reference or project.component("clientapp")
@@ -92,8 +94,11 @@ def _import(name: str, folder: Path) -> object:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
             hint = f": write {name[:-3]}:app, without .py" if name.endswith(".py") else ""
             raise AppLoadError(f"there is no module {name!r} in {folder} (or elsewhere on the path){hint}") from None
-        hint = "\nFlower apps need flwr: pip install 'brokerfl[flower]'" if error.name == "flwr" else ""
-        raise AppLoadError(_failure(name, error, folder) + hint) from None
+        if error.name == "flwr":
+            raise MissingExtra(
+                f"{name} is an app of Flower, which needs flwr: pip install 'brokerfl[flower]'"
+            ) from None
+        raise AppLoadError(_failure(name, error, folder)) from None
     except (Exception, SystemExit) as error:
         raise AppLoadError(_failure(name, error, folder)) from None
 

@@ -5,15 +5,16 @@ import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 
-from brokerfl.cli.project import check_scalar, read_config
+from brokerfl.cli.project import read_config
 from brokerfl.common import ConfigError, ConfigScalar, UserConfig
+from brokerfl.common.config import check_scalar
 
 #: A key, then a quoted value or one without blanks; as in Flower's --run-config.
 _PAIR = re.compile(r"""\s*([^\s=]+)=("[^"]*"|'[^']*'|[^\s"']*)(?=\s|$)""")
 _BARE_WORD = re.compile(r"[A-Za-z_][\w./:@+-]*")
 
 
-def parse_config(texts: Iterable[str], option: str) -> UserConfig:
+def parse_config(texts: Iterable[str], option: str, defaults: UserConfig | None = None) -> UserConfig:
     """Return the pairs of all ``texts``; a later one wins.
 
     A value is a TOML boolean, integer, float or string. A single word may go without quotes: ``site=berlin``. A text
@@ -22,6 +23,7 @@ def parse_config(texts: Iterable[str], option: str) -> UserConfig:
     Args:
         texts: what the user typed, one for each time the option was given.
         option: the option's name, for errors.
+        defaults: what there is otherwise: a word without quotes does not take the place of a number.
 
     Raises:
         ConfigError: naming the option, the text and what is wrong with it.
@@ -40,24 +42,30 @@ def parse_config(texts: Iterable[str], option: str) -> UserConfig:
                     "separated by blanks, such as 'num-rounds=3 lr=0.1 name=\"two words\"'"
                 )
             key, value = pair.groups()
-            config[key] = _value(key, value, option)
+            config[key] = _value(key, value, option, (defaults or {}).get(key, ""))
             check_scalar(key, config[key], option)
             position = pair.end()
     return config
 
 
-def _value(key: str, text: str, option: str) -> ConfigScalar:
+def _value(key: str, text: str, option: str, default: ConfigScalar) -> ConfigScalar:
     try:
         value = tomllib.loads(f"v = {text}")["v"]
     except tomllib.TOMLDecodeError:
-        if _BARE_WORD.fullmatch(text):
+        if text.lower() in ("true", "false"):
+            raise ConfigError(f"{option}: write {key}={text.lower()}, or {key}='\"{text}\"' for a string") from None
+        if _BARE_WORD.fullmatch(text) and isinstance(default, str):
             return text
         value = None
     if not isinstance(value, bool | int | float | str):
-        raise ConfigError(
-            f"{option}: the value of {key} is {text!r}, which is no boolean, number or string (quote a string)"
-        )
+        raise ConfigError(f"{option}: the value of {key} is {text!r}, which is no {_kinds(default)} (quote a string)")
     return value
+
+
+def _kinds(default: ConfigScalar) -> str:
+    if isinstance(default, str):
+        return "boolean, number or string"
+    return f"{'boolean' if isinstance(default, bool) else 'number'}, as {default!r} is that it replaces"
 
 
 def parse_labels(texts: Iterable[str]) -> dict[str, str]:

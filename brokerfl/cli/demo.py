@@ -73,8 +73,9 @@ class _Interrupted(BaseException):
 def demo(redis: RedisOptions, rounds: int, nodes: int) -> None:
     """Train two models at once over five nodes, all real processes, with nothing but a Redis between them.
 
-    Federated averaging on scikit-learn's handwritten digits, divided unevenly over the nodes. Without --redis an
-    embedded server is started for it. Nothing is left behind when it ends or is interrupted.
+    Federated averaging on scikit-learn's handwritten digits, divided unevenly over the nodes. An embedded server is
+    started for it unless --redis, or a variable of the environment, says where Redis is. Nothing is left behind when it
+    ends or is interrupted.
     """
     for package in ("numpy", "sklearn"):
         if find_spec(package) is None:

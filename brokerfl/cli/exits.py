@@ -102,7 +102,14 @@ def clear_errors() -> Iterator[None]:
 
 
 class Command(click.Command):
-    """A command whose errors are one line."""
+    """A command whose errors are one line, and whose help names the environment variables of its options."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options; the errors of click would name each variable too, if it were shown from the start."""
+        for parameter in self.params:
+            if isinstance(parameter, click.Option):
+                parameter.show_envvar = True
+        super().format_options(ctx, formatter)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command inside `clear_errors`."""

@@ -18,6 +18,7 @@ from brokerfl.cli.apps import find_project, load_client_app
 from brokerfl.cli.configs import parse_config, parse_labels
 from brokerfl.cli.exits import Command
 from brokerfl.cli.options import (
+    Name,
     RedisOptions,
     Seconds,
     Text,
@@ -27,7 +28,7 @@ from brokerfl.cli.options import (
     redis_options,
     state_dir_option,
 )
-from brokerfl.cli.signals import keep_from_children
+from brokerfl.cli.signals import SIGNALS, keep_from_children, on_second
 from brokerfl.client.folder import node_folder
 from brokerfl.client.journal import Journal
 from brokerfl.client.node import MAX_CRASHES, Node
@@ -40,8 +41,7 @@ from brokerfl.common import log
 @redis_options
 @click.option(
     "--name",
-    type=Text(),
-    default="",
+    type=Name(),
     envvar="BROKERFL_NODE_NAME",
     help="Keeps the node's id over restarts. Each running node needs its own. Unnamed nodes do not come back.",
 )
@@ -85,7 +85,7 @@ from brokerfl.common import log
 def main(
     app: str,
     redis: RedisOptions,
-    name: str,
+    name: str | None,
     node_config: tuple[str, ...],
     label: tuple[str, ...],
     app_dir: str | None,
@@ -105,7 +105,7 @@ def main(
     reference, client_app = load_client_app(*find_project(app, app_dir))
     connection = redis.connect()
     journal = Journal(node_folder(state_dir, node_id_of(connection.keys.prefix, name)) if name else None)
-    registration = Registration(connection, name, labels, lease, journal.home)
+    registration = Registration(connection, name or "", labels, lease, journal.home)
     title = f"Node {registration.node_id}" + (f" ({name})" if name else "")
 
     def ready() -> None:
@@ -122,12 +122,12 @@ def _stop_on_signals(node: Node, registration: Registration, grace: float) -> No
     """The first signal ends the node after the messages in hand, or when the grace is over; the second one at once."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, leave)
-        signal.signal(signal.SIGTERM, leave)
+        for each in SIGNALS:
+            signal.signal(each, on_second(leave))
         threading.Thread(target=give_up_after_grace, args=(number,), name="grace", daemon=True).start()
         node.stop()
 
-    def leave(number: int, frame: FrameType | None) -> None:
+    def leave(number: int) -> None:
         node.abandon()
         _exit(number)
 
@@ -143,8 +143,8 @@ def _stop_on_signals(node: Node, registration: Registration, grace: float) -> No
         finally:  # Redis may be away
             _exit(number)
 
-    signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGTERM, stop)
+    for each in SIGNALS:
+        signal.signal(each, stop)
 
 
 def _exit(number: int) -> None:

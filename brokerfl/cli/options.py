@@ -14,8 +14,8 @@ import click
 from brokerfl.broker.connection import TLS, Connection, connect
 from brokerfl.broker.keys import DEFAULT_PREFIX
 from brokerfl.broker.url import masked
-from brokerfl.cli.project import is_utf8
 from brokerfl.common import ConfigError
+from brokerfl.common.config import is_utf8
 from brokerfl.common.logger import configure_logging
 from brokerfl.wire.frame import MAX_MESSAGE_BYTES
 
@@ -204,6 +204,17 @@ class Text(click.types.StringParamType):
         text = str(super().convert(value, param, ctx))
         if not is_utf8(text):
             self.fail(f"{text!r} is not UTF-8", param, ctx)
+        return text
+
+
+class Name(Text):
+    """A `Text` that is not empty."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the text."""
+        text = super().convert(value, param, ctx)
+        if not text:
+            self.fail("the name is empty: leave the option out for a node without one", param, ctx)
         return text
 
 

@@ -9,10 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from brokerfl.common import AppLoadError, ConfigError, ConfigScalar, UserConfig
-from brokerfl.common.record import MAX_INT, MIN_INT
-
-_SCALARS = (bool, int, float, str)
+from brokerfl.common import AppLoadError, ConfigError, UserConfig
+from brokerfl.common.config import flattened
 
 
 class Project:
@@ -34,27 +32,42 @@ class Project:
             ConfigError: the file cannot be read, or ``components`` is no table.
         """
         component = self._own_table("components").get(kind)
-        if isinstance(component, str):
-            if ":" in component:
-                return component
+        if isinstance(component, str) and ":" in component:
+            return component
+        if component is not None:
             raise AppLoadError(
                 f"{self._file}: the {kind} in [tool.flwr.app.components] is {component!r}, not module:attribute"
             )
-        missing = f"names no {kind}" if self._file.exists() else "does not exist"
+        if not self._file.exists():
+            raise AppLoadError(
+                f"{self._file} does not exist: make one that names the {kind} under [tool.flwr.app.components], or "
+                "name the app as module:attribute, such as client:app"
+            )
         raise AppLoadError(
-            f"{self._file} {missing}: write it under [tool.flwr.app.components], or name the app as module:attribute"
+            f"{self._file} names no {kind}: write it under [tool.flwr.app.components], or name the app as "
+            "module:attribute"
         )
 
-    def run_config(self, given: UserConfig) -> UserConfig:
-        """Return the run config that a run has unless it is told otherwise, with what the user gave over it.
+    @cached_property
+    def defaults(self) -> UserConfig | None:
+        """The run config that a run has unless it is told otherwise; None where the project has none.
 
         Raises:
-            ConfigError: the file cannot be read, its config is no table or holds what no run config can, or it has a
-                config and not a key that was given, as in Flower.
+            ConfigError: the file cannot be read, its config is no table or holds what no run config can.
         """
         if "config" not in self._app:
+            return None
+        return flattened(self._own_table("config"), f"{self._file}: [tool.flwr.app.config]")
+
+    def run_config(self, given: UserConfig) -> UserConfig:
+        """Return the defaults, with what the user gave over them.
+
+        Raises:
+            ConfigError: as `defaults`; or a key was given that they do not have, as in Flower.
+        """
+        config = self.defaults
+        if config is None:
             return given
-        config = _flattened(self._own_table("config"), f"{self._file}: [tool.flwr.app.config]")
         unknown = [key for key in given if key not in config]
         if unknown:
             known = ", ".join(config) or "nothing"
@@ -82,28 +95,7 @@ def read_config(file: Path) -> UserConfig:
     Raises:
         ConfigError: it cannot be read, or holds something that is no boolean, number or string, or cannot be sent.
     """
-    return _flattened(_read_toml(file), str(file))
-
-
-def check_scalar(name: str, value: ConfigScalar, where: str) -> None:
-    """Check that a run can have this value in its config.
-
-    Raises:
-        ConfigError: it, or its name, cannot be sent; the text names ``where`` it stands.
-    """
-    if not is_utf8(name) or (isinstance(value, str) and not is_utf8(value)):
-        raise ConfigError(f"{where}: {name!r}: {value!r} is not UTF-8")
-    if isinstance(value, int) and not MIN_INT <= value <= MAX_INT:
-        raise ConfigError(f"{where}: {name} is {value}, and only integers from -2**63 to 2**64 - 1 can be sent")
-
-
-def is_utf8(text: str) -> bool:
-    """Return whether a text can be sent: what a shell hands over may be any bytes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return flattened(_read_toml(file), str(file))
 
 
 def _read_toml(file: Path) -> dict[str, Any]:
@@ -119,17 +111,3 @@ def _table(value: Any, *names: str) -> dict[str, Any]:
     for name in names:
         value = value.get(name) if isinstance(value, dict) else None
     return value if isinstance(value, dict) else {}
-
-
-def _flattened(table: dict[str, Any], where: str, prefix: str = "") -> UserConfig:
-    config: UserConfig = {}
-    for key, value in table.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict):
-            config |= _flattened(value, where, f"{name}.")
-        elif isinstance(value, _SCALARS):
-            check_scalar(name, value, where)
-            config[name] = value
-        else:
-            raise ConfigError(f"{where}: {name} is a {type(value).__name__}, not a boolean, number or string")
-    return config

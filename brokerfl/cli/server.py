@@ -28,7 +28,7 @@ from brokerfl.cli.options import (
     run_config_option,
     typed_options,
 )
-from brokerfl.cli.signals import SIGNALS, keep_from_children
+from brokerfl.cli.signals import SIGNALS, keep_from_children, on_second
 from brokerfl.common import (
     ConfigError,
     OutageLimit,
@@ -64,6 +64,7 @@ class _Signalled(BaseException):
 @click.option(
     "--takeover", is_flag=True, help="With --resume: take the run away from a ServerApp that seems to be alive."
 )
+@click.option("--another-app", is_flag=True, help="With --resume: the run was started under another app's name.")
 @app_dir_option
 @click.option(
     "--lease",
@@ -109,6 +110,7 @@ def main(
     run_config: tuple[str, ...],
     resume: int | None,
     takeover: bool,
+    another_app: bool,
     app_dir: str | None,
     lease: float,
     retention: float,
@@ -121,12 +123,17 @@ def main(
 
     APP is module:attribute, such as server:app, or a directory whose pyproject.toml names the app: .
     """
-    if takeover and resume is None:
-        raise ConfigError("--takeover is given without --resume: name the run to take over")
+    if resume is None and (takeover or another_app):
+        option = "--takeover" if takeover else "--another-app"
+        raise ConfigError(f"{option} is given without --resume: name the run that is to go on")
     # What the environment says is for runs that begin.
     is_typed = click.get_current_context().get_parameter_source("run_config") is click.core.ParameterSource.COMMANDLINE
     reference, project = find_project(app, app_dir)
-    config = project.run_config(parse_config(run_config, "--run-config")) if is_typed or resume is None else None
+    config = (
+        project.run_config(parse_config(run_config, "--run-config", project.defaults))
+        if is_typed or resume is None
+        else None
+    )
     reference, server_app = load_server_app(reference, project)
     connection = redis.connect()
     if resume is None:  # a signal that comes while the run is created waits until there is something to detach
@@ -136,7 +143,7 @@ def main(
     try:
         signals.driver = driver = Driver(
             connection,
-            reference,
+            "" if another_app else reference,
             config,
             resume=resume,
             takeover=takeover,
@@ -214,7 +221,7 @@ class _Signals:
     def _on_first(self, number: int, frame: FrameType | None) -> None:
         self.number = number
         for each in SIGNALS:
-            signal.signal(each, _leave)
+            signal.signal(each, on_second(_leave))
         if self.driver is not None:
             # While main unwinds it may join threads that wait for replies, as a ThreadPoolExecutor does. Not in this
             # thread, which may hold any lock.
@@ -222,7 +229,7 @@ class _Signals:
         raise _Signalled(number)
 
 
-def _leave(number: int, frame: FrameType | None) -> None:
+def _leave(number: int) -> None:
     os._exit(128 + number)
 
 

@@ -1,16 +1,34 @@
-"""The signals of the commands that run an app. Owns that a process which the app forks does not inherit what they do.
+"""The signals of the commands that run an app.
 
-In such a process, of a multiprocessing.Pool for one, SIGTERM and SIGINT do what they do in any Python: the command's
-own functions would let go of the node or the run that its parent still serves.
+Owns that a process which the app forks does not inherit what they do, and which signal is a second one. In such a
+process, of a multiprocessing.Pool for one, SIGTERM and SIGINT do what they do in any Python: the command's own
+functions would let go of the node or the run that its parent still serves.
 """
 
 import os
 import signal
 import threading
+import time
+from collections.abc import Callable
+from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
+#: Seconds within which a second signal is the first one again: ``timeout`` of GNU signals a process, then its group.
+_TOGETHER = 0.1
+
 _before = threading.local()
+
+
+def on_second(leave: Callable[[int], None]) -> Callable[[int, FrameType | None], None]:
+    """Return a handler that calls ``leave`` with the signal's number, unless it comes at once."""
+    began = time.monotonic()
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        if time.monotonic() - began > _TOGETHER:
+            leave(number)
+
+    return handler
 
 
 def keep_from_children() -> None:

@@ -7,7 +7,7 @@ import os
 import secrets
 from pathlib import Path
 
-from brokerfl.common import ConfigError, NodeNameTaken
+from brokerfl.common import JournalError, NodeNameTaken
 from brokerfl.common.lockfile import LockFile
 
 
@@ -34,7 +34,7 @@ class Folder:
 
     Raises:
         NodeNameTaken: another process holds it.
-        ConfigError: it cannot be written.
+        JournalError: it cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -43,7 +43,7 @@ class Folder:
             self._take()
             self.home = self._read_home()
         except OSError as error:
-            raise ConfigError(
+            raise JournalError(
                 f"the state directory {path} cannot be written ({error.strerror}): name another with --state-dir"
             ) from None
 

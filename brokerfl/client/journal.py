@@ -26,7 +26,7 @@ from typing import Any
 
 from brokerfl.client.folder import Folder
 from brokerfl.client.running import RunningFile
-from brokerfl.common import ConfigError, JournalError
+from brokerfl.common import JournalError
 from brokerfl.wire.frame import Fields, join_fields, split_fields
 
 #: Seconds that a run's state and replies are kept after the run has vanished from Redis. A Redis that forgot its last
@@ -78,7 +78,7 @@ class Journal:
 
     Raises:
         NodeNameTaken: another process holds the directory.
-        ConfigError: it cannot be written.
+        JournalError: it cannot be written.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -105,7 +105,7 @@ class Journal:
             Whether the directory knows other data sets, and not this one.
 
         Raises:
-            ConfigError: the file cannot be opened or is damaged.
+            JournalError: the file cannot be opened or is damaged.
         """
         with self._using:
             self._close_file()
@@ -123,9 +123,8 @@ class Journal:
                 self._count_crashes()
                 self._load()
             except sqlite3.DatabaseError as error:
-                raise ConfigError(
-                    f"the node's journal {self._path} cannot be opened ({error}): move it away to start afresh"
-                ) from None
+                advice = "make room" if "full" in str(error) else "move it away to start afresh"
+                raise JournalError(f"the node's journal {self._path} cannot be opened ({error}): {advice}") from None
             return strange
 
     def _load(self) -> None:

@@ -10,6 +10,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from logging import WARNING
 
 from brokerfl.broker.connection import BLOCK, Connection
@@ -125,7 +126,7 @@ class Node:
         Raises:
             NodeNameTaken: another process holds the name, now or since this one was frozen.
             RedisAuthError, RedisTLSError: Redis does not let us in.
-            ConfigError: the journal cannot be used.
+            JournalError: the journal cannot be used.
         """
         self.register()
         heartbeat = Heartbeat(
@@ -153,11 +154,16 @@ class Node:
         """Take the node's id, and open the journal that belongs to this Redis.
 
         Raises:
-            NodeNameTaken, ConfigError: see `serve`.
+            NodeNameTaken, JournalError: see `serve`.
         """
-        self._registration.register(self.is_stopping)
-        if not self.is_stopping():
-            self._choose_journal()
+        try:
+            self._registration.register(self.is_stopping)
+            if not self.is_stopping():
+                self._choose_journal()
+        except BaseException:  # or it seems to be online, and its messages wait for a lease time
+            with suppress(BrokerflError):
+                self._registration.leave()
+            raise
 
     def _wake_when_stopping(self) -> None:
         """A blocking read ends when the node rings its own doorbell: no signal has to tear it apart."""

@@ -85,7 +85,7 @@ class Service:
             Whether the journal knows other data sets, and not this one.
 
         Raises:
-            ConfigError: the journal cannot be opened.
+            JournalError: it cannot be opened.
         """
         self.worklist.clear()  # first: what a worker still executes is neither noted nor published
         self.publisher.clear()

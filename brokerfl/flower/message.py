@@ -24,7 +24,7 @@ def flower_message_of(message: Message) -> Any:
 
 def flower_error_of(metadata: Metadata, error: Error) -> Any:
     """Return an Error reply as flwr's Message."""
-    return compat.message_of(error=compat.Error(error.code, error.reason), **_fields_of(metadata))
+    return compat.message_of(error=compat.Error(int(error.code), error.reason), **_fields_of(metadata))
 
 
 def _fields_of(metadata: Metadata) -> dict[str, Any]:

@@ -56,7 +56,7 @@ class Driver:
 
     Args:
         connection: the Redis in the middle.
-        app: what was started, as the operator sees it.
+        app: what was started, as the operator sees it; for a resumed run "", or the same.
         run_config: given to the Context of the ServerApp and of every node; for a resumed run None, or the same.
         resume: the id of a detached run to take up, in place of creating one.
         takeover: resume it even if its ServerApp seems alive; from then on that one may write nothing.
@@ -74,7 +74,8 @@ class Driver:
     Raises:
         RunNotFound, RunStopped: there is no run to resume.
         RunAttached: the run to be resumed has a ServerApp that lives.
-        ConfigError: the run to be resumed has another run config; a run config beyond 64 KiB; too long a retention.
+        ConfigError: the run to be resumed has another run config, or is another app's; a run config beyond 64 KiB, or
+            one that holds something else than booleans, numbers and strings; too long a retention.
         ValueError: the run config holds what cannot be sent.
     """
 
@@ -98,7 +99,7 @@ class Driver:
             run, self._attachment = create_run(connection, app, run_config or {}, lease=lease, retention=retention)
         else:
             run, self._attachment = resume_run(
-                connection, resume, run_config, takeover=takeover, lease=lease, retention=retention
+                connection, resume, run_config, app=app, takeover=takeover, lease=lease, retention=retention
             )
         self._run = run
         books = read_books(connection, run.run_id)

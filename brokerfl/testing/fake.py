@@ -3,10 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-from fakeredis import FakeRedis, FakeServer
-
 from brokerfl.broker.connection import NO_RETRY, Connection
 from brokerfl.broker.keys import DEFAULT_PREFIX, Keys
+from brokerfl.common import MissingExtra
+
+try:
+    from fakeredis import FakeRedis, FakeServer
+except ModuleNotFoundError as missing:
+    raise MissingExtra("brokerfl.testing needs fakeredis: pip install 'brokerfl[testing]'") from missing
 
 __all__ = ["FakeServer", "fake_connection"]
 

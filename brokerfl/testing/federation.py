@@ -11,6 +11,7 @@ from brokerfl.client import ClientApp
 from brokerfl.client.app import ClientAppCallable
 from brokerfl.client.node import Node
 from brokerfl.common import Context, UserConfig
+from brokerfl.common.config import flattened
 from brokerfl.flower import adapt_client_app, adapt_server_app
 from brokerfl.server import Driver, ServerApp
 from brokerfl.server.app import ServerAppCallable
@@ -55,7 +56,8 @@ class Federation:
         self._ready = threading.Semaphore(0)
         for config in configs:
             connection = self._open()
-            node = Node(client_app, connection, Registration(connection), config, self._ready.release)
+            told = flattened(config, "node_configs")
+            node = Node(client_app, connection, Registration(connection), told, self._ready.release)
             self.nodes.append(node)
         self._threads = [
             threading.Thread(target=self._serve, args=(node,), name=f"node {node.node_id}", daemon=True)
@@ -103,11 +105,17 @@ class Federation:
     ) -> SimulationResult:
         """Run a ServerApp, also flwr's, to its end and return what is left.
 
+        Args:
+            server_app: what to run.
+            run_config: booleans, numbers and strings by name; tables become names with dots.
+            app: its name, as the operator sees it.
+
         Raises:
+            ConfigError: the run config holds something else.
             Exception: whatever its main function raised; its keys are deleted all the same.
         """
         server_app = adapt_server_app(server_app)
-        driver = Driver(self._open(), app, run_config)
+        driver = Driver(self._open(), app, flattened(run_config or {}, "run_config"))
         try:
             server_app(driver, driver.context)
         finally:
@@ -129,10 +137,11 @@ def run_simulation(
         server_app: its main function runs in the calling thread. Flower's apps are taken as they are.
         client_app: every node runs it in a thread of its own.
         num_supernodes: how many nodes.
-        run_config: as ``--run-config``.
+        run_config: as ``--run-config``, or the table ``[tool.flwr.app.config]``: tables become names with dots.
         node_configs: as ``--node-config``, one for each node; by default ``partition-id`` and ``num-partitions``.
 
     Raises:
+        ConfigError: a config holds something that is no boolean, number or string.
         Exception: whatever the ServerApp's main function raised. What a ClientApp raises becomes an Error reply.
     """
     with Federation(client_app, num_supernodes, node_configs=node_configs) as federation:

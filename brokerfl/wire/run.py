@@ -33,9 +33,15 @@ def encode_run(run: Run) -> bytes:
     """Return the frame of ``run``, without its id: the key or hash field that holds it says that.
 
     Raises:
-        ConfigError: the run config is too large.
+        ConfigError: the run config is too large, or holds something that is no boolean, number or string.
         ValueError: it holds what msgpack cannot carry.
     """
+    for key, value in run.run_config.items():
+        if not isinstance(key, str) or not isinstance(value, _SCALARS):
+            raise ConfigError(
+                f"the run config: {key!r} is a {type(value).__name__}: its keys are str, its values booleans, numbers "
+                "and strings"
+            )
     try:
         return pack([run.app, run.created_at, run.run_config])
     except MessageTooLarge as error:

@@ -120,8 +120,13 @@ class Process:
             assert time.monotonic() < until, f"{self.command} did not print {pattern!r}:\n{self.text}"
             time.sleep(0.02)
 
-    def send(self, number: signal.Signals) -> None:
+    def send(self, number: signal.Signals, *, until_ended: bool = False) -> None:
+        """Send a signal; one that may come too early is sent again until the process has ended."""
+        until = time.monotonic() + DEADLINE
         self._process.send_signal(number)
+        while until_ended and self._process.poll() is None and time.monotonic() < until:
+            self._process.send_signal(number)
+            time.sleep(0.02)
 
     def ends(self, *codes: int) -> "Process":
         """Wait until it ends, with this exit code or one of these."""

@@ -199,8 +199,27 @@ def test_a_second_signal_ends_a_node_at_once(commands: Commands, broker: Broker,
         node.wait_for("Training begins")
         node.send(number)
         node.wait_for(f"Got {number.name}")
-        node.send(number)
+        node.send(number, until_ended=True)  # one that comes at once counts as the first
         node.ends(code)
+
+
+def test_signals_that_come_together_are_one(commands: Commands, broker: Broker, gate: Path) -> None:
+    """GNU timeout signals a process, then its group: the node finishes what it has in hand, and leaves."""
+    node = commands.node(*gated(gate), "--grace", NEVER)
+    server = commands.server("--run-config", "nodes=1")
+    node.wait_for("Training begins")
+    node.send(signal.SIGTERM)
+    node.send(signal.SIGINT)
+    node.wait_for("Got SIG")
+    gate.touch()
+    assert "has left" in node.ends(0).text
+    assert "Round 1: 1 of 1 replied" in server.ends(0).text
+
+
+def test_an_empty_name_is_none(commands: Commands) -> None:
+    """A variable of a shell that is not set makes no unnamed node by mistake."""
+    node = commands.run("brokerfl-node", "client:app", "--name", "", code=2)
+    assert "Invalid value for '--name': the name is empty: leave the option out for a node without one" in node.err
 
 
 def test_a_node_leaves_when_its_grace_is_over(commands: Commands, broker: Broker, gate: Path) -> None:

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tests.apps import eventually
+from tests.apps import contents_of, eventually
 from tests.cli.conftest import DEADLINE, NEVER, Broker, Commands, Process, error_of, node_id, run_id
 from tests.cli.counting import EXAMPLES, executed_once, keys_of, open_gate, start_node, total, write_apps
 from tests.conftest import PREFIX
@@ -166,11 +166,28 @@ def test_only_what_there_is_can_be_resumed(commands: Commands, broker: Broker) -
     assert statuses(commands) == {}
 
 
+def test_another_app_does_not_resume_a_run(commands: Commands, broker: Broker) -> None:
+    """In the wrong directory --resume ends with 2, and the run stays as it was; --another-app is for a renamed app."""
+    server = in_round_2(commands, broker)
+    run = run_id(server)
+    server.send(signal.SIGTERM)
+    server.ends(143)
+    commands.write("other.py", commands.folder.joinpath("server.py").read_text())
+    before = contents_of(broker.admin, sorted(broker.scan(f"*{run}*")))
+    other = commands.run("brokerfl-server", "other:app", "--resume", run, code=2)
+    assert error_of(other).startswith(f"Error: run {run} is one of server:app, not of other:app: ")
+    assert contents_of(broker.admin, sorted(broker.scan(f"*{run}*"))) == before
+    open_gate(commands)
+    renamed = commands.run("brokerfl-server", "other:app", "--resume", run, "--another-app")
+    assert f"The sum is {total(2, 3)} after 3 rounds" in renamed.text
+
+
 def test_options_that_make_no_sense(commands: Commands) -> None:
-    """--takeover without --resume, and a run id that is none, end with 2 before anything is asked of Redis."""
+    """What needs --resume, and a run id that is none, end with 2 before anything is asked of Redis."""
     closed = ("--redis", "redis://127.0.0.1:1")
-    takeover = commands.run("brokerfl-server", "server:app", "--takeover", *closed, code=2)
-    assert error_of(takeover) == "Error: --takeover is given without --resume: name the run to take over"
+    for option in ("--takeover", "--another-app"):
+        alone = commands.run("brokerfl-server", "server:app", option, *closed, code=2)
+        assert error_of(alone) == f"Error: {option} is given without --resume: name the run that is to go on"
     no_id = commands.run("brokerfl-server", "server:app", "--resume", "abc", *closed, code=2)
     assert "Invalid value for '--resume': 'abc' is not a valid run id" in no_id.err
 

@@ -210,7 +210,7 @@ def test_a_second_signal_ends_a_server_at_once(commands: Commands, broker: Broke
     server.wait_for("^Working$")
     server.send(signal.SIGINT)
     server.wait_for("^Swallowed _Signalled$")
-    server.send(signal.SIGINT)
+    server.send(signal.SIGINT, until_ended=True)
     server.ends(130)
 
 

@@ -191,3 +191,18 @@ def test_a_broken_exception_is_still_an_error_2(backend: Backend) -> None:
             assert reply.error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
             assert (reply.error.reason or "").startswith(type(exception).__name__)
             assert len(reply.error.reason or "") <= 2000
+
+
+@pytest.mark.parametrize("error", [("2", "text"), (2, 5)])
+def test_an_error_that_is_none_is_error_2(backend: Backend, error: tuple[object, object]) -> None:
+    """A ClientApp that makes an Error of other types is told so by its own reply."""
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        return message.create_error_reply(Error(*error))  # type: ignore[arg-type]
+
+    with federation(backend, app, nodes=1) as nodes, driving(backend) as driver:
+        [reply] = driver.send_and_receive([driver.create_message(number(1), "train", nodes.nodes[0].node_id, "1")])
+        assert reply.error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+        assert "an Error is made of an int and a str" in reply.error.reason

@@ -4,13 +4,20 @@ import threading
 
 import pytest
 
+from brokerfl.broker.ledger import MOST_REOPENED
 from brokerfl.broker.nodes import Registration, list_nodes
+from brokerfl.broker.outbox import Outgoing, publish
 from brokerfl.broker.runs import list_runs, stop_run
-from brokerfl.common import ErrorCode, RecordSet, RedisOutOfMemory
+from brokerfl.common import Array, ErrorCode, Metadata, ParametersRecord, RecordSet, RedisOutOfMemory
 from brokerfl.server import Driver
 from brokerfl.testing import fake_connection
+from brokerfl.wire.frame import MANIFEST, Fields
+from brokerfl.wire.message import encode_message
+from brokerfl.wire.payload import CHUNK, Manifest
+from brokerfl.wire.record import encode_content
 from tests.apps import Gate, driving, eventually, federation, number, number_in
 from tests.conftest import PREFIX, Backend
+from tests.contract.test_resume import push, silent
 
 #: TLS changes nothing here; test_messages.py and test_outage.py have it.
 WITHOUT = ("redis-tls",)
@@ -152,3 +159,56 @@ def test_impossible_messages_are_named(what: str, value: object) -> None:
     with pytest.raises(ValueError, match=what):
         driver.create_message(RecordSet(), "train", **arguments)  # type: ignore[arg-type]
     driver.end()
+
+
+def head_of(driver: Driver, node: int, message_id: str) -> Fields:
+    """The head of a reply that a node writes itself."""
+    metadata = Metadata(
+        run_id=driver.run.run_id,
+        message_id="",
+        src_node_id=node,
+        dst_node_id=1,
+        reply_to_message=message_id,
+        group_id="1",
+        ttl=1.0,
+        message_type="train",
+    )
+    return encode_message(message_id, metadata)
+
+
+def publish_by_hand(backend: Backend, driver: Driver, node: int, *replies: Fields) -> None:
+    """Put into a node's outbox whatever it likes."""
+    outgoing = [Outgoing(driver.run.run_id, ("0-1",), fields) for fields in replies]
+    assert all(publish(backend.connect(), node, outgoing))
+
+
+@pytest.mark.parametrize(("limit", "size"), [(16 * 1024**3, 2_000_000), (10_000, 20_000)])
+def test_a_reply_holds_no_more_than_it_may(backend: Backend, limit: int, size: int) -> None:
+    """What leaves its content in the entry itself, beyond the limit or what any node leaves there, is Error 4."""
+    with driving(backend, max_message=limit) as driver:
+        node = silent(backend)
+        message_id = push(driver, node, number(1))
+        array = Array("uint8", [size], "numpy.ndarray", bytes(size))
+        content = encode_content(RecordSet({"p": ParametersRecord({"w": array})}))
+        publish_by_hand(backend, driver, node, {**head_of(driver, node, message_id), **content})
+        [reply] = driver.replies([message_id], timeout=20)
+        assert reply.error.code == ErrorCode.REPLY_MESSAGE_UNAVAILABLE
+        assert "bytes in the message itself" in reply.error.reason
+
+
+def test_copies_without_end_are_not_kept(backend: Backend) -> None:
+    """A node that repeats a large reply with other chunks fills neither the memory nor the time of the ServerApp."""
+    manifests = [
+        Manifest((10, 3 * CHUNK), tuple(bytes([k]) * 32 for k in range(4)), tuple(f"{n}-{k}" for k in range(4)))
+        for n in range(1, 41)
+    ]
+    with driving(backend) as driver:
+        node = silent(backend)
+        message_id = push(driver, node, number(1))
+        head = head_of(driver, node, message_id)
+        publish_by_hand(backend, driver, node, *({**head, MANIFEST: manifest.encoded} for manifest in manifests))
+        driver._collector._intake.read({node})
+        message = driver._ledger.find(message_id)
+        assert message is not None
+        assert len(message.spares) == MOST_REOPENED
+        assert driver._ledger.dropped == len(manifests) - 1

@@ -1,8 +1,9 @@
 """Promise 7: what a node learns stays on the node, and no redelivery applies it twice."""
 
+import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from brokerfl.client.journal import Journal
 from brokerfl.client.node import Node
 from brokerfl.common import Array, Context, ErrorCode, Message, MetricsRecord, ParametersRecord, RecordSet
 from brokerfl.server import Driver
+from brokerfl.wire.frame import CONTENT, MANIFEST, join_fields, split_fields
 from tests.apps import driving, eventually, number, number_in
 from tests.conftest import Backend
 
@@ -114,6 +116,59 @@ class Streams:
 
     def lengths(self) -> tuple[int, int, int]:
         return self._admin.xlen(self.inbox), self._admin.xlen(self.outbox), self._admin.xlen(self.data)
+
+
+# Another version's.
+
+
+def spoil(data: bytes) -> bytes:
+    """What another version would have written."""
+    return b"\x02" + data[1:]
+
+
+@contextmanager
+def journal_in(folder: Path) -> Iterator[sqlite3.Connection]:
+    """The file of a node that is away."""
+    [file] = folder.glob("*.db")
+    with closing(sqlite3.connect(file)) as db, db:
+        yield db
+
+
+def test_a_large_reply_of_another_version_is_error_4(backend: Backend, tmp_path: Path) -> None:
+    """The node goes on: it says that it cannot read what it kept, and serves the next message."""
+    counter = Counter()
+    with driving(backend) as driver:
+        with serving(backend, counter.app, tmp_path) as node:
+            streams = Streams(backend, driver, node)
+            message_id = push(driver, node, 100_000)
+            eventually(lambda: streams.lengths()[1] == 1)
+            fields = driver._ledger.find(message_id).fields  # type: ignore[union-attr]
+        backend.admin.xtrim(streams.outbox, maxlen=0)
+        with journal_in(tmp_path) as db:
+            [(data,)] = db.execute("SELECT reply FROM answered").fetchall()
+            kept = split_fields(data)
+            db.execute("UPDATE answered SET reply = ?", (join_fields({**kept, MANIFEST: spoil(kept[MANIFEST])}),))
+        backend.admin.xadd(streams.inbox, fields)  # type: ignore[arg-type]
+        with serving(backend, counter.app, tmp_path) as node:
+            [reply] = driver.replies([message_id], timeout=20)
+            assert reply.error.code == ErrorCode.REPLY_MESSAGE_UNAVAILABLE
+            assert "version 2" in reply.error.reason
+            assert send(driver, node, group="2").has_content()
+
+
+def test_a_state_of_another_version_is_error_3(backend: Backend, tmp_path: Path) -> None:
+    """The reason names the state, not the message."""
+    counter = Counter()
+    with driving(backend) as driver:
+        with serving(backend, counter.app, tmp_path) as node:
+            assert send(driver, node).has_content()
+        with journal_in(tmp_path) as db:
+            [(data,)] = db.execute("SELECT data FROM states WHERE field = ?", (CONTENT,)).fetchall()
+            db.execute("UPDATE states SET data = ? WHERE field = ?", (spoil(data), CONTENT))
+        with serving(backend, counter.app, tmp_path) as node:
+            reply = send(driver, node, group="2")
+            assert reply.error.code == ErrorCode.MESSAGE_UNAVAILABLE
+            assert "context.state was written by another version" in reply.error.reason
 
 
 # Once for each id.

@@ -156,17 +156,17 @@ def test_a_reply_waits_until_there_is_room(backend: Backend) -> None:
 
 
 def test_replies_gather_while_a_publish_is_in_flight(backend: Backend) -> None:
-    """What is finished while a publish is in flight goes out with the next one: 300 replies in two transactions."""
+    """What is finished while a publish is in flight goes out with the next one: 200 replies in two transactions."""
     if not backend.is_real:
         pytest.skip("fakeredis has no INFO")
     with driving(backend) as driver:
         registration = Registration(backend.connect(), "node")
         registration.register()
         node, run = registration.node_id, driver.run.run_id
-        ids = driver.push_messages([driver.create_message(number(i), "train", node, "1") for i in range(300)])
+        ids = driver.push_messages([driver.create_message(number(i), "train", node, "1") for i in range(200)])
         inboxes = Inboxes(backend.connect(), node)
         inboxes.refresh()
-        works = [Work(run, message_id_of(d.fields), d.fields, [d.entry_id]) for d in inboxes.read(300, block=1.0)]
+        works = [Work(run, message_id_of(d.fields), d.fields, [d.entry_id]) for d in inboxes.read(200, block=1.0)]
         in_flight, go = threading.Event(), threading.Event()
 
         def published(work: Work, entries: tuple[str, ...], is_taken: bool) -> None:
@@ -184,7 +184,7 @@ def test_replies_gather_while_a_publish_is_in_flight(backend: Backend) -> None:
         publisher.close()
         assert failures == []
         assert executed_transactions(backend) - before == 2
-        assert sorted(number_in(reply) for reply in driver.replies(ids)) == list(range(300))
+        assert sorted(number_in(reply) for reply in driver.replies(ids)) == list(range(200))
 
 
 def executed_transactions(backend: Backend) -> int:

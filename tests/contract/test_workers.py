@@ -4,12 +4,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from brokerfl.broker import inbox
 from brokerfl.broker.keys import GROUP
 from brokerfl.broker.nodes import Registration
 from brokerfl.client import ClientApp, contexts, executor, publisher
+from brokerfl.client import node as node_module
 from brokerfl.client.journal import Journal
 from brokerfl.client.node import _MOST_READ, Node
 from brokerfl.common import (
@@ -20,6 +23,7 @@ from brokerfl.common import (
     MetricsRecord,
     ParametersRecord,
     RecordSet,
+    RedisOutOfMemory,
     RedisUnreachable,
 )
 from brokerfl.server import Driver
@@ -469,3 +473,51 @@ def test_a_batch_has_the_states_that_its_messages_left(backend: Backend, tmp_pat
         turns(node, 5, bench)
         arrays = [r.content.parameters_records["p"]["a"].data[0] for r in driver.replies(ids) if r.has_content()]
         assert sorted(arrays) == [2, 3, 5]
+
+
+# A full Redis.
+
+
+def test_a_full_redis_holds_up_the_workers(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While replies cannot be published, the node executes only so much more; nothing is lost."""
+    monkeypatch.setattr(publisher, "MOST_GATHERED", 3)
+    bench, room, refused = Bench(), threading.Event(), threading.Event()
+    original = publisher.publish
+
+    def full(*arguments: Any) -> list[bool]:
+        if room.is_set():
+            return original(*arguments)
+        refused.set()
+        raise RedisOutOfMemory("full")
+
+    with serving(backend, bench.app) as node, driving(backend) as one, driving(backend) as two:
+        assert [numbers(driver, push(driver, node, 0)) for driver in (one, two)] == [[1], [1]]
+        monkeypatch.setattr(publisher, "publish", full)
+        sent = {driver: push(driver, node, *range(1, 31)) for driver in (one, two)}
+        try:
+            assert refused.wait(20)
+            gathered = node._service.publisher._finished
+            eventually(lambda: len(gathered) >= 3)
+            done = -1
+            while done != (done := sum(map(len, bench.executed.values()))):
+                threading.Event().wait(0.2)  # until nothing more is executed
+            assert done <= 2 + 2 * (3 + 1)
+        finally:
+            room.set()
+        for driver, ids in sent.items():
+            assert sorted(numbers(driver, ids)) == list(range(2, 32))
+
+
+def test_more_is_pending_than_is_asked_for_at_once(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message beyond what one question tells of is not taken for a cancelled one."""
+    monkeypatch.setattr(inbox, "MOST_PENDING", 2)
+    monkeypatch.setattr(node_module, "MOST_PENDING", 2)
+    monkeypatch.setattr(node_module, "READ_AHEAD", -1.0)  # every message is asked for
+    bench = Bench()
+    with driving(backend) as driver, by_hand(backend, bench.app, None) as node:
+        warm_up(node, driver, bench)
+        ids = push(driver, node, *range(5))
+        node._take(node._inboxes.read(10, 1.0))
+        assert node._is_wanted(list(node._worklist._in_hand.values())[-1])
+        driver.cancel_messages(ids[-1:])
+        assert not node._is_wanted(list(node._worklist._in_hand.values())[-1])

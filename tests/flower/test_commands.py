@@ -575,7 +575,7 @@ COMPONENTS = '[tool.flwr.app.components]\nserverapp = "an_app:app"\nclientapp = 
 
 #: What is wrong: pyproject.toml, if there is one; the exit code; what the line says of the project's folder.
 WRONG: dict[str, tuple[str | None, int, str]] = {
-    "no file": (None, 3, r"{}/pyproject.toml does not exist: write it under \[tool.flwr.app.components\], or name "),
+    "no file": (None, 3, r"{}/pyproject.toml does not exist: make one that names the clientapp under \[tool"),
     "no components": ("[project]\n", 3, r"{}/pyproject.toml names no clientapp: write it under \[tool.flwr.app.compon"),
     "no clientapp": (COMPONENTS.partition("client")[0], 3, "{}/pyproject.toml names no clientapp: write it under"),
     "no TOML": ("[tool.flwr\n", 2, r"{}/pyproject.toml is no TOML: Expected ']' .*\(at line 1, column 11\)$"),
@@ -630,12 +630,12 @@ def test_an_app_of_the_wrong_kind(commands: Commands) -> None:
 
 
 def test_flwr_is_not_installed(commands: Commands) -> None:
-    """An app that imports flwr where there is none ends with 3, and the last line says what to install."""
+    """An app that imports flwr where there is none ends with 40, and one line says what to install."""
     commands.write("pyproject.toml", COMPONENTS)
     commands.write("an_app.py", LEGACY_CLIENT)
     commands.write("none/flwr.py", "raise ModuleNotFoundError(\"No module named 'flwr'\", name='flwr')\n")
     path = os.pathsep.join(filter(None, [str(commands.folder / "none"), os.environ.get("PYTHONPATH")]))
     for command in ("brokerfl-node", "brokerfl-server"):
-        process = commands.run(command, ".", *CLOSED, code=3, PYTHONPATH=path)
-        assert error_of(process) == "Error: importing an_app raised ModuleNotFoundError: No module named 'flwr'"
-        assert process.err.splitlines()[-1] == "Flower apps need flwr: pip install 'brokerfl[flower]'"
+        process = commands.run(command, ".", *CLOSED, code=40, PYTHONPATH=path)
+        missing = "an_app is an app of Flower, which needs flwr: pip install 'brokerfl[flower]'"
+        assert error_of(process) == f"Error: {missing}"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from brokerfl.cli.configs import parse_config, parse_labels
-from brokerfl.common import ConfigError
+from brokerfl.common import ConfigError, ConfigScalar
 
 
 @pytest.mark.parametrize(
@@ -37,6 +37,24 @@ def test_what_cannot_be_read_is_named(text: str) -> None:
     """A text that is no list of pairs is refused with the option's name and how to write it."""
     with pytest.raises(ConfigError, match="--node-config"):
         parse_config([text], "--node-config")
+
+
+@pytest.mark.parametrize(
+    ("text", "default", "why"),
+    [
+        ("last=False", "", "write last=false, or last='\"False\"' for a string"),
+        ("last=TRUE", True, "write last=true"),
+        ("rounds=abc", 3, "rounds is 'abc', which is no number, as 3 is that it replaces"),
+        ("last=yes", True, "last is 'yes', which is no boolean, as True is that it replaces"),
+    ],
+)
+def test_a_word_that_was_meant_to_be_something_else_is_named(text: str, default: ConfigScalar, why: str) -> None:
+    """A string that nobody wanted is true, whatever it says."""
+    key = text.partition("=")[0]
+    with pytest.raises(ConfigError, match=why):
+        parse_config([text], "--run-config", {key: default})
+    word = text.partition("=")[2]
+    assert parse_config([f'{key}="{word}"'], "--run-config", {key: default}) == {key: word}
 
 
 @pytest.mark.parametrize(

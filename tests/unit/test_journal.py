@@ -352,12 +352,12 @@ def test_dead_messages_are_read_beside_a_running_node(tmp_path: Path) -> None:
 
 
 def test_a_damaged_journal_is_named(tmp_path: Path) -> None:
-    """A file that is no database raises ConfigError with its path, for the node and for `brokerfl dead`."""
+    """A file that is no database raises an error with its path, for the node and for `brokerfl dead`."""
     folder = tmp_path / "3"
     folder.mkdir()
     (folder / f"{REDIS.hex()}.db").write_bytes(b"surely no database " * 100)
     journal = Journal(folder)
-    with pytest.raises(ConfigError, match=rf"{folder}.*move it away to start afresh"):
+    with pytest.raises(JournalError, match=rf"{folder}.*move it away to start afresh"):
         journal.open(REDIS)
     journal.close()
     with pytest.raises(ConfigError, match=str(folder)):
@@ -378,7 +378,7 @@ def test_where_states_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
 def test_a_directory_without_write_permission_is_named(tmp_path: Path) -> None:
-    """It raises ConfigError that names the directory and the option."""
+    """It raises JournalError that names the directory and the option."""
     tmp_path.chmod(0o500)
-    with pytest.raises(ConfigError, match=r"cannot be written \(Permission denied\): name another with --state-dir"):
+    with pytest.raises(JournalError, match=r"cannot be written \(Permission denied\): name another with --state-dir"):
         Journal(tmp_path / "3")

@@ -58,7 +58,7 @@ def test_without_a_config_anything_may_be_given(tmp_path: Path, text: str | None
     if text is not None:
         project(tmp_path, text)
     assert Project(tmp_path).run_config({"anything": 1}) == {"anything": 1}
-    with pytest.raises(AppLoadError, match=r"pyproject.toml .*: write it under \[tool.flwr.app.components\]"):
+    with pytest.raises(AppLoadError, match=r"pyproject.toml .* under \[tool.flwr.app.components\]"):
         Project(tmp_path).component("serverapp")
 
 

@@ -5,9 +5,9 @@ import threading
 import pytest
 
 from brokerfl.client import ClientApp
-from brokerfl.common import Context, Message, MetricsRecord, RecordSet
+from brokerfl.common import ConfigError, ConfigsRecord, Context, Message, MetricsRecord, RecordSet
 from brokerfl.server import Driver, ServerApp
-from brokerfl.testing import Federation, run_simulation
+from brokerfl.testing import Federation, fake_connection, run_simulation
 
 
 def apps() -> tuple[ServerApp, ClientApp]:
@@ -66,3 +66,21 @@ def test_what_main_raises_reaches_the_test() -> None:
     with pytest.raises(ZeroDivisionError, match="mine"):
         run_simulation(server_app, ClientApp(), 1)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("node ")]
+
+
+def test_tables_of_a_config_are_flattened_and_other_values_are_named() -> None:
+    """A run config may be what a pyproject.toml holds; a list is refused at once, not by every node."""
+    server_app, client_app = ServerApp(), ClientApp()
+
+    @server_app.main()
+    def main(driver: Driver, context: Context) -> None:
+        context.state.configs_records["seen"] = ConfigsRecord(dict(context.run_config))
+
+    result = run_simulation(server_app, client_app, 1, run_config={"train": {"lr": 0.5}, "rounds": 3})  # type: ignore[dict-item]
+    assert result.context.state.configs_records["seen"] == {"train.lr": 0.5, "rounds": 3}
+    with pytest.raises(ConfigError, match="run_config: a is a list, not a boolean, number or string"):
+        run_simulation(server_app, client_app, 1, run_config={"a": [1]})  # type: ignore[dict-item]
+    with pytest.raises(ConfigError, match="node_configs: a is a NoneType"):
+        run_simulation(server_app, client_app, 1, node_configs=[{"a": None}])  # type: ignore[dict-item]
+    with pytest.raises(ConfigError, match="'a' is a list: its keys are str, its values booleans, numbers and strings"):
+        Driver(fake_connection(), "server:app", {"a": [1]})  # type: ignore[dict-item]
