@@ -14,20 +14,24 @@ from brokerfl.broker.connection import Pipeline
 from brokerfl.common import BrokerflError, RecordSet, RedisOutOfMemory
 from brokerfl.common.array import memory_of
 from brokerfl.server.link import Link
-from brokerfl.wire.frame import CONTENT
-from brokerfl.wire.payload import EncodedContent, Payload
+from brokerfl.wire.frame import CONTENT, Fields
+from brokerfl.wire.payload import EncodedContent, Payload, is_large
 from brokerfl.wire.record import encode_content
 
 #: How often a content is sent before it is given up: once more after each loss, and a Redis that evicts loses always.
 _MOST_PASSES = 10
 
+#: Bytes at both ends of an array by which contents are told apart before they are compared, and bytes compared at once.
+_END, _STRETCH = 256, 1024 * 1024
+
 
 class Contents:
-    """The contents of one push, each encoded and hashed once, also when many records share their arrays."""
+    """The contents of one push, each encoded and hashed once, also when many records share or repeat its arrays."""
 
     def __init__(self) -> None:
         self._by_record: dict[int, EncodedContent] = {}
         self._by_memory: dict[Hashable, EncodedContent] = {}
+        self._by_look: dict[Hashable, list[tuple[Fields, EncodedContent]]] = {}
 
     def encode(self, record: RecordSet) -> EncodedContent:
         """Return a content, frozen as it is now."""
@@ -35,12 +39,22 @@ class Contents:
             fields = encode_content(record)
             memory = (fields[CONTENT], *(memory_of(data) for data in islice(fields.values(), 1, None)))
             if memory not in self._by_memory:
-                self._by_memory[memory] = EncodedContent(fields)
+                self._by_memory[memory] = self._equal(fields) if is_large(fields) else EncodedContent(fields)
             self._by_record[id(record)] = self._by_memory[memory]
         return self._by_record[id(record)]
 
+    def _equal(self, fields: Fields) -> EncodedContent:
+        """Return a content that has the same bytes elsewhere in memory, if there is one: only what is new is hashed."""
+        ends = (bytes(data[:_END]) + bytes(data[-_END:]) for data in islice(fields.values(), 1, None))
+        found = self._by_look.setdefault((fields[CONTENT], *ends), [])
+        for other, encoded in found:
+            if all(map(_are_equal, fields.values(), other.values())):
+                return encoded
+        found.append((fields, EncodedContent(fields)))
+        return found[-1][1]
+
     def __iter__(self) -> Iterator[EncodedContent]:
-        return iter(self._by_memory.values())
+        return iter({id(content): content for content in self._by_memory.values()}.values())
 
 
 class Uploader:
@@ -116,3 +130,10 @@ class Uploader:
 
 def _once(action: Callable[[], Any]) -> Any:
     return action()
+
+
+def _are_equal(one: bytes | memoryview, other: bytes | memoryview) -> bool:
+    """Compare as bytes, which is memcmp: memoryviews compare element by element."""
+    return len(one) == len(other) and all(
+        bytes(one[at : at + _STRETCH]) == bytes(other[at : at + _STRETCH]) for at in range(0, len(one), _STRETCH)
+    )

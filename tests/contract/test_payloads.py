@@ -206,6 +206,31 @@ def test_a_broadcast_is_stored_and_sent_once(backend: Backend, sent: list[str], 
         assert layers_in(received) == [array.tobytes() for array in arrays]
 
 
+def test_equal_contents_are_hashed_once(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five records of their own, with copies of the same arrays, are one content; one that differs in a bit is not."""
+    hashed: list[bytes] = []
+    digest = payload._digest
+
+    def spy(data: memoryview) -> bytes:
+        hashed.append(bytes(data))
+        return digest(data)
+
+    monkeypatch.setattr(payload, "_digest", spy)
+    array = layer(1)
+    other = array.copy()
+    other[len(other) // 2] ^= 1
+    with driving(backend) as driver:
+        nodes = [silent(backend, str(number)) for number in range(6)]
+        arrays = [array, *(array.copy() for _ in range(4)), other]
+        ids = driver.push_messages(
+            [driver.create_message(model(mine), "train", node, "1") for node, mine in zip(nodes, arrays, strict=True)]
+        )
+        assert "" not in ids
+        assert len(hashed) == 2 * 6
+        digests = {driver._ledger.find(message_id).entry.digest for message_id in ids}  # type: ignore[union-attr]
+        assert len(digests) == 2
+
+
 def test_equal_layers_are_stored_once(backend: Backend, sent: list[str]) -> None:
     """Chunks of equal bytes within one content, such as zeros, are sent once, and arrive everywhere."""
     zeros = np.zeros(8 * CHUNK, dtype=np.uint8)
