@@ -156,6 +156,11 @@ class Federation:
     ) -> None:
         self._processes.__exit__(kind, error, trace)
 
+    @property
+    def pids(self) -> list[int]:
+        """The process ids of the nodes."""
+        return self._processes.pids
+
     @contextmanager
     def run(self) -> Iterator[tuple[Driver, list[int]]]:
         """Give a Driver with a run of its own and the ids of the nodes, once all are online; end the run."""

@@ -34,6 +34,11 @@ class Processes:
             process.start()
         self._processes.append(process)
 
+    @property
+    def pids(self) -> list[int]:
+        """Their process ids."""
+        return [process.pid for process in self._processes if process.pid is not None]
+
     def check(self) -> None:
         """Look whether all of them live.
 

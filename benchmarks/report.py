@@ -35,17 +35,19 @@ BEYOND = """\
 Two cores carry everything here: the server, the ServerApp and all nodes. So every figure is CPU time more than waiting,
 and what is close to its target is on both sides of it in different runs.
 
-The 1,000 small messages are beyond theirs in every run. Where the CPU time of one round went on this machine, measured
-once, in ms: ServerApp 27 to make the records, 75 to push (encode 25, ledger and inbox entries 20, packing and sending
-30), 57 to collect (decode 25, records and metadata 15); the ten nodes together 217; the server 27. Bare redis-py: 16 in
-the collector, 27 in the nodes, 11 in the server. Nothing in it waits, polls or is done twice: it is some 400 µs of
-Python for each message there and back, of which the records and their checks are the largest part. A codec in C would
-move it, and more cores do.
+The 1,000 small messages are beyond theirs in every run. The row says how much CPU time each side takes for a round:
+some 200 µs of Python for each message there and back, where bare redis-py takes 50. A profile (py-spy, 1,000 samples
+a second) is flat. Of the ServerApp's time 14 % encode contents and ledger entries, 20 % pack, send and note a
+transaction, 18 % decode replies, 12 % read them, and 15 % make and check records and messages. Of a node's, without its
+waiting for work, 17 % read, 39 % decode, execute and encode, 36 % note and publish replies. Nothing in it polls or is
+done twice. A codec in C would move it, and more cores do; the garbage collector is a tenth of it.
 
 In the row with two runs both cores are busy (97 %) with the models of the large one (hashing, and copying between
 kernel and process); what is left for the tiny one is its share of them. Bare redis-py fares no better: its own tiny
-round, by five processes of its own beside the same large run, went from 2.1 to 14.7 ms, 7.2 times, measured once, where
-brokerfl's went from 5.6 to 27 ms. Smaller windows (4 chunks in place of 16) had brought it there from 45 ms."""
+round, by five processes of its own beside the same large run, went from 2.1 to 14.7 ms, 7.2 times, measured once, when
+brokerfl's was 7.1 to 7.3 times its own. Since then the threads that hash give way to all others (Linux), which brought
+it to 5.4; windows of 4 chunks in place of 16 had halved it before, windows of 2 change nothing any more. With the least
+priority there is, hashing would bring it to 5.0, and starve where training keeps the cores busy."""
 
 HOW = """\
     scripts/bench            # everything; writes this page

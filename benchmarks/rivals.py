@@ -149,6 +149,11 @@ class Bare:
     ) -> None:
         self._processes.__exit__(kind, error, trace)
 
+    @property
+    def pids(self) -> list[int]:
+        """The process ids of the nodes."""
+        return self._processes.pids
+
     def wait(self) -> None:
         """Wait until all nodes are there.
 

@@ -3,11 +3,12 @@
 Owns the targets. It must not know how figures are shown.
 """
 
+import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from benchmarks import memory
+from benchmarks import cpu, memory
 from benchmarks.federation import (
     LIMIT,
     Federation,
@@ -61,7 +62,12 @@ def _empty(stage: Stage, plan: Plan) -> Comparison:
 def _small(stage: Stage, plan: Plan) -> Comparison:
     bare = stage.bare.small_round(10, 1000)
     with stage.federation.run() as (driver, nodes):
-        return compare(small_round(driver, nodes[:10], 1000), bare, plan)
+        ours = small_round(driver, nodes[:10], 1000)
+        found = compare(ours, bare, plan)
+        times, common = 10 if plan.quick else 30, {"server": [stage.server.pid]}
+        spent = cpu.shares(ours, times, {"ServerApp": [os.getpid()], "nodes": stage.federation.pids, **common})
+        bare_spent = cpu.shares(bare, times, {"collector": [os.getpid()], "nodes": stage.bare.pids, **common})
+    return replace(found, note=f"CPU of a round: {spent}; of bare redis-py: {bare_spent}")
 
 
 def _model(size: int) -> Callable[[Stage, Plan], Comparison]:
