@@ -4,7 +4,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,7 +22,6 @@ from brokerfl.common import (
     MetricsRecord,
     ParametersRecord,
     RecordSet,
-    RedisOutOfMemory,
     RedisUnreachable,
 )
 from brokerfl.server import Driver
@@ -475,37 +473,7 @@ def test_a_batch_has_the_states_that_its_messages_left(backend: Backend, tmp_pat
         assert sorted(arrays) == [2, 3, 5]
 
 
-# A full Redis.
-
-
-def test_a_full_redis_holds_up_the_workers(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While replies cannot be published, the node executes only so much more; nothing is lost."""
-    monkeypatch.setattr(publisher, "MOST_GATHERED", 3)
-    bench, room, refused = Bench(), threading.Event(), threading.Event()
-    original = publisher.publish
-
-    def full(*arguments: Any) -> list[bool]:
-        if room.is_set():
-            return original(*arguments)
-        refused.set()
-        raise RedisOutOfMemory("full")
-
-    with serving(backend, bench.app) as node, driving(backend) as one, driving(backend) as two:
-        assert [numbers(driver, push(driver, node, 0)) for driver in (one, two)] == [[1], [1]]
-        monkeypatch.setattr(publisher, "publish", full)
-        sent = {driver: push(driver, node, *range(1, 31)) for driver in (one, two)}
-        try:
-            assert refused.wait(20)
-            gathered = node._service.publisher._finished
-            eventually(lambda: len(gathered) >= 3)
-            done = -1
-            while done != (done := sum(map(len, bench.executed.values()))):
-                threading.Event().wait(0.2)  # until nothing more is executed
-            assert done <= 2 + 2 * (3 + 1)
-        finally:
-            room.set()
-        for driver, ids in sent.items():
-            assert sorted(numbers(driver, ids)) == list(range(2, 32))
+# Many messages.
 
 
 def test_more_is_pending_than_is_asked_for_at_once(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
