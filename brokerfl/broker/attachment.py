@@ -78,7 +78,7 @@ def resume_run(
         ConfigError: it was started with another run config, or is another app's, or the retention is too long.
     """
     run = read_run(connection, run_id)
-    if app not in ("", run.app):
+    if run.app and app not in ("", run.app):
         raise ConfigError(
             f"run {run_id} is one of {run.app}, not of {app}: go to the directory of that app, or give --another-app "
             "if it only has another name now"

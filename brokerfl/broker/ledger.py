@@ -264,10 +264,11 @@ class Ledger:
         """
         if message.state is State.OPEN or not message.data_entries or not data_entries:
             return False
-        if len(message.spares) >= MOST_REOPENED:  # a node that works asks for no more
+        if outbox_entry in [entry for entry, _, _ in message.spares]:
+            return True  # read again after a reconnect
+        if len(message.spares) >= MOST_REOPENED:  # a node that works makes no more
             return False
-        if outbox_entry not in [entry for entry, _, _ in message.spares]:
-            message.spares = (*message.spares, (outbox_entry, reply, data_entries))
+        message.spares = (*message.spares, (outbox_entry, reply, data_entries))
         return True
 
     def fail(self, message_id: str, error: Error) -> None:

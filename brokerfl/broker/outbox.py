@@ -22,7 +22,7 @@ from brokerfl.broker.inbox import remove_message
 from brokerfl.broker.keys import BELL_LENGTH, Keys, parse_id
 from brokerfl.broker.sockets import Command, commands_of
 from brokerfl.broker.stream import entries, place_of
-from brokerfl.common import RedisOutOfMemory, log
+from brokerfl.common import RedisOutOfMemory, RedisUnreachable, log
 from brokerfl.wire.frame import Fields
 
 
@@ -147,13 +147,13 @@ class Outboxes:
         return replies, self._is_done(deleted)
 
     def _is_done(self, deleted: list[Any]) -> bool:
-        """Whether all was deleted: else Redis cannot write, or an ACL forbids it; an odd key is as good as none."""
+        """Whether nothing is to be repeated: Redis may be unable to write just now; an ACL that forbids it stays."""
         errors = [translate(answer, self._connection.url) for answer in deleted if isinstance(answer, Exception)]
         refusal = next(filter(None, errors), None)
         if refusal is not None and not self._is_refused:
             log(WARNING, "Replies that were settled cannot be deleted: %s", refusal)
         self._is_refused = refusal is not None
-        return not self._is_refused
+        return not isinstance(refusal, RedisUnreachable)
 
     def _take(self, response: Any, nodes: Mapping[str, int]) -> Iterator[Reply]:
         found = found_or_none(response, self._connection.url)

@@ -21,7 +21,7 @@ Command = Sequence[Any]
 PIECE = 128 * 1024
 
 #: Bytes a second, 256 kbit/s, of the slowest link on which chunks arrive: what was sent may be in the system's buffers
-#: for so long before it can be answered. A peer that is gone is noticed earlier, by TCP (`connection`).
+#: for so long before it can be answered. A host that is gone is noticed earlier, by TCP (`connection`).
 SLOWEST = 32 * 1024
 
 

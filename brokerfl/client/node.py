@@ -199,7 +199,8 @@ class Node:
     def _renew(self) -> None:
         if not self._registration.renew():
             raise NodeNameTaken(f"another process took over node {self.node_id} while this one did not answer")
-        self._payloads.release()  # the loop does not while it executes
+        if self._connection.losses == self._losses:  # else the loop has yet to hold on
+            self._payloads.release()  # which it does not do while it executes
 
     def _fail(self, error: BaseException) -> None:
         self._failure = error
@@ -220,8 +221,8 @@ class Node:
     def _turn(self, block: float) -> None:
         losses = self._connection.losses
         if losses != self._losses:
-            self._losses = losses  # first, for a worker may lose Redis meanwhile, and then all this is to be repeated
-            self._payloads.hold_on()
+            self._payloads.hold_on()  # before the heartbeat may let go
+            self._losses = losses  # a worker may lose Redis meanwhile, and then all this is to be repeated
             self._renew()
             self._choose_journal()
             self._service.publisher.flush()

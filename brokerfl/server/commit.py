@@ -128,7 +128,8 @@ class Committer:
     def _commit(self, pushed: list[OpenMessage], contents: Collection[EncodedContent], moves_on: bool) -> bool:
         """As `commit`, without waiting for room; return False, and do nothing, where Redis lost a content."""
         with self._link.writing:
-            self._link.through_outage(self._link.reconcile)
+            if contents:  # else a full Redis would refuse the comparison, and what only settles makes room
+                self._link.through_outage(self._link.reconcile)
             if not all(map(self.uploader.has, contents)):
                 return False
             change = self._plan(pushed, moves_on)

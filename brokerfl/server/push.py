@@ -139,15 +139,17 @@ class Pusher:
                 carried = [content for content in contents if content.name in needed]
                 for content in carried:
                     self._committer.uploader.upload(content)
-                for orphan in adopted:
-                    orphan.is_coming = False
                 pushed = [entered for entered in made if _is_to_be_sent(entered)]
+                for orphan in adopted:  # what is not sent now, a comparison may send if Redis forgets it
+                    orphan.is_coming = any(orphan is message for message in pushed)
                 _postpone(pushed, milliseconds(time.monotonic() - began))
                 for part in _parts(pushed):
                     self._committer.commit(part, carried, moves_on)
                 if moves_on and not pushed:
                     self._committer.commit([])
                 self._blobs.kept = ()
+                for orphan in adopted:
+                    orphan.is_coming = False
             except BaseException as error:
                 self._blobs.kept = ()
                 with self._ledger.lock:

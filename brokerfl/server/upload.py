@@ -58,7 +58,7 @@ class Contents:
 
 
 class Uploader:
-    """Brings the chunks of one run's contents to Redis. One thread at a time.
+    """Brings the chunks of one run's contents to Redis, from any thread; `Link.writing` guards what is noted.
 
     Args:
         link: the transactions.

@@ -266,7 +266,7 @@ def _hash(data: memoryview) -> "Future[bytes]":
 
 
 def _give_way() -> None:
-    """Let messages of other runs pass: hashing is the bulk of the work on a model, and nobody waits for one chunk."""
+    """Let messages of other runs pass: hashing is the bulk of the work on a model, and a message is soon done."""
     if sys.platform == "linux":  # elsewhere it would be the whole process
         os.nice(NICENESS)
 

@@ -212,3 +212,7 @@ def test_copies_without_end_are_not_kept(backend: Backend) -> None:
         assert message is not None
         assert len(message.spares) == MOST_REOPENED
         assert driver._ledger.dropped == len(manifests) - 1
+        kept = {outbox_entry for outbox_entry, _, _ in message.spares}
+        driver._collector._intake.reset()  # a reconnect
+        driver._collector._intake.read({node})
+        assert kept.isdisjoint(outbox_entry for _, outbox_entry, _ in driver._collector._intake._dropped)

@@ -19,6 +19,7 @@ from brokerfl.wire.payload import EncodedContent, Payload
 from brokerfl.wire.record import encode_content
 from tests.apps import Gate, driving, eventually, federation, number
 from tests.conftest import Backend
+from tests.contract.test_full import fill
 from tests.contract.test_payloads import CHUNK, INLINE, LAYER, Seen, chunks_in, layer, model, remove_chunks, to_all
 from tests.contract.test_resume import kill, push, resumed, silent, start
 
@@ -185,18 +186,18 @@ def test_what_an_adopted_message_may_have_stays(backend: Backend, monkeypatch: p
 def test_deletions_that_were_refused_are_repeated(backend: Backend) -> None:
     """Redis refuses to delete what was settled, while all connections hold: it goes with the next look."""
     if not backend.is_real:
-        pytest.skip("fakeredis enforces no ACL")
+        pytest.skip("fakeredis refuses nothing")
     with federation(backend, nodes=1) as nodes, driving(backend) as driver:
         node, keys = nodes.nodes[0].node_id, driver._connection.keys
         to_all(driver, [node], number(1))
         driver.checkpoint()
         outbox = keys.outbox(node, driver.run.run_id)
         assert backend.admin.xlen(outbox) == 1
-        backend.admin.execute_command("ACL", "SETUSER", "default", "-xdel")
+        backend.admin.config_set("min-replicas-to-write", 1)  # no write is taken
         try:
             driver.pull_messages([])
         finally:
-            backend.admin.execute_command("ACL", "SETUSER", "default", "+xdel")
+            backend.admin.config_set("min-replicas-to-write", 0)
         assert backend.admin.xlen(outbox) == 1
         to_all(driver, [node], number(2), "2")
         driver.checkpoint()
@@ -246,7 +247,44 @@ def test_a_reply_is_held_no_longer_while_its_node_executes(backend: Backend, mon
             gate.go.set()
 
 
+def test_what_was_held_is_there_after_a_long_outage(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The heartbeat is the first to see Redis again: it leaves it to the loop to begin the time anew."""
+    monkeypatch.setattr(payloads, "HOLD", 0.5)
+    gate = Gate()
+    gate.go.set()
+    with federation(backend, gate.app, nodes=1) as nodes, driving(backend) as driver:
+        node = nodes.nodes[0]
+        to_all(driver, [node.node_id], model(layer(1)))
+        assert gate.begun.acquire(timeout=10)
+        gate.go.clear()
+        push(driver, node.node_id, number(1))
+        assert gate.begun.acquire(timeout=10)  # the loop has no turn until the gate opens
+        node._payloads._held[7] = ("m", "1", Payload(encode_content(model(layer(1)))), 0.0)
+        node._connection.losses += 1
+        try:
+            node._renew()
+            assert 7 in node._payloads._held
+        finally:
+            gate.go.set()
+
+
 # Two threads.
+
+
+@pytest.mark.parametrize("how", ["settle", "checkpoint"])
+def test_what_makes_room_does_not_wait_for_it(backend: Backend, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a lost connection a full Redis cannot be told what it forgot; what is settled leaves it all the same."""
+    monkeypatch.setattr(commit, "FULL_PATIENCE", 0.3)
+    with federation(backend, nodes=1) as nodes, driving(backend) as driver:
+        [reply] = to_all(driver, [nodes.nodes[0].node_id], number(1))
+        with monkeypatch.context() as patch:
+            fill(driver, patch)
+            driver._link.distrust()
+            if how == "settle":
+                driver.settle(reply)
+            else:
+                driver.checkpoint()
+        assert len(driver._ledger) == 0
 
 
 def test_a_push_that_waits_for_room_lets_others_make_it(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:

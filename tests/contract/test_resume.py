@@ -107,6 +107,15 @@ def test_the_state_comes_back(backend: Backend) -> None:
         assert driver.context.run_id == former.run.run_id
 
 
+def test_a_run_without_a_name_is_anybodys(backend: Backend) -> None:
+    """There is nothing to compare an app's name with."""
+    former = Driver(backend.connect())
+    kill(former)
+    driver = Driver(backend.connect(), "server:app", resume=former.run.run_id, takeover=True)
+    assert driver.run.app == ""
+    driver.end()
+
+
 def test_the_run_config_comes_back(backend: Backend) -> None:
     """A resumed run has the app and run config it was started with; another one is refused, and changes nothing."""
     former = start(backend, run_config={"lr": 0.1, "rounds": 3})
