@@ -29,14 +29,14 @@ less.
 Both sides take turns in one run. Each round has a new random model, and nodes answer new memory (the model plus a
 number of the node's own), so that nothing is saved by recognising bytes. Peaks of memory are VmHWM of fresh processes,
 reset before the model is made. The ServerApp lets go of its model once it is pushed, and of each reply once it is
-folded. A node "with 2 workers" is started with `--workers 2`."""
+folded; where Redis keeps an append-only file, brokerfl itself holds what was sent for five seconds more. A node "with 2 workers" is started with `--workers 2`."""
 
 BEYOND = """\
 Two cores carry everything here: the server, the ServerApp and all nodes. So every figure is CPU time more than waiting,
 and what is close to its target is on both sides of it in different runs.
 
 The 1,000 small messages are beyond theirs in every run. The row says how much CPU time each side takes for a round:
-some 200 µs of Python for each message there and back, where bare redis-py takes 50. A profile (py-spy, 1,000 samples
+some 200 µs of Python for each message there and back, where bare redis-py takes 20. A profile (py-spy, 1,000 samples
 a second) is flat. Of the ServerApp's time 14 % encode contents and ledger entries, 20 % pack, send and note a
 transaction, 18 % decode replies, 12 % read them, and 15 % make and check records and messages. Of a node's, without its
 waiting for work, 17 % read, 39 % decode, execute and encode, 36 % note and publish replies. Nothing in it polls or is
@@ -46,8 +46,9 @@ In the row with two runs both cores are busy (97 %) with the models of the large
 kernel and process); what is left for the tiny one is its share of them. Bare redis-py fares no better: its own tiny
 round, by five processes of its own beside the same large run, went from 2.1 to 14.7 ms, 7.2 times, measured once, when
 brokerfl's was 7.1 to 7.3 times its own. Since then the threads that hash give way to all others (Linux), which brought
-it to 5.4; windows of 4 chunks in place of 16 had halved it before, windows of 2 change nothing any more. With the least
-priority there is, hashing would bring it to 5.0, and starve where training keeps the cores busy."""
+it to 5.0 to 6.1 in three runs of all rows; windows of 4 chunks in place of 16 had halved it before, windows of 2 change
+nothing any more. With the least priority there is, hashing would bring it to 4.9 to 5.3, and starve where training
+keeps the cores busy."""
 
 HOW = """\
     scripts/bench            # everything; writes this page
