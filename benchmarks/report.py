@@ -29,7 +29,8 @@ less.
 Both sides take turns in one run. Each round has a new random model, and nodes answer new memory (the model plus a
 number of the node's own), so that nothing is saved by recognising bytes. Peaks of memory are VmHWM of fresh processes,
 reset before the model is made. The ServerApp lets go of its model once it is pushed, and of each reply once it is
-folded; where Redis keeps an append-only file, brokerfl itself holds what was sent for five seconds more. A node "with 2 workers" is started with `--workers 2`."""
+folded; where Redis keeps an append-only file, brokerfl itself holds what was sent for five seconds more. A node "with 2
+workers" is started with `--workers 2`."""
 
 BEYOND = """\
 Two cores carry everything here: the server, the ServerApp and all nodes. So every figure is CPU time more than waiting,

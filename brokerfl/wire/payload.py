@@ -54,9 +54,9 @@ WINDOW = 4
 #: Most bytes of a manifest: it holds 48 bytes for each chunk, and up to 9 for each array.
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 
-#: How much nicer the threads are that hash. The p95 of a tiny round beside large models was 7.1 to 7.3 times that of one
-#: alone with 0, 5.0 to 6.1 times with 10, 4.9 to 5.3 with 19 (``scripts/bench --only two-runs``); but beside busy threads
-#: 19 is left a sixtieth of a core, 10 a tenth (https://man7.org/linux/man-pages/man7/sched.7.html).
+#: How much nicer the threads are that hash. The p95 of a tiny round beside large models was 7.1 to 7.3 times that of
+#: one alone with 0, 5.0 to 6.1 times with 10, 4.9 to 5.3 with 19 (``scripts/bench --only two-runs``); but beside busy
+#: threads 19 is left a sixtieth of a core, 10 a tenth (https://man7.org/linux/man-pages/man7/sched.7.html).
 NICENESS = 10
 
 _DIGEST = 32
