@@ -44,10 +44,10 @@ waiting for work, 17 % read, 39 % decode, execute and encode, 36 % note and publ
 done twice. A codec in C would move it, and more cores do; the garbage collector is a tenth of it.
 
 In the row with two runs both cores are busy (97 %) with the models of the large one (hashing, and copying between
-kernel and process); what is left for the tiny one is its share of them. Bare redis-py fares no better: its own tiny
-round, by five processes of its own beside the same large run, went from 2.1 to 14.7 ms, 7.2 times, measured once, when
-brokerfl's was 7.1 to 7.3 times its own. Since then the threads that hash give way to all others (Linux), which brought
-it to 5.0 to 6.1 in three runs of all rows; windows of 4 chunks in place of 16 had halved it before, windows of 2 change
+kernel and process); what is left for the tiny one is its share of them. Bare redis-py fared no better: its own tiny
+round, by five processes of its own beside the same large run, went from 2.1 to 14.7 ms, 7.2 times, measured once.
+brokerfl's took 7.1 to 7.3 times its own until the threads that hash gave way to all others (Linux); since then 5.0 to
+6.1 times in three runs of all rows. Windows of 4 chunks in place of 16 had halved it before, windows of 2 change
 nothing any more. With the least priority there is, hashing would bring it to 4.9 to 5.3, and starve where training
 keeps the cores busy."""
 
