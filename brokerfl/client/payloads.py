@@ -18,7 +18,8 @@ from brokerfl.broker.connection import Connection
 from brokerfl.broker.outbox import add_data, read_data, remove_data
 from brokerfl.common import RedisOutOfMemory, RedisUnreachable
 from brokerfl.wire.frame import MAX_MESSAGE_BYTES, Fields, size_of
-from brokerfl.wire.payload import WINDOW, Manifest, Payload, assemble, digests_of
+from brokerfl.wire.hashing import digests_of
+from brokerfl.wire.payload import WINDOW, Manifest, Payload, assemble
 
 #: Bytes of received contents that are kept for all runs together, on the memory that the ClientApp was given.
 CACHE = 1024**3

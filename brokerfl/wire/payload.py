@@ -9,17 +9,13 @@ share one. So a layer that did not change has the chunks it had, whatever became
 """
 
 import mmap
-import os
 import struct
-import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
-from itertools import islice
 
 from brokerfl.common import FrameError
 from brokerfl.wire.frame import (
@@ -34,6 +30,7 @@ from brokerfl.wire.frame import (
     size_of,
     unpack,
 )
+from brokerfl.wire.hashing import digest_now, digest_soon, digests_of
 from brokerfl.wire.record import MAX_ARRAYS, check_description, digest_of, frozen
 
 #: Bytes of a content that travel in the message itself: below, a fetch costs more than what it saves
@@ -54,11 +51,6 @@ WINDOW = 4
 #: Most bytes of a manifest: it holds 48 bytes for each chunk, and up to 9 for each array.
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 
-#: How much nicer the threads are that hash. The p95 of a tiny round beside large models was 7.1 to 7.3 times that of
-#: one alone with 0, 5.0 to 6.1 times with 10, 4.9 to 5.3 with 19 (``scripts/bench --only two-runs``); but beside busy
-#: threads 19 is left a sixtieth of a core, 10 a tenth (https://man7.org/linux/man-pages/man7/sched.7.html).
-NICENESS = 10
-
 _DIGEST = 32
 _ENTRY = struct.Struct(">QQ")
 
@@ -67,9 +59,6 @@ _ALIGNMENT = 16
 
 #: Bytes from which memory is asked of the system in huge pages, of 2 MiB on most.
 _HUGE = 4 * 1024 * 1024
-
-_hashers: ThreadPoolExecutor | None = None
-_making = threading.Lock()
 
 
 class MissingChunkError(Exception):
@@ -241,45 +230,6 @@ class Payload:
         return Manifest(tuple(map(len, self._buffers)), tuple(digests))
 
 
-def digests_of(chunks: Iterator[memoryview]) -> Iterator[bytes]:
-    """Yield the sha256 of each chunk; of several, in threads: it is the largest cost of sending, and leaves the GIL."""
-    first = list(islice(chunks, 2))
-    if len(first) < 2:
-        yield from map(_digest, first)
-        return
-    hashing = [_hash(chunk) for chunk in first]
-    while hashing:
-        hashing += [_hash(chunk) for chunk in islice(chunks, WINDOW - len(hashing))]
-        yield hashing.pop(0).result()
-
-
-def _digest(data: memoryview) -> bytes:
-    return sha256(data).digest()
-
-
-def _hash(data: memoryview) -> "Future[bytes]":
-    global _hashers
-    with _making:
-        if _hashers is None:
-            _hashers = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "hasher", _give_way)
-        return _hashers.submit(_digest, data)
-
-
-def _give_way() -> None:
-    """Let messages of other runs pass: hashing is the bulk of the work on a model, and a message is soon done."""
-    if sys.platform == "linux":  # elsewhere it would be the whole process
-        os.nice(NICENESS)
-
-
-def _forget_hashers() -> None:
-    """A forked process has the pool without its threads."""
-    global _hashers, _making
-    _hashers, _making = None, threading.Lock()
-
-
-os.register_at_fork(after_in_child=_forget_hashers)
-
-
 # Putting together.
 
 #: Yields the chunks of these indices; None for one that is not there.
@@ -370,9 +320,9 @@ class _Checks:
         if len(chunk) != size:
             raise FrameError(f"chunk {index + 1} has {len(chunk):,} bytes, its manifest says {size:,}")
         if len(self._digests) == 1:
-            self._compare(index, _digest(chunk))
+            self._compare(index, digest_now(chunk))
         else:
-            self._hashing.append((index, _hash(chunk)))
+            self._hashing.append((index, digest_soon(chunk)))
 
     def finish(self) -> None:
         for index, digest in self._hashing:

@@ -35,7 +35,7 @@ from brokerfl.common import (
 )
 from brokerfl.common.array import ITEMSIZE
 from brokerfl.server import Driver, commit
-from brokerfl.wire import payload
+from brokerfl.wire import hashing, payload
 from brokerfl.wire.frame import MANIFEST
 from brokerfl.wire.message import encode_message
 from brokerfl.wire.payload import Manifest, Payload, decode_manifest
@@ -209,13 +209,13 @@ def test_a_broadcast_is_stored_and_sent_once(backend: Backend, sent: list[str], 
 def test_equal_contents_are_hashed_once(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Five records of their own, with copies of the same arrays, are one content; one that differs in a bit is not."""
     hashed: list[bytes] = []
-    digest = payload._digest
+    digest = hashing.digest_now
 
     def spy(data: memoryview) -> bytes:
         hashed.append(bytes(data))
         return digest(data)
 
-    monkeypatch.setattr(payload, "_digest", spy)
+    monkeypatch.setattr(hashing, "digest_now", spy)
     array = layer(1)
     other = array.copy()
     other[len(other) // 2] ^= 1

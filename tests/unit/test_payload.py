@@ -1,8 +1,6 @@
 """Payloads: how a content is divided, what its manifest says, and the checks on what arrives."""
 
-import os
 import random
-import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -16,7 +14,6 @@ from brokerfl.wire import payload
 from brokerfl.wire.frame import CONTENT, MANIFEST, Fields, FrameVersionError, pack
 from brokerfl.wire.payload import (
     CHUNK,
-    NICENESS,
     WINDOW,
     EncodedContent,
     Manifest,
@@ -24,7 +21,6 @@ from brokerfl.wire.payload import (
     Payload,
     assemble,
     decode_manifest,
-    digests_of,
     divide,
     manifest_of,
 )
@@ -432,19 +428,3 @@ def test_room_is_as_large_as_asked_for(size: int) -> None:
     room = payload._room(size)
     room[-1:] = b"x"
     assert (len(room), room[0], room[-1]) == (size, 0, ord("x"))
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has priorities of threads")
-def test_hashing_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The threads that hash are nicer than the others of their process."""
-    found: list[int] = []
-
-    def spy(data: memoryview) -> bytes:
-        found.append(os.getpriority(os.PRIO_PROCESS, 0))
-        return b""
-
-    monkeypatch.setattr(payload, "_digest", spy)
-    own = os.getpriority(os.PRIO_PROCESS, 0)
-    list(digests_of(map(memoryview, [b"a", b"b", b"c"])))
-    assert found == [min(19, own + NICENESS)] * 3
-    assert os.getpriority(os.PRIO_PROCESS, 0) == own
