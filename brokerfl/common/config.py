@@ -7,7 +7,8 @@ from brokerfl.common.context import ConfigScalar, UserConfig
 from brokerfl.common.errors import ConfigError
 from brokerfl.common.record import MAX_INT, MIN_INT
 
-_SCALARS = (bool, int, float, str)
+#: What a config holds.
+SCALARS = (bool, int, float, str)
 
 
 def flattened(table: Mapping[str, Any], where: str, prefix: str = "") -> UserConfig:
@@ -26,7 +27,7 @@ def flattened(table: Mapping[str, Any], where: str, prefix: str = "") -> UserCon
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
             config |= flattened(value, where, f"{name}.")
-        elif isinstance(value, _SCALARS):
+        elif isinstance(value, SCALARS):
             check_scalar(name, value, where)
             config[name] = value
         else:

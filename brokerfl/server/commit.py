@@ -115,7 +115,7 @@ class Committer:
 
         Args:
             pushed: the messages; none of them for a checkpoint.
-            contents: theirs, which were uploaded.
+            contents: the large ones of theirs, which were uploaded.
             moves_on: the run moves on, even if no group is new.
 
         Raises:

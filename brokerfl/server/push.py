@@ -136,15 +136,16 @@ class Pusher:
                     if entered.pushed:
                         adopted.append(entered)
                 self._blobs.kept = needed = {message.entry.digest for message in made}
-                carried = [content for content in contents if content.name in needed]
-                for content in carried:
+                large = [content for content in contents if content.payload is not None and content.name in needed]
+                for content in large:
                     self._committer.uploader.upload(content)
                 pushed = [entered for entered in made if _is_to_be_sent(entered)]
+                coming = {message.message_id for message in pushed}
                 for orphan in adopted:  # what is not sent now, a comparison may send if Redis forgets it
-                    orphan.is_coming = any(orphan is message for message in pushed)
+                    orphan.is_coming = orphan.message_id in coming
                 _postpone(pushed, milliseconds(time.monotonic() - began))
                 for part in _parts(pushed):
-                    self._committer.commit(part, carried, moves_on)
+                    self._committer.commit(part, large, moves_on)
                 if moves_on and not pushed:
                     self._committer.commit([])
                 self._blobs.kept = ()

@@ -116,8 +116,8 @@ class Uploader:
                 self._blobs.release()
 
     def has(self, content: EncodedContent) -> bool:
-        """Return whether a content is in Redis, as far as this process knows; a small one is in its messages."""
-        return content.payload is None or self._blobs.manifest(content.name) is not None
+        """Return whether a large content is in Redis, as far as this process knows."""
+        return self._blobs.manifest(content.name) is not None
 
     def free_idle(self) -> None:
         """Delete what was uploaded for a push that failed; what cannot be deleted now goes with the next commit."""

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from brokerfl.common import ConfigError, FrameError, MessageTooLarge, UserConfig
+from brokerfl.common.config import SCALARS
 from brokerfl.wire.frame import pack, unpack
-
-_SCALARS = (bool, int, float, str)
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ def encode_run(run: Run) -> bytes:
         ValueError: it holds what msgpack cannot carry.
     """
     for key, value in run.run_config.items():
-        if not isinstance(key, str) or not isinstance(value, _SCALARS):
+        if not isinstance(key, str) or not isinstance(value, SCALARS):
             raise ConfigError(
                 f"the run config: {key!r} is a {type(value).__name__}: its keys are str, its values booleans, numbers "
                 "and strings"
@@ -62,7 +61,7 @@ def decode_run(run_id: int, data: bytes) -> Run:
     """
     match unpack(data):
         case [str(app), float(created_at), dict(config)] if all(
-            isinstance(key, str) and isinstance(value, _SCALARS) for key, value in config.items()
+            isinstance(key, str) and isinstance(value, SCALARS) for key, value in config.items()
         ):
             return Run(run_id, app, config, created_at)
     raise FrameError(f"the frame of run {run_id} is malformed")

@@ -1,7 +1,8 @@
 """Chunks without a reply, replies without their chunks: neither stays, whatever was lost, refused or killed between."""
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from brokerfl.broker.connection import Connection
 from brokerfl.broker.nodes import Registration
 from brokerfl.broker.outbox import add_data
 from brokerfl.client import payloads
+from brokerfl.client.node import Node
 from brokerfl.client.payloads import Payloads
 from brokerfl.common import ErrorCode, RedisOutOfMemory, RedisUnreachable
 from brokerfl.server import Driver, commit
@@ -20,7 +22,7 @@ from brokerfl.wire.record import encode_content
 from tests.apps import Gate, driving, eventually, federation, number
 from tests.conftest import Backend
 from tests.contract.test_full import fill
-from tests.contract.test_payloads import CHUNK, INLINE, LAYER, Seen, chunks_in, layer, model, remove_chunks, to_all
+from tests.contract.test_payloads import CHUNK, INLINE, Seen, chunks_in, layer, model, remove_chunks, to_all
 from tests.contract.test_resume import kill, push, resumed, silent, start
 
 #: TLS changes nothing here; test_messages.py has it.
@@ -227,29 +229,9 @@ def test_a_reply_names_no_chunk_that_its_node_deleted(backend: Backend, monkeypa
         assert uploading.has_uploaded(run, manifest)
 
 
-def test_a_reply_is_held_no_longer_while_its_node_executes(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next message of the group takes hours: the last reply leaves the node's memory all the same."""
-    monkeypatch.setattr(payloads, "HOLD", 0.0)
-    gate = Gate()
-    gate.go.set()
-    with federation(backend, gate.app, nodes=1) as nodes, driving(backend) as driver:
-        node = nodes.nodes[0]
-        to_all(driver, [node.node_id], model(layer(1, LAYER)))
-        assert gate.begun.acquire(timeout=10)
-        gate.go.clear()
-        node._payloads._held[7] = ("m", "1", Payload(encode_content(model(layer(1)))), 0.0)
-        push(driver, node.node_id, number(1))
-        assert gate.begun.acquire(timeout=10)
-        try:
-            node._renew()  # the heartbeat does
-            assert node._payloads._held == {}
-        finally:
-            gate.go.set()
-
-
-def test_what_was_held_is_there_after_a_long_outage(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The heartbeat is the first to see Redis again: it leaves it to the loop to begin the time anew."""
-    monkeypatch.setattr(payloads, "HOLD", 0.5)
+@contextmanager
+def executing(backend: Backend) -> Iterator[Node]:
+    """A node in the middle of a message, whose loop has no turn until the block ends; it holds a reply for long."""
     gate = Gate()
     gate.go.set()
     with federation(backend, gate.app, nodes=1) as nodes, driving(backend) as driver:
@@ -258,14 +240,29 @@ def test_what_was_held_is_there_after_a_long_outage(backend: Backend, monkeypatc
         assert gate.begun.acquire(timeout=10)
         gate.go.clear()
         push(driver, node.node_id, number(1))
-        assert gate.begun.acquire(timeout=10)  # the loop has no turn until the gate opens
+        assert gate.begun.acquire(timeout=10)
         node._payloads._held[7] = ("m", "1", Payload(encode_content(model(layer(1)))), 0.0)
-        node._connection.losses += 1
         try:
-            node._renew()
-            assert 7 in node._payloads._held
+            yield node
         finally:
             gate.go.set()
+
+
+def test_a_reply_is_held_no_longer_while_its_node_executes(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next message of the group takes hours: the last reply leaves the node's memory all the same."""
+    monkeypatch.setattr(payloads, "HOLD", 0.0)
+    with executing(backend) as node:
+        node._renew()  # the heartbeat does
+        assert node._payloads._held == {}
+
+
+def test_what_was_held_is_there_after_a_long_outage(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The heartbeat is the first to see Redis again: it leaves it to the loop to begin the time anew."""
+    monkeypatch.setattr(payloads, "HOLD", 0.5)
+    with executing(backend) as node:
+        node._connection.losses += 1
+        node._renew()
+        assert 7 in node._payloads._held
 
 
 # Two threads.
