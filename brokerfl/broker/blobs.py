@@ -1,12 +1,13 @@
 """The blobs: the chunks of what a run broadcasts, stored once however many messages need them.
 
 Owns the strings `P:blob:R:{D}`, named by the sha256 of what they hold, and the hash `P:{run:R}:blobs`: the manifests of
-the contents that the run may have uploaded, by their names. It must not know messages, or when a content is needed.
+the contents that the run may have uploaded, by their names. It must not know messages, or whether a content is needed.
 
 Only the ServerApp that owns the run writes and deletes blobs, each time in a fenced transaction: so nobody frees a
 chunk that a new message relies on.
 """
 
+import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from brokerfl.wire.payload import WINDOW, Manifest, Payload, decode_manifest
 #: Seconds. ``appendfsync everysec`` forgets what it acknowledged in the last second, two where the disk is slow
 #: (https://redis.io/docs/latest/operate/oss_and_stack/management/persistence/): for so long, and some more, what was
 #: uploaded stays in memory as well, counted only while Redis answers.
-HOLD = 5.0
+KEEP_UPLOADED = 5.0
 
 
 def read_blobs(connection: Connection, run_id: int, digests: Iterable[bytes]) -> Iterator[bytes | None]:
@@ -67,26 +68,23 @@ class _Broadcast:
 
     Attributes:
         manifest: its manifest.
-        needed: how many messages and states need it.
         is_noted: Redis has the manifest.
     """
 
     manifest: Manifest
-    needed: int = 0
     is_noted: bool = False
 
 
 class Blobs:
-    """What one run has broadcast and still needs. Used by one thread at a time, that which holds `Link.writing`.
+    """What one run has broadcast and may still have in Redis.
+
+    Used by the thread that holds the run's `Session.writing`; `digests` by any.
 
     Args:
         connection: where the run lives.
         run_id: the run.
         retention: seconds that a chunk lives after it was written or renewed.
         limit: most bytes that the run may have in Redis at once; None for no limit.
-
-    Attributes:
-        kept: names of contents on their way, which nobody needs yet and which are to stay.
     """
 
     def __init__(self, connection: Connection, run_id: int, retention: float, limit: int | None = None) -> None:
@@ -96,11 +94,11 @@ class Blobs:
         self._limit = limit
         self._broadcasts: dict[bytes, _Broadcast] = {}
         self._users: dict[bytes, int] = {}
+        self._counting = threading.Lock()  # for who reads `digests` meanwhile
         self._size = 0
         self._present: set[bytes] = set()
         self._strays: set[bytes] = set()
         self._held: dict[bytes, tuple[memoryview, float]] = {}
-        self.kept: Collection[bytes] = ()
 
     def load(self) -> None:
         """Take over what a former ServerApp left, for a resumed run."""
@@ -120,11 +118,13 @@ class Blobs:
 
     def digests(self) -> list[bytes]:
         """Return the chunks that the run may have in Redis."""
-        return list(self._users)
+        with self._counting:
+            return list(self._users)
 
-    def knows(self, name: bytes) -> bool:
-        """Return whether this is the name of a content that the run has broadcast and may still have in Redis."""
-        return name in self._broadcasts
+    @property
+    def names(self) -> Collection[bytes]:
+        """The names of the contents that the run has broadcast and may still have in Redis."""
+        return self._broadcasts.keys()
 
     def manifest(self, name: bytes) -> Manifest | None:
         """Return the manifest of a content if all of its chunks are there."""
@@ -166,10 +166,11 @@ class Blobs:
 
     def _enter(self, manifest: Manifest) -> _Broadcast:
         found = self._broadcasts[manifest.name] = _Broadcast(manifest)
-        for digest, size in manifest.chunk_sizes().items():
-            if digest not in self._users:
-                self._size += size
-            self._users[digest] = self._users.get(digest, 0) + 1
+        with self._counting:
+            for digest, size in manifest.chunk_sizes().items():
+                if digest not in self._users:
+                    self._size += size
+                self._users[digest] = self._users.get(digest, 0) + 1
         return found
 
     def upload(self, pipe: Pipeline, payload: Payload, indices: Iterable[int]) -> None:
@@ -201,28 +202,10 @@ class Blobs:
     def release(self) -> None:
         """Let go of what Redis has had for long enough. To be called only when it has not been away since."""
         for digest, (_, since) in list(self._held.items()):
-            if time.monotonic() - since > HOLD:
+            if time.monotonic() - since > KEEP_UPLOADED:
                 self._held.pop(digest, None)
 
-    # Who needs what.
-
-    def take(self, names: Iterable[bytes]) -> None:
-        """Messages or states with these contents enter; small contents are none of ours."""
-        self._count(names, 1)
-
-    def give_up(self, names: Iterable[bytes]) -> None:
-        """Messages or states with these contents leave."""
-        self._count(names, -1)
-
-    def _count(self, names: Iterable[bytes], step: int) -> None:
-        for name in names:
-            broadcast = self._broadcasts.get(name)
-            if broadcast is not None:
-                broadcast.needed += step
-
-    def idle(self) -> list[bytes]:
-        """Return the names of the contents that nobody needs, without those to be kept."""
-        return [name for name, found in self._broadcasts.items() if found.needed <= 0 and name not in self.kept]
+    # Deleting.
 
     def remove(self, pipe: Pipeline, names: Iterable[bytes]) -> None:
         """Put the deletion of contents into ``pipe``, and of the chunks that no other content has."""
@@ -240,15 +223,15 @@ class Blobs:
 
     def removed(self, names: Iterable[bytes]) -> None:
         """What `remove` put into a pipe was executed."""
-        for name in names:
-            broadcast = self._broadcasts.pop(name)
-            for digest, size in broadcast.manifest.chunk_sizes().items():
-                self._users[digest] -= 1
-                if not self._users[digest]:
-                    del self._users[digest]
-                    self._size -= size
-                    self._present.discard(digest)
-                    self._held.pop(digest, None)
+        with self._counting:
+            for name in names:
+                for digest, size in self._broadcasts.pop(name).manifest.chunk_sizes().items():
+                    self._users[digest] -= 1
+                    if not self._users[digest]:
+                        del self._users[digest]
+                        self._size -= size
+                        self._present.discard(digest)
+                        self._held.pop(digest, None)
 
     # After a lost connection.
 
@@ -258,12 +241,12 @@ class Blobs:
         self._present = self._look(self.digests())
 
     def forgotten(self) -> Iterator[list[bytes]]:
-        """Yield the chunks that `look` did not find and that are at hand, divided for `write_again`."""
+        """Yield the chunks that `look` did not find and that are at hand, divided for `write_chunks_again`."""
         again = [digest for digest in self._held if digest not in self._present and digest in self._users]
         for at in range(0, len(again), WINDOW):
             yield again[at : at + WINDOW]
 
-    def write_again(self, pipe: Pipeline, digests: Iterable[bytes]) -> None:
+    def write_chunks_again(self, pipe: Pipeline, digests: Iterable[bytes]) -> None:
         """Put chunks into ``pipe`` that Redis had forgotten."""
         for digest in digests:
             self._set(pipe, digest, self._held[digest][0])
@@ -274,7 +257,7 @@ class Blobs:
             self._present.add(digest)
             self._held[digest] = self._held[digest][0], time.monotonic()
 
-    def rewrite(self, pipe: Pipeline) -> None:
+    def write_all_again(self, pipe: Pipeline) -> None:
         """Put all manifests into ``pipe``: Redis may have forgotten them, or that some were deleted."""
         remove_blobs(pipe, self._connection.keys, self._run_id, self._strays)
         pipe.unlink(self._connection.keys.blobs(self._run_id))

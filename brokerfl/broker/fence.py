@@ -9,6 +9,7 @@ lapsed.
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from redis.client import Pipeline
@@ -20,13 +21,29 @@ from brokerfl.broker.keys import RETENTION, milliseconds
 from brokerfl.broker.sockets import Command, commands_of
 from brokerfl.common import BrokerflError, RedisOutOfMemory, RunFenced, RunLost, RunStopped
 
-#: What a stop writes in place of a token.
+#: What a stop writes instead of a token.
 STOP = "stop"
 
-Build = Callable[[Pipeline], Any]
+
+@dataclass(frozen=True)
+class Transaction:
+    """What a run's owner does in one MULTI … EXEC; `transactions` has them all.
+
+    Attributes:
+        name: what it does.
+        build: puts its commands into the pipeline it is given; may be called again.
+        answers: of how many commands, the last ones, the results are wanted.
+        frees: the commands only read and delete. A full Redis 7.0 refuses even those inside a MULTI, so they are then
+            run outside of one, right after the owner was checked: a takeover in between would not be noticed.
+    """
+
+    name: str
+    build: Callable[[Pipeline], Any]
+    answers: int = 0
+    frees: bool = False
 
 
-class Forgotten(Exception):  # noqa: N818  (it says what Redis did)
+class RedisForgot(Exception):  # noqa: N818  (it says what Redis did)
     """Redis does not know this owner, nor a later one: it forgot its last writes, or the run is over.
 
     Attributes:
@@ -69,35 +86,34 @@ class Fence:
         """What the owner key holds while this owner may write."""
         return f"{self._counter}:{self._token}"
 
-    def execute(self, build: Build, *, frees: bool = False, reclaims: bool = False) -> list[Any]:
-        """Run the commands that ``build`` puts into a MULTI, if this owner still may write.
+    def execute(self, transaction: Transaction, *, reclaims: bool = False) -> list[Any]:
+        """Run a transaction, if this owner still may write.
 
         Args:
-            build: puts commands into the pipeline it is given; may be called again.
-            frees: the commands only read and delete. A full Redis 7.0 refuses even those inside a MULTI, so they are
-                then run outside of one, right after the owner was checked: a takeover in between would not be noticed.
+            transaction: what to do.
             reclaims: where Redis forgot this owner, it is written again by the same transaction.
 
         Returns:
-            Their results. An error that a single command met is in its place: BUSYGROUP of a second XGROUP CREATE, or
-            WRONGTYPE where a node made something else of a key of its own; neither may stop the others.
+            The results that are wanted. An error that a single command met is in its place, such as WRONGTYPE where a
+            node made something else of a key of its own: it does not stop the others.
 
         Raises:
             RunStopped, RunFenced: this owner may no longer write; nothing was written.
-            Forgotten: Redis does not know this owner any more; nothing was written.
+            RedisForgot: Redis does not know this owner any more; nothing was written.
             RunLost: the run ended elsewhere; only where ``reclaims``.
             RedisUnreachable: unknown whether it was written.
             RedisOutOfMemory: nothing was written.
         """
         with self._lock:
             try:
-                return self._execute(build, reclaims)
+                results = self._execute(transaction.build, reclaims)
             except RedisOutOfMemory:
-                if not frees:
+                if not transaction.frees:
                     raise
-                return self._execute_outside(build)
+                results = self._execute_outside(transaction.build)
+        return results[len(results) - transaction.answers :]
 
-    def _execute(self, build: Build, reclaims: bool) -> list[Any]:
+    def _execute(self, build: Callable[[Pipeline], Any], reclaims: bool) -> list[Any]:
         with map_errors(self._connection.url):
             try:
                 while True:
@@ -111,7 +127,7 @@ class Fence:
                     if results is not None:
                         return results[1:] if forgotten else results
                     # Its ttl was renewed, or it changed hands: look again.
-            except (BrokerflError, ResponseError, Forgotten):
+            except (BrokerflError, ResponseError, RedisForgot):
                 self._is_watching = False
                 raise
             except BaseException:
@@ -155,7 +171,7 @@ class Fence:
         try:
             self.check(owner)
             return False
-        except Forgotten:
+        except RedisForgot:
             if not reclaims:
                 raise
         # Whoever ends a run deletes its owner and marks it, in one transaction: what is read here is the truth.
@@ -183,7 +199,7 @@ class Fence:
         self._check_score(score)
         raise RunLost(f"run {self._run_id} is gone from Redis: it was deleted, or it expired")
 
-    def _execute_outside(self, build: Build) -> list[Any]:
+    def _execute_outside(self, build: Callable[[Pipeline], Any]) -> list[Any]:
         with map_errors(self._connection.url):
             self.look()
             pipe = self._connection.sockets.pipe()
@@ -197,16 +213,17 @@ class Fence:
         A new lifetime breaks the WATCH it holds, and is allowed when memory is full.
 
         Raises:
-            RunStopped, RunFenced, Forgotten, RedisUnreachable: as `execute`.
+            RunStopped, RunFenced, RedisForgot, RedisUnreachable: as `execute`.
         """
-        self.execute(lambda pipe: pipe.pexpire(self._key, milliseconds(self._retention)), frees=True)
+        lives = milliseconds(self._retention)
+        self.execute(Transaction("seal", lambda pipe: pipe.pexpire(self._key, lives), frees=True))
 
     def look(self) -> None:
         """Ask Redis who the owner is, and judge it.
 
         Raises:
             RunStopped, RunFenced: the run is no longer this owner's.
-            Forgotten: Redis does not know this owner any more.
+            RedisForgot: Redis does not know this owner any more.
             RedisUnreachable: Redis does not answer.
         """
         with map_errors(self._connection.url):
@@ -218,15 +235,15 @@ class Fence:
 
         Raises:
             RunStopped, RunFenced: the run is no longer this owner's.
-            Forgotten: Redis does not know this owner any more.
+            RedisForgot: Redis does not know this owner any more.
         """
         if owner is None:
-            raise Forgotten(is_gone=True)
+            raise RedisForgot(is_gone=True)
         counter, _, token = owner.decode().partition(":")
         if token == self._token and int(counter) == self._counter:
             return
         if int(counter) < self._counter:
-            raise Forgotten(is_gone=False)
+            raise RedisForgot(is_gone=False)
         if token.startswith(STOP):
             raise RunStopped(f"run {self._run_id} was stopped")
         raise RunFenced(f"run {self._run_id} was taken over by another ServerApp")

@@ -27,11 +27,32 @@ from brokerfl.wire.message import message_id_of
 MOST_PENDING = 1000
 
 
-def open_inbox(pipe: Pipeline, keys: Keys, node_id: int, run_id: int, frame: bytes) -> None:
-    """Put the first contact of a run and a node into ``pipe``. Safe to repeat: BUSYGROUP stops nothing."""
+def first_contact(pipe: Pipeline, keys: Keys, node_id: int, run_id: int, frame: bytes, retention: float) -> None:
+    """Put the first contact of a run and a node into ``pipe``. Safe to repeat: BUSYGROUP stops nothing.
+
+    Args:
+        pipe: a transaction of the run.
+        keys: all key names.
+        node_id: the node.
+        run_id: the run.
+        frame: what the node needs to know of the run.
+        retention: seconds that the streams live.
+    """
     for key in keys.of_node_and_run(node_id, run_id):
         pipe.xgroup_create(key, GROUP, id="0", mkstream=True)
     pipe.hset(keys.node_runs(node_id), str(run_id), frame)
+    expire_streams(pipe, keys, node_id, run_id, retention)
+    ring(pipe, keys, node_id)
+
+
+def expire_streams(pipe: Pipeline, keys: Keys, node_id: int, run_id: int, retention: float) -> None:
+    """Put the lifetimes of what a run has at a node into ``pipe``, in seconds."""
+    lives = milliseconds(retention)
+    for key in keys.of_node_and_run(node_id, run_id):
+        pipe.pexpire(key, lives)
+    # Shared with other runs, whose retention may be longer: GT never shortens, but needs a ttl to compare with.
+    pipe.pexpire(keys.node_runs(node_id), lives, nx=True)
+    pipe.pexpire(keys.node_runs(node_id), lives, gt=True)
 
 
 def add_message(pipe: Pipeline, keys: Keys, node_id: int, run_id: int, fields: Fields) -> None:

@@ -21,7 +21,7 @@ from brokerfl.broker.failure import found_or_none, map_errors, translate
 from brokerfl.broker.inbox import remove_message
 from brokerfl.broker.keys import BELL_LENGTH, Keys, parse_id
 from brokerfl.broker.sockets import Command, commands_of
-from brokerfl.broker.stream import entries, place_of
+from brokerfl.broker.stream import entries, entries_of_one, place_of
 from brokerfl.common import RedisOutOfMemory, RedisUnreachable, log
 from brokerfl.wire.frame import Fields
 
@@ -167,6 +167,13 @@ class Outboxes:
         """Put a last look into one outbox into ``pipe``: what is there wins over a verdict."""
         outbox = self._connection.keys.outbox(node_id, self._run_id)
         pipe.xrange(outbox, f"({self._cursors.get(node_id, '0')}", "+")
+
+    @staticmethod
+    def found_more(node_ids: Iterable[int], results: Iterable[Any]) -> Iterator[Reply]:
+        """Yield what `read_more` found, as `read` returns it."""
+        for node_id, found in zip(node_ids, results, strict=True):
+            for entry_id, fields in entries_of_one(found if isinstance(found, list) else ()):
+                yield node_id, entry_id, fields
 
     def advance(self, node_id: int, entry_id: str) -> bool:
         """Note that a reply was taken; False if it was before, by another thread that read it as well."""

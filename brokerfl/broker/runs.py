@@ -1,6 +1,6 @@
 """Runs: how one begins, who is attached, how it is stopped, and that nothing of it remains.
 
-Owns `P:runs`, and a run's meta, owner and lease. It must not know messages.
+Owns `P:runs`, and how a run is stopped and deleted. It must not know messages, or what the run's books hold.
 
     running   a ServerApp holds the lease
     detached  no ServerApp does; the keys stay for the retention time
@@ -17,17 +17,14 @@ from typing import Any
 from redis.client import Pipeline
 
 from brokerfl.broker.blobs import chunks_of, remove_blobs
+from brokerfl.broker.books import Summary, ask_summary, nodes_of, note_stop, read_frame, summary_of
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import execute_unless_changed, map_errors
-from brokerfl.broker.fence import STOP, Fence, Forgotten
+from brokerfl.broker.fence import STOP, Fence, RedisForgot, Transaction
 from brokerfl.broker.keys import BELL_LENGTH, LEASE, MOST_RETENTION, RETENTION, Keys, milliseconds, parse_id
 from brokerfl.broker.process import describe, is_dead, new_token
-from brokerfl.common import (
-    FrameError,
-    RedisOutOfMemory,
-    RunNotFound,
-)
-from brokerfl.wire.run import Run, decode_entry, decode_run
+from brokerfl.common import RedisOutOfMemory, RunNotFound
+from brokerfl.wire.run import Run
 
 #: A member's score in `P:runs` is the time of the run's creation in milliseconds; once it ended, the negative time of
 #: its end. Half a millisecond more marks a run that was stopped. (A double holds that: the time needs 41 of its 53
@@ -56,18 +53,18 @@ def prune(pipe: Pipeline, keys: Keys, now: float) -> None:
 
 
 @dataclass(frozen=True)
-class Holdings:
+class Footprint:
     """What a run may have in Redis outside its own slot: the nodes it contacted, and the chunks it broadcast."""
 
     nodes: Collection[int] = ()
     chunks: Collection[bytes] = ()
 
 
-def delete_run(pipe: Pipeline, connection: Connection, run_id: int, holdings: Holdings, stopped: bool) -> None:
+def delete_run(pipe: Pipeline, connection: Connection, run_id: int, footprint: Footprint, stopped: bool) -> None:
     """Put into ``pipe`` the deletion of every key of a run, and that it has ended."""
     keys = connection.keys
-    remove_blobs(pipe, keys, run_id, holdings.chunks)
-    for node in holdings.nodes:
+    remove_blobs(pipe, keys, run_id, footprint.chunks)
+    for node in footprint.nodes:
         pipe.unlink(*keys.of_node_and_run(node, run_id))
         pipe.hdel(keys.node_runs(node), str(run_id))
     pipe.unlink(keys.run_lease(run_id), *keys.of_run(run_id))
@@ -83,11 +80,10 @@ def read_run(connection: Connection, run_id: int) -> Run:
         RunNotFound: there is none.
         FrameError: it was created by another version.
     """
-    with map_errors(connection.url):
-        frame = connection.redis.hget(connection.keys.meta(run_id), "frame")
-    if frame is None:
+    run = read_frame(connection, run_id)
+    if run is None:
         raise RunNotFound(absent(connection, run_id))
-    return decode_run(run_id, frame)
+    return run
 
 
 def has_ended(connection: Connection, run_id: int) -> bool:
@@ -116,14 +112,14 @@ def stop_run(connection: Connection, run_id: int, *, patience: float = 2 * LEASE
         _await_release(connection, run_id, patience)
     except RedisOutOfMemory:  # a full Redis takes no new owner, but lets us delete the old one with all the rest
         fence = None
-    holdings = Holdings(_nodes_of(connection, run_id), chunks_of(connection, run_id))
+    footprint = Footprint(nodes_of(connection, run_id), chunks_of(connection, run_id))
 
     def build(pipe: Pipeline) -> None:
-        delete_run(pipe, connection, run_id, holdings, stopped=True)
+        delete_run(pipe, connection, run_id, footprint, stopped=True)
 
     if fence is not None:
-        with suppress(Forgotten):  # the ServerApp ended it meanwhile
-            fence.execute(build, frees=True)
+        with suppress(RedisForgot):  # the ServerApp ended it meanwhile
+            fence.execute(Transaction("delete", build, frees=True))
     else:
         with map_errors(connection.url), connection.redis.pipeline(transaction=False) as pipe:
             build(pipe)
@@ -141,19 +137,6 @@ def _await_release(connection: Connection, run_id: int, patience: float) -> None
             time.sleep(0.05)
 
 
-def _nodes_of(connection: Connection, run_id: int) -> set[int]:
-    """Return the nodes that may hold keys of the run: those it noted, and those its ledger names."""
-    keys = connection.keys
-    with map_errors(connection.url):
-        members = connection.redis.smembers(keys.run_nodes(run_id))
-        entries = connection.redis.hvals(keys.ledger(run_id))
-    nodes = {node for member in members if (node := parse_id(member)) is not None}
-    for entry in entries:
-        with suppress(FrameError):
-            nodes.add(decode_entry(entry).node_id)
-    return nodes
-
-
 def _take_over_to_stop(connection: Connection, run_id: int) -> Fence:
     keys = connection.keys
     with map_errors(connection.url), connection.redis.pipeline(transaction=True) as pipe:
@@ -165,7 +148,7 @@ def _take_over_to_stop(connection: Connection, run_id: int) -> Fence:
             fence = Fence(connection, run_id, int(owner.partition(b":")[0]) + 1, f"{STOP}/{new_token()}")
             pipe.multi()
             pipe.set(keys.owner(run_id), fence.value, keepttl=True)
-            pipe.hset(keys.meta(run_id), "status", "stopping")
+            note_stop(pipe, keys, run_id)
             pipe.xadd(keys.bell(run_id), {"n": ""}, maxlen=BELL_LENGTH, nomkstream=True)
             if execute_unless_changed(pipe):
                 return fence
@@ -210,37 +193,30 @@ def _look_at(connection: Connection, members: list[bytes]) -> tuple[list[RunInfo
     keys = connection.keys
     with connection.redis.pipeline(transaction=False) as pipe:
         for member in members:
-            pipe.hgetall(keys.meta(int(member)))
             pipe.get(keys.run_lease(int(member)))
-            pipe.scard(keys.run_nodes(int(member)))
-        answers = pipe.execute()
+            ask_summary(pipe, keys, int(member))
+        answers = iter(pipe.execute())
     runs, expired = [], []
-    for index, member in enumerate(members):
-        meta, lease, nodes = answers[3 * index : 3 * index + 3]
-        if meta:
-            runs.append(_run_info(int(member), meta, lease, nodes))
-        else:
+    for member in members:
+        lease, summary = next(answers), summary_of(int(member), next(answers), next(answers))
+        if summary is None:
             expired.append(member)
+        else:
+            runs.append(_run_info(summary, lease))
     return runs, expired
 
 
-def _run_info(run_id: int, meta: dict[bytes, bytes], lease: bytes | None, nodes: int) -> RunInfo:
-    try:
-        run = decode_run(run_id, meta.get(b"frame", b""))
-    except FrameError:  # of another version: it can still be seen and stopped
-        run = Run(run_id, "?", {}, 0.0)
-    status = meta.get(b"status", b"?").decode()
-    if status == "running" and lease is None:
-        status = "detached"
+def _run_info(summary: Summary, lease: bytes | None) -> RunInfo:
+    is_detached = summary.status == "running" and lease is None
     return RunInfo(
-        run_id,
-        status,
-        created_at=run.created_at,
-        app=run.app,
+        summary.run.run_id,
+        "detached" if is_detached else summary.status,
+        created_at=summary.run.created_at,
+        app=summary.run.app,
         holder=describe(lease.decode().partition(":")[2]) if lease else "",
-        nodes=nodes,
-        messages=int(meta.get(b"messages", 0)),
-        replies=int(meta.get(b"replies", 0)),
+        nodes=summary.nodes,
+        messages=summary.messages,
+        replies=summary.replies,
     )
 
 

@@ -38,7 +38,7 @@ from brokerfl.common import (
 )
 from brokerfl.server import Driver
 from brokerfl.server.app import ServerAppCallable
-from brokerfl.server.link import OUTAGE_LIMIT
+from brokerfl.server.session import OUTAGE_LIMIT
 
 #: Options that the command that resumes a run does not repeat.
 _OF_ONE_START = ("run_config", "resume", "takeover")

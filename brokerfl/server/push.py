@@ -1,24 +1,22 @@
-"""The push: messages into the ledger and the inboxes, in one fenced transaction.
+"""The push: messages into the book and the inboxes.
 
-Owns what is refused, what is adopted after a resume, and how a group moves the run on. It must not know how replies are
-waited for.
+Owns what is refused, what is adopted after a resume, and what is sent in which transaction. It must not know how
+replies are waited for.
 """
 
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
-from brokerfl.broker.blobs import Blobs
-from brokerfl.broker.connection import Connection
 from brokerfl.broker.keys import milliseconds
-from brokerfl.broker.ledger import Ledger, OpenMessage, State
 from brokerfl.broker.nodes import registered
-from brokerfl.common import BrokerflError, Message, Metadata, RedisOutOfMemory, is_message_type
+from brokerfl.common import BrokerflError, Message, Metadata, is_message_type
+from brokerfl.server.book import Book, OpenMessage, Sending, State
 from brokerfl.server.commit import Committer
-from brokerfl.server.intake import Intake
-from brokerfl.server.link import Link
-from brokerfl.server.upload import Contents
+from brokerfl.server.session import Session
+from brokerfl.server.upload import Uploader
+from brokerfl.wire.contents import Contents
 from brokerfl.wire.frame import MANIFEST, Fields, size_of
 from brokerfl.wire.message import encode_message, new_message_id
 from brokerfl.wire.payload import EncodedContent
@@ -70,36 +68,48 @@ def check_metadata(metadata: Metadata) -> None:
         raise ValueError(f"ttl is {metadata.ttl!r}: it must be seconds, from 0 to {_LONGEST_TTL:g}")
 
 
+@dataclass(slots=True)
+class _Draft:
+    """What a message of a push becomes.
+
+    Attributes:
+        message: a new one, or the orphan that it adopts.
+        entry: what the ledger is to hold of it.
+        fields: what is sent; None where it is not at hand, or not needed.
+        is_new: it adopts nothing.
+        is_replaced: the orphan's content is lost, and this one takes its place.
+    """
+
+    message: OpenMessage
+    entry: LedgerEntry
+    fields: Fields | None
+    is_new: bool = False
+    is_replaced: bool = False
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is to be sent: what is adopted is not, unless Redis lost it."""
+        is_lost = self.message.state in (State.LOST, State.ORPHAN_LOST)
+        return self.fields is not None and (self.is_new or self.is_replaced or is_lost)
+
+
 class Pusher:
     """Pushes the messages of one run; one push at a time, from any thread. What only settles does not wait for it.
 
     Args:
-        connection: where the run lives.
-        run_id: the run.
-        ledger: its messages.
-        intake: what goes with a reply that is none.
-        link: the transactions.
-        committer: changes the run's books.
-        blobs: what the run has broadcast.
+        session: through which Redis is reached.
+        book: the run's messages.
+        committer: changes the book.
+        uploader: brings large contents to Redis.
     """
 
-    def __init__(
-        self,
-        connection: Connection,
-        run_id: int,
-        ledger: Ledger,
-        intake: Intake,
-        link: Link,
-        committer: Committer,
-        blobs: Blobs,
-    ) -> None:
-        self._connection = connection
-        self._run_id = run_id
-        self._ledger = ledger
-        self._intake = intake
-        self._link = link
+    def __init__(self, session: Session, book: Book, committer: Committer, uploader: Uploader) -> None:
+        self._session = session
+        self._connection = session.transactions.owner.connection
+        self._run_id = session.transactions.owner.run.run_id
+        self._book = book
         self._committer = committer
-        self._blobs = blobs
+        self._uploader = uploader
         self._registered: set[int] = set()
         self._pushing = threading.Lock()
 
@@ -109,109 +119,72 @@ class Pusher:
         Args:
             batch: the messages.
             waits: they outlast their nodes' absence, and may go to nodes that are not registered yet.
-            moves_on: what was handed over until now leaves, and the state is saved, as with a new group. Of what a
+            moves_on: what was handed over until now is settled, and the state is saved, as with a new group. Of what a
                 former life left open, only messages of equal content are adopted.
 
         Raises:
             RunError, OutageLimit, RedisOutOfMemory, TypeError, ValueError, MessageTooLarge: nothing was pushed.
         """
         with self._pushing:
-            self._link.check()
+            self._session.check()
             if not waits:
                 self._look_up({message.metadata.dst_node_id for message in batch})
             contents = Contents()
-            ids: list[str] = []
-            made: list[OpenMessage] = []
-            adopted: list[OpenMessage] = []
-            pushed: list[OpenMessage] = []
+            drafts: list[_Draft | None] = []
             began = time.monotonic()
             try:
                 for message in batch:
-                    if _is_expired(message) or not (waits or self.is_registered(message.metadata.dst_node_id)):
-                        ids.append("")
-                        continue
-                    entered = self._adopt_or_make(message, contents, waits, exactly=moves_on)
-                    ids.append(entered.message_id)
-                    made.append(entered)
-                    if entered.pushed:
-                        adopted.append(entered)
-                self._blobs.kept = needed = {message.entry.digest for message in made}
-                large = [content for content in contents if content.payload is not None and content.name in needed]
-                for content in large:
-                    self._committer.uploader.upload(content)
-                pushed = [entered for entered in made if _is_to_be_sent(entered)]
-                coming = {message.message_id for message in pushed}
-                for orphan in adopted:  # what is not sent now, a comparison may send if Redis forgets it
-                    orphan.is_coming = orphan.message_id in coming
-                _postpone(pushed, milliseconds(time.monotonic() - began))
-                for part in _parts(pushed):
-                    self._committer.commit(part, large, moves_on)
-                if moves_on and not pushed:
-                    self._committer.commit([])
-                self._blobs.kept = ()
-                for orphan in adopted:
-                    orphan.is_coming = False
+                    is_refused = _is_expired(message) or not (waits or self.is_registered(message.metadata.dst_node_id))
+                    drafts.append(None if is_refused else self._draft(message, contents, waits, exactly=moves_on))
+                self._send([draft for draft in drafts if draft], contents, began, moves_on)
             except BaseException as error:
-                self._blobs.kept = ()
-                with self._ledger.lock:
-                    # Of a push in several parts the first ones may be in Redis: pushed again, they are adopted.
-                    self._ledger.disown(adopted + [message for message in pushed if message.pushed])
-                    for orphan in adopted:  # its content may not be in Redis
-                        orphan.fields, orphan.is_coming = None, False
+                # Of a push in several parts the first ones may be in Redis: pushed again, they are adopted.
+                self._book.disown([draft.message for draft in drafts if draft and draft.is_new])
+                self._book.keep(())
                 if isinstance(error, BrokerflError):
-                    self._committer.uploader.free_idle()
+                    self._committer.free_idle()
                 raise
-            return ids
+            return [draft.message.message_id if draft else "" for draft in drafts]
 
-    def push_again(self, message: OpenMessage) -> bool:
-        """Push a message again whose reply proved to be incomplete; return whether that is possible.
-
-        Raises:
-            RunError, OutageLimit: the run is over.
-        """
-        if self._intake.use_spare(message):
-            return True
-        with self._link.writing:
-            if not self._intake.reopen(message):
-                return False
-            try:
-                self._committer.deliver_again(message)
-            except RedisOutOfMemory:
-                self._link.distrust()  # the next comparison finds it missing, and delivers it when there is room
-            return True
+    def _send(self, drafts: list[_Draft], contents: Iterable[EncodedContent], began: float, moves_on: bool) -> None:
+        needed = {draft.entry.digest for draft in drafts}
+        self._book.keep(needed)
+        large = [content for content in contents if content.payload is not None and content.name in needed]
+        for content in large:
+            self._uploader.upload(content)
+        due = [draft for draft in drafts if draft.is_due]
+        _postpone(due, milliseconds(time.monotonic() - began))
+        for part in _parts(due):
+            self._committer.commit(part, large, moves_on=moves_on)
+        if moves_on and not due:
+            self._committer.commit()
+        if self._book.adopt((draft.message, draft.fields) for draft in drafts if not draft.is_new):
+            self._session.distrust()  # Redis lost one after it was judged: the next comparison sends it
+        self._book.keep(())
 
     def checkpoint(self) -> None:
-        """Take what was handed over out of the ledger, and save the context.
+        """Settle what was handed over, and save the context.
 
         Raises:
             RunError, OutageLimit: the run is over.
             RedisOutOfMemory: Redis is full; nothing was saved.
         """
-        self._link.check()
+        self._session.check()
         try:
-            self._committer.commit([])
+            self._committer.commit()
         except BrokerflError:
-            self._committer.uploader.free_idle()
+            self._committer.free_idle()
             raise
 
     def start_over(self) -> None:
-        """Take out of the books what nobody has adopted.
+        """Take out of the book what nobody has adopted.
 
         Raises:
             RunError, OutageLimit: the run is over.
         """
         with self._pushing:  # which may be adopting some
-            self._link.check()
-            self._committer.give_up_orphans()
-
-    def settle(self, message_ids: list[str]) -> None:
-        """Take replies that were handed over out of the ledger and out of Redis, and save nothing.
-
-        Raises:
-            RunError, OutageLimit: the run is over.
-        """
-        self._link.check()
-        self._committer.settle(message_ids)
+            self._session.check()
+            self._committer.cancel_orphans()
 
     def is_registered(self, node_id: int) -> bool:
         """Return whether the registry knew the node when it was looked up."""
@@ -220,67 +193,68 @@ class Pusher:
     def _look_up(self, node_ids: set[int]) -> None:
         unknown = node_ids - self._registered
         if unknown:
-            self._registered |= self._link.through_outage(lambda: registered(self._connection, unknown))
+            self._registered |= self._session.through_outage(lambda: registered(self._connection, unknown))
 
-    def _adopt_or_make(self, message: Message, contents: Contents, waits: bool, *, exactly: bool) -> OpenMessage:
+    def _draft(self, message: Message, contents: Contents, waits: bool, *, exactly: bool) -> _Draft:
         """Return the orphan that this message stands for, else a new one; its content is encoded once for all."""
         meta, content = message.metadata, contents.encode(message.content)
-        now = milliseconds(self._connection.time())
-        with self._ledger.lock:
-            entry = LedgerEntry(
-                meta.dst_node_id,
-                meta.group_id,
-                meta.message_type,
-                milliseconds(self._connection.time() + meta.ttl),
-                self._ledger.next_sequence(),
-                content.name,
-                waits,
-            )
-            made = self._ledger.adopt(entry, now, exactly=exactly) or OpenMessage(new_message_id(self._run_id), entry)
-            made.is_coming = made.pushed
-            if made.state is State.OPEN or made.data_entries:
-                fields = self._first_content(made, content) if made.pushed else content.fields
-                made.fields = None if fields is None else encode_message(made.message_id, meta, fields)
-        return made
+        now = self._connection.time()
+        entry = LedgerEntry(
+            meta.dst_node_id,
+            meta.group_id,
+            meta.message_type,
+            milliseconds(now + meta.ttl),
+            self._book.next_sequence(),
+            content.name,
+            waits,
+        )
+        orphan = self._book.reserve(entry, milliseconds(now), exactly=exactly)
+        if orphan is not None:
+            return self._adopt(orphan, meta, content)
+        message_id = new_message_id(self._run_id)
+        fields = encode_message(message_id, meta, content.fields)
+        return _Draft(OpenMessage(message_id, entry, fields), entry, fields, is_new=True)
 
-    def _first_content(self, adopted: OpenMessage, content: EncodedContent) -> Fields | None:
-        """Return what an adopted message carries: its first content stands, unless Redis has lost that.
+    def _adopt(self, orphan: OpenMessage, meta: Metadata, content: EncodedContent) -> _Draft:
+        """An adopted message keeps its first content, unless Redis has lost that.
 
-        None where a small one stands and the present one is large: it is not sent only to be at hand.
+        Where that is a small one, which is not at hand, and the present one is large, none is: it would be sent only
+        to be at hand.
         """
-        first = adopted.entry.digest
-        if first == content.name:
-            return content.fields
-        manifest = self._blobs.manifest(first)
-        if manifest is not None:
-            return {MANIFEST: manifest.encoded}
-        if adopted.state is State.OPEN and (adopted.is_lost or self._blobs.knows(first)):
-            adopted.entry, adopted.is_lost = replace(adopted.entry, digest=content.name), True
-            return content.fields
-        return content.fields if content.payload is None else None
+        draft, first = _Draft(orphan, orphan.entry, None), orphan.entry.digest
+        if not (orphan.is_open or orphan.data_entries):
+            return draft
+        carried: Fields | None = content.fields if content.payload is None or first == content.name else None
+        with self._session.writing:
+            manifest = None if first == content.name else self._uploader.manifest(first)
+            if manifest is not None:
+                carried = {MANIFEST: manifest.encoded}
+            elif first != content.name and orphan.is_open:
+                draft.is_replaced = orphan.state is State.ORPHAN_LOST or first in self._uploader.names
+        if draft.is_replaced:
+            draft.entry, carried = replace(orphan.entry, digest=content.name), content.fields
+        draft.fields = None if carried is None else encode_message(orphan.message_id, meta, carried)
+        return draft
 
 
-def _is_to_be_sent(message: OpenMessage) -> bool:
-    return message.fields is not None and (not message.pushed or message.is_lost)
-
-
-def _postpone(pushed: list[OpenMessage], elapsed: int) -> None:
+def _postpone(due: Iterable[_Draft], elapsed: int) -> None:
     """A ttl counts from the push, not from the start of an upload that took ``elapsed`` milliseconds."""
-    for message in pushed if elapsed > 1000 else ():
-        if not message.pushed:
-            message.entry = replace(message.entry, deadline=message.entry.deadline + elapsed)
+    for draft in due if elapsed > 1000 else ():
+        if draft.is_new:
+            draft.entry = replace(draft.entry, deadline=draft.entry.deadline + elapsed)
 
 
-def _parts(pushed: list[OpenMessage]) -> Iterator[list[OpenMessage]]:
+def _parts(due: Iterable[_Draft]) -> Iterator[list[Sending]]:
     """Divide a push so that no transaction holds more than `MOST_BYTES`."""
-    part: list[OpenMessage] = []
+    part: list[Sending] = []
     size = 0
-    for message in pushed:
-        more = size_of(message.fields or {})
+    for draft in due:
+        fields = draft.fields or {}
+        more = size_of(fields)
         if part and size + more > MOST_BYTES:
             yield part
             part, size = [], 0
-        part.append(message)
+        part.append(Sending(draft.message, draft.entry, fields))
         size += more
     if part:
         yield part

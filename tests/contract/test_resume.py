@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from brokerfl.broker.saved import SavedContext
 
 from brokerfl.broker.nodes import Registration
 from brokerfl.broker.runs import has_ended, list_runs, stop_run
-from brokerfl.broker.saved import SavedContext
 from brokerfl.common import (
     Array,
     ConfigError,

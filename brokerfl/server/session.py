@@ -1,7 +1,11 @@
-"""The link: one run's way to Redis, through outages.
+"""The session: one run's way to Redis, through outages.
 
-Owns that a run is over for this process, how long Redis may be away, when to compare with it, and that a transaction is
-executed once although its answer was lost. It must not know what a transaction does, or who waits for replies.
+Owns that a run is over for this process, how long Redis may be unreachable, when to compare with it, and that a
+transaction is executed once although its answer was lost. It must not know what a transaction does, or who waits for
+replies.
+
+Locks are taken in this order: the lock of pushes, `Session.writing`, the fence's, the book's, that of `Blobs`. The last
+two are never held while anybody waits for Redis.
 """
 
 import threading
@@ -9,54 +13,53 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from brokerfl.broker.connection import Connection, Pipeline
-from brokerfl.broker.fence import Fence, Forgotten
+from brokerfl.broker.fence import RedisForgot, Transaction
+from brokerfl.broker.transactions import Transactions
 from brokerfl.common import OutageLimit, RedisOutOfMemory, RedisUnreachable
-from brokerfl.server.intake import Intake
 from brokerfl.server.liveness import Liveness
+from brokerfl.server.receive import Receiver
 from brokerfl.server.reconcile import Reconciler
 
 Answer = TypeVar("Answer")
 
-#: Seconds a ServerApp waits for a Redis that is away before it detaches.
+#: Seconds a ServerApp waits while Redis is unreachable before it detaches.
 OUTAGE_LIMIT = 600.0
 
 
-class Link:
+class Session:
     """Reaches Redis for one run. Safe to share between threads.
 
     Args:
-        connection: where the run lives.
-        fence: this ServerApp's right to write.
-        intake: the outboxes, whose cursors a comparison resets and whose dropped replies a transaction deletes.
+        transactions: what may be written, and in whose name.
+        receiver: the outboxes, whose cursors a comparison resets and whose dropped replies a transaction deletes.
         liveness: what it saw before a lost connection is void.
         reconciler: compares the run with Redis.
-        outage_limit: seconds to wait for a Redis that is away.
+        outage_limit: seconds to wait while Redis is unreachable.
 
     Attributes:
-        writing: held from the start of a transaction until the ledger says what became of it: nobody may compare the
-            ledger with Redis in between. Taken before the ledger's lock.
+        writing: held from before a transaction until the book says what became of it: nobody may compare the book with
+            Redis in between.
         compared_at: local monotonic time of the last comparison.
     """
 
     def __init__(
         self,
-        connection: Connection,
-        fence: Fence,
-        intake: Intake,
+        transactions: Transactions,
+        receiver: Receiver,
         liveness: Liveness,
         reconciler: Reconciler,
         outage_limit: float = OUTAGE_LIMIT,
     ) -> None:
         self.writing = threading.RLock()
         self.compared_at = 0.0
-        self._connection = connection
-        self._fence = fence
-        self._intake = intake
+        self.transactions = transactions
+        self._connection = transactions.owner.connection
+        self._fence = transactions.owner.fence
+        self._receiver = receiver
         self._liveness = liveness
         self._reconciler = reconciler
         self._outage_limit = outage_limit
-        self._losses = connection.losses
+        self._losses = self._connection.losses
         self._is_stale = False
         self._was_cut = False
         self._down_since: float | None = None
@@ -98,7 +101,7 @@ class Link:
         """Wait until Redis answers again, at most until the local monotonic time ``until``.
 
         Raises:
-            OutageLimit: it was away too long.
+            OutageLimit: it was unreachable for too long.
             RunError: the run is over for this process.
         """
         self._is_stale = self._was_cut = True
@@ -110,21 +113,21 @@ class Link:
             limit if until is None else min(limit, until), lambda: self._over is not None
         )
         if not is_up and time.monotonic() >= limit:
-            raise OutageLimit(f"Redis was away for more than {self._outage_limit:g} s: {error}") from error
+            raise OutageLimit(f"Redis was unreachable for more than {self._outage_limit:g} s: {error}") from error
 
     def through_outage(self, ask: Callable[[], Answer], until: float | None = None) -> Answer:
         """Return what ``ask`` returns, asking again after an outage.
 
         Raises:
-            OutageLimit: Redis was away too long.
-            RedisUnreachable: it was away at the local monotonic time ``until``.
+            OutageLimit: Redis was unreachable for too long.
+            RedisUnreachable: it was so at the local monotonic time ``until``.
         """
         while True:
             try:
                 answer = ask()
                 self.is_up()
                 return answer
-            except Forgotten:
+            except RedisForgot:
                 self.distrust()
             except RedisUnreachable as error:
                 self.reconnect(error, until)
@@ -141,14 +144,14 @@ class Link:
 
         Raises:
             RunStopped, RunFenced, RunLost: the run is over for this process.
-            Forgotten, RedisUnreachable, RedisOutOfMemory: to be repeated.
+            RedisForgot, RedisUnreachable, RedisOutOfMemory: to be repeated.
         """
         with self.writing:
             if not self.is_stale and not always:
                 return
             losses = self._connection.losses
             self._is_stale = True
-            self._intake.reset()
+            self._receiver.reset()
             self._liveness.reconnected()
             self.compared_at = time.monotonic()
             self._reconciler.restore(was_cut=self._was_cut or losses != self._losses)
@@ -159,7 +162,7 @@ class Link:
         """As `reconcile`, but not while another thread repeats a transaction for longer than ``patience`` seconds.
 
         Returns:
-            Whether ledger and Redis agree now.
+            Whether book and Redis agree now.
         """
         if not self.is_stale:
             return True
@@ -189,55 +192,52 @@ class Link:
         try:
             with self.writing:
                 self._reconciler.compare()
-        except (RedisUnreachable, RedisOutOfMemory, Forgotten):
+        except (RedisUnreachable, RedisOutOfMemory, RedisForgot):
             self.distrust()  # done again before anything else is
 
     # Writing.
 
     def transact(
-        self, build: Callable[[Pipeline], None], executed: Callable[[], bool], *, frees: bool = False
+        self,
+        make: Callable[[], Transaction],
+        was_executed: Callable[[], bool] = lambda: False,
+        *,
+        frees: bool = False,
     ) -> list[Any] | None:
         """Run a fenced transaction, through an outage if need be; delete what was dropped in the same one.
 
         Args:
-            build: puts the commands into the MULTI.
-            executed: asked after an outage whether it had been executed before the connection broke.
-            frees: the commands only delete; see `Fence.execute`.
+            make: makes it. Called before each try, behind a comparison with Redis.
+            was_executed: asked after an outage whether the last one had been executed before the connection broke.
+            frees: it will only delete.
 
         Returns:
-            The results of ``build``'s commands, or None when it was executed but its results are lost.
+            The results that the transaction wants, or None when it was executed but its results are lost.
 
         Raises:
             RunStopped, RunFenced, RunLost, OutageLimit: the run is over for this process.
             RedisOutOfMemory: Redis is full; nothing was written.
         """
-        count, uncertain = 0, False
-        dropped = self._intake.take_dropped()
-
-        def with_dropped(pipe: Pipeline) -> None:
-            nonlocal count
-            build(pipe)
-            count = len(pipe)
-            self._intake.remove(pipe, dropped)
-
+        dropped, is_uncertain = self._receiver.dropped(), False
         with self.writing:
             while True:
                 try:
-                    # Before the comparison, which writes the ledger as it was before this transaction.
-                    if uncertain and self._was_executed(executed):
+                    # Before the comparison, which writes the books as they were before this transaction.
+                    if is_uncertain and self._has_taken_effect(was_executed):
                         return None
                     self._reconcile_unless_full(frees)
-                    uncertain = True
-                    results = self._fence.execute(with_dropped, frees=frees)[:count]
+                    transaction = self.transactions.dropping(dropped, make())
+                    is_uncertain = True
+                    results = self._fence.execute(transaction)
                     self.is_up()
                     return results
-                except Forgotten:
+                except RedisForgot:
                     self.distrust()
-                    uncertain = False
+                    is_uncertain = False
                 except RedisUnreachable as error:
                     self.reconnect(error, None)
                 except RedisOutOfMemory:
-                    self._intake.put_back(dropped)
+                    self._receiver.drop(dropped)
                     raise
 
     def _reconcile_unless_full(self, frees: bool) -> None:
@@ -248,12 +248,12 @@ class Link:
             if not frees:
                 raise
 
-    def _was_executed(self, executed: Callable[[], bool]) -> bool:
+    def _has_taken_effect(self, was_executed: Callable[[], bool]) -> bool:
         """Return whether a transaction took effect whose answer was lost; afterwards it cannot any more."""
         try:
             self._fence.seal()
-        except Forgotten:  # it may have been the one that ended the run
-            if executed():
+        except RedisForgot:  # it may have been the one that ended the run
+            if was_executed():
                 return True
             raise
-        return executed()
+        return was_executed()

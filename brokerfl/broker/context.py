@@ -23,9 +23,6 @@ class SavedContext:
         connection: where the run lives.
         run_id: the run.
         retention: seconds the hash lives after it was written.
-
-    Attributes:
-        name: of the content that the last commit saved.
     """
 
     def __init__(self, connection: Connection, run_id: int, retention: float) -> None:
@@ -34,10 +31,10 @@ class SavedContext:
         self._key = connection.keys.context(run_id)
         self._retention = retention
         self._fields: Fields = {}
-        self._nothing = self.name = EncodedContent(encode_content(RecordSet())).name
+        self._nothing = EncodedContent(encode_content(RecordSet())).name
 
-    def load(self) -> RecordSet:
-        """Return what the last commit wrote; an empty state is never written.
+    def load(self) -> tuple[RecordSet, bytes]:
+        """Return what the last commit saved, and the content's name; an empty state is never written.
 
         Raises:
             FrameError: another version wrote it.
@@ -46,12 +43,11 @@ class SavedContext:
         with map_errors(self._connection.url):
             self._fields = self._connection.redis.hgetall(self._key)
         if not self._fields:
-            return RecordSet()
+            return RecordSet(), self._nothing
         manifest = manifest_of(self._fields)
         if manifest is None:
             state = decode_content(self._fields)
-            self.name = EncodedContent(encode_content(state)).name
-            return state
+            return state, EncodedContent(encode_content(state)).name
         digests = manifest.digests
         try:
             content, _ = assemble(
@@ -60,25 +56,22 @@ class SavedContext:
             )
         except MissingChunkError as error:
             raise RunLost(f"run {self._run_id} cannot be resumed: of its state, {error}") from None
-        self.name = manifest.name
-        return decode_content(content)
-
-    def differs(self, state: EncodedContent) -> bool:
-        """Return whether the last commit saved another state."""
-        return state.name != self.name
+        return decode_content(content), manifest.name
 
     def write(self, pipe: Pipeline, state: EncodedContent) -> None:
-        """Put into ``pipe`` that ``state`` is saved; its chunks are in Redis already."""
-        self._put(pipe, state.fields if state.name != self._nothing else {})
+        """Save ``state``, whose chunks are in Redis already."""
+        self._put(pipe, self._fields_of(state))
 
-    def committed(self, state: EncodedContent) -> None:
-        """The commit was executed."""
-        self._fields = state.fields if state.name != self._nothing else {}
-        self.name = state.name
+    def saved(self, state: EncodedContent) -> None:
+        """The commit that saves it was executed."""
+        self._fields = self._fields_of(state)
 
-    def rewrite(self, pipe: Pipeline) -> None:
-        """Put into ``pipe`` all that the last commit wrote: Redis may have forgotten it."""
+    def write_again(self, pipe: Pipeline) -> None:
+        """Save once more what the last commit saved: Redis may have forgotten it."""
         self._put(pipe, self._fields)
+
+    def _fields_of(self, state: EncodedContent) -> Fields:
+        return state.fields if state.name != self._nothing else {}
 
     def _put(self, pipe: Pipeline, fields: Fields) -> None:
         pipe.unlink(self._key)

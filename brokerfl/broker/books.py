@@ -1,0 +1,237 @@
+"""The books of a run: what Redis holds of it beside its messages.
+
+Owns the hashes `P:{run:R}:ledger` and `P:{run:R}:meta` and the set `P:{run:R}:nodes`: nothing else reads or writes
+them. It must not know what a message's state is, who may write, or what happens at a node.
+
+    ledger   every message that was accepted and is not settled: id → entry
+    meta     the run's frame, its status, and how many messages it pushed and replies it settled
+    nodes    every node that may hold keys of the run
+
+A `Change` says what one commit does to a run; the step that writes its part of it is `Books.change`. Steps put
+commands into a transaction, which `transactions` puts together.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from redis.client import Pipeline
+
+from brokerfl.broker.connection import Connection
+from brokerfl.broker.failure import map_errors
+from brokerfl.broker.keys import Keys, milliseconds, parse_id
+from brokerfl.common import FrameError
+from brokerfl.wire.frame import Fields
+from brokerfl.wire.payload import EncodedContent
+from brokerfl.wire.run import LedgerEntry, Run, decode_entry, decode_run, encode_entry, encode_run
+
+
+class Parcel(NamedTuple):
+    """A message on its way into its node's inbox.
+
+    Attributes:
+        node_id: whose inbox.
+        message_id: its id.
+        fields: what is sent; nothing where it is only taken back.
+        former: the inbox entries that it had before, which go.
+    """
+
+    node_id: int
+    message_id: str
+    fields: Fields
+    former: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Change:
+    """What one commit does to a run: all of it or nothing.
+
+    Attributes:
+        entered: what the ledger is to hold of the messages that are sent, by id.
+        new: the ids of those that are new.
+        parcels: what goes into inboxes.
+        contacted: the nodes among theirs that the run has not contacted before.
+        settled: ids of the messages whose replies the app has: they leave.
+        cancelled: messages that nobody adopted: they leave, and their inbox entries go.
+        state: the ServerApp's, where it is another one than the last commit saved.
+        idle: names of the contents that nobody needs from then on.
+        needed_from: by node the first entry of its data stream that may be needed from then on; "" for none.
+        messages: how many the run has pushed then.
+        replies: of how many of them the reply is settled then.
+    """
+
+    entered: Mapping[str, LedgerEntry] = field(default_factory=dict)
+    new: tuple[str, ...] = ()
+    parcels: tuple[Parcel, ...] = ()
+    contacted: Collection[int] = ()
+    settled: tuple[str, ...] = ()
+    cancelled: tuple[Parcel, ...] = ()
+    state: EncodedContent | None = None
+    idle: tuple[bytes, ...] = ()
+    needed_from: Mapping[int, str] = field(default_factory=dict)
+    messages: int = 0
+    replies: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.entered or self.leaving or self.idle or self.state is not None)
+
+    @property
+    def leaving(self) -> tuple[str, ...]:
+        """The ids that leave the ledger."""
+        return self.settled + tuple(parcel.message_id for parcel in self.cancelled)
+
+    @property
+    def frees(self) -> bool:
+        """Whether it only deletes."""
+        return not self.entered and self.state is None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that the books hold: as they were read, or as they are to be written again.
+
+    Attributes:
+        entries: the ledger, by message id.
+        nodes: that may hold keys of the run.
+        messages: how many the run has pushed.
+        replies: how many of them are settled.
+    """
+
+    entries: Mapping[str, LedgerEntry] = field(default_factory=dict)
+    nodes: Collection[int] = ()
+    messages: int = 0
+    replies: int = 0
+
+
+class Books:
+    """The steps that write one run's books.
+
+    Args:
+        connection: where the run lives.
+        run: the run.
+        retention: seconds the books live after they were written.
+    """
+
+    def __init__(self, connection: Connection, run: Run, retention: float) -> None:
+        self._connection = connection
+        self._run = run
+        keys, run_id = connection.keys, run.run_id
+        self._ledger, self._meta, self._nodes = keys.ledger(run_id), keys.meta(run_id), keys.run_nodes(run_id)
+        self._lives = milliseconds(retention)
+
+    def write(self, pipe: Pipeline, snapshot: Snapshot) -> None:
+        """Write all of them anew; the lifetimes are still to come."""
+        pipe.unlink(self._ledger)
+        if snapshot.entries:
+            pipe.hset(self._ledger, mapping=_encoded(snapshot.entries))
+        pipe.hset(self._meta, mapping={"frame": encode_run(self._run), "status": "running"})
+        pipe.hset(self._meta, mapping={"messages": snapshot.messages, "replies": snapshot.replies})
+        if snapshot.nodes:
+            pipe.sadd(self._nodes, *map(str, snapshot.nodes))
+
+    def change(self, pipe: Pipeline, change: Change) -> None:
+        """Write what a commit changes. A hash vanishes when it is empty, and comes back without a lifetime."""
+        if change.entered:
+            pipe.hset(self._ledger, mapping=_encoded(change.entered))
+            pipe.hset(self._meta, "messages", change.messages)
+            pipe.pexpire(self._ledger, self._lives)
+        if leaving := change.leaving:
+            pipe.hdel(self._ledger, *leaving)
+        if change.settled:
+            # Outside a MULTI best effort: a full Redis refuses to count, and lets us delete.
+            pipe.hset(self._meta, "replies", change.replies)
+        if change.entered or change.settled:
+            pipe.pexpire(self._meta, self._lives)
+        self.add_nodes(pipe, change.contacted)
+
+    def add_nodes(self, pipe: Pipeline, node_ids: Iterable[int]) -> None:
+        """Note that these nodes may hold keys of the run."""
+        for node_id in node_ids:
+            pipe.sadd(self._nodes, str(node_id))
+            pipe.pexpire(self._nodes, self._lives)
+
+    def has(self, message_id: str) -> bool:
+        """Ask Redis whether a message is in the ledger."""
+        with map_errors(self._connection.url):
+            return bool(self._connection.redis.hexists(self._ledger, message_id))
+
+
+def _encoded(entries: Mapping[str, LedgerEntry]) -> dict[Any, Any]:
+    return {message_id: encode_entry(entry) for message_id, entry in entries.items()}
+
+
+def read_books(connection: Connection, run_id: int) -> Snapshot:
+    """Return what Redis holds of a run that is to be resumed.
+
+    Raises:
+        FrameError: its ledger was written by another version.
+    """
+    keys = connection.keys
+    with map_errors(connection.url), connection.redis.pipeline(transaction=True) as pipe:
+        pipe.hgetall(keys.ledger(run_id))
+        pipe.smembers(keys.run_nodes(run_id))
+        pipe.hmget(keys.meta(run_id), "messages", "replies")
+        ledger, members, (messages, replies) = pipe.execute()
+    entries = {message_id.decode(): decode_entry(entry) for message_id, entry in ledger.items()}
+    nodes = {node for member in members if (node := parse_id(member)) is not None}
+    nodes |= {entry.node_id for entry in entries.values()}
+    return Snapshot(entries, nodes, int(messages or 0), int(replies or 0))
+
+
+def read_frame(connection: Connection, run_id: int) -> Run | None:
+    """Return a run; None where Redis has no books of it.
+
+    Raises:
+        FrameError: it was created by another version.
+    """
+    with map_errors(connection.url):
+        frame = connection.redis.hget(connection.keys.meta(run_id), "frame")
+    return None if frame is None else decode_run(run_id, frame)
+
+
+def nodes_of(connection: Connection, run_id: int) -> set[int]:
+    """Return the nodes that may hold keys of a run: those it noted, and those its ledger names."""
+    keys = connection.keys
+    with map_errors(connection.url):
+        members = connection.redis.smembers(keys.run_nodes(run_id))
+        entries = connection.redis.hvals(keys.ledger(run_id))
+    nodes = {node for member in members if (node := parse_id(member)) is not None}
+    for entry in entries:
+        with suppress(FrameError):
+            nodes.add(decode_entry(entry).node_id)
+    return nodes
+
+
+def note_stop(pipe: Pipeline, keys: Keys, run_id: int) -> None:
+    """Note that somebody stopped a run."""
+    pipe.hset(keys.meta(run_id), "status", "stopping")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What an operator sees of a run's books."""
+
+    run: Run
+    status: str
+    nodes: int
+    messages: int
+    replies: int
+
+
+def ask_summary(pipe: Pipeline, keys: Keys, run_id: int) -> None:
+    """Ask for what `summary_of` needs: two commands."""
+    pipe.hgetall(keys.meta(run_id))
+    pipe.scard(keys.run_nodes(run_id))
+
+
+def summary_of(run_id: int, meta: Mapping[bytes, bytes], nodes: int) -> Summary | None:
+    """Return what the answers to `ask_summary` say; None where the run has no books."""
+    if not meta:
+        return None
+    try:
+        run = decode_run(run_id, meta.get(b"frame", b""))
+    except FrameError:  # of another version: it can still be seen and stopped
+        run = Run(run_id, "?", {}, 0.0)
+    status = meta.get(b"status", b"?").decode()
+    return Summary(run, status, nodes, int(meta.get(b"messages", 0)), int(meta.get(b"replies", 0)))

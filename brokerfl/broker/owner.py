@@ -1,0 +1,228 @@
+"""The owner of a run: a ServerApp, from the creation of the run or a resume until it ends it or lets go.
+
+Owns how a run begins and how it changes hands, its lease, and the lifetimes of its keys. It must not know how messages
+travel.
+"""
+
+import secrets
+import time
+from collections.abc import Callable
+
+from redis.client import Pipeline
+
+from brokerfl.broker.blobs import expire_blobs
+from brokerfl.broker.books import Books, Snapshot
+from brokerfl.broker.connection import Connection
+from brokerfl.broker.failure import execute_unless_changed, map_errors
+from brokerfl.broker.fence import STOP, Fence, Transaction
+from brokerfl.broker.inbox import expire_streams
+from brokerfl.broker.keys import GROUP, LEASE, MOST_RETENTION, RETENTION, milliseconds
+from brokerfl.broker.lease import await_lapse
+from brokerfl.broker.nodes import new_id
+from brokerfl.broker.process import is_dead, new_token
+from brokerfl.broker.runs import Footprint, absent, prune, read_run
+from brokerfl.common import ConfigError, RunAttached, RunNotFound, RunStopped, UserConfig
+from brokerfl.wire.run import Run
+
+
+def create_run(
+    connection: Connection,
+    app: str,
+    run_config: UserConfig,
+    *,
+    lease: float = LEASE,
+    retention: float = RETENTION,
+) -> "Owner":
+    """Create a run with a random id and own it.
+
+    Raises:
+        ConfigError: the run config is too large, or the retention too long.
+        ValueError: the run config holds what cannot be sent.
+    """
+    keys = connection.keys
+    run = Run(new_id(), app, dict(run_config), connection.read_time())
+    owner = Owner(connection, run, Fence(connection, run.run_id, 1, new_token(), retention), lease, retention)
+    with map_errors(connection.url), connection.redis.pipeline(transaction=True) as pipe:
+        pipe.set(keys.identity, secrets.token_hex(16), nx=True)
+        prune(pipe, keys, run.created_at)
+        pipe.set(keys.owner(run.run_id), owner.fence.value)
+        owner.write(pipe, Snapshot(), Footprint())
+        pipe.execute()
+    return owner
+
+
+def resume_run(
+    connection: Connection,
+    run_id: int,
+    run_config: UserConfig | None = None,
+    *,
+    app: str = "",
+    takeover: bool = False,
+    lease: float = LEASE,
+    retention: float = RETENTION,
+) -> "Owner":
+    """Become the owner of a run whose ServerApp is gone; from then on the former one may write nothing.
+
+    Args:
+        connection: where the run lives.
+        run_id: the run.
+        run_config: what it is thought to have been started with; None is whatever it was.
+        app: what it is thought to be a run of; "" is whatever it is.
+        takeover: do not ask whether the former ServerApp lives.
+        lease: as for `create_run`.
+        retention: as for `create_run`.
+
+    Raises:
+        RunNotFound: no such run, or it has ended.
+        RunAttached: another ServerApp that lives is attached to it.
+        RunStopped: somebody stopped it.
+        ConfigError: it was started with another run config, or is another app's, or the retention is too long.
+    """
+    run = read_run(connection, run_id)
+    if run.app and app not in ("", run.app):
+        raise ConfigError(
+            f"run {run_id} is one of {run.app}, not of {app}: go to the directory of that app, or give --another-app "
+            "if it only has another name now"
+        )
+    if run_config is not None and run_config != run.run_config:
+        raise ConfigError(
+            f"run {run_id} was started with the run config {run.run_config}, not {run_config}: "
+            "resume it without one, or start a new run"
+        )
+    connection.read_time()
+
+    def refusal(holder: str) -> Exception:
+        return RunAttached(
+            f"run {run_id} is run by another ServerApp, {holder}; --takeover takes it away from that one"
+        )
+
+    while (owner := _try_to_take_over(connection, run, takeover, lease, retention)) is None:
+        await_lapse(connection, connection.keys.run_lease(run_id), f"Run {run_id}", refusal)
+    return owner
+
+
+def _try_to_take_over(
+    connection: Connection, run: Run, takeover: bool, lease: float, retention: float
+) -> "Owner | None":
+    """Take the run over in one transaction. Returns None when its lease is held by what may be alive."""
+    keys, run_id = connection.keys, run.run_id
+    with map_errors(connection.url), connection.redis.pipeline(transaction=True) as pipe:
+        while True:
+            pipe.watch(keys.owner(run_id))
+            former = pipe.get(keys.owner(run_id))
+            if former is None:
+                raise RunNotFound(absent(connection, run_id))
+            counter, _, token = former.decode().partition(":")
+            if token.startswith(STOP):
+                raise RunStopped(f"run {run_id} was stopped; `brokerfl stop {run_id}` deletes what is left of it")
+            holder = pipe.get(keys.run_lease(run_id))
+            if holder is not None and not takeover and not is_dead(holder.decode().partition(":")[2]):
+                return None
+            fence = Fence(connection, run_id, int(counter) + 1, new_token(), retention)
+            owner = Owner(connection, run, fence, lease, retention)
+            pipe.multi()
+            pipe.set(keys.owner(run_id), fence.value)
+            pipe.set(keys.run_lease(run_id), fence.value, px=milliseconds(lease))
+            owner.expire(pipe, Footprint())
+            if execute_unless_changed(pipe):
+                return owner
+
+
+class Owner:
+    """This process as the owner of a run: renews the lease and every lifetime, and lets go.
+
+    Args:
+        connection: where the run lives.
+        run: the run.
+        fence: through which every write of the run goes.
+        lease: seconds after which a silent ServerApp counts as gone.
+        retention: seconds that the run's keys live without one.
+
+    Attributes:
+        books: the run's.
+
+    Raises:
+        ConfigError: the retention is longer than `MOST_RETENTION`.
+    """
+
+    def __init__(self, connection: Connection, run: Run, fence: Fence, lease: float, retention: float) -> None:
+        if not retention <= MOST_RETENTION:
+            raise ConfigError(
+                f"a retention of {retention:g} s is too long: at most {MOST_RETENTION:.0f} s (30 days), for that long "
+                "Redis knows that a run has ended"
+            )
+        self.connection = connection
+        self.run = run
+        self.fence = fence
+        self.lease = lease
+        self.retention = retention
+        self.books = Books(connection, run, retention)
+        self._renewed = time.monotonic()
+        self._seen = time.monotonic()
+
+    def write(self, pipe: Pipeline, snapshot: Snapshot, footprint: Footprint) -> None:
+        """Put into ``pipe`` that the run is there, and is ours. Safe to repeat.
+
+        Args:
+            pipe: the transaction that creates the run, or restores it where Redis forgot it.
+            snapshot: what its books hold.
+            footprint: what it may have outside its own slot.
+        """
+        keys, run_id = self.connection.keys, self.run.run_id
+        self.books.write(pipe, snapshot)
+        pipe.set(keys.run_lease(run_id), self.fence.value, px=milliseconds(self.lease))
+        pipe.xgroup_create(keys.bell(run_id), GROUP, id="0", mkstream=True)
+        pipe.zadd(keys.runs, {str(run_id): round(self.run.created_at * 1000)})
+        self.expire(pipe, footprint)
+
+    def read_identity(self) -> bytes | None:
+        """Return the identity of the Redis data set; None where it has none."""
+        with map_errors(self.connection.url):
+            return self.connection.redis.get(self.connection.keys.identity)  # type: ignore[no-any-return]
+
+    def expire(self, pipe: Pipeline, footprint: Footprint) -> None:
+        """Put into ``pipe`` the lifetime of every key of the run."""
+        keys, run_id, lives = self.connection.keys, self.run.run_id, milliseconds(self.retention)
+        for key in keys.of_run(run_id):
+            pipe.pexpire(key, lives)
+        for node in footprint.nodes:
+            expire_streams(pipe, keys, node, run_id, self.retention)
+        expire_blobs(pipe, keys, run_id, footprint.chunks, self.retention)
+
+    def renew(self, footprint: Callable[[], Footprint]) -> None:
+        """Renew the lease, and every quarter of the retention time the lifetimes.
+
+        Raises:
+            RunStopped, RunFenced, RunLost: the run is no longer ours.
+        """
+        key, lives = self.connection.keys.run_lease(self.run.run_id), milliseconds(self.lease)
+        self.fence.look()
+        with map_errors(self.connection.url):
+            if not self.connection.redis.pexpire(key, lives):
+                # Gone after a long outage: only a fenced transaction may set it again.
+                self.fence.execute(Transaction("renew", lambda pipe: pipe.set(key, self.fence.value, px=lives)))
+        if time.monotonic() - self._renewed > self.retention / 4:
+            self.renew_lifetimes(footprint())
+        self._seen = time.monotonic()
+
+    def renew_lifetimes(self, footprint: Footprint) -> None:
+        """Give every key of the run its whole lifetime again."""
+        with map_errors(self.connection.url), self.connection.redis.pipeline(transaction=False) as pipe:
+            self.expire(pipe, footprint)
+            pipe.execute(raise_on_error=False)
+        self._renewed = time.monotonic()
+
+    def is_outlived(self) -> bool:
+        """Whether this process was silent for so long that the run's keys may have expired, and its end forgotten."""
+        return time.monotonic() - self._seen > self.retention
+
+    def detach(self, footprint: Footprint) -> None:
+        """Give up the lease and leave all else: the run is detached, or goes if it is being stopped.
+
+        Its keys have the whole retention time from now on.
+        """
+        key = self.connection.keys.run_lease(self.run.run_id)
+        with map_errors(self.connection.url):
+            if self.connection.redis.get(key) == self.fence.value.encode():
+                self.renew_lifetimes(footprint)
+                self.connection.redis.unlink(key)

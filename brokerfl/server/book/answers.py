@@ -1,0 +1,145 @@
+"""Answers: the replies of a run's messages, from the outbox to the app.
+
+Owns which reply counts, that each is taken by one thread, and when it is handed over, so that a commit may settle it.
+It must not know how replies are read or waited for.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+
+from brokerfl.broker.books import Parcel
+from brokerfl.broker.outbox import Settled
+from brokerfl.broker.stream import milliseconds_of
+from brokerfl.common import Error
+from brokerfl.server.book.index import Index
+from brokerfl.server.book.message import MOST_REOPENED, Entries, Event, OpenMessage
+from brokerfl.server.book.state import State, Step
+from brokerfl.wire.frame import Fields
+
+
+class Answers:
+    """The replies of one run's messages. Safe to share between threads.
+
+    Args:
+        index: the messages.
+
+    Attributes:
+        changed: the lock of the book.
+        dropped: replies that fitted nothing open: another node's, late, or a second one.
+        takes: how often `take` found something.
+    """
+
+    def __init__(self, index: Index) -> None:
+        self.changed = index.changed
+        self.dropped = self.takes = 0
+        self._index = index
+
+    def answer(self, node_id: int, outbox_entry: str, message_id: str, reply: Fields, data: Entries) -> Settled | None:
+        """Take in a reply that was read from ``node_id``'s outbox. Returns what is to be deleted of it.
+
+        It is judged by its arrival: the entry's id carries the server's time.
+        """
+        with self.changed:
+            message = self._index.find(message_id)
+            if message is None or message.node_id != node_id:
+                self.dropped += 1
+                return node_id, outbox_entry, data
+            if outbox_entry == message.outbox_entry:
+                return None  # read again after a reconnect
+            if message.is_open and milliseconds_of(outbox_entry) <= message.entry.deadline:
+                self._index.note(message, message.answer(reply, outbox_entry, data))
+                return None
+            self.dropped += 1
+            if message.data_entries == data:  # a second copy of the reply that counts: the payload is still needed
+                return node_id, outbox_entry, ()
+            return None if message.spare((outbox_entry, reply, data)) else (node_id, outbox_entry, data)
+
+    def fail(self, verdicts: Iterable[tuple[str, Error]]) -> None:
+        """Make an Error the reply of each of these open messages; one that is answered keeps its reply."""
+        with self.changed:
+            for message_id, error in verdicts:
+                message = self._index.find(message_id)
+                if message is not None and message.is_open:
+                    self._index.note(message, message.answer(error))
+            self.changed.notify_all()
+
+    def waits(self, message_id: str) -> bool:
+        """Return whether a reply to this id may still be handed over."""
+        with self.changed:
+            return message_id in self._index.messages and message_id not in self._index.taken
+
+    def take(self, message_ids: set[str]) -> OpenMessage | None:
+        """Take the reply among ``message_ids`` that arrived first, for this thread; None when there is none yet."""
+        with self.changed:
+            found = next((message_id for message_id in self._index.answered if message_id in message_ids), None)
+            if found is None:
+                return None
+            self.takes += 1
+            message = self._index.messages[found]
+            self._index.note(message, message.take(threading.get_ident()))
+            return message
+
+    def put_back(self, messages: Sequence[OpenMessage]) -> None:
+        """Replies that were taken could not be handed over now: the first of them is the first to be taken again."""
+        with self.changed:
+            for message in reversed(messages):
+                self._put_back(message, lambda message: message.go(Step.PUT_BACK))
+
+    def _put_back(self, message: OpenMessage, step: Callable[[OpenMessage], Event]) -> bool:
+        if message.state is not State.TAKEN:  # it was cancelled meanwhile
+            return False
+        self._index.note(message, step(message))
+        self._index.answered.move_to_end(message.message_id, last=False)
+        return True
+
+    def use_spare(self, message: OpenMessage) -> Settled | None:
+        """A reply that was taken is none, for its payload is missing: a later copy is the first to be taken.
+
+        Returns:
+            The former copy, to be deleted; None where there is no other.
+        """
+        with self.changed:
+            former = message.copy
+            return former if message.spares and self._put_back(message, OpenMessage.use_spare) else None
+
+    def reopen(self, message: OpenMessage) -> tuple[Settled, Parcel] | None:
+        """A reply that was taken is none, for its payload is missing: the message is open again, a few times.
+
+        Returns:
+            What there is of its reply, to be deleted, and what is to be sent once more; None where it cannot be.
+        """
+        with self.changed:
+            former = message.copy
+            if message.state is not State.TAKEN or message.reopened >= MOST_REOPENED or message.fields is None:
+                return None
+            self._index.note(message, message.reopen())
+            return former, message.parcel(message.fields)
+
+    def yielded(self, message: OpenMessage) -> None:
+        """An iterator is about to yield a reply that was taken."""
+        with self.changed:
+            if message.state is State.TAKEN:
+                self._index.note(message, message.go(Step.YIELDED))
+
+    def hand_over(self, messages: Iterable[OpenMessage]) -> None:
+        """Replies have reached the app for good."""
+        with self.changed:
+            for message in messages:
+                if message.state in (State.TAKEN, State.YIELDED):  # else it was settled meanwhile
+                    self._index.note(message, message.hand_over())
+
+    def handed_over(self) -> list[OpenMessage]:
+        """Return what a commit by this thread settles: what was handed over to the app.
+
+        So is what an iterator of this thread has yielded: its loop's body has seen it. What one of another thread has
+        yielded may not have been folded yet.
+        """
+        thread = threading.get_ident()
+        with self.changed:
+            return [each for each in self._index.taken.values() if each.is_handed_over_to(thread)]
+
+    def handed_over_of(self, message_ids: Iterable[str]) -> list[OpenMessage]:
+        """Return those of these messages whose replies the app has, whichever thread was given them."""
+        with self.changed:
+            found = [self._index.taken[each] for each in dict.fromkeys(message_ids) if each in self._index.taken]
+            return [message for message in found if message.state is not State.TAKEN]

@@ -1,0 +1,356 @@
+"""The book of one run: what its pushes and commits do to its messages.
+
+Owns the plan of each commit, which contents are needed, and the run's counters. It must not know Redis, or what becomes
+of replies.
+
+What changes both the book and Redis goes in three steps: `plan` says what is due, as one `Change`; its transaction is
+executed; `apply` does in the book what the change says. Where the transaction fails, `discard` forgets the plan, and
+nothing has to be undone. From plan to apply the messages that are new are *under way*: a reply may be faster than the
+answer to their transaction, so replies find them, and nothing else does.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from brokerfl.broker.books import Change, Parcel, Snapshot
+from brokerfl.broker.outbox import Settled
+from brokerfl.server.book.answers import Answers
+from brokerfl.server.book.index import Index
+from brokerfl.server.book.message import Event, OpenMessage
+from brokerfl.server.book.orphans import Orphans
+from brokerfl.server.book.plan import Needs, Sending, needed_from
+from brokerfl.server.book.state import ORPHANS, State, Step
+from brokerfl.wire.frame import Fields
+from brokerfl.wire.payload import EncodedContent
+from brokerfl.wire.run import LedgerEntry
+
+
+class Applied(NamedTuple):
+    """What became of parcels, and what a change left to be deleted.
+
+    Attributes:
+        vanished: the messages that found no inbox.
+        refused: those that Redis refused, and why: somebody made another thing of the inbox.
+        freed: where the replies are that may be deleted.
+    """
+
+    vanished: list[Parcel]
+    refused: list[tuple[Parcel, Exception]]
+    freed: list[Settled]
+
+
+class _UnderWay(NamedTuple):
+    change: Change
+    sending: Sequence[Sending]
+    settled: Sequence[OpenMessage]
+    cancelled: Sequence[OpenMessage]
+
+
+class Book:
+    """The messages of one run, from their push to the commit that settles them.
+
+    Args:
+        snapshot: what the books in Redis hold: the messages in them are orphans.
+        state_name: the name of the ServerApp's saved state, as a content.
+
+    Attributes:
+        changed: guards all of it; notified when a wait may be over.
+        answers: the replies.
+    """
+
+    def __init__(self, snapshot: Snapshot, state_name: bytes) -> None:
+        self._index = Index()
+        self.changed = self._index.changed
+        self.answers = Answers(self._index)
+        self._orphans = Orphans()
+        self._groups: set[str] = set()
+        self._needs = Needs(state_name)
+        self._contacted = set(snapshot.nodes)
+        self._pushed, self._replied = snapshot.messages, snapshot.replies
+        self._under_way: _UnderWay | None = None
+        self._sequence = 0
+        for message_id, entry in sorted(snapshot.entries.items(), key=lambda item: item[1].sequence):
+            orphan = OpenMessage(message_id, entry, state=State.ORPHAN, began=None)
+            self._index.load(orphan)
+            self._count(orphan)
+            self._orphans.add(orphan)
+            self._sequence = entry.sequence
+
+    def __contains__(self, message_id: str) -> bool:
+        return message_id in self._index.messages
+
+    def __len__(self) -> int:
+        return len(self._index.messages)
+
+    def _count(self, message: OpenMessage) -> None:
+        self._groups.add(message.entry.group_id)
+        self._needs.enter(message.entry.digest)
+
+    def _leave(self, message: OpenMessage, step: Step) -> None:
+        self._index.leave(message, step)
+        self._orphans.remove(message)
+        self._needs.leave(message.entry.digest)
+
+    def events(self) -> list[Event]:
+        """Return what happened to messages since the last call, and forget it."""
+        with self.changed:
+            return self._index.collect()
+
+    # Looking.
+
+    @property
+    def contacted(self) -> Collection[int]:
+        """The nodes that may hold keys of the run; of a change under way too, lest a first ring is passed over."""
+        with self.changed:
+            return self._contacted.union(self._under_way.change.contacted if self._under_way else ())
+
+    def contacted_among(self, node_ids: Iterable[int]) -> set[int]:
+        """Return which of these nodes may hold keys of the run."""
+        with self.changed:
+            first = self._under_way.change.contacted if self._under_way else ()
+            return {node_id for node_id in node_ids if node_id in self._contacted or node_id in first}
+
+    @property
+    def state_name(self) -> bytes:
+        """The name of the state that the last commit saved."""
+        return self._needs.state_name
+
+    def find(self, message_id: str) -> OpenMessage | None:
+        """Return a message that is not settled, or that is under way."""
+        with self.changed:
+            return self._index.find(message_id)
+
+    def owing(self) -> list[int]:
+        """Return the nodes that owe a reply."""
+        with self.changed:
+            return self._index.owing()
+
+    def awaited(self) -> list[OpenMessage]:
+        """Return the open messages on which a verdict may be passed: neither orphans nor what a push is adopting."""
+        with self.changed:
+            return [
+                message
+                for message in self._index.owed()
+                if message.state not in ORPHANS and not self._orphans.is_reserved(message)
+            ]
+
+    def is_new_group(self, group_ids: Iterable[str]) -> bool:
+        """Return whether one of ``group_ids`` was never pushed: then the run moves on."""
+        with self.changed:
+            return not self._groups.issuperset(group_ids)
+
+    def snapshot(self) -> Snapshot:
+        """Return what the books in Redis are to hold."""
+        with self.changed:
+            entries = {message_id: message.entry for message_id, message in self._index.messages.items()}
+            return Snapshot(entries, self.contacted, self._pushed, self._replied)
+
+    # Pushing.
+
+    def next_sequence(self) -> int:
+        """Return the number of the next message."""
+        with self.changed:
+            self._sequence += 1
+            return self._sequence
+
+    def keep(self, names: Collection[bytes]) -> None:
+        """Let no plan count these contents as idle: they are on their way, and what needs them is not accepted yet."""
+        with self.changed:
+            self._needs.keep(names)
+
+    def reserve(self, entry: LedgerEntry, now: float, *, exactly: bool = False) -> OpenMessage | None:
+        """Return the orphan that a message pushed again stands for: with equal content, else the oldest.
+
+        Nobody else adopts it until `adopt` or `disown`.
+
+        Args:
+            entry: the message's.
+            now: in milliseconds of Redis TIME. One that has expired without a reply is not adopted.
+            exactly: only one with equal content.
+        """
+        with self.changed:
+            return self._orphans.reserve(entry, now, exactly=exactly)
+
+    def adopt(self, adopted: Iterable[tuple[OpenMessage, Fields | None]]) -> bool:
+        """The push that reserved these orphans succeeded: they are its messages, with the fields it has for each.
+
+        Returns:
+            Whether Redis has lost one of them meanwhile.
+        """
+        with self.changed:
+            messages = []
+            for message, fields in adopted:
+                self._adopt(message)
+                message.keep(fields)
+                messages.append(message)
+            self._orphans.unreserve()
+            return any(message.state is State.LOST for message in messages)
+
+    def _adopt(self, message: OpenMessage) -> None:
+        if message.state in ORPHANS:
+            self._index.note(message, message.adopt())
+
+    def claim(self, message_id: str) -> None:
+        """The app waits for this id, which it may remember over a resume: that adopts it too."""
+        with self.changed:
+            message = self._index.messages.get(message_id)
+            if message is not None:
+                self._orphans.remove(message)
+                self._adopt(message)
+
+    def disown(self, accepted: Iterable[OpenMessage]) -> None:
+        """A push failed: what it reserved are orphans again, and so is what it had accepted, for it may be repeated."""
+        with self.changed:
+            self._orphans.unreserve()
+            for message in accepted:
+                if message.state in (State.SENT, State.LOST, State.ANSWERED):
+                    self._index.note(message, message.go(Step.DISOWNED))
+                    self._orphans.add(message)
+
+    def orphans(self) -> list[OpenMessage]:
+        """Return what nobody has adopted, nor is adopting."""
+        with self.changed:
+            return self._orphans.free()
+
+    # Plan and apply.
+
+    def plan(
+        self,
+        sending: Sequence[Sending] = (),
+        settled: Sequence[OpenMessage] = (),
+        cancelled: Sequence[OpenMessage] = (),
+        state: EncodedContent | None = None,
+        contents: Iterable[bytes] = (),
+    ) -> Change:
+        """Return what one commit changes. It is under way until `apply` or `discard`, or until the next plan.
+
+        Args:
+            sending: what enters, or is sent once more, unless it was answered meanwhile.
+            settled: messages whose replies the app has, from `handed_over`: they leave.
+            cancelled: orphans: they leave.
+            state: the ServerApp's, where it is another one than the last commit saved.
+            contents: the names of what the run has in Redis.
+        """
+        with self.changed:
+            gone = (*settled, *cancelled)
+            self._index.unsent = {one.message.message_id: one.message for one in sending if one.is_new}
+            nodes = dict.fromkeys(one.entry.node_id for one in sending)
+            change = Change(
+                entered={one.message.message_id: one.entry for one in sending},
+                new=tuple(self._index.unsent),
+                parcels=tuple(one.message.parcel(one.fields) for one in sending if one.message.is_open),
+                contacted={node: None for node in nodes if node not in self._contacted},
+                settled=tuple(message.message_id for message in settled),
+                cancelled=tuple(message.parcel({}) for message in cancelled),
+                state=state,
+                idle=self._needs.idle(contents, sending, gone, state.name if state else self.state_name),
+                needed_from=needed_from(gone, self._index.by_node),
+                messages=self._pushed + len(self._index.unsent),
+                replies=self._replied + len(settled),
+            )
+            self._under_way = _UnderWay(change, sending, settled, cancelled)
+            return change
+
+    @property
+    def under_way(self) -> Change:
+        """The last plan, which is neither applied nor discarded."""
+        assert self._under_way is not None, "a plan comes first"
+        return self._under_way.change
+
+    def discard(self) -> None:
+        """The transaction of the change under way was not executed."""
+        with self.changed:
+            self._under_way, self._index.unsent = None, {}
+
+    def apply(self, results: Sequence[Any] | None) -> Applied:
+        """The transaction of the change under way was executed.
+
+        Args:
+            results: what Redis answered for each of its parcels; None where that was lost.
+        """
+        with self.changed:
+            assert self._under_way is not None, "a plan comes first"
+            change, sending, settled, cancelled = self._under_way
+            for one in sending:
+                self._accept(one)
+            self._contacted.update(change.contacted)
+            self._pushed, self._replied = change.messages, change.replies
+            vanished, refused = self._note_entries(change.parcels, results)
+            freed = [copy for message in (*settled, *cancelled) for copy in message.copies]
+            for message in settled:
+                self._leave(message, Step.SETTLED)
+            for message in cancelled:
+                self._leave(message, Step.CANCELLED)
+            if change.state is not None:
+                self._needs.save(change.state.name)
+            self.discard()
+            return Applied(vanished, refused, freed)
+
+    def _accept(self, one: Sending) -> None:
+        message = one.message
+        if one.is_new:
+            self._index.note(message, message.accept(one.entry))
+            self._index.enter(message)
+            self._count(message)
+        else:
+            self._needs.enter(one.entry.digest)
+            self._needs.leave(message.entry.digest)
+            message.replace(one.entry)
+            self._send(message)
+
+    def _send(self, message: OpenMessage) -> None:
+        if message.is_open:
+            self._index.note(message, message.go(Step.SENT))
+
+    def sent(self, parcels: Sequence[Parcel], results: Sequence[Any]) -> Applied:
+        """These messages were sent once more."""
+        with self.changed:
+            for parcel, result in zip(parcels, results, strict=True):
+                if isinstance(result, bytes) and parcel.message_id in self._index.messages:
+                    self._send(self._index.messages[parcel.message_id])
+            return Applied(*self._note_entries(parcels, results), [])
+
+    def _note_entries(
+        self, parcels: Sequence[Parcel], results: Sequence[Any] | None
+    ) -> tuple[list[Parcel], list[tuple[Parcel, Exception]]]:
+        vanished, refused = [], []
+        for parcel, result in zip(parcels, results if results is not None else [b""] * len(parcels), strict=True):
+            if result is None:
+                vanished.append(parcel)
+            elif isinstance(result, Exception):
+                refused.append((parcel, result))
+            elif parcel.message_id in self._index.messages:
+                self._index.messages[parcel.message_id].note_entry(result.decode())
+        return vanished, refused
+
+    # Comparing.
+
+    def compare(self, seen: Iterable[tuple[int, str, str]]) -> tuple[list[Parcel], list[tuple[int, str]]]:
+        """Compare with what is in the inboxes; the outboxes were read after them.
+
+        Args:
+            seen: every entry, as node id, entry id and message id.
+
+        Returns:
+            The open messages to be sent again: those that Redis lost, and whose fields are at hand. And the entries,
+            as node id and entry id, that belong to no open message.
+        """
+        with self.changed:
+            owed = self._index.owed()
+            found: dict[str, list[str]] = {message.message_id: [] for message in owed}
+            strays = []
+            for node_id, entry_id, message_id in seen:
+                if message_id in found and self._index.messages[message_id].node_id == node_id:
+                    found[message_id].append(entry_id)
+                else:
+                    strays.append((node_id, entry_id))
+            for message in owed:
+                self._index.note(message, message.find(found[message.message_id]))
+            again = [(message, message.fields) for message in owed if message.state is State.LOST]
+            return [message.parcel(fields) for message, fields in again if fields is not None], strays
+
+    def still_open(self, parcels: Iterable[Parcel]) -> list[Parcel]:
+        """Return those of these messages that nobody has answered meanwhile."""
+        with self.changed:
+            messages = ((parcel, self._index.messages.get(parcel.message_id)) for parcel in parcels)
+            return [parcel for parcel, message in messages if message is not None and message.is_open]

@@ -1,0 +1,199 @@
+"""One message of a run that is not settled yet, and what is known of it.
+
+Owns what each step of a message does to it: the methods here are the only writers, and the `book` alone calls them. It
+must not know any other message, Redis, or threads.
+"""
+
+from dataclasses import dataclass
+
+from brokerfl.broker.books import Parcel
+from brokerfl.broker.outbox import Settled
+from brokerfl.common import Error
+from brokerfl.server.book.state import OPEN, TRANSITIONS, State, Step
+from brokerfl.wire.frame import Fields
+from brokerfl.wire.run import LedgerEntry
+
+#: How often a node is asked again for a reply whose payload is missing.
+MOST_REOPENED = 3
+
+#: Where the chunks of a large reply are in the data stream; nothing for a small one.
+Entries = tuple[str, ...]
+
+#: A copy of a reply: its outbox entry, its fields, and where its chunks are.
+Copy = tuple[str, Fields, Entries]
+
+
+class IllegalStep(AssertionError):  # noqa: N818  (it says what was tried)
+    """A step that the table in `state` does not have: a mistake in the code that tried it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One step that one message took.
+
+    Attributes:
+        step: what happened.
+        message_id: to which message.
+        node_id: whose it is.
+        group_id: in which group.
+        before: where the message was.
+        state: where it is now.
+    """
+
+    step: Step
+    message_id: str
+    node_id: int
+    group_id: str
+    before: State
+    state: State
+
+
+@dataclass(slots=True, eq=False)
+class OpenMessage:
+    """One message of the run.
+
+    Attributes:
+        message_id: its id.
+        entry: what the ledger holds of it.
+        fields: what was sent, as long as it may have to be sent again; None where it is not at hand.
+        state: where it is.
+        inbox_entries: where it is in its inbox, as far as is known.
+        began: where it first was there; "" as long as it is unsent, None where that is not known.
+        outbox_entry: where its reply is.
+        data_entries: where the chunks of a large reply are.
+        reply: what was read, or the verdict.
+        taken_by: the thread that took the reply.
+        reopened: how often the payload of its reply was missing.
+        spares: later copies of a large reply.
+    """
+
+    message_id: str
+    entry: LedgerEntry
+    fields: Fields | None = None
+    state: State = State.UNSENT
+    inbox_entries: tuple[str, ...] = ()
+    began: str | None = ""
+    outbox_entry: str = ""
+    data_entries: Entries = ()
+    reply: Fields | Error | None = None
+    taken_by: int = 0
+    reopened: int = 0
+    spares: tuple[Copy, ...] = ()
+
+    @property
+    def node_id(self) -> int:
+        """Who is to execute it."""
+        return self.entry.node_id
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nobody has answered it."""
+        return self.state in OPEN
+
+    def is_handed_over_to(self, thread: int) -> bool:
+        """Whether the app has its reply, as far as this thread can tell."""
+        return self.state is State.HANDED_OVER or (self.state is State.YIELDED and self.taken_by == thread)
+
+    def parcel(self, fields: Fields) -> Parcel:
+        """Return what goes into its inbox, instead of what is there."""
+        return Parcel(self.node_id, self.message_id, fields, self.inbox_entries)
+
+    @property
+    def copy(self) -> Settled:
+        """Where its reply is."""
+        return self.node_id, self.outbox_entry, self.data_entries
+
+    @property
+    def copies(self) -> list[Settled]:
+        """Where all copies of its reply are."""
+        spares = [(self.node_id, outbox_entry, data_entries) for outbox_entry, _, data_entries in self.spares]
+        return [self.copy, *spares] if self.outbox_entry else spares
+
+    def go(self, step: Step) -> Event:
+        """Take a step that changes nothing but the state.
+
+        Raises:
+            IllegalStep: it cannot be taken from where the message is.
+        """
+        before, following = self.state, TRANSITIONS[self.state].get(step)
+        if following is None:
+            raise IllegalStep(f"message {self.message_id}, which is {before.value}, cannot be {step.value}")
+        self.state = following
+        return Event(step, self.message_id, self.node_id, self.entry.group_id, before, following)
+
+    # In the inbox.
+
+    def accept(self, entry: LedgerEntry) -> Event:
+        """The transaction of its push was executed."""
+        self.entry = entry
+        return self.go(Step.ACCEPTED)
+
+    def replace(self, entry: LedgerEntry) -> None:
+        """It was sent once more, with another content: Redis had lost the first one."""
+        self.entry = entry
+
+    def note_entry(self, entry_id: str) -> None:
+        """Its inbox has it there; "" where the answer was lost: its first entry may be another than is found later."""
+        if entry_id:
+            self.inbox_entries = (*self.inbox_entries, entry_id)
+        if self.began == "":
+            self.began = entry_id or None
+
+    def find(self, entry_ids: list[str]) -> Event:
+        """A comparison with Redis found it there, or nowhere."""
+        self.inbox_entries = tuple(entry_ids)
+        return self.go(Step.FOUND if entry_ids else Step.MISSED)
+
+    def adopt(self) -> Event:
+        """It is no orphan any more."""
+        return self.go(Step.ADOPTED)
+
+    def keep(self, fields: Fields | None) -> None:
+        """What is to be sent again, should it have to be."""
+        if self.is_open or self.data_entries:
+            self.fields = fields
+
+    # The reply.
+
+    def answer(self, reply: Fields | Error, outbox_entry: str = "", data_entries: Entries = ()) -> Event:
+        """Its first reply came, or a verdict."""
+        self.reply, self.outbox_entry, self.data_entries = reply, outbox_entry, data_entries
+        if not data_entries:  # else the payload may prove to be missing
+            self.fields = None
+        return self.go(Step.ANSWERED)
+
+    def spare(self, copy: Copy) -> bool:
+        """Keep another copy of a large reply: the payload of the one that counts may prove to be missing.
+
+        A node uploads again what it does not find in Redis. Returns False where that is no such copy.
+        """
+        if self.is_open or not self.data_entries or not copy[2]:
+            return False
+        if copy[0] in [outbox_entry for outbox_entry, _, _ in self.spares]:
+            return True  # read again after a reconnect
+        if len(self.spares) >= MOST_REOPENED:  # a node that works makes no more
+            return False
+        self.spares = (*self.spares, copy)
+        return True
+
+    def use_spare(self) -> Event:
+        """Its reply is none, for its payload is missing: the latest copy is its reply."""
+        *rest, (self.outbox_entry, self.reply, self.data_entries) = self.spares
+        self.spares = tuple(rest)
+        return self.go(Step.PUT_BACK)
+
+    def reopen(self) -> Event:
+        """Its reply is none, for its payload is missing."""
+        self.reopened += 1
+        self.reply, self.inbox_entries, self.outbox_entry, self.data_entries = None, (), "", ()
+        return self.go(Step.REOPENED)
+
+    def take(self, thread: int) -> Event:
+        """A thread fetches its reply."""
+        self.taken_by = thread
+        return self.go(Step.TAKEN)
+
+    def hand_over(self) -> Event:
+        """The app has its reply for good; its bytes are let go."""
+        self.reply = self.fields = None
+        return self.go(Step.HANDED_OVER)

@@ -1,0 +1,116 @@
+"""What a plan of the `book` takes into account beside the messages themselves.
+
+Owns which contents are needed, and which chunks of replies nobody needs. It must not know Redis or threads.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from brokerfl.broker.stream import place_of
+from brokerfl.server.book.message import OpenMessage
+from brokerfl.server.book.state import State
+from brokerfl.wire.frame import Fields
+from brokerfl.wire.run import LedgerEntry
+
+#: Milliseconds by which the clock of Redis may be set back: by so much the chunks of a reply may seem to be older than
+#: the message that it answers.
+CLOCK_STEP = 60_000
+
+
+class Sending(NamedTuple):
+    """A message that a commit is to send: a new one, or an orphan that is lost.
+
+    Attributes:
+        message: the message.
+        entry: what the ledger is to hold of it: an orphan may get another content.
+        fields: what is sent.
+    """
+
+    message: OpenMessage
+    entry: LedgerEntry
+    fields: Fields
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the ledger does not hold it yet."""
+        return self.message.state in (State.UNSENT, State.EARLY)
+
+
+class Needs:
+    """How many messages and states of a run need each content, by the content's name.
+
+    Args:
+        state_name: of the state that was saved last.
+    """
+
+    def __init__(self, state_name: bytes) -> None:
+        self.state_name = state_name
+        self._counts: Counter[bytes] = Counter((state_name,))
+        self.kept: Collection[bytes] = ()
+
+    def enter(self, name: bytes) -> None:
+        """One more needs it."""
+        self._counts[name] += 1
+
+    def leave(self, name: bytes) -> None:
+        """One less needs it."""
+        self._counts[name] -= 1
+        if not self._counts[name]:
+            del self._counts[name]
+
+    def save(self, state_name: bytes) -> None:
+        """Another state is the one that was saved last."""
+        self.enter(state_name)
+        self.leave(self.state_name)
+        self.state_name = state_name
+
+    def keep(self, names: Collection[bytes]) -> None:
+        """These are on their way, and what needs them is not accepted yet."""
+        self.kept = names
+
+    def idle(
+        self, contents: Iterable[bytes], sending: Iterable[Sending], gone: Iterable[OpenMessage], state_name: bytes
+    ) -> tuple[bytes, ...]:
+        """Return which of ``contents`` nothing needs when these messages are sent or gone and that state is saved."""
+        more: Counter[bytes] = Counter(one.entry.digest for one in sending)
+        more.subtract(one.message.entry.digest for one in sending if not one.is_new)
+        more.subtract(message.entry.digest for message in gone)
+        more[state_name] += 1
+        more[self.state_name] -= 1
+        return tuple(name for name in contents if self._counts[name] + more[name] <= 0 and name not in self.kept)
+
+
+def needed_from(gone: Sequence[OpenMessage], by_node: Mapping[int, Mapping[str, OpenMessage]]) -> dict[int, str]:
+    """Return nodes that may have left chunks that belong to no reply, and from which entry on one may be needed.
+
+    Such as a node that died in the middle of an upload, or whose connection was cut. A large reply that goes, or one
+    that never came, tells where to look. An open message may have chunks from when it came into its inbox; where that
+    is not known, its node is left alone.
+
+    Args:
+        gone: the messages that leave.
+        by_node: those that are there, by node and id.
+
+    Returns:
+        By node the first entry of its data stream that may be needed; "" for none that is there.
+    """
+    leaving = {message.message_id for message in gone}
+    suspects = {
+        message.node_id for message in gone if message.data_entries or message.spares or not message.outbox_entry
+    }
+    found: dict[int, str] = {}
+    for node_id in suspects:
+        left = [message for message in by_node.get(node_id, {}).values() if message.message_id not in leaving]
+        if all(message.began for message in left):
+            places = [place for message in left for place in _chunk_places(message)]
+            found[node_id] = "{}-{}".format(*min(places)) if places else ""
+    return found
+
+
+def _chunk_places(message: OpenMessage) -> Iterator[tuple[int, int]]:
+    """Yield where the chunks of a reply are or, for one that is to come, from where on they can be."""
+    began, _ = place_of(message.began or "")
+    yield max(0, began - CLOCK_STEP), 0
+    for _, _, entries in message.copies:
+        yield from map(place_of, entries)

@@ -1,0 +1,213 @@
+"""The hold: what this process holds of its run, from its creation or a resume until it ends it or lets go.
+
+Owns how the parts of a ServerApp's side are put together, the heartbeat, and the ways in which a run is let go of. It
+must not know what an app calls; that is the Driver's.
+"""
+
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TypedDict
+
+from brokerfl.broker.blobs import Blobs
+from brokerfl.broker.books import read_books
+from brokerfl.broker.connection import Connection
+from brokerfl.broker.context import SavedContext
+from brokerfl.broker.fence import RedisForgot
+from brokerfl.broker.heartbeat import Heartbeat
+from brokerfl.broker.keys import LEASE, OFFLINE_GRACE, RETENTION
+from brokerfl.broker.outbox import Outboxes
+from brokerfl.broker.owner import Owner, create_run, resume_run
+from brokerfl.broker.runs import Footprint, has_ended
+from brokerfl.broker.transactions import Transactions
+from brokerfl.common import (
+    SUPERLINK_NODE_ID,
+    BrokerflError,
+    Context,
+    RunError,
+    RunStopped,
+    UserConfig,
+)
+from brokerfl.server.book import Book
+from brokerfl.server.commit import Committer
+from brokerfl.server.liveness import Liveness
+from brokerfl.server.push import Pusher
+from brokerfl.server.receive import Receiver
+from brokerfl.server.reconcile import Reconciler
+from brokerfl.server.replies import Replies
+from brokerfl.server.room import Room
+from brokerfl.server.session import OUTAGE_LIMIT, Session
+from brokerfl.server.upload import Uploader
+from brokerfl.server.verdict import Verdicts
+from brokerfl.server.wait import Waits
+from brokerfl.wire.frame import MAX_MESSAGE_BYTES
+
+
+class Options(TypedDict, total=False):
+    """What may be given to a Driver by name; `Settings` says what each is, and what it is by default."""
+
+    lease: float
+    retention: float
+    offline_grace: float
+    outage_limit: float
+    max_message: int
+    max_run: int | None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run is held.
+
+    Attributes:
+        lease: seconds after which a silent ServerApp counts as detached.
+        retention: seconds a detached run keeps its messages; at most 30 days.
+        offline_grace: seconds a named node may be offline before its open messages become Error 5.
+        outage_limit: seconds to wait while Redis is unreachable before `OutageLimit`.
+        max_message: most bytes that a reply may have: what nodes may ask of this process's memory.
+        max_run: most bytes of broadcast contents that the run may have in Redis at once; None for no limit.
+    """
+
+    lease: float = LEASE
+    retention: float = RETENTION
+    offline_grace: float = OFFLINE_GRACE
+    outage_limit: float = OUTAGE_LIMIT
+    max_message: int = MAX_MESSAGE_BYTES
+    max_run: int | None = None
+
+
+def create_hold(connection: Connection, app: str, run_config: UserConfig, settings: Settings) -> "Hold":
+    """Create a run and hold it.
+
+    Raises:
+        ConfigError, ValueError: as `create_run`.
+    """
+    return Hold(create_run(connection, app, run_config, lease=settings.lease, retention=settings.retention), settings)
+
+
+def resume_hold(
+    connection: Connection, run_id: int, app: str, run_config: UserConfig | None, settings: Settings, takeover: bool
+) -> "Hold":
+    """Hold a run that another ServerApp has created, and see what is there of it.
+
+    Raises:
+        RunNotFound, RunStopped, RunAttached, ConfigError: as `resume_run`.
+    """
+    owner = resume_run(
+        connection,
+        run_id,
+        run_config,
+        app=app,
+        takeover=takeover,
+        lease=settings.lease,
+        retention=settings.retention,
+    )
+    hold = Hold(owner, settings)
+    try:
+        hold.session.through_outage(lambda: owner.renew_lifetimes(hold.footprint()))
+        hold.session.take_up()
+    except BaseException:
+        hold.detach()
+        raise
+    return hold
+
+
+class Hold:
+    """One run in the hands of this process.
+
+    Args:
+        owner: this process, as the run's owner.
+        settings: how it is held.
+
+    Attributes:
+        run: the run.
+        context: the ServerApp's.
+        book: the run's messages.
+        session: the way to Redis.
+        pusher: for pushes.
+        committer: for commits.
+        verdicts: for cancellations.
+        waits: for who waits for replies.
+        replies: gives them out.
+    """
+
+    def __init__(self, owner: Owner, settings: Settings) -> None:
+        self.run, self.owner = owner.run, owner
+        connection, run_id = owner.connection, owner.run.run_id
+        saved = SavedContext(connection, run_id, settings.retention)
+        self.blobs = blobs = Blobs(connection, run_id, settings.retention, settings.max_run)
+        try:
+            snapshot = read_books(connection, run_id)
+            state, state_name = saved.load()
+            blobs.load()
+            identity = owner.read_identity() or b""
+        except BaseException:
+            owner.detach(Footprint())
+            raise
+        self.context = Context(
+            run_id, SUPERLINK_NODE_ID, {}, state, dict(owner.run.run_config), lambda: self.session.is_over
+        )
+        outboxes = Outboxes(connection, run_id)
+        transactions = Transactions(owner, saved, blobs, outboxes)
+        self.book = book = Book(snapshot, state_name)
+        receiver = Receiver(outboxes, book)
+        liveness = Liveness(settings.offline_grace, settings.lease)
+        reconciler = Reconciler(transactions, book, receiver, blobs, identity)
+        self.session = session = Session(transactions, receiver, liveness, reconciler, settings.outage_limit)
+        uploader = Uploader(session, blobs, Room(session, receiver, book))
+        self.committer = Committer(session, book, receiver, uploader, self.context)
+        self.pusher = Pusher(session, book, self.committer, uploader)
+        self.verdicts = Verdicts(book, session, receiver, liveness, blobs)
+        self.waits = Waits(book, session, receiver, self.verdicts)
+        self.replies = Replies(book, session, self.waits, self.committer, settings.max_message)
+        self._is_closed = False
+        interval = min(settings.lease / 3, settings.retention / 4)
+        self._heartbeat = Heartbeat(f"heartbeat of run {run_id}", interval, self._renew, self.waits.end)
+        self._heartbeat.start()
+
+    def _renew(self) -> None:
+        try:
+            try:
+                self.owner.renew(self.footprint)
+                self.session.is_up()
+                self.session.when_quiet(self.blobs.release)
+            except RedisForgot:
+                self.session.reconcile(always=True)
+        except RunError:
+            self.owner.detach(self.footprint())  # whoever stops the run waits for the lease
+            raise
+        except RedisForgot:
+            return  # forgotten twice: the next beat sees to it
+
+    def footprint(self) -> Footprint:
+        """Return what the run may have in Redis outside its own slot."""
+        return Footprint(set(self.book.contacted), self.blobs.digests())
+
+    def end(self) -> None:
+        """End the run: all its keys are deleted.
+
+        Raises:
+            RunStopped, RunFenced, RunLost, OutageLimit: it was over already, or Redis is unreachable.
+        """
+        self._heartbeat.stop()
+        if self._is_closed:
+            return
+        self.session.check()
+        self.session.transact(
+            lambda: self.session.transactions.delete(self.footprint()),
+            lambda: has_ended(self.owner.connection, self.run.run_id),
+            frees=True,
+        )
+        self._is_closed = True
+        self.waits.end(RunStopped(f"run {self.run.run_id} has ended"))
+
+    def abandon(self) -> None:
+        """Every wait, now and later and in whatever thread, raises RunStopped. `detach` is still to come."""
+        self.waits.end(RunStopped(f"this process has detached from run {self.run.run_id}"))
+
+    def detach(self) -> None:
+        """Let go of the run without ending it: its keys stay for the retention time. Redis may be unreachable."""
+        self._is_closed = True
+        self.abandon()  # first, so that nobody goes on waiting for a Redis that does not answer, the heartbeat included
+        self._heartbeat.stop()
+        with suppress(BrokerflError):  # the lease lapses by itself
+            self.owner.connection.reset()
+            self.owner.detach(self.footprint())

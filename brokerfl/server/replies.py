@@ -1,0 +1,225 @@
+"""The replies: each on its way from the outbox to the app.
+
+Owns that a large reply is fetched when it is its turn, what becomes of one whose payload is gone, when one counts as
+handed over, and the Error replies that no node wrote. It must not know how replies are waited for, or how outboxes are
+read.
+"""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from brokerfl.broker.outbox import read_data
+from brokerfl.common import (
+    SUPERLINK_NODE_ID,
+    Error,
+    ErrorCode,
+    FrameError,
+    Message,
+    Metadata,
+    RedisUnreachable,
+)
+from brokerfl.server.book import Book, OpenMessage
+from brokerfl.server.commit import Committer
+from brokerfl.server.session import Session
+from brokerfl.server.wait import Waits, Wanted
+from brokerfl.wire.frame import Fields
+from brokerfl.wire.message import decode_message
+from brokerfl.wire.payload import MissingChunkError, assemble, manifest_of
+from brokerfl.wire.run import LedgerEntry
+
+
+class Replies:
+    """Gives out the replies of one run. Safe to use from many threads.
+
+    Args:
+        book: the run's messages.
+        session: through which Redis is reached.
+        waits: waits for replies.
+        committer: asks again for a reply that proves to be incomplete.
+        limit: most bytes that a reply may have.
+    """
+
+    def __init__(self, book: Book, session: Session, waits: Waits, committer: Committer, limit: int) -> None:
+        self._answers = book.answers
+        self._session = session
+        self._owner = session.transactions.owner
+        self._run_id = session.transactions.owner.run.run_id
+        self._waits = waits
+        self._committer = committer
+        self._limit = limit
+
+    # Handing over.
+
+    def each(self, message_ids: set[str], until: float | None) -> Iterator[Message]:
+        """Yield replies as they come; each is handed over when the iterator goes past it, or is left.
+
+        Args:
+            message_ids: to what.
+            until: local monotonic time at which to end; None waits for all.
+
+        Raises:
+            RunError, OutageLimit: the run is over.
+        """
+        wanted = Wanted(message_ids)
+        while (found := self._next(wanted, until)) is not None:
+            message, only = found[0], [found[1]]
+            del found  # it may be half of what the app's memory holds
+            self._answers.yielded(message)
+            try:
+                yield only.pop()
+            finally:  # the loop may also have been left by break: the app has the reply
+                self._answers.hand_over([message])
+
+    def all(self, message_ids: set[str], until: float | None) -> list[Message]:
+        """Return what `each` yields; handed over whole.
+
+        Raises:
+            RunError, OutageLimit: the run is over; nothing was handed over.
+        """
+        wanted, replies = Wanted(message_ids), []
+        with self._handing_over() as taken:
+            while (found := self._next(wanted, until)) is not None:
+                taken.append(found[0])
+                replies.append(found[1])
+        return replies
+
+    def here(self, message_ids: set[str]) -> list[Message]:
+        """Return the replies that are here now; handed over whole.
+
+        Raises:
+            RunError, OutageLimit: the run is over; nothing was handed over.
+        """
+        replies: list[Message] = []
+        with self._handing_over() as taken:
+            while (message := self._answers.take(message_ids)) is not None:
+                message_ids.discard(message.message_id)
+                decoded = self._decode(message, time.monotonic())
+                if decoded is not None:
+                    replies.append(decoded)
+                    taken.append(message)
+        return replies
+
+    @contextmanager
+    def _handing_over(self) -> Iterator[list[OpenMessage]]:
+        """What is put into the list is handed over at the end of the block: until then no other thread settles it.
+
+        If the block fails the app has not got it, and it can be taken again.
+        """
+        taken: list[OpenMessage] = []
+        try:
+            yield taken
+        except BaseException:
+            self._answers.put_back(taken)
+            raise
+        self._answers.hand_over(taken)
+
+    def _next(self, wanted: Wanted, until: float | None) -> tuple[OpenMessage, Message] | None:
+        """Return the next reply, which is taken and not handed over yet; None when there is none left, or no time."""
+        while (message := self._waits.next(wanted, until)) is not None:
+            decoded = self._decode(message, until)
+            if decoded is not None:
+                return message, decoded
+            wanted.ids.add(message.message_id)
+            if until is not None and time.monotonic() >= until:
+                break
+        return None
+
+    # Fetching.
+
+    def _decode(self, message: OpenMessage, until: float | None) -> Message | None:
+        """Return a reply that was taken; None when it is not to be had now: it can be taken again.
+
+        A payload that Redis lost is asked for again; one that does not arrive until ``until`` waits for the next call.
+
+        Raises:
+            RunStopped, RunFenced, RunLost, OutageLimit: the run is over.
+        """
+        if isinstance(message.reply, Error):
+            return _error(self._run_id, message.message_id, message.entry, message.reply)
+        assert message.reply is not None, "the reply was handed over already"
+        try:
+            return self._reply(message, decode_message({**message.reply, **self._fetch(message, message.reply, until)}))
+        except MissingChunkError as error:
+            return None if self._committer.send_again(message) else self._unreadable(message, str(error))
+        except FrameError as error:
+            return self._unreadable(message, str(error))
+        except BaseException as error:
+            self._answers.put_back([message])
+            if isinstance(error, RedisUnreachable):
+                return None
+            raise
+
+    def _fetch(self, message: OpenMessage, reply: Fields, until: float | None) -> Fields:
+        """Return the content of a large reply, nothing for one that has it in itself; an outage loses nothing of it."""
+        manifest = manifest_of(reply, self._limit)
+        if manifest is None:
+            return {}
+        entries = manifest.entries
+        if len(entries) != len(manifest.digests):
+            raise MissingChunkError("its node had nowhere to put its chunks")
+
+        def read(window: Sequence[int]) -> Iterator[bytes | None]:
+            wanted = [entries[index] for index in window]
+            while wanted:
+                try:
+                    for chunk in read_data(self._owner.connection, message.node_id, self._run_id, tuple(wanted)):
+                        del wanted[0]
+                        yield chunk
+                except RedisUnreachable as error:
+                    self._session.reconnect(error, until)
+                    if until is not None and time.monotonic() >= until:
+                        raise
+
+        content, _ = assemble(manifest, read)
+        return content
+
+    def _reply(self, message: OpenMessage, reply: Message) -> Message:
+        """Return a reply as the app sees it: who sent it and what it answers is the book's word, not the frame's."""
+        if reply.metadata.run_id != self._run_id:
+            return self._unreadable(message, "it names another run")
+        meta = reply.metadata
+        metadata = _metadata(self._run_id, message.message_id, message.entry, meta.created_at, meta.ttl)
+        return Message(metadata, error=reply.error) if reply.has_error() else Message(metadata, content=reply.content)
+
+    def _unreadable(self, message: OpenMessage, reason: str) -> Message:
+        error = Error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, f"the reply cannot be read: {reason}")
+        return _error(self._run_id, message.message_id, message.entry, error)
+
+
+# Error replies that no node wrote.
+
+
+def unknown_replies(run_id: int, message_ids: Iterable[str]) -> Iterator[Message]:
+    """Yield the Error replies to ids that no push of the run returned."""
+    for message_id in message_ids:
+        reason = f"no push of run {run_id} returned the id {message_id!r}"
+        yield _error(run_id, message_id, LedgerEntry(0, "", "", 0), Error(ErrorCode.MESSAGE_UNAVAILABLE, reason))
+
+
+def refused_reply(run_id: int, message: Message, is_registered: bool) -> Message:
+    """Return the Error reply to a message that the push refused."""
+    meta = message.metadata
+    if is_registered:
+        error = Error(ErrorCode.MESSAGE_UNAVAILABLE, "the message had expired before it was pushed")
+    else:
+        error = Error(ErrorCode.NODE_UNAVAILABLE, f"there is no node {meta.dst_node_id} in the registry")
+    return _error(run_id, "", LedgerEntry(meta.dst_node_id, meta.group_id, meta.message_type, 0), error)
+
+
+def _error(run_id: int, message_id: str, entry: LedgerEntry, error: Error) -> Message:
+    return Message(_metadata(run_id, message_id, entry, time.time(), 0.0), error=error)
+
+
+def _metadata(run_id: int, message_id: str, entry: LedgerEntry, created_at: float, ttl: float) -> Metadata:
+    return Metadata(
+        run_id=run_id,
+        message_id=f"{message_id}-reply",
+        src_node_id=entry.node_id,
+        dst_node_id=SUPERLINK_NODE_ID,
+        reply_to_message=message_id,
+        group_id=entry.group_id,
+        created_at=created_at,
+        ttl=ttl,
+        message_type=entry.message_type,
+    )

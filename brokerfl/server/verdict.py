@@ -1,0 +1,92 @@
+"""The verdicts: what becomes of messages that no reply will answer.
+
+Owns why a message ends as an Error reply, and the sweep that looks at everything no ring tells of. It must not know who
+waits for replies.
+"""
+
+from collections.abc import Iterable
+
+from brokerfl.broker.blobs import Blobs
+from brokerfl.broker.nodes import absent_nodes
+from brokerfl.broker.transactions import Transactions
+from brokerfl.common import Error, ErrorCode
+from brokerfl.server.book import Book, OpenMessage, State
+from brokerfl.server.liveness import Liveness
+from brokerfl.server.receive import Receiver
+from brokerfl.server.session import Session
+
+
+class Verdicts:
+    """Passes the verdicts on one run's messages.
+
+    Args:
+        book: the messages.
+        session: through which Redis is reached.
+        receiver: reads the outboxes.
+        liveness: judges which nodes are gone.
+        blobs: what the run has broadcast.
+    """
+
+    def __init__(self, book: Book, session: Session, receiver: Receiver, liveness: Liveness, blobs: Blobs) -> None:
+        self._book = book
+        self._session = session
+        self._transactions: Transactions = session.transactions
+        self._receiver = receiver
+        self._liveness = liveness
+        self._blobs = blobs
+
+    def sweep(self) -> None:
+        """Look at everything that no ring tells of: owner, leases, outboxes, deadlines.
+
+        Raises:
+            RunStopped, RunFenced: the run is no longer ours.
+            RedisForgot, RedisUnreachable: to be repeated.
+        """
+        owner = self._transactions.owner
+        owner.fence.look()
+        owing = self._book.owing()
+        absences = absent_nodes(owner.connection, owing)
+        self._receiver.read(owing)
+        gone = self._liveness.unavailable(absences)
+        now = owner.connection.time() * 1000
+        verdicts = [(message, _verdict(message, now, gone)) for message in self._book.awaited()]
+        self._pass([(message, error) for message, error in verdicts if error is not None])
+        self._session.when_quiet(self._blobs.release)
+
+    def _pass(self, verdicts: list[tuple[OpenMessage, Error]]) -> None:
+        """Take the messages back from the inboxes, then look into the outboxes once more: a reply there wins."""
+        if not verdicts:
+            return
+        nodes = list(dict.fromkeys(message.node_id for message, _ in verdicts))
+        parcels = [message.parcel({}) for message, _ in verdicts]
+        results = self._transactions.owner.fence.execute(self._transactions.verdict(parcels, nodes))
+        self._receiver.read_more(nodes, results)
+        self._book.answers.fail((message.message_id, error) for message, error in verdicts)
+
+    def cancel(self, message_ids: Iterable[str]) -> None:
+        """Answer open messages with Error 3 and take them back.
+
+        Raises:
+            RunStopped, RunFenced, RunLost, OutageLimit: the run is over.
+            RedisOutOfMemory: Redis is full and forgot something that has to be written first.
+        """
+        self._session.check()
+        wanted, reason = set(message_ids), Error(ErrorCode.MESSAGE_UNAVAILABLE, "the message was cancelled")
+
+        def cancel() -> None:
+            self._session.reconcile()
+            self._pass([(message, reason) for message in self._book.awaited() if message.message_id in wanted])
+
+        self._session.through_outage(cancel)
+
+
+def _verdict(message: OpenMessage, now: float, gone: set[int]) -> Error | None:
+    """Return why no reply will come; None while one may."""
+    if message.entry.deadline <= now:
+        return Error(ErrorCode.MESSAGE_UNAVAILABLE, "the message expired before a reply came")
+    if message.state is State.LOST and message.fields is None:
+        reason = "Redis lost the message, and the resumed ServerApp did not push it again"
+        return Error(ErrorCode.MESSAGE_UNAVAILABLE, reason)
+    if message.node_id in gone and not message.entry.waits:
+        return Error(ErrorCode.NODE_UNAVAILABLE, f"node {message.node_id} is unavailable: its lease lapsed")
+    return None

@@ -1,0 +1,55 @@
+"""The contents of one push.
+
+Owns that each content is encoded and hashed once, however many messages carry it. It must not know messages.
+"""
+
+from collections.abc import Hashable, Iterator
+from itertools import islice
+
+from brokerfl.common import RecordSet
+from brokerfl.common.array import memory_of
+from brokerfl.wire.frame import CONTENT, Fields
+from brokerfl.wire.payload import EncodedContent, is_large
+from brokerfl.wire.record import encode_content
+
+#: Bytes at both ends of an array by which contents are told apart before they are compared, and bytes compared at once.
+_END, _STRETCH = 256, 1024 * 1024
+
+
+class Contents:
+    """The contents of one push, each encoded and hashed once, also when many records share or repeat its arrays."""
+
+    def __init__(self) -> None:
+        self._by_record: dict[int, EncodedContent] = {}
+        self._by_memory: dict[Hashable, EncodedContent] = {}
+        self._by_look: dict[Hashable, list[tuple[Fields, EncodedContent]]] = {}
+
+    def encode(self, record: RecordSet) -> EncodedContent:
+        """Return a content, frozen as it is now."""
+        if id(record) not in self._by_record:
+            fields = encode_content(record)
+            memory = (fields[CONTENT], *(memory_of(data) for data in islice(fields.values(), 1, None)))
+            if memory not in self._by_memory:
+                self._by_memory[memory] = self._equal(fields) if is_large(fields) else EncodedContent(fields)
+            self._by_record[id(record)] = self._by_memory[memory]
+        return self._by_record[id(record)]
+
+    def _equal(self, fields: Fields) -> EncodedContent:
+        """Return a content that has the same bytes elsewhere in memory, if there is one: only what is new is hashed."""
+        ends = (bytes(data[:_END]) + bytes(data[-_END:]) for data in islice(fields.values(), 1, None))
+        found = self._by_look.setdefault((fields[CONTENT], *ends), [])
+        for other, encoded in found:
+            if all(map(_are_equal, fields.values(), other.values())):
+                return encoded
+        found.append((fields, EncodedContent(fields)))
+        return found[-1][1]
+
+    def __iter__(self) -> Iterator[EncodedContent]:
+        return iter({id(content): content for content in self._by_memory.values()}.values())
+
+
+def _are_equal(one: bytes | memoryview, other: bytes | memoryview) -> bool:
+    """Compare as bytes, which is memcmp: memoryviews compare element by element."""
+    return len(one) == len(other) and all(
+        bytes(one[at : at + _STRETCH]) == bytes(other[at : at + _STRETCH]) for at in range(0, len(one), _STRETCH)
+    )
