@@ -150,6 +150,11 @@ class Driver:
         """The run: run_id, app, run_config, created_at."""
         return self._run
 
+    @property
+    def connection(self) -> Connection:
+        """The Redis in the middle."""
+        return self._connection
+
     # Nodes.
 
     def get_node_ids(self) -> list[int]:

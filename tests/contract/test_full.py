@@ -2,29 +2,15 @@
 
 import pytest
 
-from brokerfl.broker.fence import Build
 from brokerfl.broker.nodes import Registration
 from brokerfl.common import ErrorCode, RedisOutOfMemory
 from brokerfl.server import Driver, commit, push
 from tests.apps import Gate, driving, eventually, federation, number, number_in
 from tests.conftest import Backend
+from tests.stage import distrust, fill
 
 #: TLS changes nothing here; test_messages.py and test_outage.py have it.
 WITHOUT = ("redis-tls",)
-
-
-def fill(driver: Driver, monkeypatch: pytest.MonkeyPatch, executions: int = 0) -> None:
-    """After some more transactions Redis refuses those of this Driver; what frees memory it still executes."""
-    fence, left = driver._attachment.fence, [executions]
-    execute = fence._execute
-
-    def full(build: Build, reclaims: bool) -> object:
-        left[0] -= 1
-        if left[0] < 0:
-            raise RedisOutOfMemory("full")
-        return execute(build, reclaims)
-
-    monkeypatch.setattr(fence, "_execute", full)
 
 
 def test_a_push_that_was_half_made_is_completed_by_the_next(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,14 +45,14 @@ def test_a_full_redis_after_a_cut_stops_no_wait(backend: Backend, monkeypatch: p
         )
         assert gate.begun.acquire(timeout=10)
         fill(driver, monkeypatch)
-        driver._link.distrust()
+        distrust(driver)
         gate.go.set()
         first, second = driver.replies(ids, timeout=20)
         assert number_in(first) == 7
         assert second.error.code == ErrorCode.MESSAGE_UNAVAILABLE
-        driver._link.distrust()
+        distrust(driver)
         driver.end()
-        assert not backend.admin.exists(driver._connection.keys.owner(driver.run.run_id))
+        assert not backend.admin.exists(driver.connection.keys.owner(driver.run.run_id))
 
 
 def test_waiting_for_room_deletes_what_is_settled(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +62,7 @@ def test_waiting_for_room_deletes_what_is_settled(backend: Backend, monkeypatch:
         node = nodes.nodes[0].node_id
         driver.send_and_receive([driver.create_message(number(1), "train", node, "1")])
         driver.checkpoint()
-        outbox = driver._connection.keys.outbox(node, driver.run.run_id)
+        outbox = driver.connection.keys.outbox(node, driver.run.run_id)
         assert backend.admin.xlen(outbox) == 1
         with monkeypatch.context() as patch:
             fill(driver, patch)
@@ -90,7 +76,7 @@ def test_a_resumed_run_has_its_whole_lifetime_again(backend: Backend) -> None:
     registration = Registration(backend.connect(), "later")
     registration.register()
     driver = Driver(backend.connect(), "server:app", retention=1000.0)
-    keys, run, node = driver._connection.keys, driver.run.run_id, registration.node_id
+    keys, run, node = driver.connection.keys, driver.run.run_id, registration.node_id
     driver.push_messages([driver.create_message(number(1), "train", node, "1")])
     inbox = keys.inbox(node, run)
     backend.admin.pexpire(inbox, 5000)

@@ -17,7 +17,7 @@ from brokerfl.wire.payload import CHUNK, Manifest
 from brokerfl.wire.record import encode_content
 from tests.apps import Gate, driving, eventually, federation, number, number_in
 from tests.conftest import PREFIX, Backend
-from tests.contract.test_resume import push, silent
+from tests.stage import dropped, owing, push, read_anew, read_outbox, silent, spares_of, to_be_deleted
 
 #: TLS changes nothing here; test_messages.py and test_outage.py have it.
 WITHOUT = ("redis-tls",)
@@ -28,7 +28,7 @@ def test_forged_rings_cost_only_time(backend: Backend, ring: bytes) -> None:
     """A bell full of numbers that are none disturbs no wait."""
     with federation(backend, nodes=1) as nodes, driving(backend) as driver:
         for _ in range(3):
-            backend.admin.xadd(driver._connection.keys.bell(driver.run.run_id), {"n": ring})
+            backend.admin.xadd(driver.connection.keys.bell(driver.run.run_id), {"n": ring})
         [reply] = driver.send_and_receive([driver.create_message(number(1), "train", nodes.nodes[0].node_id, "1")])
         assert number_in(reply) == 1
 
@@ -38,7 +38,7 @@ def test_a_bell_made_into_something_else(backend: Backend) -> None:
     if not backend.is_real:
         pytest.skip("fakeredis breaks on an XREAD of a string")
     with federation(backend, nodes=1) as nodes, driving(backend) as driver:
-        bell = driver._connection.keys.bell(driver.run.run_id)
+        bell = driver.connection.keys.bell(driver.run.run_id)
         backend.admin.set(bell, "no stream", px=60_000)
         [reply] = driver.send_and_receive([driver.create_message(number(1), "train", nodes.nodes[0].node_id, "1")])
         assert number_in(reply) == 1
@@ -64,8 +64,8 @@ def test_strange_runs_are_passed_over(backend: Backend) -> None:
     """A run whose frame cannot be read is listed all the same, and a field that is no run id disturbs no node."""
     with federation(backend, nodes=1) as nodes, driving(backend) as driver:
         node = nodes.nodes[0].node_id
-        backend.admin.hset(driver._connection.keys.node_runs(node), mapping={"abc": "x", "77": b"\x09"})
-        backend.admin.pexpire(driver._connection.keys.node_runs(node), 60_000)
+        backend.admin.hset(driver.connection.keys.node_runs(node), mapping={"abc": "x", "77": b"\x09"})
+        backend.admin.pexpire(driver.connection.keys.node_runs(node), 60_000)
         backend.admin.zadd(f"{PREFIX}:runs", {"88": 5})
         backend.admin.hset(f"{PREFIX}:{{run:88}}:meta", mapping={"frame": b"\x09", "status": "running"})
         backend.admin.pexpire(f"{PREFIX}:{{run:88}}:meta", 60_000)
@@ -77,7 +77,7 @@ def test_strange_runs_are_passed_over(backend: Backend) -> None:
 def test_lost_groups_are_made_again(backend: Backend) -> None:
     """A doorbell or an inbox whose group was destroyed is served again, and so is every other run."""
     with federation(backend, nodes=1) as nodes, driving(backend) as one, driving(backend) as other:
-        node, keys = nodes.nodes[0].node_id, one._connection.keys
+        node, keys = nodes.nodes[0].node_id, one.connection.keys
         for driver in (one, other):
             driver.send_and_receive([driver.create_message(number(1), "train", node, "1")])
         backend.admin.xgroup_destroy(keys.ctl(node), "brokerfl")
@@ -135,7 +135,7 @@ def test_a_failed_push_leaves_no_trace(backend: Backend) -> None:
     if not backend.is_real:
         pytest.skip("fakeredis has no maxmemory")
     with federation(backend, nodes=1) as nodes, driving(backend) as driver:
-        node, keys = nodes.nodes[0].node_id, driver._connection.keys
+        node, keys = nodes.nodes[0].node_id, driver.connection.keys
         driver.send_and_receive([driver.create_message(number(1), "train", node, "1")])
         backend.admin.config_set("maxmemory", 1)
         try:
@@ -143,7 +143,7 @@ def test_a_failed_push_leaves_no_trace(backend: Backend) -> None:
                 driver.push_messages([driver.create_message(number(2), "train", node, "2")])
         finally:
             backend.admin.config_set("maxmemory", 0)
-        assert driver._ledger.open_nodes() == []
+        assert owing(driver) == []
         driver.send_and_receive([driver.create_message(number(2), "train", node, "2")])
         assert backend.admin.hlen(keys.ledger(driver.run.run_id)) == 1
 
@@ -207,12 +207,10 @@ def test_copies_without_end_are_not_kept(backend: Backend) -> None:
         message_id = push(driver, node, number(1))
         head = head_of(driver, node, message_id)
         publish_by_hand(backend, driver, node, *({**head, MANIFEST: manifest.encoded} for manifest in manifests))
-        driver._collector._intake.read({node})
-        message = driver._ledger.find(message_id)
-        assert message is not None
-        assert len(message.spares) == MOST_REOPENED
-        assert driver._ledger.dropped == len(manifests) - 1
-        kept = {outbox_entry for outbox_entry, _, _ in message.spares}
-        driver._collector._intake.reset()  # a reconnect
-        driver._collector._intake.read({node})
-        assert kept.isdisjoint(outbox_entry for _, outbox_entry, _ in driver._collector._intake._dropped)
+        read_outbox(driver, node)
+        kept = spares_of(driver, message_id)
+        assert len(kept) == MOST_REOPENED
+        assert dropped(driver) == len(manifests) - 1
+        read_anew(driver)  # a reconnect
+        read_outbox(driver, node)
+        assert kept.isdisjoint(to_be_deleted(driver))

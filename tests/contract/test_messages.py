@@ -214,7 +214,7 @@ def test_bad_messages_are_refused_before_anything_is_pushed(backend: Backend) ->
                 driver.push_messages([good, bad])  # type: ignore[list-item]
         with pytest.raises(ValueError, match="teach"):
             driver.create_message(number(1), "teach", node, "1")
-        assert backend.admin.exists(driver._connection.keys.inbox(node, driver.run.run_id)) == 0
+        assert backend.admin.exists(driver.connection.keys.inbox(node, driver.run.run_id)) == 0
 
 
 def test_many_threads_share_one_driver(backend: Backend) -> None:

@@ -5,21 +5,16 @@ Chunks are small here, so that a few thousand bytes make many; the last tests ta
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from redis.client import Pipeline
 
 from brokerfl.broker.connection import Connection
-from brokerfl.broker.fence import Build, Fence
 from brokerfl.broker.ledger import MOST_REOPENED
 from brokerfl.broker.nodes import Registration
 from brokerfl.broker.outbox import Outgoing, add_data, publish
 from brokerfl.broker.runs import stop_run
-from brokerfl.broker.sockets import Sockets
 from brokerfl.client import ClientApp, payloads
 from brokerfl.common import (
     Array,
@@ -40,140 +35,51 @@ from brokerfl.wire.frame import MANIFEST
 from brokerfl.wire.message import encode_message
 from brokerfl.wire.payload import Manifest, Payload, decode_manifest
 from brokerfl.wire.record import encode_content
-from tests.apps import Gate, driving, echo_app, eventually, federation, number, number_in
-from tests.conftest import PREFIX, Backend, check_keys
-from tests.contract.test_full import fill
-from tests.contract.test_journal import Counter, Streams, push, send, serving
-from tests.contract.test_resume import kill, resumed, silent, start
+from tests.apps import Counter, Gate, Seen, driving, echo_app, eventually, federation, number, number_in
+from tests.conftest import Backend, check_keys
+from tests.stage import (
+    CHUNK,
+    INLINE,
+    LAYER,
+    Late,
+    Streams,
+    ask,
+    before_transactions,
+    chunks_in,
+    chunks_of,
+    content_of,
+    cut,
+    dropped,
+    fill,
+    forget_received,
+    held_chunks,
+    held_replies,
+    kept_contents,
+    kill,
+    layer,
+    layers_in,
+    let_go,
+    limit_messages,
+    model,
+    reason_of,
+    remove_chunks,
+    renew_lifetimes,
+    resumed,
+    saved_reply,
+    send,
+    serving,
+    silent,
+    start,
+    to_all,
+)
 
 #: TLS changes nothing here; test_messages.py has it.
 WITHOUT = ("redis-tls",)
 
+pytestmark = pytest.mark.usefixtures("small_chunks")
+
 #: Sizes as they are for everyone.
 REAL_INLINE, REAL_CHUNK = payload.INLINE, payload.CHUNK
-
-#: Sizes of these tests.
-INLINE, CHUNK = 512, 1024
-
-#: Bytes of a layer that takes five chunks, the last of them not full.
-LAYER = 4 * CHUNK + 100
-
-
-@pytest.fixture(autouse=True)
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some thousand bytes make many chunks, and memory comes in huge pages where it does for large arrays."""
-    monkeypatch.setattr(payload, "INLINE", INLINE)
-    monkeypatch.setattr(payload, "CHUNK", CHUNK)
-    monkeypatch.setattr(payload, "_HUGE", 4 * CHUNK)
-
-
-@pytest.fixture
-def sent(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The keys of the chunks that were put into pipelines to be set."""
-    keys: list[str] = []
-    execute = Pipeline.execute_command
-
-    def spy(pipe: Pipeline, *command: Any, **options: Any) -> Any:
-        if command[0] == "SET" and ":blob:" in str(command[1]):
-            keys.append(command[1])
-        return execute(pipe, *command, **options)
-
-    monkeypatch.setattr(Pipeline, "execute_command", spy)
-    return keys
-
-
-@pytest.fixture
-def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The keys of the chunks that nodes asked for."""
-    keys: list[str] = []
-    stream = Sockets.stream
-
-    def spy(sockets: Sockets, commands: Any) -> Any:
-        keys.extend(command[1] for command in commands if command[0] == "GET")
-        return stream(sockets, commands)
-
-    monkeypatch.setattr(Sockets, "stream", spy)
-    return keys
-
-
-def layer(seed: int, size: int = LAYER) -> "np.ndarray[Any, Any]":
-    """An array of random bytes."""
-    return np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)
-
-
-def model(*arrays: "np.ndarray[Any, Any]") -> RecordSet:
-    """A RecordSet with some layers."""
-    return RecordSet({"p": ParametersRecord({str(i): Array(array) for i, array in enumerate(arrays)})})
-
-
-def layers_in(content: RecordSet) -> list[bytes]:
-    """The bytes of all layers."""
-    return [bytes(array.data) for array in content.parameters_records["p"].values()]
-
-
-def chunks_of(driver: Driver, *contents: RecordSet) -> set[str]:
-    """The keys of the chunks that these contents make."""
-    keys, run = driver._connection.keys, driver.run.run_id
-    digests = [digest for content in contents for digest in Payload(encode_content(content)).manifest.digests]
-    return {keys.blob(run, digest) for digest in digests}
-
-
-def chunks_in(backend: Backend) -> set[str]:
-    """The keys of the chunks that Redis has."""
-    return {key.decode() for key in backend.admin.scan_iter(f"{PREFIX}:blob:*", count=1000)}
-
-
-def remove_chunks(backend: Backend) -> None:
-    """Redis loses all chunks of broadcasts."""
-    backend.admin.unlink(*chunks_in(backend))
-
-
-def to_all(
-    driver: Driver, nodes: list[int], content: RecordSet, group: str = "1", kind: str = "train"
-) -> list[Message]:
-    """Broadcast one record; return the replies."""
-    return driver.send_and_receive([driver.create_message(content, kind, node, group) for node in nodes])
-
-
-def reason_of(reply: Message, code: int) -> str:
-    """The reason of an Error reply with this code."""
-    assert reply.has_error(), f"{reply!r} is no Error reply"
-    assert reply.error.code == code, reply.error
-    return reply.error.reason or ""
-
-
-class Seen:
-    """A ClientApp that keeps the contents it is given, and replies with their number."""
-
-    def __init__(self) -> None:
-        self.contents: list[RecordSet] = []
-        self.app = ClientApp()
-
-        def see(message: Message, context: Context) -> Message:
-            self.contents.append(message.content)
-            return message.create_reply(number(len(self.contents)))
-
-        self.app.train()(see)
-        self.app.evaluate()(see)
-
-
-class Late:
-    """A node that is known to a run and begins to serve when it is told to: until then its messages wait."""
-
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
-        registration = Registration(backend.connect(), "berlin", lease=600.0)
-        registration.register()
-        registration.leave()
-        self.node_id = registration.node_id
-        self.seen = Seen()
-
-    @contextmanager
-    def serving(self) -> Iterator[None]:
-        with serving(self._backend, self.seen.app, None) as node:
-            assert node.node_id == self.node_id
-            yield
-
 
 # Once.
 
@@ -227,8 +133,7 @@ def test_equal_contents_are_hashed_once(backend: Backend, monkeypatch: pytest.Mo
         )
         assert "" not in ids
         assert len(hashed) == 2 * 6
-        digests = {driver._ledger.find(message_id).entry.digest for message_id in ids}  # type: ignore[union-attr]
-        assert len(digests) == 2
+        assert len({content_of(driver, message_id) for message_id in ids}) == 2
 
 
 def test_equal_layers_are_stored_once(backend: Backend, sent: list[str]) -> None:
@@ -285,32 +190,32 @@ def test_a_layer_that_did_not_change_is_not_sent_again(backend: Backend, sent: l
 def test_a_node_lets_go_of_what_the_newest_message_did_not_bring(backend: Backend) -> None:
     """A node keeps of each run what its last large message brought and no more, and nothing when the run is over."""
     with federation(backend, Seen().app, nodes=1) as nodes, driving(backend) as driver:
-        [node], received = nodes.nodes, nodes.nodes[0]._payloads._received
+        [node] = nodes.nodes
         with driving(backend) as other:
             sizes = []
             for group, size in (("1", 3 * LAYER), ("2", LAYER)):
                 to_all(driver, [node.node_id], model(layer(size, size)), group)
-                sizes.append(sum(map(len, received[driver.run.run_id].values())))
+                sizes.append(kept_contents(node)[driver.run.run_id])
             assert 3 * LAYER <= sizes[0] < 3 * LAYER + 200
             assert LAYER <= sizes[1] < LAYER + 200
             to_all(other, [node.node_id], model(layer(1)))
-            assert received.keys() == {driver.run.run_id, other.run.run_id}
+            assert kept_contents(node).keys() == {driver.run.run_id, other.run.run_id}
         to_all(driver, [node.node_id], number(1))  # whatever the node hears of runs makes it look
-        eventually(lambda: received.keys() == {driver.run.run_id})
+        eventually(lambda: kept_contents(node).keys() == {driver.run.run_id})
 
 
 def test_the_memory_of_a_node_is_bounded(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of many runs a node keeps what the last ones brought, as far as its cache goes, and nothing that is larger."""
     monkeypatch.setattr(payloads, "CACHE", int(2.5 * LAYER))
     with federation(backend, Seen().app, nodes=1) as nodes:
-        node, received = nodes.nodes[0].node_id, nodes.nodes[0]._payloads._received
+        node = nodes.nodes[0]
         with driving(backend) as first, driving(backend) as second, driving(backend) as third:
             for driver in (first, second, third):
-                to_all(driver, [node], model(layer(1)))
-            assert list(received) == [second.run.run_id, third.run.run_id]
-            [reply] = to_all(first, [node], model(layer(1, 3 * LAYER)), "2")
+                to_all(driver, [node.node_id], model(layer(1)))
+            assert list(kept_contents(node)) == [second.run.run_id, third.run.run_id]
+            [reply] = to_all(first, [node.node_id], model(layer(1, 3 * LAYER)), "2")
             assert reply.has_content()
-            assert list(received) == [second.run.run_id, third.run.run_id]
+            assert list(kept_contents(node)) == [second.run.run_id, third.run.run_id]
 
 
 # What arrives.
@@ -396,7 +301,7 @@ def test_a_full_redis_during_the_upload_pushes_nothing(backend: Backend, monkeyp
     with federation(backend, nodes=1) as nodes, driving(backend) as driver:
         node = nodes.nodes[0].node_id
         to_all(driver, [node], number(1))
-        keys, run = driver._connection.keys, driver.run.run_id
+        keys, run = driver.connection.keys, driver.run.run_id
         before = backend.admin.hgetall(keys.ledger(run))
         message = driver.create_message(content, "train", node, "2")
         with monkeypatch.context() as patch:
@@ -423,7 +328,7 @@ def test_a_push_whose_transaction_finds_redis_full_leaves_no_chunk(
             with pytest.raises(RedisOutOfMemory):
                 driver.push_messages([driver.create_message(model(layer(1)), "train", node, "1")])
         assert chunks_in(backend) == set()
-        assert not backend.admin.exists(driver._connection.keys.ledger(driver.run.run_id))
+        assert not backend.admin.exists(driver.connection.keys.ledger(driver.run.run_id))
 
 
 @pytest.mark.parametrize("window", [0, 1, 2, 3])
@@ -434,16 +339,14 @@ def test_a_full_redis_that_has_room_in_time_is_only_slow(
     content = model(layer(1, 40 * CHUNK))
     with federation(backend, nodes=1) as nodes, driving(backend) as driver:
         message = driver.create_message(content, "train", nodes.nodes[0].node_id, "1")
-        fence, calls = driver._attachment.fence, [0]
-        execute = Fence._execute
+        calls = [0]
 
-        def refuse(build: Build, reclaims: bool) -> object:
+        def refuse() -> None:
             calls[0] += 1
             if window < calls[0] <= window + 2:
                 raise RedisOutOfMemory("full")
-            return execute(fence, build, reclaims)
 
-        monkeypatch.setattr(fence, "_execute", refuse)
+        before_transactions(driver, monkeypatch, refuse)
         [reply] = driver.send_and_receive([message])
         assert layers_in(reply.content) == layers_in(content)
         assert calls[0] >= 6
@@ -512,7 +415,7 @@ def test_a_broadcast_chunk_that_is_not_right_is_error_3(backend: Backend, how: s
         )
         assert gate.begun.acquire(timeout=10)
         digests = Payload(encode_content(model(layer(1)))).manifest.digests
-        spoil(backend, driver._connection.keys.blob(driver.run.run_id, digests[2]), how)
+        spoil(backend, driver.connection.keys.blob(driver.run.run_id, digests[2]), how)
         gate.go.set()
         replies = {reply.metadata.reply_to_message: reply for reply in driver.replies([first, second])}
         assert number_in(replies[first]) == 1
@@ -546,13 +449,13 @@ def test_a_large_reply_travels_beside_its_entry(backend: Backend, tmp_path: Path
     """Its chunks are in the data stream and not on disk, and leave Redis when the reply is settled."""
     with serving(backend, Counter().app, tmp_path) as node, driving(backend) as driver:
         streams = Streams(backend, driver, node)
-        message_id = push(driver, node, LAYER)
+        message_id = ask(driver, node, LAYER)
         eventually(lambda: streams.lengths() == (0, 1, 6))
         _, reply = streams.entry(streams.outbox)
         manifest = decode_manifest(reply[MANIFEST])
         assert list(manifest.entries) == [entry.decode() for entry, _ in backend.admin.xrange(streams.data)]
         assert sum(map(len, reply.values())) < 1000
-        on_disk = node._journal.reply_to(driver.run.run_id, message_id)
+        on_disk = saved_reply(node, driver.run.run_id, message_id)
         assert on_disk is not None
         assert sum(map(len, on_disk.values())) < 1000
         [received] = driver.replies([message_id])
@@ -565,9 +468,9 @@ def test_a_large_reply_travels_beside_its_entry(backend: Backend, tmp_path: Path
 
 def test_a_small_reply_needs_no_data_stream(backend: Backend) -> None:
     """A content up to the inline limit is in the reply's own entry."""
-    with serving(backend, Counter().app, None) as node, driving(backend) as driver:
+    with serving(backend, Counter().app) as node, driving(backend) as driver:
         streams = Streams(backend, driver, node)
-        push(driver, node, INLINE - 100)
+        ask(driver, node, INLINE - 100)
         eventually(lambda: streams.lengths() == (0, 1, 0))
 
 
@@ -579,10 +482,10 @@ def test_a_reply_with_a_chunk_missing_is_asked_for_again(
     if not held:
         monkeypatch.setattr(payloads, "HOLD", 0.0)
     counter = Counter()
-    with serving(backend, counter.app, None) as node, driving(backend) as driver:
+    with serving(backend, counter.app) as node, driving(backend) as driver:
         streams = Streams(backend, driver, node)
-        message_id = push(driver, node, LAYER)
-        eventually(lambda: streams.lengths() == (0, 1, 6) and bool(node._payloads._held) == held)
+        message_id = ask(driver, node, LAYER)
+        eventually(lambda: streams.lengths() == (0, 1, 6) and bool(held_replies(node)) == held)
         backend.admin.xdel(streams.data, backend.admin.xrange(streams.data)[3][0])
         [reply] = driver.replies([message_id])
         assert counter.calls == 1
@@ -596,9 +499,9 @@ def test_a_reply_with_a_chunk_missing_is_asked_for_again(
 @pytest.mark.parametrize(("how", "reason"), [("shorter", "its manifest says"), ("other", "sha256")])
 def test_a_reply_with_a_chunk_that_differs_is_error_4(backend: Backend, how: str, reason: str) -> None:
     """A reply of which a chunk is not what was sent is Error 4 with the reason, and the run goes on."""
-    with serving(backend, Counter().app, None) as node, driving(backend) as driver:
+    with serving(backend, Counter().app) as node, driving(backend) as driver:
         streams = Streams(backend, driver, node)
-        message_id = push(driver, node, LAYER)
+        message_id = ask(driver, node, LAYER)
         eventually(lambda: streams.lengths() == (0, 1, 6))
         entries = backend.admin.xrange(streams.data)
         backend.admin.unlink(streams.data)
@@ -619,7 +522,7 @@ def test_a_reply_with_a_chunk_that_differs_is_error_4(backend: Backend, how: str
 
 def test_a_dropped_large_reply_leaves_no_payload(backend: Backend) -> None:
     """The second copy of a reply goes with the next transaction of the run, and no chunk is left behind."""
-    with serving(backend, Counter().app, None) as node, driving(backend) as driver:
+    with serving(backend, Counter().app) as node, driving(backend) as driver:
         streams = Streams(backend, driver, node)
         send(driver, node, LAYER)
         # What a node does that does not know whether its upload and its reply arrived.
@@ -628,8 +531,8 @@ def test_a_dropped_large_reply_leaves_no_payload(backend: Backend) -> None:
         copies = [backend.admin.xadd(streams.data, fields) for _, fields in backend.admin.xrange(streams.data)]
         second = Manifest(manifest.sizes, manifest.digests, tuple(entry.decode() for entry in copies))
         backend.admin.xadd(streams.outbox, {**reply, MANIFEST: second.encoded})
-        backend.admin.xadd(driver._connection.keys.bell(driver.run.run_id), {"n": str(node.node_id)})
-        eventually(lambda: (driver.pull_messages([]), driver._ledger.dropped)[1] == 1)
+        backend.admin.xadd(driver.connection.keys.bell(driver.run.run_id), {"n": str(node.node_id)})
+        eventually(lambda: (driver.pull_messages([]), dropped(driver))[1] == 1)
         send(driver, node, group="2")
         driver.pull_messages([])
         assert streams.lengths() == (0, 1, 0)
@@ -642,15 +545,15 @@ def test_a_forgotten_payload_is_uploaded_again(backend: Backend, held: bool, mon
         monkeypatch.setattr(payloads, "HOLD", 0.0)
     counter = Counter()
     counter.go.clear()
-    with serving(backend, counter.app, None) as node, driving(backend) as driver:
+    with serving(backend, counter.app) as node, driving(backend) as driver:
         streams = Streams(backend, driver, node)
-        message_id = push(driver, node, LAYER)
+        message_id = ask(driver, node, LAYER)
         assert counter.begun.acquire(timeout=10)
         _, fields = streams.entry(streams.inbox)
         counter.go.set()
         eventually(lambda: streams.lengths() == (0, 1, 6))
         if not held:
-            eventually(lambda: not node._payloads._held)
+            eventually(lambda: not held_replies(node))
         for stream in (streams.outbox, streams.data):
             backend.admin.xtrim(stream, maxlen=0)
         streams.again(fields)
@@ -672,9 +575,9 @@ def test_a_held_reply_that_the_app_changed_is_not_sent_again(backend: Backend) -
     def train(message: Message, context: Context) -> Message:
         return message.create_reply(model(array))
 
-    with serving(backend, app, None) as node, driving(backend) as driver:
+    with serving(backend, app) as node, driving(backend) as driver:
         streams = Streams(backend, driver, node)
-        message_id = push(driver, node)
+        message_id = ask(driver, node)
         eventually(lambda: streams.lengths() == (0, 1, 6))
         array[:] = 0
         backend.admin.xtrim(streams.data, maxlen=0)
@@ -689,7 +592,7 @@ def test_the_run_moves_on_and_only_the_new_content_stays(backend: Backend, sent:
     """A content is freed when the last message that needs it is settled, kept when the next group has it again."""
     with federation(backend, nodes=2) as nodes, driving(backend) as driver:
         ids = [node.node_id for node in nodes.nodes]
-        keys, run = driver._connection.keys, driver.run.run_id
+        keys, run = driver.connection.keys, driver.run.run_id
         first, second = model(layer(1)), model(layer(2))
         for group, content in (("1", first), ("2", second), ("3", second), ("4", second), ("5", first)):
             before = chunks_in(backend)
@@ -750,7 +653,7 @@ def test_the_end_leaves_nothing_and_all_has_a_lifetime(backend: Backend) -> None
     for key in chunks_in(backend):
         assert backend.admin.pttl(key) > 900_000
         backend.admin.pexpire(key, 5000)
-    driver._attachment.renew_lifetimes(driver._holdings())
+    renew_lifetimes(driver)
     assert all(backend.admin.pttl(key) > 900_000 for key in chunks_in(backend))
     driver.end()
     assert not [key for key in backend.admin.scan_iter() if str(driver.run.run_id).encode() in key]
@@ -861,7 +764,7 @@ def test_a_message_that_was_lost_is_complete_when_it_is_pushed_again(
     late = Late(backend)
     former = start(backend)
     [message_id] = former.push_messages([former.create_message(first, "train", late.node_id, "1")])
-    backend.admin.unlink(former._connection.keys.inbox(late.node_id, former.run.run_id))
+    backend.admin.unlink(former.connection.keys.inbox(late.node_id, former.run.run_id))
     kill(former)
     with resumed(backend, former) as driver:
         again = driver.create_message(present, "train", late.node_id, "1")
@@ -884,15 +787,15 @@ def test_chunks_that_redis_forgot_are_written_again(backend: Backend, lost: str)
     late = Late(backend)
     content = model(layer(1, 40 * CHUNK))
     with driving(backend) as driver:
-        driver._connection.persists = True
-        keys, run = driver._connection.keys, driver.run.run_id
+        driver.connection.persists = True
+        keys, run = driver.connection.keys, driver.run.run_id
         ids = driver.push_messages([driver.create_message(content, "train", late.node_id, "1")])
         remove_chunks(backend)
         if lost != "chunks":
             backend.admin.unlink(keys.inbox(late.node_id, run))
         if lost == "everything of the run":
             backend.admin.unlink(*keys.of_run(run))
-        driver._link.reconnect(ConnectionError("cut"), None)
+        cut(driver)
         assert list(driver.replies(ids, timeout=0.1)) == []
         assert chunks_in(backend) == chunks_of(driver, content)
         check_keys(backend.admin)
@@ -912,11 +815,11 @@ def test_a_content_that_redis_forgot_is_uploaded_by_the_next_push(
     with federation(backend, nodes=1) as nodes, driving(backend) as driver:
         node = nodes.nodes[0].node_id
         to_all(driver, [node], content)
-        driver._blobs.release()
-        assert not driver._blobs._held
+        let_go(driver)
+        assert not held_chunks(driver)
         remove_chunks(backend)
-        nodes.nodes[0]._payloads.clear()
-        driver._link.reconnect(ConnectionError("cut"), None)
+        forget_received(nodes.nodes[0])
+        cut(driver)
         [reply] = to_all(driver, [node], content)
         assert layers_in(reply.content) == layers_in(content)
 
@@ -925,7 +828,7 @@ def test_deletions_that_redis_forgot_are_made_again(backend: Backend) -> None:
     """Redis comes back with a content that a commit had freed, and its manifest: the comparison deletes both."""
     with federation(backend, nodes=1) as nodes, driving(backend) as driver:
         node = nodes.nodes[0].node_id
-        keys, run = driver._connection.keys, driver.run.run_id
+        keys, run = driver.connection.keys, driver.run.run_id
         first, second = model(layer(1)), model(layer(2))
         to_all(driver, [node], first)
         manifests = backend.admin.hgetall(keys.blobs(run))
@@ -934,7 +837,7 @@ def test_deletions_that_redis_forgot_are_made_again(backend: Backend) -> None:
         for key, data in former.items():
             backend.admin.set(key, data, px=60_000)
         backend.admin.hset(keys.blobs(run), mapping=manifests)
-        driver._link.reconnect(ConnectionError("cut"), None)
+        cut(driver)
         driver.pull_messages([])
         assert chunks_in(backend) == chunks_of(driver, second)
         assert len(backend.admin.hgetall(keys.blobs(run))) == 1
@@ -945,9 +848,9 @@ def test_without_persistence_nothing_is_held(backend: Backend) -> None:
     node = silent(backend)
     for persists in (True, False):
         with driving(backend) as driver:
-            driver._connection.persists = persists
+            driver.connection.persists = persists
             driver.push_messages([driver.create_message(model(layer(1)), "train", node, "1")])
-            assert bool(driver._blobs._held) == persists
+            assert bool(held_chunks(driver)) == persists
 
 
 def test_the_servers_persistence_is_seen(backend: Backend) -> None:
@@ -976,7 +879,7 @@ def test_a_node_with_a_lower_limit_reads_nothing(
     monkeypatch.setattr(payload, "_room", no_room)
     with federation(backend, nodes=1) as nodes, driving(backend) as driver:
         node = nodes.nodes[0].node_id
-        nodes.nodes[0]._payloads.limit = LAYER - 1
+        limit_messages(nodes.nodes[0], LAYER - 1)
         [reply] = to_all(driver, [node], model(layer(1)))
         reason = reason_of(reply, ErrorCode.MESSAGE_UNAVAILABLE)
         assert f"bytes, the limit is {LAYER - 1:,} bytes" in reason
@@ -987,7 +890,7 @@ def test_a_node_with_a_lower_limit_reads_nothing(
 
 def test_a_reply_beyond_the_drivers_limit_is_error_4(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reply larger than `max_message` is Error 4 before memory is made for it, and its chunks are freed like any."""
-    with serving(backend, Counter().app, None) as node, driving(backend, max_message=LAYER) as driver:
+    with serving(backend, Counter().app) as node, driving(backend, max_message=LAYER) as driver:
         streams = Streams(backend, driver, node)
         reply = send(driver, node, LAYER)
         reason = reason_of(reply, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
@@ -1002,7 +905,7 @@ def test_a_run_has_only_so_much_in_redis(backend: Backend) -> None:
     """A push beyond `max_run` raises with the numbers and pushes nothing; when the run has moved on there is room."""
     with federation(backend, nodes=1) as nodes, driving(backend, max_run=3 * LAYER) as driver:
         node = nodes.nodes[0].node_id
-        keys, run = driver._connection.keys, driver.run.run_id
+        keys, run = driver.connection.keys, driver.run.run_id
         with pytest.raises(MessageTooLarge, match=rf"needs 1\d,\d\d\d bytes, .* has 0 in Redis: .* the {3 * LAYER:,}"):
             driver.push_messages([driver.create_message(model(layer(1, 3 * LAYER)), "train", node, "1")])
         assert not backend.admin.exists(keys.ledger(run), keys.blobs(run), keys.inbox(node, run))
@@ -1065,7 +968,7 @@ def test_a_manifest_that_lies_is_error_3(backend: Backend, how: str) -> None:
     content = model(*(layer(size, size) for size in SIZES))
     with driving(backend) as driver:
         ids = driver.push_messages([driver.create_message(content, "train", late.node_id, "1")])
-        inbox = driver._connection.keys.inbox(late.node_id, driver.run.run_id)
+        inbox = driver.connection.keys.inbox(late.node_id, driver.run.run_id)
         [(entry, fields)] = backend.admin.xrange(inbox)
         lying = lie(decode_manifest(fields[MANIFEST]), how)
         backend.admin.xdel(inbox, entry)
@@ -1101,7 +1004,7 @@ def test_a_reply_whose_manifest_lies_is_error_4(backend: Backend, how: str) -> N
         ids = driver.push_messages([driver.create_message(number(1), "train", r.node_id, "1") for r in (liar, honest)])
 
         def entries_in_inbox(node: int) -> tuple[str, ...]:
-            inbox = driver._connection.keys.inbox(node, run)
+            inbox = driver.connection.keys.inbox(node, run)
             return tuple(entry.decode() for entry, _ in backend.admin.xrange(inbox)) or ("1-1",)
 
         def reply(registration: Registration, message_id: str, change: Callable[[Manifest], bytes]) -> None:
@@ -1117,9 +1020,7 @@ def test_a_reply_whose_manifest_lies_is_error_4(backend: Backend, how: str) -> N
 
         reply(honest, ids[1], lambda manifest: manifest.encoded)
         [good] = driver.replies(ids[1:])
-        theirs = [
-            entry.decode() for entry, _ in backend.admin.xrange(driver._connection.keys.data(honest.node_id, run))
-        ]
+        theirs = [entry.decode() for entry, _ in backend.admin.xrange(driver.connection.keys.data(honest.node_id, run))]
 
         def lying(manifest: Manifest) -> bytes:
             if how == "no manifest":
@@ -1193,12 +1094,12 @@ def test_a_large_state_comes_back(backend: Backend) -> None:
 def test_a_state_that_redis_forgot_is_written_again(backend: Backend) -> None:
     """A saved state and its chunks that Redis forgot just after the commit are there again after the comparison."""
     former = start(backend)
-    former._connection.persists = True
+    former.connection.persists = True
     former.context.state.parameters_records["p"] = model(layer(1)).parameters_records["p"]
     former.checkpoint()
     remove_chunks(backend)
-    backend.admin.unlink(former._connection.keys.context(former.run.run_id))
-    former._link.reconnect(ConnectionError("cut"), None)
+    backend.admin.unlink(former.connection.keys.context(former.run.run_id))
+    cut(former)
     former.pull_messages([])
     kill(former)
     with resumed(backend, former) as driver:
