@@ -174,7 +174,7 @@ def fields(backend: Backend, inboxes: Inboxes) -> set[int]:
     return {*map(int, backend.admin.hkeys(backend.connect().keys.node_runs(5)))}
 
 
-def test_an_inbox_of_another_type_is_there(backend: Backend) -> None:
+def test_a_run_whose_inbox_is_of_another_type_is_not_over(backend: Backend) -> None:
     """A run whose inbox somebody made a string is not over; one without an inbox is."""
     inboxes, told = expired(backend, 7, 8)
     backend.admin.set(backend.connect().keys.inbox(5, 7), "no stream", px=60_000)

@@ -18,6 +18,7 @@ from brokerfl.common import (
     RecordSet,
 )
 from brokerfl.server import Driver
+from brokerfl.testing import fake_connection
 from tests.apps import Gate, driving, echo_app, federation, number, number_in, text
 from tests.conftest import Backend
 
@@ -251,3 +252,16 @@ def test_the_pull_loop_of_the_how_to(backend: Backend) -> None:
             while len(replies) < len(ids):
                 replies += driver.pull_messages(ids)
             assert sorted(reply.metadata.reply_to_message for reply in replies) == sorted(ids)
+
+
+@pytest.mark.parametrize(
+    ("what", "value"),
+    [("ttl", float("nan")), ("ttl", float("inf")), ("ttl", -1), ("group_id", 1), ("dst_node_id", "5")],
+)
+def test_impossible_messages_are_named(what: str, value: object) -> None:
+    """A ttl, group or node that no frame can carry is a ValueError that names it, when the message is made."""
+    driver = Driver(fake_connection())
+    arguments = {"dst_node_id": 5, "group_id": "1", "ttl": None, what: value}
+    with pytest.raises(ValueError, match=what):
+        driver.create_message(RecordSet(), "train", **arguments)  # type: ignore[arg-type]
+    driver.end()

@@ -7,6 +7,7 @@ import pytest
 from brokerfl.broker import nodes as nodes_module
 from brokerfl.broker import runs as runs_module
 from brokerfl.broker.keys import MOST_RETENTION, RETENTION
+from brokerfl.broker.nodes import Registration
 from brokerfl.broker.runs import list_runs, stop_run
 from brokerfl.common import ConfigError, RunFenced, RunLost, RunStopped
 from brokerfl.server import Driver
@@ -208,3 +209,21 @@ def test_lost_data_end_the_waits(backend: Backend) -> None:
         assert outcome
         gate.go.set()
         driver.detach()
+
+
+def test_a_resumed_run_has_its_whole_lifetime_again(backend: Backend) -> None:
+    """What a run's nodes hold of it lives as long as the run itself, from the resume and from the detach on."""
+    registration = Registration(backend.connect(), "later")
+    registration.register()
+    driver = Driver(backend.connect(), "server:app", retention=1000.0)
+    keys, run, node = driver.connection.keys, driver.run.run_id, registration.node_id
+    driver.push_messages([driver.create_message(number(1), "train", node, "1")])
+    inbox = keys.inbox(node, run)
+    backend.admin.pexpire(inbox, 5000)
+    driver.detach()
+    assert backend.admin.pttl(inbox) > 900_000
+    backend.admin.pexpire(inbox, 5000)
+    with_run = Driver(backend.connect(), "server:app", resume=run, retention=1000.0)
+    assert backend.admin.pttl(inbox) > 900_000
+    eventually(lambda: backend.admin.pttl(keys.node_runs(node)) > 900_000)
+    with_run.end()

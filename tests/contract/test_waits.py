@@ -221,7 +221,7 @@ def test_stop_waits_for_a_busy_server_app(backend: Backend) -> None:
     assert not [key for key in backend.admin.scan_iter() if str(driver.run.run_id).encode() in key]
 
 
-def test_stop_without_a_server_app(backend: Backend) -> None:
+def test_stop_deletes_a_run_without_a_server_app(backend: Backend) -> None:
     """A run whose ServerApp is dead is detached once its lease lapsed; stopping it deletes every key."""
     with federation(backend, nodes=1) as nodes:
         driver = Driver(backend.connect(), "server:app", lease=1.5)

@@ -186,7 +186,9 @@ def test_stopping_finishes_what_all_workers_have_in_hand(backend: Backend, tmp_p
 
 
 @pytest.mark.parametrize("fails", ["lease", "is_wanted", "publish"])
-def test_a_worker_that_loses_redis_puts_back(backend: Backend, fails: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_message_whose_worker_lost_redis_is_answered(
+    backend: Backend, fails: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """When a worker alone cannot reach Redis, before or after it executed, its message is answered all the same."""
     bench, failed = Bench(), []
     module, name = QUESTIONS[fails]
@@ -296,7 +298,7 @@ def test_an_exception_in_a_batch_undoes_only_its_own(backend: Backend, tmp_path:
 
 
 @pytest.mark.parametrize("committed", [True, False])
-def test_a_node_that_is_killed_with_a_batch(backend: Backend, tmp_path: Path, committed: bool) -> None:
+def test_a_kill_undoes_a_whole_batch_or_nothing_of_it(backend: Backend, tmp_path: Path, committed: bool) -> None:
     """Killed before the commit, a node executes all of a batch again with the old state; after it, none of it."""
     bench, second = Bench(), Bench()
     with driving(backend) as driver:
@@ -314,7 +316,7 @@ def test_a_node_that_is_killed_with_a_batch(backend: Backend, tmp_path: Path, co
     assert second.executed[driver.run.run_id] == ([5] if committed else [1, 2, 3, 4, 5])
 
 
-def test_a_node_that_is_killed_in_its_publish(
+def test_what_a_kill_left_unpublished_is_published_and_not_executed(
     backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A lone message is committed before its publish: the next process publishes the reply and does not execute."""
@@ -370,7 +372,7 @@ def test_a_batch_has_the_states_that_its_messages_left(backend: Backend, tmp_pat
 # Many messages.
 
 
-def test_more_is_pending_than_is_asked_for_at_once(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_one_question_does_not_tell_of_is_still_wanted(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """A message beyond what one question tells of is not taken for a cancelled one."""
     monkeypatch.setattr(inbox, "MOST_PENDING", 2)
     monkeypatch.setattr(node_module, "MOST_PENDING", 2)
