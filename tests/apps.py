@@ -8,10 +8,8 @@ from pathlib import Path
 
 from redis import Redis
 
-from brokerfl.broker.nodes import Registration
 from brokerfl.client import ClientApp
-from brokerfl.client.node import Node
-from brokerfl.common import ConfigsRecord, Context, Message, MetricsRecord, RecordSet
+from brokerfl.common import Array, ConfigsRecord, Context, Message, MetricsRecord, ParametersRecord, RecordSet
 from brokerfl.server import Driver
 from brokerfl.testing import Federation
 from tests.conftest import Backend
@@ -87,20 +85,6 @@ def federation(backend: Backend, app: ClientApp | None = None, nodes: int = 2) -
 
 
 @contextmanager
-def serving(backend: Backend, name: str) -> Iterator[None]:
-    """A named node that echoes, in a thread, until the block ends."""
-    registration = Registration(backend.connect(), name)
-    node = Node(echo_app(), registration._connection, registration)
-    thread = threading.Thread(target=node.serve)
-    thread.start()
-    try:
-        yield
-    finally:
-        node.stop()
-        thread.join()
-
-
-@contextmanager
 def driving(backend: Backend, **options: object) -> Iterator[Driver]:
     """A Driver whose run ends with the block."""
     driver = Driver(backend.connect(), "server:app", **options)  # type: ignore[arg-type]
@@ -125,3 +109,114 @@ class Gate:
             self.begun.release()
             assert self.go.wait(20)
             return message.create_reply(message.content)
+
+
+class Seen:
+    """A ClientApp that keeps the contents it is given, and replies with their number."""
+
+    def __init__(self) -> None:
+        self.contents: list[RecordSet] = []
+        self.app = ClientApp()
+
+        def see(message: Message, context: Context) -> Message:
+            self.contents.append(message.content)
+            return message.create_reply(number(len(self.contents)))
+
+        self.app.train()(see)
+        self.app.evaluate()(see)
+
+
+class Counter:
+    """A ClientApp that replies with how many messages its state has counted.
+
+    Attributes:
+        calls: how often it was called, whatever became of it.
+        begun: released by each call.
+        go: each call waits for it; set from the start.
+    """
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.begun = threading.Semaphore(0)
+        self.go = threading.Event()
+        self.go.set()
+        self.app = ClientApp()
+
+        @self.app.train()
+        def train(message: Message, context: Context) -> Message:
+            """Count; reply with the count, and a payload of as many bytes as the message says."""
+            self.calls += 1
+            self.begun.release()
+            assert self.go.wait(20)
+            count = self.count(context)
+            size = number_in(message)
+            payload = {"p": ParametersRecord({"a": Array("uint8", [size], "numpy.ndarray", bytes(size))})}
+            return message.create_reply(RecordSet(payload if size else {}, {"m": MetricsRecord({"n": count})}))
+
+        @self.app.train("raise")
+        def fail(message: Message, context: Context) -> Message:
+            """Count, and raise."""
+            self.count(context)
+            context.state.parameters_records["junk"] = ParametersRecord(
+                {"a": Array("uint8", [1], "numpy.ndarray", b"x")}
+            )
+            raise ValueError("after it had counted")
+
+    def count(self, context: Context) -> int:
+        record = context.state.metrics_records.setdefault("m", MetricsRecord({"n": 0, "list": [0]}))
+        record["n"] = int(record["n"]) + 1  # type: ignore[arg-type]
+        record["list"].append(record["n"])  # type: ignore[union-attr,arg-type]
+        assert record["list"] == list(range(record["n"] + 1))  # type: ignore[arg-type]
+        return record["n"]
+
+
+class Bench:
+    """A ClientApp that counts its messages in its state, and waits in the middle of those that the test holds.
+
+    Attributes:
+        executed: the numbers of the messages, by run, in the order of their executions.
+        begun: released whenever one begins.
+        held: by run, what its messages wait for.
+        most: the most messages of one run that were being executed at once.
+    """
+
+    def __init__(self) -> None:
+        self.executed: dict[int, list[int]] = {}
+        self.begun = threading.Semaphore(0)
+        self.held: dict[int, threading.Event] = {}
+        self.barrier: threading.Barrier | None = None
+        self.most = 0
+        self.cancelled: dict[int, list[bool]] = {}
+        self._inside: dict[int, int] = {}
+        self._lock = threading.Lock()
+        self.app = ClientApp()
+        self.app.train()(self.train)
+        self.app.train("raise")(self.fail)
+
+    def hold(self, driver: Driver) -> threading.Event:
+        """Let the messages of a run wait for the event that is returned."""
+        return self.held.setdefault(driver.run.run_id, threading.Event())
+
+    def train(self, message: Message, context: Context) -> Message:
+        """Count, and reply with the count."""
+        run = context.run_id
+        with self._lock:
+            self._inside[run] = self._inside.get(run, 0) + 1
+            self.most = max(self.most, self._inside[run])
+            self.executed.setdefault(run, []).append(number_in(message))
+        self.begun.release()
+        if self.barrier is not None:
+            self.barrier.wait(20)
+        if run in self.held:
+            assert self.held[run].wait(20)
+        self.cancelled.setdefault(run, []).append(context.cancelled())
+        count = context.state.metrics_records.setdefault("m", MetricsRecord({"n": 0}))
+        count["n"] = int(count["n"]) + 1  # type: ignore[arg-type]
+        with self._lock:
+            self._inside[run] -= 1
+        return message.create_reply(number(int(count["n"])))  # type: ignore[arg-type]
+
+    def fail(self, message: Message, context: Context) -> Message:
+        """Count, and raise."""
+        self.train(message, context)
+        raise ValueError("after it had counted")

@@ -12,8 +12,9 @@ from brokerfl.client import ClientApp
 from brokerfl.client.node import READ_AHEAD, Node
 from brokerfl.common import Context, ErrorCode, Message, RunStopped
 from brokerfl.server import Driver
-from tests.apps import Gate, driving, eventually, federation, number, number_in, serving
+from tests.apps import Gate, driving, echo_app, eventually, federation, number, number_in
 from tests.conftest import PREFIX, Backend
+from tests.stage import dropped, has_queued, serving
 
 #: TLS changes nothing here; test_messages.py has it.
 WITHOUT = ("redis-tls",)
@@ -77,7 +78,7 @@ def test_a_cancelled_message_is_error_3_at_once(backend: Backend) -> None:
         assert [reply.error.code for reply in replies] == [ErrorCode.MESSAGE_UNAVAILABLE] * 2
         assert {reply.error.reason for reply in replies} == {"the message was cancelled"}
         assert {reply.metadata.reply_to_message for reply in replies} == set(waiting)
-        assert backend.admin.xlen(driver._connection.keys.inbox(node, driver.run.run_id)) == 1
+        assert backend.admin.xlen(driver.connection.keys.inbox(node, driver.run.run_id)) == 1
         gate.go.set()
         assert [number_in(reply) for reply in driver.replies([running])] == [1]
         [reply] = driver.send_and_receive([driver.create_message(number(4), "train", node, "2")])
@@ -95,7 +96,7 @@ def test_a_message_queued_on_its_node_is_not_executed(backend: Backend) -> None:
             [driver.create_message(number(value), "train", node.node_id, "1") for value in (1, 2, 3)]
         )
         assert gate.begun.acquire(timeout=10)
-        assert node._worklist, "the node has not read ahead"
+        assert has_queued(node), "the node has not read ahead"
         queued_for(0.1)
         theirs = push(other, node.node_id, 5)
         driver.cancel_messages([cancelled])
@@ -110,7 +111,7 @@ def test_a_cancel_does_not_take_back_a_reply(backend: Backend) -> None:
     with federation(backend, nodes=1) as nodes, driving(backend) as driver:
         node = nodes.nodes[0].node_id
         message_id = push(driver, node, 6)
-        eventually(lambda: backend.admin.xlen(driver._connection.keys.outbox(node, driver.run.run_id)))
+        eventually(lambda: backend.admin.xlen(driver.connection.keys.outbox(node, driver.run.run_id)))
         driver.cancel_messages([message_id, "", "f" * 32])
         assert [number_in(reply) for reply in driver.pull_messages([message_id])] == [6]
         driver.cancel_messages([message_id])
@@ -142,9 +143,9 @@ def test_the_reply_to_a_cancelled_message_is_dropped(backend: Backend) -> None:
         driver.cancel_messages([message_id])
         assert [reply.error.code for reply in driver.replies([message_id])] == [ErrorCode.MESSAGE_UNAVAILABLE]
         gate.go.set()
-        outbox = driver._connection.keys.outbox(node, driver.run.run_id)
+        outbox = driver.connection.keys.outbox(node, driver.run.run_id)
         eventually(lambda: backend.admin.xlen(outbox))
-        eventually(lambda: (driver.pull_messages([]), driver._ledger.dropped)[1] == 1)
+        eventually(lambda: (driver.pull_messages([]), dropped(driver))[1] == 1)
         driver.send_and_receive([driver.create_message(number(2), "train", node, "2")])
         assert backend.admin.xlen(outbox) == 1
 
@@ -208,7 +209,7 @@ def test_queued_work_of_a_stopped_run_is_dropped(backend: Backend) -> None:
         read_ahead(gate, driver, nodes.nodes[0])
         driver.push_messages([driver.create_message(number(value), "train", node, "1") for value in range(5)])
         assert gate.begun.acquire(timeout=10)
-        assert nodes.nodes[0]._worklist, "the node has not read ahead"
+        assert has_queued(nodes.nodes[0]), "the node has not read ahead"
         queued_for(0.1)
         theirs = push(other, node, 7)
         stop_run(backend.connect(), driver.run.run_id)
@@ -231,7 +232,7 @@ def test_a_message_waits_for_a_node_that_was_never_there(backend: Backend) -> No
         assert driver.push_messages([message]) == [""]
         [message_id] = driver.push_messages([message], deliver_when_online=True)
         assert list(driver.replies([message_id], timeout=1.3)) == [], "more than one sweep"
-        with serving(backend, "later"):
+        with serving(backend, echo_app(), name="later"):
             assert [number_in(reply) for reply in driver.replies([message_id])] == [3]
 
 
@@ -247,7 +248,7 @@ def test_a_message_outlasts_the_grace_of_its_node(backend: Backend) -> None:
         [error] = driver.replies([plain])
         assert error.error.code == ErrorCode.NODE_UNAVAILABLE
         assert list(driver.replies([waits], timeout=1.3)) == []
-        with serving(backend, "berlin"):
+        with serving(backend, echo_app(), name="berlin"):
             assert [number_in(reply) for reply in driver.replies([waits])] == [2]
 
 
@@ -259,7 +260,7 @@ def test_a_message_waits_no_longer_than_its_ttl(backend: Backend) -> None:
         [reply] = driver.send_and_receive([message], deliver_when_online=True)
         assert reply.error.code == ErrorCode.MESSAGE_UNAVAILABLE
         assert "expired" in (reply.error.reason or "")
-        assert backend.admin.xlen(driver._connection.keys.inbox(node, driver.run.run_id)) == 0
+        assert backend.admin.xlen(driver.connection.keys.inbox(node, driver.run.run_id)) == 0
 
 
 def test_a_message_waits_over_a_resume(backend: Backend) -> None:
@@ -271,6 +272,6 @@ def test_a_message_waits_over_a_resume(backend: Backend) -> None:
     former.detach()
     driver = Driver(backend.connect(), "", None, resume=former.run.run_id, offline_grace=0.0)
     assert list(driver.replies([message_id], timeout=1.3)) == []
-    with serving(backend, "later"):
+    with serving(backend, echo_app(), name="later"):
         assert [number_in(reply) for reply in driver.replies([message_id])] == [3]
     driver.end()

@@ -16,7 +16,7 @@ WITHOUT = ("redis-tls",)
 
 def send_raw(backend: Backend, driver: Driver, node: int, change: dict[str, bytes]) -> list[str]:
     """Push a good message and replace its fields in the inbox before the node, which is busy, reads it."""
-    keys, run = driver._connection.keys, driver.run.run_id
+    keys, run = driver.connection.keys, driver.run.run_id
     ids = driver.push_messages([driver.create_message(number(1), "train", node, "1")])
     inbox = keys.inbox(node, run)
     [(entry, fields)] = backend.admin.xrevrange(inbox, count=1)
@@ -57,7 +57,7 @@ def test_an_entry_without_an_id_is_removed(backend: Backend) -> None:
     with federation(backend, nodes=1) as nodes, driving(backend) as driver:
         node = nodes.nodes[0].node_id
         driver.send_and_receive([driver.create_message(number(1), "train", node, "1")])
-        inbox = driver._connection.keys.inbox(node, driver.run.run_id)
+        inbox = driver.connection.keys.inbox(node, driver.run.run_id)
         backend.admin.xadd(inbox, {"x": "y"})
         [reply] = driver.send_and_receive([driver.create_message(number(2), "train", node, "1")])
         assert number_in(reply) == 2
@@ -71,9 +71,9 @@ def test_a_reply_of_another_version_is_error_4(backend: Backend) -> None:
         node = nodes.nodes[0].node_id
         [message_id] = driver.push_messages([driver.create_message(number(1), "train", node, "1")])
         assert gate.begun.acquire(timeout=10)
-        outbox = driver._connection.keys.outbox(node, driver.run.run_id)
+        outbox = driver.connection.keys.outbox(node, driver.run.run_id)
         backend.admin.xadd(outbox, {"i": message_id, "h": b"\x07abc"})
-        backend.admin.xadd(driver._connection.keys.bell(driver.run.run_id), {"n": str(node)})
+        backend.admin.xadd(driver.connection.keys.bell(driver.run.run_id), {"n": str(node)})
         [error] = driver.replies([message_id])
         assert error.error.code == ErrorCode.REPLY_MESSAGE_UNAVAILABLE
         assert "version 7, this side speaks version 1" in (error.error.reason or "")
@@ -126,7 +126,7 @@ def test_a_header_above_the_limit_is_refused_at_the_push(backend: Backend) -> No
         }.items():
             with pytest.raises(ValueError, match=rf"is beyond the limit.*the {name} has 60,000 characters"):
                 driver.push_messages([good, driver.create_message(number(1), "train" + action, node, group)])
-        assert not backend.admin.exists(driver._connection.keys.ledger(driver.run.run_id))
+        assert not backend.admin.exists(driver.connection.keys.ledger(driver.run.run_id))
         for group in ("g" * 49_000, "é" * 24_500):
             [reply] = driver.send_and_receive([driver.create_message(number(1), "train", node, group)])
             assert (reply.error.code, reply.metadata.group_id) == (7, group)

@@ -12,28 +12,48 @@ from brokerfl.broker import blobs
 from brokerfl.broker.outbox import Outboxes, Outgoing, Reply, Settled, add_data, publish
 from brokerfl.client import ClientApp, payloads
 from brokerfl.common import Context, ErrorCode, Message, Metadata, RecordSet
-from brokerfl.server.upload import Uploader
-from brokerfl.wire import payload as payload_module
 from brokerfl.wire.frame import MANIFEST
 from brokerfl.wire.message import encode_message
 from brokerfl.wire.payload import Manifest, Payload
 from brokerfl.wire.record import encode_content
-from tests.apps import driving, echo_app, eventually, number, number_in
+from tests.apps import Bench, driving, echo_app, eventually, number, number_in
 from tests.conftest import Backend
-from tests.contract.test_payloads import CHUNK, INLINE, Late, chunks_in, layer, model, remove_chunks
-from tests.contract.test_resume import in_inbox, kill, push, resumed, silent, start
-from tests.contract.test_workers import Bench, by_hand, serving, warm_up
-from tests.contract.test_workers import push as push_numbers
+from tests.stage import (
+    CHUNK,
+    Late,
+    before_windows,
+    by_hand,
+    chunks_in,
+    compare,
+    cut_node,
+    deliver_again,
+    dropped,
+    held_chunks,
+    held_replies,
+    hold_reply,
+    in_inbox,
+    judge_with,
+    kill,
+    layer,
+    model,
+    next_work,
+    push,
+    push_numbers,
+    read_inbox,
+    refuse_reply,
+    release,
+    remove_chunks,
+    resumed,
+    serving,
+    silent,
+    start,
+    warm_up,
+)
 
 #: TLS changes nothing here; test_messages.py has it.
 WITHOUT = ("redis-tls",)
 
-
-@pytest.fixture(autouse=True)
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some thousand bytes make many chunks."""
-    monkeypatch.setattr(payload_module, "INLINE", INLINE)
-    monkeypatch.setattr(payload_module, "CHUNK", CHUNK)
+pytestmark = pytest.mark.usefixtures("small_chunks")
 
 
 # Connections.
@@ -43,10 +63,10 @@ def test_a_loss_is_seen_although_all_have_new_sockets(backend: Backend) -> None:
     """Redis forgets the first push, and is back before anything else was asked: the message is pushed again."""
     if not backend.is_real:
         pytest.skip("fakeredis has no connections to cut")
-    with serving(backend, echo_app()):
+    with serving(backend, echo_app(), workers=2):
         pass  # it is known, and away
     with driving(backend) as driver:
-        node, keys, run = silent(backend, "berlin"), driver._connection.keys, driver.run.run_id
+        node, keys, run = silent(backend, "berlin"), driver.connection.keys, driver.run.run_id
         message_id = push(driver, node, number(1))
         backend.admin.delete(keys.ledger(run), keys.inbox(node, run), keys.outbox(node, run))
         backend.admin.client_kill_filter(_type="normal", skipme=True)
@@ -57,25 +77,25 @@ def test_a_loss_is_seen_although_all_have_new_sockets(backend: Backend) -> None:
 def test_the_hold_of_a_reply_begins_anew_after_an_outage(backend: Backend) -> None:
     """Redis was away for longer than a large reply is held: it may ask for it only now."""
     with by_hand(backend, echo_app(), None) as node:
-        held, old = Payload(encode_content(model(layer(1)))), time.monotonic() - 2 * payloads.HOLD
+        old = time.monotonic() - 2 * payloads.HOLD
         node.turn(0.01)
-        node._payloads._held[7] = ("m", "1", held, old)
-        node._connection.losses += 1
+        hold_reply(node, 7, model(layer(1)), since=old)
+        cut_node(node)
         node.turn(0.01)
-        assert 7 in node._payloads._held
-        node._payloads._held[7] = ("m", "1", held, old)
+        assert 7 in held_replies(node)
+        hold_reply(node, 7, model(layer(1)), since=old)
         node.turn(0.01)
-        assert node._payloads._held == {}
+        assert held_replies(node) == set()
 
 
 def test_chunks_are_let_go_during_a_long_upload(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """An upload that takes longer than chunks are held does not hold all of them."""
     monkeypatch.setattr(blobs, "HOLD", -1.0)
     with driving(backend) as driver:
-        driver._connection.persists = True
+        driver.connection.persists = True
         push(driver, silent(backend), model(layer(1, 40 * CHUNK)))
         assert len(chunks_in(backend)) == 41
-        assert len(driver._blobs._held) <= 1
+        assert held_chunks(driver) <= 1
 
 
 # The ClientApp.
@@ -110,21 +130,18 @@ def test_an_entry_that_comes_while_its_message_is_given_up_counts(
     with driving(backend) as driver, by_hand(backend, bench.app, None) as node:
         warm_up(node, driver, bench)
         [message_id] = push_numbers(driver, node, 1)
-        inbox = driver._connection.keys.inbox(node.node_id, driver.run.run_id)
+        inbox = driver.connection.keys.inbox(node.node_id, driver.run.run_id)
 
         def judge(work: Any) -> bool:
-            monkeypatch.setattr(node._service, "_is_wanted", lambda work: True)
+            judge_with(node, monkeypatch, lambda work: True)
             backend.admin.xack(inbox, "brokerfl", *work.entries)
             backend.admin.xdel(inbox, *work.entries)
-            message = driver._ledger.find(message_id)
-            assert message is not None
-            message.inbox_entries = ()
-            driver._pusher._committer.deliver_again(message)
-            node._take(node._inboxes.read(1, 1.0))
+            deliver_again(driver, message_id)
+            read_inbox(node, 1)
             assert len(work.entries) == 2
             return False
 
-        monkeypatch.setattr(node._service, "_is_wanted", judge)
+        judge_with(node, monkeypatch, judge)
         node.turn(1.0)
         assert bench.executed[driver.run.run_id] == [0]
         node.turn(1.0)
@@ -138,15 +155,14 @@ def test_an_entry_that_comes_while_its_reply_finds_no_outbox_counts(backend: Bac
     with driving(backend) as driver, by_hand(backend, bench.app, None) as node:
         warm_up(node, driver, bench)
         [message_id] = push_numbers(driver, node, 1)
-        [delivery] = node._inboxes.read(1, 1.0)
-        node._take([delivery])
-        work = node._worklist.next()
+        [delivery] = read_inbox(node, 1)
+        work = next_work(node)
         work.entries.append("9-9")
-        node._service._settled(work, (delivery.entry_id,), False)
-        node._worklist.release(work)
-        again = node._worklist.next()
+        refuse_reply(node, work, [delivery.entry_id])
+        release(node, work)
+        again = next_work(node)
         assert (again.message_id, again.entries, again.fields) == (message_id, ["9-9"], work.fields)
-        node._worklist.release(again)
+        release(node, again)
 
 
 def test_a_cancel_sees_what_another_thread_has_read(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,11 +180,11 @@ def test_a_cancel_sees_what_another_thread_has_read(backend: Backend, monkeypatc
             canceller.join()
         return found
 
-    with driving(backend) as driver, serving(backend, echo_app(), workers=1) as node:
+    with driving(backend) as driver, serving(backend, echo_app()) as node:
         monkeypatch.setattr(Outboxes, "read", read_and_cancel)
         ids = push_numbers(driver, node, 5)
         assert [number_in(reply) for reply in driver.replies(ids, timeout=20)] == [5]
-        assert driver._ledger.dropped == 0
+        assert dropped(driver) == 0
 
 
 # Chunks.
@@ -183,15 +199,14 @@ def test_a_comparison_does_not_deliver_what_is_being_uploaded(
     message_id = push(former, late.node_id, content)
     kill(former)
     remove_chunks(backend)
-    backend.admin.xtrim(former._connection.keys.inbox(late.node_id, former.run.run_id), maxlen=0, approximate=False)
-    upload_window, seen = Uploader._upload_window, []
+    backend.admin.xtrim(former.connection.keys.inbox(late.node_id, former.run.run_id), maxlen=0, approximate=False)
+    seen: list[list[str]] = []
 
-    def compare_first(uploader: Uploader, *args: Any) -> None:
-        driver._link.reconcile(always=True)
+    def compare_first() -> None:
+        compare(driver)
         seen.append(in_inbox(backend, driver, late.node_id))
-        upload_window(uploader, *args)
 
-    monkeypatch.setattr(Uploader, "_upload_window", compare_first)
+    before_windows(monkeypatch, compare_first)
     with resumed(backend, former) as driver:
         assert push(driver, late.node_id, content) == message_id
         assert len(seen) > 1
@@ -204,20 +219,20 @@ class Room:
 
     def __init__(self, backend: Backend, monkeypatch: pytest.MonkeyPatch, chunks: int) -> None:
         self.chunks = chunks
-        self._stream = ""
+        self.stream = ""
         self._admin = backend.admin
         monkeypatch.setattr(payloads, "add_data", self.add_data)
 
     def add_data(self, connection: Any, node_id: int, run_id: int, chunks: list[memoryview]) -> list[str | None] | None:
         """As a full Redis: what has no room is refused."""
-        self._stream = connection.keys.data(node_id, run_id)
+        self.stream = connection.keys.data(node_id, run_id)
         fitting = chunks[: max(0, self.chunks - self.used())]
         added: list[str | None] | None = add_data(connection, node_id, run_id, fitting) if fitting else []
         return None if added is None else [*added, *[None] * (len(chunks) - len(fitting))]
 
     def used(self) -> int:
         """How many there are."""
-        return int(self._admin.xlen(self._stream))
+        return int(self._admin.xlen(self.stream))
 
 
 def test_an_upload_that_does_not_fit_makes_room_for_others(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,10 +257,10 @@ def test_an_upload_that_does_not_fit_makes_room_for_others(backend: Backend, mon
 
 def test_an_upload_that_nobody_wants_any_more_ends(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Redis is full, and the message was cancelled: the node gives up, and leaves nothing."""
-    with driving(backend) as driver, serving(backend, large_app(), workers=1) as node:
+    with driving(backend) as driver, serving(backend, large_app()) as node:
         room = Room(backend, monkeypatch, 7)
         [message_id] = push_numbers(driver, node, 1)
-        eventually(lambda: room._stream)
+        eventually(lambda: room.stream)
         driver.cancel_messages([message_id])
         [cancelled] = driver.replies([message_id])
         assert cancelled.error.code == ErrorCode.MESSAGE_UNAVAILABLE
@@ -274,7 +289,7 @@ def large_app() -> ClientApp:
 def test_chunks_of_a_reply_that_never_came_go_with_the_next(backend: Backend, is_busy: bool) -> None:
     """A node that died in an upload left chunks: they go when its next reply is settled, if it owes nothing else."""
     with driving(backend) as driver:
-        node, run, keys = silent(backend), driver.run.run_id, driver._connection.keys
+        node, run, keys = silent(backend), driver.run.run_id, driver.connection.keys
         ids = [push(driver, node, number(n)) for n in range(1 + is_busy)]
         orphan = Payload(encode_content(model(layer(2, 3 * CHUNK))))
         add_data(backend.connect(), node, run, [orphan.chunk(index) for index in range(len(orphan))])
@@ -294,7 +309,7 @@ def answer(backend: Backend, driver: Any, node: int, message_id: str, content: R
     head = encode_message(message_id, Metadata(run, "", node, 1, message_id, "1", 60.0, "train"))
     [inbox_entry] = [
         entry.decode()
-        for entry, fields in backend.admin.xrange(driver._connection.keys.inbox(node, run))
+        for entry, fields in backend.admin.xrange(driver.connection.keys.inbox(node, run))
         if fields[b"i"].decode() == message_id
     ]
     publish(backend.connect(), node, [Outgoing(run, (inbox_entry,), {**head, MANIFEST: manifest.encoded})])

@@ -12,6 +12,7 @@ from brokerfl.common import ConfigsRecord, Context, Message, MetricsRecord, Reco
 from brokerfl.server import Driver
 from tests.apps import Gate, driving, echo_app, eventually, federation, number, number_in
 from tests.conftest import PREFIX, Backend
+from tests.stage import dropped, kept_contexts, known_runs, note_contact
 
 #: TLS changes nothing here; test_messages.py has it.
 WITHOUT = ("redis-tls",)
@@ -82,16 +83,16 @@ def test_a_forged_reply_is_dropped(backend: Backend) -> None:
     """An entry in the outbox of a node that was not asked answers nothing, and does not disturb the right reply."""
     gate = Gate()
     with federation(backend, gate.app, nodes=1) as nodes, driving(backend) as driver:
-        keys, run = driver._connection.keys, driver.run.run_id
+        keys, run = driver.connection.keys, driver.run.run_id
         node = nodes.nodes[0].node_id
         ids = driver.push_messages([driver.create_message(number(1), "train", node, "1")])
         assert gate.begun.acquire(timeout=10)
         forger = 99
-        driver._ledger.contacted.add(forger)
+        note_contact(driver, forger)
         backend.admin.xadd(keys.outbox(forger, run), {"i": ids[0], "h": b"\x01"})
         backend.admin.pexpire(keys.outbox(forger, run), 60_000)
         backend.admin.xadd(keys.bell(run), {"n": str(forger)})
-        eventually(lambda: (driver.pull_messages(ids), driver._ledger.dropped)[1])
+        eventually(lambda: (driver.pull_messages(ids), dropped(driver))[1])
         gate.go.set()
         [reply] = driver.replies(ids)
         assert number_in(reply) == 1
@@ -136,27 +137,27 @@ def test_state_goes_with_the_run(backend: Backend) -> None:
                 for expected in (1, 2, 3):
                     [reply] = driver.send_and_receive([driver.create_message(number(1), "train", node.node_id, "1")])
                     assert number_in(reply) == expected
-        eventually(lambda: not node._service.executor._contexts)
+        eventually(lambda: not kept_contexts(node))
 
 
 def test_a_run_that_expired_is_forgotten_by_its_nodes(backend: Backend) -> None:
     """A detached run whose keys expired leaves nothing on a node that other runs keep busy: no field, no state."""
     with federation(backend, counting_app(), nodes=1) as nodes, driving(backend) as other:
-        node, executor = nodes.nodes[0], nodes.nodes[0]._service.executor
+        node = nodes.nodes[0]
         detached = Driver(backend.connect(), "server:app")
         for driver in (other, detached):
             driver.send_and_receive([driver.create_message(number(1), "train", node.node_id, "1")])
         detached.detach()
         run = detached.run.run_id
-        assert {*executor._runs} == {run, other.run.run_id}
+        assert known_runs(node) == {run, other.run.run_id}
         backend.admin.unlink(*(key for key in backend.admin.scan_iter() if str(run).encode() in key))
         with driving(backend) as third:
             third.send_and_receive([third.create_message(number(1), "train", node.node_id, "1")])
             [reply] = other.send_and_receive([other.create_message(number(1), "train", node.node_id, "2")])
             assert number_in(reply) == 2
-            eventually(lambda: {*executor._runs} == {other.run.run_id, third.run.run_id})
-            assert run not in executor._contexts._kept
-            fields = backend.admin.hkeys(other._connection.keys.node_runs(node.node_id))
+            eventually(lambda: known_runs(node) == {other.run.run_id, third.run.run_id})
+            assert run not in kept_contexts(node)
+            fields = backend.admin.hkeys(other.connection.keys.node_runs(node.node_id))
             assert {*map(int, fields)} == {other.run.run_id, third.run.run_id}
 
 
@@ -170,13 +171,13 @@ def expired(backend: Backend, *run_ids: int) -> tuple[Inboxes, list[dict[int, by
 
 
 def fields(backend: Backend, inboxes: Inboxes) -> set[int]:
-    return {*map(int, backend.admin.hkeys(inboxes._connection.keys.node_runs(5)))}
+    return {*map(int, backend.admin.hkeys(backend.connect().keys.node_runs(5)))}
 
 
-def test_an_inbox_of_another_type_is_there(backend: Backend) -> None:
+def test_a_run_whose_inbox_is_of_another_type_is_not_over(backend: Backend) -> None:
     """A run whose inbox somebody made a string is not over; one without an inbox is."""
     inboxes, told = expired(backend, 7, 8)
-    backend.admin.set(inboxes._connection.keys.inbox(5, 7), "no stream", px=60_000)
+    backend.admin.set(backend.connect().keys.inbox(5, 7), "no stream", px=60_000)
     inboxes.refresh()
     assert told == [{7: b"frame"}]
     assert fields(backend, inboxes) == {7}
@@ -188,8 +189,8 @@ def test_a_first_contact_is_not_forgotten(backend: Backend, monkeypatch: pytest.
 
     def contact() -> None:
         with backend.admin.pipeline() as pipe:
-            inbox_module.open_inbox(pipe, inboxes._connection.keys, 5, 7, b"again")
-            for key in inboxes._connection.keys.of_node_and_run(5, 7):
+            inbox_module.open_inbox(pipe, backend.connect().keys, 5, 7, b"again")
+            for key in backend.connect().keys.of_node_and_run(5, 7):
                 pipe.pexpire(key, 60_000)
             pipe.execute()
 
@@ -212,7 +213,7 @@ def test_a_first_contact_is_not_forgotten(backend: Backend, monkeypatch: pytest.
         inboxes.refresh()
         assert told == [{}, {7: b"again"}]
         assert fields(backend, inboxes) == {7}
-        backend.admin.unlink(*inboxes._connection.keys.of_node_and_run(5, 7))
+        backend.admin.unlink(*backend.connect().keys.of_node_and_run(5, 7))
 
 
 def test_a_full_redis_lets_a_node_go_on(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,7 +235,7 @@ def test_a_full_redis_lets_a_node_go_on(backend: Backend, monkeypatch: pytest.Mo
 def test_settled_replies_leave_redis_when_the_run_moves_on(backend: Backend) -> None:
     """Replies stay in the outbox until the next group is pushed; then they go, and the ledger holds only new ones."""
     with federation(backend, echo_app(), nodes=2) as nodes, driving(backend) as driver:
-        keys, run = driver._connection.keys, driver.run.run_id
+        keys, run = driver.connection.keys, driver.run.run_id
         ids = [node.node_id for node in nodes.nodes]
 
         def batch(group: str) -> list[Message]:

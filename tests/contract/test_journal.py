@@ -1,121 +1,36 @@
 """Promise 7: what a node learns stays on the node, and no redelivery applies it twice."""
 
 import sqlite3
-import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
-from brokerfl.broker.nodes import Registration
-from brokerfl.client import ClientApp
 from brokerfl.client import journal as journal_module
-from brokerfl.client.journal import Journal
-from brokerfl.client.node import Node
-from brokerfl.common import Array, Context, ErrorCode, Message, MetricsRecord, ParametersRecord, RecordSet
+from brokerfl.common import Context, ErrorCode, Message
 from brokerfl.server import Driver
 from brokerfl.wire.frame import CONTENT, MANIFEST, join_fields, split_fields
-from tests.apps import driving, eventually, number, number_in
+from tests.apps import Counter, driving, eventually, number_in
 from tests.conftest import Backend
+from tests.stage import (
+    Streams,
+    ask,
+    dropped,
+    fields_of,
+    identity,
+    kill,
+    saved_reply,
+    saved_state,
+    send,
+    serving,
+    tidy_soon,
+)
 
 #: TLS changes nothing here; test_messages.py has it.
 WITHOUT = ("redis-tls",)
 
 NAME = "berlin"
-
-
-class Counter:
-    """A ClientApp that replies with how many messages its state has counted.
-
-    Attributes:
-        calls: how often it was called, whatever became of it.
-        begun: released by each call.
-        go: each call waits for it; set from the start.
-    """
-
-    def __init__(self) -> None:
-        self.calls = 0
-        self.begun = threading.Semaphore(0)
-        self.go = threading.Event()
-        self.go.set()
-        self.app = ClientApp()
-
-        @self.app.train()
-        def train(message: Message, context: Context) -> Message:
-            """Count; reply with the count, and a payload of as many bytes as the message says."""
-            self.calls += 1
-            self.begun.release()
-            assert self.go.wait(20)
-            count = self.count(context)
-            size = number_in(message)
-            payload = {"p": ParametersRecord({"a": Array("uint8", [size], "numpy.ndarray", bytes(size))})}
-            return message.create_reply(RecordSet(payload if size else {}, {"m": MetricsRecord({"n": count})}))
-
-        @self.app.train("raise")
-        def fail(message: Message, context: Context) -> Message:
-            """Count, and raise."""
-            self.count(context)
-            context.state.parameters_records["junk"] = ParametersRecord(
-                {"a": Array("uint8", [1], "numpy.ndarray", b"x")}
-            )
-            raise ValueError("after it had counted")
-
-    def count(self, context: Context) -> int:
-        record = context.state.metrics_records.setdefault("m", MetricsRecord({"n": 0, "list": [0]}))
-        record["n"] = int(record["n"]) + 1  # type: ignore[arg-type]
-        record["list"].append(record["n"])  # type: ignore[union-attr,arg-type]
-        assert record["list"] == list(range(record["n"] + 1))  # type: ignore[arg-type]
-        return record["n"]
-
-
-@contextmanager
-def serving(backend: Backend, app: ClientApp, folder: Path | None, lease: float = 15.0) -> Iterator[Node]:
-    """A named node with its journal in ``folder``, in a thread, until the block ends."""
-    journal = Journal(folder)
-    registration = Registration(backend.connect(), NAME, lease=lease, home=journal.home)
-    ready = threading.Event()
-    node = Node(app, registration._connection, registration, on_ready=ready.set, journal=journal)
-    thread = threading.Thread(target=node.serve)
-    thread.start()
-    try:
-        assert ready.wait(20)
-        yield node
-    finally:
-        node.stop()
-        thread.join()
-
-
-def send(driver: Driver, node: Node, size: int = 0, kind: str = "train", group: str = "1") -> Message:
-    """Send one message and return its reply."""
-    [reply] = driver.send_and_receive([driver.create_message(number(size), kind, node.node_id, group)])
-    return reply
-
-
-def push(driver: Driver, node: Node, size: int = 0) -> str:
-    [message_id] = driver.push_messages([driver.create_message(number(size), "train", node.node_id, "1")])
-    return message_id
-
-
-class Streams:
-    """The three streams between a run and a node, seen from outside."""
-
-    def __init__(self, backend: Backend, driver: Driver, node: Node) -> None:
-        keys, run = driver._connection.keys, driver.run.run_id
-        self._admin = backend.admin
-        self.inbox, self.outbox, self.data = keys.of_node_and_run(node.node_id, run)
-
-    def entry(self, stream: str) -> tuple[str, dict[bytes, bytes]]:
-        """The only entry of a stream."""
-        [(entry_id, fields)] = self._admin.xrange(stream)
-        return entry_id.decode(), fields
-
-    def again(self, fields: dict[bytes, bytes]) -> None:
-        """Put an entry into the inbox a second time, as a ServerApp does that found it in neither stream."""
-        self._admin.xadd(self.inbox, fields)
-
-    def lengths(self) -> tuple[int, int, int]:
-        return self._admin.xlen(self.inbox), self._admin.xlen(self.outbox), self._admin.xlen(self.data)
 
 
 # Another version's.
@@ -140,9 +55,9 @@ def test_a_large_reply_of_another_version_is_error_4(backend: Backend, tmp_path:
     with driving(backend) as driver:
         with serving(backend, counter.app, tmp_path) as node:
             streams = Streams(backend, driver, node)
-            message_id = push(driver, node, 100_000)
+            message_id = ask(driver, node, 100_000)
             eventually(lambda: streams.lengths()[1] == 1)
-            fields = driver._ledger.find(message_id).fields  # type: ignore[union-attr]
+            fields = fields_of(driver, message_id)
         backend.admin.xtrim(streams.outbox, maxlen=0)
         with journal_in(tmp_path) as db:
             [(data,)] = db.execute("SELECT reply FROM answered").fetchall()
@@ -181,7 +96,7 @@ def test_a_redelivered_message_is_answered_from_the_journal(backend: Backend, on
     counter.go.clear()
     with serving(backend, counter.app, tmp_path if on_disk else None) as node, driving(backend) as driver:
         streams = Streams(backend, driver, node)
-        message_id = push(driver, node)
+        message_id = ask(driver, node)
         assert counter.begun.acquire(timeout=10)
         _, fields = streams.entry(streams.inbox)
         counter.go.set()
@@ -191,7 +106,7 @@ def test_a_redelivered_message_is_answered_from_the_journal(backend: Backend, on
             eventually(lambda copies=copies: streams.lengths() == (0, copies, 0))
         assert len({reply[b"h"] for _, reply in backend.admin.xrange(streams.outbox)}) == 1, "not the same reply"
         assert [number_in(reply) for reply in driver.replies([message_id])] == [1]
-        eventually(lambda: (driver.pull_messages([message_id]), driver._ledger.dropped)[1] == 2)
+        eventually(lambda: (driver.pull_messages([message_id]), dropped(driver))[1] == 2)
         assert number_in(send(driver, node)) == 2
     assert counter.calls == 2
 
@@ -200,9 +115,9 @@ def test_a_message_that_comes_again_while_it_runs_is_executed_once(backend: Back
     """Its second entry is settled with its first by one reply."""
     counter = Counter()
     counter.go.clear()
-    with serving(backend, counter.app, None) as node, driving(backend) as driver:
+    with serving(backend, counter.app) as node, driving(backend) as driver:
         streams = Streams(backend, driver, node)
-        message_id = push(driver, node)
+        message_id = ask(driver, node)
         assert counter.begun.acquire(timeout=10)
         _, fields = streams.entry(streams.inbox)
         streams.again(fields)
@@ -220,7 +135,7 @@ def test_a_restarted_node_has_state_and_replies(backend: Backend, tmp_path: Path
     with driving(backend) as driver:
         with serving(backend, counter.app, tmp_path) as node:
             streams = Streams(backend, driver, node)
-            message_id = push(driver, node)
+            message_id = ask(driver, node)
             assert counter.begun.acquire(timeout=10)
             _, fields = streams.entry(streams.inbox)
             counter.go.set()
@@ -255,7 +170,7 @@ def test_an_exception_undoes_what_it_did_to_the_state(backend: Backend, tmp_path
             assert reply.error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
             assert "after it had counted" in (reply.error.reason or "")
         assert number_in(send(driver, node)) == 2
-        fields = node._journal.state_of(driver.run.run_id)
+        fields = saved_state(node, driver.run.run_id)
         assert fields is not None
         assert set(fields) == {b"c"}, "an array that a failed message put there"
 
@@ -265,7 +180,7 @@ def test_an_exception_before_any_state_leaves_none(backend: Backend, tmp_path: P
     counter = Counter()
     with serving(backend, counter.app, tmp_path) as node, driving(backend) as driver:
         assert send(driver, node, kind="train.raise").has_error()
-        assert node._journal.state_of(driver.run.run_id) is None
+        assert saved_state(node, driver.run.run_id) is None
         assert number_in(send(driver, node)) == 1
 
 
@@ -278,7 +193,7 @@ def test_a_reply_that_cannot_be_sent_undoes_the_state_too(backend: Backend) -> N
         counter.count(context)
         return None  # type: ignore[return-value]
 
-    with serving(backend, counter.app, None) as node, driving(backend) as driver:
+    with serving(backend, counter.app) as node, driving(backend) as driver:
         assert send(driver, node, kind="train.nothing").error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
         assert number_in(send(driver, node)) == 1
 
@@ -292,10 +207,10 @@ def test_the_state_belongs_to_one_redis(backend: Backend, tmp_path: Path) -> Non
     with serving(backend, counter.app, tmp_path, lease=0.9) as node:
         driver = Driver(backend.connect(), "server:app")
         assert [number_in(send(driver, node)) for _ in range(2)] == [1, 2]
-        before = node._identity
-        driver._heartbeat.stop()
+        before = identity(node)
+        kill(driver)
         backend.admin.flushall()
-        eventually(lambda: node._identity != before)
+        eventually(lambda: identity(node) != before)
         with driving(backend) as fresh:
             assert fresh.wait_for_nodes(1, timeout=10) == [node.node_id]
             assert number_in(send(fresh, node)) == 1
@@ -310,15 +225,15 @@ def test_a_run_is_forgotten_some_time_after_its_end(
     monkeypatch.setattr(journal_module, "FORGET_AFTER", 0.3)
     with serving(backend, Counter().app, tmp_path) as node:
         with driving(backend) as driver:
-            message_id = push(driver, node)
+            message_id = ask(driver, node)
             assert len(list(driver.replies([message_id]))) == 1
             run = driver.run.run_id
-        assert node._journal.state_of(run) is not None
+        assert saved_state(node, run) is not None
 
         def forgotten() -> bool:
             with driving(backend) as other:  # whatever the node hears of runs makes it look
                 send(other, node)
-            return node._journal.state_of(run) is None and node._journal.reply_to(run, message_id) is None
+            return saved_state(node, run) is None and saved_reply(node, run, message_id) is None
 
         eventually(forgotten)
 
@@ -326,10 +241,10 @@ def test_a_run_is_forgotten_some_time_after_its_end(
 def test_a_node_keeps_the_last_replies(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a run's replies only the last MOST_REPLIES are kept, while its state stays."""
     monkeypatch.setattr(journal_module, "MOST_REPLIES", 3)
-    with serving(backend, Counter().app, None) as node, driving(backend) as driver:
-        node._journal._answers = 995  # the journal is tidied every thousand replies
-        ids = [push(driver, node) for _ in range(5)]
+    with serving(backend, Counter().app) as node, driving(backend) as driver:
+        tidy_soon(node, 5)  # the journal is tidied every thousand replies
+        ids = [ask(driver, node) for _ in range(5)]
         assert len(list(driver.replies(ids))) == 5
         run = driver.run.run_id
-        assert [node._journal.reply_to(run, message_id) is None for message_id in ids] == [True] * 2 + [False] * 3
+        assert [saved_reply(node, run, message_id) is None for message_id in ids] == [True] * 2 + [False] * 3
         assert number_in(send(driver, node)) == 6

@@ -16,24 +16,43 @@ from brokerfl.client.node import Node
 from brokerfl.client.payloads import Payloads
 from brokerfl.common import ErrorCode, RedisOutOfMemory, RedisUnreachable
 from brokerfl.server import Driver, commit
-from brokerfl.wire import payload
-from brokerfl.wire.payload import EncodedContent, Payload
+from brokerfl.wire.payload import Payload
 from brokerfl.wire.record import encode_content
-from tests.apps import Gate, driving, eventually, federation, number
+from tests.apps import Gate, Seen, driving, eventually, federation, number
 from tests.conftest import Backend
-from tests.contract.test_full import fill
-from tests.contract.test_payloads import CHUNK, INLINE, Seen, chunks_in, layer, model, remove_chunks, to_all
-from tests.contract.test_resume import kill, push, resumed, silent, start
+from tests.stage import (
+    CHUNK,
+    after_uploads,
+    before_transactions,
+    chunks_in,
+    cut,
+    cut_node,
+    distrust,
+    fill,
+    forget_received,
+    heartbeat,
+    held_replies,
+    hold_reply,
+    is_unsettled,
+    kill,
+    known_chunks,
+    layer,
+    manifests_written,
+    model,
+    needs,
+    push,
+    remove_chunks,
+    resumed,
+    silent,
+    start,
+    to_all,
+    unsettled,
+)
 
 #: TLS changes nothing here; test_messages.py has it.
 WITHOUT = ("redis-tls",)
 
-
-@pytest.fixture(autouse=True)
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some thousand bytes make many chunks."""
-    monkeypatch.setattr(payload, "INLINE", INLINE)
-    monkeypatch.setattr(payload, "CHUNK", CHUNK)
+pytestmark = pytest.mark.usefixtures("small_chunks")
 
 
 def break_off(backend: Backend, driver: Driver, node: int, chunks: int = 3) -> None:
@@ -45,7 +64,7 @@ def break_off(backend: Backend, driver: Driver, node: int, chunks: int = 3) -> N
 
 def chunks_of_node(backend: Backend, driver: Driver, node: int) -> int:
     """How many chunks a node has in Redis."""
-    return int(backend.admin.xlen(driver._connection.keys.data(node, driver.run.run_id)))
+    return int(backend.admin.xlen(driver.connection.keys.data(node, driver.run.run_id)))
 
 
 # Broadcasts.
@@ -59,7 +78,7 @@ def test_a_chunk_that_somebody_deleted_is_sent_again(backend: Backend) -> None:
         to_all(driver, [node.node_id], content, "1")
         there = chunks_in(backend)
         backend.admin.unlink(*sorted(there)[:2])
-        node._payloads._received.clear()  # as a node that has not seen it
+        forget_received(node)  # as a node that has not seen it
         [reply] = to_all(driver, [node.node_id], content, "2")
         assert not reply.has_error()
         assert chunks_in(backend) == there
@@ -68,19 +87,16 @@ def test_a_chunk_that_somebody_deleted_is_sent_again(backend: Backend) -> None:
 def test_a_message_is_published_only_with_its_content(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Redis loses the chunks between upload and transaction: they are uploaded once more, before the message."""
     with federation(backend, Seen().app, nodes=1) as nodes, driving(backend) as driver:
-        driver._connection.persists = False  # nothing is held in memory
-        uploader = driver._pusher._committer.uploader
-        upload, losses = uploader.upload, [1]
+        driver.connection.persists = False  # nothing is held in memory
+        losses = [1]
 
-        def then_lose(content: EncodedContent, **options: Any) -> None:
-            upload(content, **options)
+        def lose() -> None:
             if losses:
                 losses.pop()
                 remove_chunks(backend)
-                driver._connection.losses += 1
-                driver._link._was_cut = True
+                cut(driver)
 
-        monkeypatch.setattr(uploader, "upload", then_lose)
+        after_uploads(driver, monkeypatch, lose)
         [reply] = to_all(driver, [nodes.nodes[0].node_id], model(layer(1)))
         assert not reply.has_error()
         assert losses == []
@@ -93,24 +109,18 @@ def test_a_content_made_of_known_chunks_is_in_the_books(backend: Backend) -> Non
     node = silent(backend)
     push(former, node, model(first, second), "1")
     push(former, node, model(second, first), "1")
-    manifests = former._connection.keys.blobs(former.run.run_id)
+    manifests = former.connection.keys.blobs(former.run.run_id)
     assert backend.admin.hlen(manifests) == 2
     kill(former)
     with resumed(backend, former) as driver:
-        assert driver._blobs.digests()
-        assert {found.needed for found in driver._blobs._broadcasts.values()} == {1}
+        assert known_chunks(driver)
+        assert set(needs(driver)) == {1}
 
 
 def test_the_manifest_is_written_once(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not with each window of a large upload."""
     with driving(backend) as driver:
-        write, written = driver._blobs._write, []
-
-        def spy(pipe: Any, manifests: Any) -> None:
-            written.append(manifests)
-            write(pipe, manifests)
-
-        monkeypatch.setattr(driver._blobs, "_write", spy)
+        written = manifests_written(driver, monkeypatch)
         push(driver, silent(backend), model(layer(1, 40 * CHUNK)))
         assert len(written) == 1
 
@@ -190,7 +200,7 @@ def test_deletions_that_were_refused_are_repeated(backend: Backend) -> None:
     if not backend.is_real:
         pytest.skip("fakeredis refuses nothing")
     with federation(backend, nodes=1) as nodes, driving(backend) as driver:
-        node, keys = nodes.nodes[0].node_id, driver._connection.keys
+        node, keys = nodes.nodes[0].node_id, driver.connection.keys
         to_all(driver, [node], number(1))
         driver.checkpoint()
         outbox = keys.outbox(node, driver.run.run_id)
@@ -241,7 +251,7 @@ def executing(backend: Backend) -> Iterator[Node]:
         gate.go.clear()
         push(driver, node.node_id, number(1))
         assert gate.begun.acquire(timeout=10)
-        node._payloads._held[7] = ("m", "1", Payload(encode_content(model(layer(1)))), 0.0)
+        hold_reply(node, 7, model(layer(1)), since=0.0)
         try:
             yield node
         finally:
@@ -252,17 +262,17 @@ def test_a_reply_is_held_no_longer_while_its_node_executes(backend: Backend, mon
     """The next message of the group takes hours: the last reply leaves the node's memory all the same."""
     monkeypatch.setattr(payloads, "HOLD", 0.0)
     with executing(backend) as node:
-        node._renew()  # the heartbeat does
-        assert node._payloads._held == {}
+        heartbeat(node)  # the heartbeat does
+        assert held_replies(node) == set()
 
 
 def test_what_was_held_is_there_after_a_long_outage(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """The heartbeat is the first to see Redis again: it leaves it to the loop to begin the time anew."""
     monkeypatch.setattr(payloads, "HOLD", 0.5)
     with executing(backend) as node:
-        node._connection.losses += 1
-        node._renew()
-        assert 7 in node._payloads._held
+        cut_node(node)
+        heartbeat(node)
+        assert 7 in held_replies(node)
 
 
 # Two threads.
@@ -276,12 +286,12 @@ def test_what_makes_room_does_not_wait_for_it(backend: Backend, how: str, monkey
         [reply] = to_all(driver, [nodes.nodes[0].node_id], number(1))
         with monkeypatch.context() as patch:
             fill(driver, patch)
-            driver._link.distrust()
+            distrust(driver)
             if how == "settle":
                 driver.settle(reply)
             else:
                 driver.checkpoint()
-        assert len(driver._ledger) == 0
+        assert unsettled(driver) == 0
 
 
 def test_a_push_that_waits_for_room_lets_others_make_it(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,19 +299,17 @@ def test_a_push_that_waits_for_room_lets_others_make_it(backend: Backend, monkey
     with federation(backend, nodes=2) as nodes, driving(backend) as driver:
         first, second = (node.node_id for node in nodes.nodes)
         [reply] = to_all(driver, [first], model(layer(1)))
-        fence, refused = driver._attachment.fence, threading.Event()
-        execute = fence._execute
+        refused = threading.Event()
 
-        def full_until_settled(build: Any, reclaims: bool) -> Any:
-            if reply.metadata.reply_to_message in driver._ledger and threading.current_thread() is pusher:
+        def full_until_settled() -> None:
+            if is_unsettled(driver, reply.metadata.reply_to_message) and threading.current_thread() is pusher:
                 refused.set()
                 raise RedisOutOfMemory("full")
-            return execute(build, reclaims)
 
         monkeypatch.setattr(commit, "FULL_PATIENCE", 20.0)
         pushed: list[str] = []
         pusher = threading.Thread(target=lambda: pushed.append(push(driver, second, model(layer(2)))))
-        monkeypatch.setattr(fence, "_execute", full_until_settled)
+        before_transactions(driver, monkeypatch, full_until_settled)
         pusher.start()
         assert refused.wait(20)
         driver.settle(reply)

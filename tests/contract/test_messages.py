@@ -18,6 +18,7 @@ from brokerfl.common import (
     RecordSet,
 )
 from brokerfl.server import Driver
+from brokerfl.testing import fake_connection
 from tests.apps import Gate, driving, echo_app, federation, number, number_in, text
 from tests.conftest import Backend
 
@@ -214,7 +215,7 @@ def test_bad_messages_are_refused_before_anything_is_pushed(backend: Backend) ->
                 driver.push_messages([good, bad])  # type: ignore[list-item]
         with pytest.raises(ValueError, match="teach"):
             driver.create_message(number(1), "teach", node, "1")
-        assert backend.admin.exists(driver._connection.keys.inbox(node, driver.run.run_id)) == 0
+        assert backend.admin.exists(driver.connection.keys.inbox(node, driver.run.run_id)) == 0
 
 
 def test_many_threads_share_one_driver(backend: Backend) -> None:
@@ -251,3 +252,16 @@ def test_the_pull_loop_of_the_how_to(backend: Backend) -> None:
             while len(replies) < len(ids):
                 replies += driver.pull_messages(ids)
             assert sorted(reply.metadata.reply_to_message for reply in replies) == sorted(ids)
+
+
+@pytest.mark.parametrize(
+    ("what", "value"),
+    [("ttl", float("nan")), ("ttl", float("inf")), ("ttl", -1), ("group_id", 1), ("dst_node_id", "5")],
+)
+def test_impossible_messages_are_named(what: str, value: object) -> None:
+    """A ttl, group or node that no frame can carry is a ValueError that names it, when the message is made."""
+    driver = Driver(fake_connection())
+    arguments = {"dst_node_id": 5, "group_id": "1", "ttl": None, what: value}
+    with pytest.raises(ValueError, match=what):
+        driver.create_message(RecordSet(), "train", **arguments)  # type: ignore[arg-type]
+    driver.end()

@@ -10,6 +10,7 @@ from brokerfl.broker.process import is_dead, new_token
 from brokerfl.common import NodeNameTaken
 from tests.apps import eventually
 from tests.conftest import PREFIX, Backend
+from tests.stage import claim_as
 
 
 def test_a_name_keeps_its_id(backend: Backend) -> None:
@@ -81,7 +82,7 @@ def test_a_dead_process_of_this_host_is_replaced_at_once(backend: Backend) -> No
     first = Registration(backend.connect(), "berlin", lease=3600.0)
     for dead in (f"{host}/999999999/1/x", f"{host}/{pid}/{int(started) + 1 if started.isdigit() else 'x'}/x"):
         assert is_dead(dead)
-        first._token = dead
+        claim_as(first, dead)
         first.register()
         again = Registration(backend.connect(), "berlin", lease=3600.0)
         again.register()  # an hour, if it waited
@@ -98,7 +99,7 @@ def test_a_node_that_lost_everything_registers_again(backend: Backend) -> None:
     backend.admin.flushall()
     assert registration.renew()
     assert online_nodes(backend.connect()) == [registration.node_id]
-    assert backend.admin.exists(registration._connection.keys.ctl(registration.node_id))
+    assert backend.admin.exists(backend.connect().keys.ctl(registration.node_id))
 
 
 def test_a_dead_unnamed_node_leaves_the_registry(backend: Backend) -> None:
@@ -114,6 +115,6 @@ def test_info_is_plain_text(backend: Backend) -> None:
     """The info hash can be read with redis-cli: text fields, labels as JSON."""
     registration = Registration(backend.connect(), "berlin", {"gpu": "1"})
     registration.register()
-    info = backend.admin.hgetall(registration._connection.keys.node_info(registration.node_id))
+    info = backend.admin.hgetall(backend.connect().keys.node_info(registration.node_id))
     assert info[b"name"] == b"berlin"
     assert json.loads(info[b"labels"]) == {"gpu": "1"}

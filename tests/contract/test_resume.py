@@ -1,7 +1,5 @@
 """A ServerApp dies and another takes its run up: the state is back, what is open is adopted, the first is fenced."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,6 @@ from brokerfl.common import (
     Message,
     MetricsRecord,
     ParametersRecord,
-    RecordSet,
     RunAttached,
     RunFenced,
     RunLost,
@@ -28,54 +25,10 @@ from brokerfl.common import (
 from brokerfl.server import Driver
 from tests.apps import Gate, contents_of, driving, eventually, federation, number, number_in, text
 from tests.conftest import Backend
+from tests.stage import in_inbox, in_ledger, kill, push, resumed, silent, start, sweep_soon, transact, unaware
 
 #: TLS changes nothing here; test_messages.py has it.
 WITHOUT = ("redis-tls",)
-
-
-def start(backend: Backend, **options: Any) -> Driver:
-    """A Driver of a new run."""
-    return Driver(backend.connect(), "server:app", **options)
-
-
-def kill(driver: Driver) -> None:
-    """What kill -9 leaves behind: a lease that nobody renews."""
-    driver._heartbeat.stop()
-
-
-@contextmanager
-def resumed(backend: Backend, former: Driver, **options: Any) -> Iterator[Driver]:
-    """The Driver of another process that takes the run up; the run ends with the block."""
-    driver = Driver(backend.connect(), "", None, resume=former.run.run_id, takeover=True, **options)
-    try:
-        yield driver
-    finally:
-        driver.end()
-
-
-def silent(backend: Backend, name: str = "silent") -> int:
-    """A node that registers and reads nothing."""
-    registration = Registration(backend.connect(), name, lease=600.0)
-    registration.register()
-    return registration.node_id
-
-
-def push(driver: Driver, node: int, content: RecordSet, group: str = "1", kind: str = "train", **options: Any) -> str:
-    """Push one message; return its id."""
-    [message_id] = driver.push_messages([driver.create_message(content, kind, node, group, **options)])
-    assert message_id
-    return message_id
-
-
-def ledger(backend: Backend, driver: Driver) -> set[str]:
-    """The ids of the messages that Redis says are open or not settled."""
-    return {key.decode() for key in backend.admin.hkeys(driver._connection.keys.ledger(driver.run.run_id))}
-
-
-def in_inbox(backend: Backend, driver: Driver, node: int) -> list[str]:
-    """The ids of the messages in a node's inbox."""
-    inbox = driver._connection.keys.inbox(node, driver.run.run_id)
-    return [fields[b"i"].decode() for _, fields in backend.admin.xrange(inbox)]
 
 
 # The state.
@@ -120,7 +73,7 @@ def test_the_run_config_comes_back(backend: Backend) -> None:
     """A resumed run has the app and run config it was started with; another one is refused, and changes nothing."""
     former = start(backend, run_config={"lr": 0.1, "rounds": 3})
     kill(former)
-    owner = former._connection.keys.owner(former.run.run_id)
+    owner = former.connection.keys.owner(former.run.run_id)
     before = backend.admin.get(owner)
     with pytest.raises(ConfigError, match=r"was started with the run config .*, not \{'lr': 0.2\}"):
         Driver(backend.connect(), "", {"lr": 0.2}, resume=former.run.run_id, takeover=True)
@@ -145,7 +98,7 @@ def test_the_state_is_saved_by_a_push_of_a_new_group(backend: Backend) -> None:
 def test_a_commit_writes_only_what_changed(backend: Backend) -> None:
     """A commit that finds the state as the last one left it does not write it; a small one that changed is whole."""
     with driving(backend) as driver:
-        key = driver._connection.keys.context(driver.run.run_id)
+        key = driver.connection.keys.context(driver.run.run_id)
         state = driver.context.state
         state.parameters_records["p"] = ParametersRecord({"a": Array(np.zeros(9)), "b": Array(np.ones(9))})
         driver.checkpoint()
@@ -185,7 +138,7 @@ def test_equal_content_is_adopted_first_then_the_oldest(backend: Backend) -> Non
     oldest, middle, newest = (push(former, node, number(value)) for value in (1, 2, 3))
     kill(former)
     # A hash has no order: the oldest may come last.
-    key = former._connection.keys.ledger(former.run.run_id)
+    key = former.connection.keys.ledger(former.run.run_id)
     entry = backend.admin.hget(key, oldest)
     backend.admin.hdel(key, oldest)
     backend.admin.hset(key, oldest, entry)
@@ -235,12 +188,12 @@ def test_what_expired_is_not_adopted(backend: Backend) -> None:
         node, unread = nodes.nodes[0].node_id, silent(backend)
         former = start(backend)
         answered = push(former, node, number(1), ttl=1.0)
-        outbox = former._connection.keys.outbox(node, former.run.run_id)
+        outbox = former.connection.keys.outbox(node, former.run.run_id)
         eventually(lambda: backend.admin.xlen(outbox))
         expired = push(former, unread, number(1), ttl=0.1)
-        pushed = former._connection.read_time()
+        pushed = former.connection.read_time()
         kill(former)
-        eventually(lambda: former._connection.read_time() > pushed + 1.1)
+        eventually(lambda: former.connection.read_time() > pushed + 1.1)
         with resumed(backend, former) as driver:
             assert push(driver, unread, number(1)) != expired
             assert push(driver, node, number(1)) == answered
@@ -260,13 +213,13 @@ def test_what_nobody_adopts_is_cancelled_when_the_run_moves_on(backend: Backend)
             receive = [driver.create_message(number(1), "train", node, "1")]
             assert [number_in(reply) for reply in driver.send_and_receive(receive)] == [1]
             driver.checkpoint()
-            assert orphan in ledger(backend, driver)
+            assert orphan in in_ledger(backend, driver)
             # A new group, but nothing to settle any more: the app may be about to push the orphan's group again.
             driver.send_and_receive([driver.create_message(number(2), "train", node, "2")])
-            assert orphan in ledger(backend, driver)
+            assert orphan in in_ledger(backend, driver)
             assert in_inbox(backend, driver, unread) == [orphan]
             driver.send_and_receive([driver.create_message(number(3), "train", node, "3")])
-            assert orphan not in ledger(backend, driver)
+            assert orphan not in in_ledger(backend, driver)
             assert in_inbox(backend, driver, unread) == []
 
 
@@ -285,7 +238,7 @@ def test_a_cancelled_orphan_is_not_executed(backend: Backend) -> None:
             assert push(driver, slow, number(1)) == running
             for group in ("1", "2"):
                 driver.send_and_receive([driver.create_message(number(1), "train", fast, group)])
-            assert orphan not in ledger(backend, driver)
+            assert orphan not in in_ledger(backend, driver)
             gate.go.set()
             assert [number_in(reply) for reply in driver.replies([running])] == [1]
             assert number_in(driver.send_and_receive([driver.create_message(number(4), "train", slow, "3")])[0]) == 4
@@ -303,7 +256,7 @@ def test_a_run_that_starts_over_adopts_nothing(backend: Backend) -> None:
         kill(former)
         with resumed(backend, former) as driver:
             driver.start_over()
-            assert ledger(backend, driver) == set()
+            assert in_ledger(backend, driver) == set()
             new = push(driver, node, number(1))
             assert new not in left
             gate.go.set()
@@ -311,7 +264,7 @@ def test_a_run_that_starts_over_adopts_nothing(backend: Backend) -> None:
             assert number_in(reply) == 1
             assert reply.metadata.reply_to_message == new
             driver.start_over()  # nothing is left to take back
-            assert ledger(backend, driver) == {new}
+            assert in_ledger(backend, driver) == {new}
         assert gate.calls == 2  # the one that had begun, and the new one
 
 
@@ -324,10 +277,10 @@ def test_a_push_with_checkpoint_moves_the_run_on(backend: Backend) -> None:
         assert len(list(former.replies([handed], timeout=20))) == 1
         former.context.state.metrics_records["m"] = MetricsRecord({"round": 1})
         kept = push(former, node, number(2))
-        assert ledger(backend, former) == {handed, kept}
+        assert in_ledger(backend, former) == {handed, kept}
         message = former.create_message(number(3), "train", node, "1")
         [last] = former.push_messages([message], checkpoint=True)
-        assert ledger(backend, former) == {kept, last}
+        assert in_ledger(backend, former) == {kept, last}
         kill(former)
         with resumed(backend, former) as driver:
             assert driver.context.state.metrics_records["m"] == {"round": 1}
@@ -352,10 +305,10 @@ def test_a_push_with_checkpoint_that_pushes_nothing_is_one(backend: Backend) -> 
         [node] = [node.node_id for node in nodes.nodes]
         for value, batch in ((1, []), (2, [driver.create_message(number(1), "train", 12345, "1")])):
             push(driver, node, number(1))
-            assert len(list(driver.replies(list(ledger(backend, driver)), timeout=20))) == 1
+            assert len(list(driver.replies(list(in_ledger(backend, driver)), timeout=20))) == 1
             driver.context.state.metrics_records["m"] = MetricsRecord({"round": value})
             assert driver.push_messages(batch, checkpoint=True) == [""] * len(batch)
-            assert ledger(backend, driver) == set()
+            assert in_ledger(backend, driver) == set()
             saved = SavedContext(backend.connect(), driver.run.run_id, 60.0).load()
             assert saved.metrics_records["m"] == {"round": value}
 
@@ -375,7 +328,7 @@ def test_a_message_that_was_lost_is_pushed_again(backend: Backend) -> None:
         former = start(backend)
         unread = silent(backend)
         lost = push(former, unread, number(1))
-        keys, run = former._connection.keys, former.run.run_id
+        keys, run = former.connection.keys, former.run.run_id
         backend.admin.unlink(keys.inbox(unread, run))
         kill(former)
         with resumed(backend, former) as driver:
@@ -396,11 +349,11 @@ def test_a_reply_that_was_there_is_delivered(backend: Backend) -> None:
         node = nodes.nodes[0].node_id
         former = start(backend)
         message_id = push(former, node, number(5))
-        outbox = former._connection.keys.outbox(node, former.run.run_id)
+        outbox = former.connection.keys.outbox(node, former.run.run_id)
         eventually(lambda: backend.admin.xlen(outbox))
         kill(former)
         nodes.nodes[0].stop()
-        eventually(lambda: not backend.admin.exists(former._connection.keys.node_lease(node)))
+        eventually(lambda: not backend.admin.exists(former.connection.keys.node_lease(node)))
         with resumed(backend, former) as driver:
             # The node left the registry, so the push of the same message would be refused: its id is remembered.
             assert [number_in(reply) for reply in driver.replies([message_id])] == [5]
@@ -455,13 +408,13 @@ def test_an_orphan_gets_no_verdict_until_somebody_waits(backend: Backend) -> Non
     registration.register()
     message_id = push(former, registration.node_id, number(1))
     kill(former)
-    eventually(lambda: not backend.admin.exists(former._connection.keys.node_lease(registration.node_id)))
+    eventually(lambda: not backend.admin.exists(former.connection.keys.node_lease(registration.node_id)))
     with federation(backend, nodes=1) as nodes, resumed(backend, former) as driver:
-        driver._collector._swept = 0.0  # a sweep is due
+        sweep_soon(driver)  # a sweep is due
         driver.send_and_receive([driver.create_message(number(1), "train", nodes.nodes[0].node_id, "1")])
-        driver._collector._swept = 0.0
+        sweep_soon(driver)
         driver.pull_messages([])
-        assert message_id in ledger(backend, driver)
+        assert message_id in in_ledger(backend, driver)
         assert in_inbox(backend, driver, registration.node_id) == [message_id]
         [reply] = driver.replies([message_id])
         assert reply.error.code == ErrorCode.NODE_UNAVAILABLE
@@ -520,7 +473,7 @@ def test_a_former_server_app_does_nothing(backend: Backend) -> None:
     with federation(backend, gate.app, nodes=1) as nodes:
         node = nodes.nodes[0].node_id
         former = start(backend)
-        run, keys = former.run.run_id, former._connection.keys
+        run, keys = former.run.run_id, former.connection.keys
         message_id = push(former, node, number(1))
         assert gate.begun.acquire(timeout=10)
         with resumed(backend, former) as driver:
@@ -534,11 +487,10 @@ def test_a_former_server_app_does_nothing(backend: Backend) -> None:
                 former.checkpoint,
                 lambda: former.cancel_messages([message_id]),
                 lambda: list(former.replies([message_id])),
-                lambda: former._link.transact(lambda pipe: None, lambda: False),
+                lambda: transact(former),
                 former.end,
             ):
-                former._link._over = None  # as if it had not noticed yet: each attempt by itself is refused
-                former._collector._swept = 0.0
+                unaware(former)
                 with pytest.raises(RunFenced, match="was taken over by another ServerApp"):
                     attempt()
             assert contents_of(backend.admin, before) == before
@@ -551,14 +503,13 @@ def test_a_former_server_app_does_nothing(backend: Backend) -> None:
 def test_a_former_server_app_does_not_end_a_run_that_is_over(backend: Backend) -> None:
     """One that was taken over and wakes after the end raises RunLost, creates no key, and the end stays as it was."""
     former = start(backend)
-    run, keys = former.run.run_id, former._connection.keys
+    run, keys = former.run.run_id, former.connection.keys
     with resumed(backend, former):
         pass
     ended = backend.admin.zscore(keys.runs, str(run))
     former.context.state.metrics_records["m"] = MetricsRecord({"n": 1})
     for attempt in (former.checkpoint, former.end, lambda: former.pull_messages([])):
-        former._link._over = None
-        former._collector._swept = 0.0
+        unaware(former)
         with pytest.raises(RunLost, match=f"run {run} "):
             attempt()
     assert backend.admin.zscore(keys.runs, str(run)) == ended
@@ -577,7 +528,7 @@ def test_a_detached_run_keeps_what_nodes_answer(backend: Backend) -> None:
         former.detach()
         assert [info.status for info in list_runs(backend.connect())] == ["detached"]
         gate.go.set()
-        keys, run = former._connection.keys, former.run.run_id
+        keys, run = former.connection.keys, former.run.run_id
         eventually(lambda: all(backend.admin.xlen(keys.outbox(node.node_id, run)) for node in nodes.nodes))
         driver = Driver(backend.connect(), "", None, resume=run)  # nobody holds it: no takeover, and no wait
         replies = driver.send_and_receive(

@@ -7,12 +7,14 @@ import pytest
 from brokerfl.broker import nodes as nodes_module
 from brokerfl.broker import runs as runs_module
 from brokerfl.broker.keys import MOST_RETENTION, RETENTION
+from brokerfl.broker.nodes import Registration
 from brokerfl.broker.runs import list_runs, stop_run
 from brokerfl.common import ConfigError, RunFenced, RunLost, RunStopped
 from brokerfl.server import Driver
 from brokerfl.testing import fake_connection
 from tests.apps import Gate, contents_of, driving, eventually, federation, number, number_in
 from tests.conftest import PREFIX, Backend, check_keys
+from tests.stage import cut, kill
 
 #: TLS changes nothing here; test_messages.py has it.
 WITHOUT = ("redis-tls",)
@@ -80,7 +82,7 @@ def test_everything_of_a_dead_run_expires(backend: Backend) -> None:
     with federation(backend, gate.app, nodes=1) as nodes:
         driver = Driver(backend.connect(), "server:app", retention=1.0, lease=0.5)
         driver.push_messages([driver.create_message(number(1), "train", nodes.nodes[0].node_id, "1")])
-        driver._heartbeat.stop()  # as after a kill -9
+        kill(driver)  # as after a kill -9
         eventually(lambda: not keys_of(backend, driver))
         gate.go.set()
     assert list_runs(backend.connect()) == []
@@ -104,7 +106,7 @@ def test_a_former_owner_writes_nothing(backend: Backend) -> None:
     with federation(backend, nodes=1) as nodes:
         node = nodes.nodes[0].node_id
         driver = Driver(backend.connect(), "server:app")
-        keys, run = driver._connection.keys, driver.run.run_id
+        keys, run = driver.connection.keys, driver.run.run_id
         driver.send_and_receive([driver.create_message(number(1), "train", node, "1")])
         backend.admin.set(keys.owner(run), "2:somebody-else", keepttl=True)
         before = contents_of(backend.admin, keys_of(backend, driver)) if backend.is_real else {}
@@ -126,15 +128,14 @@ def test_a_stopped_run_stays_over_whatever_others_keep(backend: Backend) -> None
         node = nodes.nodes[0].node_id
         driver = Driver(backend.connect(), "server:app", retention=MOST_RETENTION)
         driver.send_and_receive([driver.create_message(number(1), "train", node, "1")])
-        driver._heartbeat.stop()
-        backend.admin.unlink(driver._connection.keys.run_lease(driver.run.run_id))
+        kill(driver)
+        backend.admin.unlink(driver.connection.keys.run_lease(driver.run.run_id))
         stop_run(backend.connect(), driver.run.run_id)
         later = backend.admin.time()[0] - 7 * 24 * 3600
         backend.admin.zadd(f"{PREFIX}:runs", {str(driver.run.run_id): -later * 1000 - 0.5})
         with driving(backend, retention=1.0):
             assert driver.run.run_id not in {info.run_id for info in list_runs(backend.connect())}
-        driver._link.distrust()
-        driver._link._was_cut = True
+        cut(driver)
         assert driver.push_messages([driver.create_message(number(1), "train", node, "2")]) == [""]
         with pytest.raises(RunStopped):
             driver.pull_messages([])
@@ -208,3 +209,21 @@ def test_lost_data_end_the_waits(backend: Backend) -> None:
         assert outcome
         gate.go.set()
         driver.detach()
+
+
+def test_a_resumed_run_has_its_whole_lifetime_again(backend: Backend) -> None:
+    """What a run's nodes hold of it lives as long as the run itself, from the resume and from the detach on."""
+    registration = Registration(backend.connect(), "later")
+    registration.register()
+    driver = Driver(backend.connect(), "server:app", retention=1000.0)
+    keys, run, node = driver.connection.keys, driver.run.run_id, registration.node_id
+    driver.push_messages([driver.create_message(number(1), "train", node, "1")])
+    inbox = keys.inbox(node, run)
+    backend.admin.pexpire(inbox, 5000)
+    driver.detach()
+    assert backend.admin.pttl(inbox) > 900_000
+    backend.admin.pexpire(inbox, 5000)
+    with_run = Driver(backend.connect(), "server:app", resume=run, retention=1000.0)
+    assert backend.admin.pttl(inbox) > 900_000
+    eventually(lambda: backend.admin.pttl(keys.node_runs(node)) > 900_000)
+    with_run.end()

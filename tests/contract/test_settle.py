@@ -9,23 +9,17 @@ from brokerfl.broker.runs import list_runs
 from brokerfl.client import ClientApp
 from brokerfl.common import Array, Context, ErrorCode, Message, MetricsRecord, ParametersRecord, RecordSet
 from brokerfl.server import Driver
-from brokerfl.wire import payload
 from tests.apps import driving, federation, number, number_in
 from tests.conftest import Backend
-from tests.contract.test_resume import kill, ledger, resumed, start
+from tests.stage import in_ledger, kill, resumed, start
 
 #: TLS changes nothing here; test_messages.py has it.
 WITHOUT = ("redis-tls",)
 
+pytestmark = pytest.mark.usefixtures("small_chunks")
+
 #: More than a reply carries itself, in several chunks.
 CHUNK, LARGE = 1024, 5000
-
-
-@pytest.fixture(autouse=True)
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reply of some thousand bytes takes several chunks."""
-    monkeypatch.setattr(payload, "INLINE", 512)
-    monkeypatch.setattr(payload, "CHUNK", CHUNK)
 
 
 class Trainer:
@@ -48,7 +42,7 @@ class Trainer:
 
 def in_redis(backend: Backend, driver: Driver, node: int) -> tuple[int, int]:
     """How many entries a node's outbox and data stream have."""
-    _, outbox, data = driver._connection.keys.of_node_and_run(node, driver.run.run_id)
+    _, outbox, data = driver.connection.keys.of_node_and_run(node, driver.run.run_id)
     return backend.admin.xlen(outbox), backend.admin.xlen(data)
 
 
@@ -73,11 +67,11 @@ def test_a_settled_reply_leaves_redis_at_once(backend: Backend) -> None:
         driver.settle(gone)
         assert in_redis(backend, driver, gone.metadata.src_node_id) == (0, 0)
         assert {in_redis(backend, driver, reply.metadata.src_node_id) for reply in others} == {(1, 6)}
-        assert ledger(backend, driver) == {reply.metadata.reply_to_message for reply in others}
+        assert in_ledger(backend, driver) == {reply.metadata.reply_to_message for reply in others}
         assert counted(backend, driver) == (3, 1)
         driver.settle(*others)
         assert {in_redis(backend, driver, node) for node in ids} == {(0, 0)}
-        assert ledger(backend, driver) == set()
+        assert in_ledger(backend, driver) == set()
         assert len(driver.send_and_receive(broadcast(driver, ids, "2"))) == 3
         driver.checkpoint()
         assert counted(backend, driver) == (6, 6)
@@ -94,7 +88,7 @@ def test_replies_are_settled_while_they_are_folded(backend: Backend) -> None:
                 driver.settle(reply)
                 assert in_redis(backend, driver, reply.metadata.src_node_id) == (0, 0)
             assert sorted(folded) == [0, 1, 2]
-            assert ledger(backend, driver) == set()
+            assert in_ledger(backend, driver) == set()
         assert counted(backend, driver) == (6, 6)
 
 
@@ -129,7 +123,7 @@ def test_what_is_settled_twice_or_was_never_there_is_passed_over(backend: Backen
         driver.settle()
         for _ in range(2):
             driver.settle(reply, error, error, verdict, unknown, own)
-        assert ledger(backend, driver) == set()
+        assert in_ledger(backend, driver) == set()
         assert in_redis(backend, driver, node) == (0, 0)
         assert counted(backend, driver) == (3, 3)
         assert number_in(driver.send_and_receive(broadcast(driver, [node], "2"))[0]) == 0
@@ -143,7 +137,7 @@ def test_a_reply_that_the_app_has_not_got_stays(backend: Backend) -> None:
         [message_id] = driver.push_messages(broadcast(driver, [node]))
         first.metadata.reply_to_message = message_id
         driver.settle(first)
-        assert message_id in ledger(backend, driver)
+        assert message_id in in_ledger(backend, driver)
         assert [number_in(reply) for reply in driver.replies([message_id])] == [0]
 
 
@@ -156,7 +150,7 @@ def test_nonsense_is_a_type_error(backend: Backend, nonsense: Any) -> None:
         [reply] = driver.send_and_receive(broadcast(driver, [nodes.nodes[0].node_id]))
         with pytest.raises(TypeError, match=f"settle takes replies, not {type(nonsense).__name__}"):
             driver.settle(reply, nonsense)
-        assert ledger(backend, driver) == {reply.metadata.reply_to_message}
+        assert in_ledger(backend, driver) == {reply.metadata.reply_to_message}
 
 
 def test_what_was_settled_before_a_crash_is_executed_again(backend: Backend) -> None:
@@ -191,7 +185,7 @@ def test_a_broadcast_is_freed_by_the_last_settle(backend: Backend) -> None:
     with federation(backend, Trainer().app, nodes=2) as nodes, driving(backend) as driver:
         batch = [driver.create_message(large, "train", node.node_id, "1") for node in nodes.nodes]
         first, second = driver.send_and_receive(batch)
-        manifests = driver._connection.keys.blobs(driver.run.run_id)
+        manifests = driver.connection.keys.blobs(driver.run.run_id)
         driver.settle(first)
         assert backend.admin.exists(manifests)
         driver.settle(second)

@@ -18,7 +18,7 @@ from brokerfl.wire.record import encode_content
 from tests.apps import driving
 from tests.chaos.proxy import Proxy
 from tests.conftest import PREFIX, Backend
-from tests.contract.test_resume import push, silent
+from tests.stage import push, silent
 
 #: Links are TCP's matter: one server will do.
 WITHOUT = ("fakeredis", "redis", "redis-tls")
@@ -56,7 +56,7 @@ def test_a_large_reply_gets_through(backend: Backend, slow: Connection) -> None:
         manifest = Payloads(slow, node, lambda: True).upload(run, "m", "1", content, lambda: True)
         assert manifest is not None
         assert [entry.encode() for entry in manifest.entries] == [
-            entry for entry, _ in backend.admin.xrange(driver._connection.keys.data(node, run))
+            entry for entry, _ in backend.admin.xrange(driver.connection.keys.data(node, run))
         ]
 
 

@@ -9,8 +9,9 @@ from brokerfl.broker.runs import list_runs, stop_run
 from brokerfl.common import ErrorCode, RunNotFound, RunStopped
 from brokerfl.server import Driver, collector
 from brokerfl.server.liveness import Liveness
-from tests.apps import Gate, driving, eventually, federation, number, number_in, serving
+from tests.apps import Gate, driving, echo_app, eventually, federation, number, number_in
 from tests.conftest import Backend
+from tests.stage import dropped, kill, read_nothing, serving
 
 
 def server_time(backend: Backend) -> float:
@@ -62,10 +63,10 @@ def test_a_named_node_may_come_back(backend: Backend) -> None:
     with driving(backend, offline_grace=20.0) as driver:
         first = silent_node(backend, "hospital", lease=0.4)
         ids = driver.push_messages([driver.create_message(number(4), "train", first.node_id, "1")])
-        lease = driver._connection.keys.node_lease(first.node_id)
+        lease = driver.connection.keys.node_lease(first.node_id)
         eventually(lambda: not backend.admin.exists(lease))
         assert list(driver.replies(ids, timeout=1.5)) == []
-        with serving(backend, "hospital"):
+        with serving(backend, echo_app(), name="hospital"):
             assert [number_in(reply) for reply in driver.replies(ids)] == [4]
 
 
@@ -75,7 +76,7 @@ def test_a_named_node_that_stays_away_is_error_5(backend: Backend) -> None:
         gone = silent_node(backend, "hospital", lease=0.4)
         [reply] = driver.send_and_receive([driver.create_message(number(1), "train", gone.node_id, "1")])
         assert reply.error.code == ErrorCode.NODE_UNAVAILABLE
-        inbox = driver._connection.keys.inbox(gone.node_id, driver.run.run_id)
+        inbox = driver.connection.keys.inbox(gone.node_id, driver.run.run_id)
         assert backend.admin.xlen(inbox) == 0, "a node that comes back later would execute it"
 
 
@@ -117,7 +118,7 @@ def test_a_node_does_not_execute_what_expired_meanwhile(backend: Backend) -> Non
         # The node knows the server's clock as well as a round trip allows; on a busy machine that is not much.
         eventually(lambda: server_time(backend) > pushed + 1.0)
         gate.go.set()
-        inbox = driver._connection.keys.inbox(node, driver.run.run_id)
+        inbox = driver.connection.keys.inbox(node, driver.run.run_id)
         eventually(lambda: backend.admin.xlen(inbox) == 0)  # nobody swept: the node itself removed it
         replies = {reply.metadata.reply_to_message: reply for reply in driver.replies(ids)}
         assert number_in(replies[ids[0]]) == 1
@@ -135,11 +136,11 @@ def test_a_reply_after_the_deadline_does_not_count(backend: Backend) -> None:
         begun = server_time(backend)
         eventually(lambda: server_time(backend) > begun + 1.0)
         gate.go.set()
-        outbox = driver._connection.keys.outbox(node, driver.run.run_id)
+        outbox = driver.connection.keys.outbox(node, driver.run.run_id)
         eventually(lambda: backend.admin.xlen(outbox))  # the reply is there before anybody judged the message
         [reply] = driver.replies(ids)
         assert reply.error.code == ErrorCode.MESSAGE_UNAVAILABLE
-        assert driver._ledger.dropped == 1
+        assert dropped(driver) == 1
 
 
 def test_a_reply_that_arrived_wins_over_a_verdict(backend: Backend) -> None:
@@ -149,12 +150,12 @@ def test_a_reply_that_arrived_wins_over_a_verdict(backend: Backend) -> None:
     with driving(backend) as driver, federation(backend, gate.app, nodes=1) as nodes:
         node = nodes.nodes[0]
         ids = driver.push_messages([driver.create_message(number(6), "train", node.node_id, "1")])
-        outbox = driver._connection.keys.outbox(node.node_id, driver.run.run_id)
+        outbox = driver.connection.keys.outbox(node.node_id, driver.run.run_id)
         eventually(lambda: backend.admin.xlen(outbox))
-        bell = driver._connection.keys.bell(driver.run.run_id)
+        bell = driver.connection.keys.bell(driver.run.run_id)
         backend.admin.xtrim(bell, maxlen=0)  # and its ring is lost
         node.stop()
-        eventually(lambda: not backend.admin.exists(driver._connection.keys.node_lease(node.node_id)))
+        eventually(lambda: not backend.admin.exists(driver.connection.keys.node_lease(node.node_id)))
         assert [number_in(reply) for reply in driver.replies(ids)] == [6]
 
 
@@ -163,19 +164,19 @@ def test_a_verdict_looks_into_the_outbox_once_more(backend: Backend, monkeypatch
     with driving(backend) as driver, federation(backend, nodes=1) as nodes:
         node = nodes.nodes[0]
         ids = driver.push_messages([driver.create_message(number(6), "train", node.node_id, "1")])
-        outbox = driver._connection.keys.outbox(node.node_id, driver.run.run_id)
+        outbox = driver.connection.keys.outbox(node.node_id, driver.run.run_id)
         eventually(lambda: backend.admin.xlen(outbox))
         node.stop()
-        eventually(lambda: not backend.admin.exists(driver._connection.keys.node_lease(node.node_id)))
+        eventually(lambda: not backend.admin.exists(driver.connection.keys.node_lease(node.node_id)))
         # As if it had not arrived yet.
-        monkeypatch.setattr(driver._collector._intake._outboxes, "read", lambda *_: ([], True))
+        read_nothing(driver, monkeypatch)
         assert [number_in(reply) for reply in driver.replies(ids)] == [6]
 
 
 def test_a_lost_ring_costs_only_time(backend: Backend) -> None:
     """With the bell deleted altogether, replies still come: the sweep finds them."""
     with federation(backend, nodes=2) as nodes, driving(backend) as driver:
-        backend.admin.unlink(driver._connection.keys.bell(driver.run.run_id))
+        backend.admin.unlink(driver.connection.keys.bell(driver.run.run_id))
         batch = [driver.create_message(number(1), "train", node.node_id, "1") for node in nodes.nodes]
         assert [number_in(reply) for reply in driver.send_and_receive(batch)] == [1, 1]
 
@@ -220,14 +221,14 @@ def test_stop_waits_for_a_busy_server_app(backend: Backend) -> None:
     assert not [key for key in backend.admin.scan_iter() if str(driver.run.run_id).encode() in key]
 
 
-def test_stop_without_a_server_app(backend: Backend) -> None:
+def test_stop_deletes_a_run_without_a_server_app(backend: Backend) -> None:
     """A run whose ServerApp is dead is detached once its lease lapsed; stopping it deletes every key."""
     with federation(backend, nodes=1) as nodes:
         driver = Driver(backend.connect(), "server:app", lease=1.5)
         run = driver.run.run_id
         driver.push_messages([driver.create_message(number(1), "train", nodes.nodes[0].node_id, "1")])
         assert [info.status for info in list_runs(backend.connect())] == ["running"]
-        driver._heartbeat.stop()  # as after a kill -9
+        kill(driver)  # as after a kill -9
         eventually(lambda: [info.status for info in list_runs(backend.connect())] == ["detached"])
         stop_run(backend.connect(), run)
         assert [info.status for info in list_runs(backend.connect())] == ["stopped"]

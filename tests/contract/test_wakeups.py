@@ -9,7 +9,7 @@ from brokerfl.server import collector
 from tests.apps import Gate, driving, federation, number, number_in
 from tests.conftest import Backend
 
-#: TLS changes nothing here; test_messages.py and test_outage.py have it.
+#: TLS changes nothing here; test_messages.py and test_nothing_lost.py have it.
 WITHOUT = ("redis-tls",)
 
 

@@ -1,19 +1,16 @@
 """A node with several workers: each run has one writer; and what shares a transaction of the journal."""
 
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from brokerfl.broker import inbox
 from brokerfl.broker.keys import GROUP
-from brokerfl.broker.nodes import Registration
 from brokerfl.client import ClientApp, contexts, executor, publisher
 from brokerfl.client import node as node_module
-from brokerfl.client.journal import Journal
-from brokerfl.client.node import _MOST_READ, Node
+from brokerfl.client.node import Node
 from brokerfl.common import (
     Array,
     Context,
@@ -26,8 +23,33 @@ from brokerfl.common import (
 )
 from brokerfl.server import Driver
 from brokerfl.wire.record import decode_content
-from tests.apps import driving, eventually, number, number_in
+from tests.apps import Bench, driving, eventually, number, number_in
 from tests.conftest import Backend
+from tests.stage import (
+    MOST_READ,
+    QUESTIONS,
+    answered_runs,
+    begins_nothing,
+    by_hand,
+    commits,
+    cut_node,
+    drop_finished,
+    identity,
+    is_wanted,
+    kill,
+    last_in_hand,
+    note_finished,
+    numbers,
+    publish_in_flight,
+    push_numbers,
+    read_inbox,
+    saved_state,
+    served_runs,
+    serving,
+    turns,
+    waiting_runs,
+    warm_up,
+)
 
 #: TLS changes nothing here; test_messages.py has it.
 WITHOUT = ("redis-tls",)
@@ -35,104 +57,9 @@ WITHOUT = ("redis-tls",)
 NAME = "berlin"
 
 
-class Bench:
-    """A ClientApp that counts its messages in its state, and waits in the middle of those that the test holds.
-
-    Attributes:
-        executed: the numbers of the messages, by run, in the order of their executions.
-        begun: released whenever one begins.
-        held: by run, what its messages wait for.
-        most: the most messages of one run that were being executed at once.
-    """
-
-    def __init__(self) -> None:
-        self.executed: dict[int, list[int]] = {}
-        self.begun = threading.Semaphore(0)
-        self.held: dict[int, threading.Event] = {}
-        self.barrier: threading.Barrier | None = None
-        self.most = 0
-        self.cancelled: dict[int, list[bool]] = {}
-        self._inside: dict[int, int] = {}
-        self._lock = threading.Lock()
-        self.app = ClientApp()
-        self.app.train()(self.train)
-        self.app.train("raise")(self.fail)
-
-    def hold(self, driver: Driver) -> threading.Event:
-        """Let the messages of a run wait for the event that is returned."""
-        return self.held.setdefault(driver.run.run_id, threading.Event())
-
-    def train(self, message: Message, context: Context) -> Message:
-        """Count, and reply with the count."""
-        run = context.run_id
-        with self._lock:
-            self._inside[run] = self._inside.get(run, 0) + 1
-            self.most = max(self.most, self._inside[run])
-            self.executed.setdefault(run, []).append(number_in(message))
-        self.begun.release()
-        if self.barrier is not None:
-            self.barrier.wait(20)
-        if run in self.held:
-            assert self.held[run].wait(20)
-        self.cancelled.setdefault(run, []).append(context.cancelled())
-        count = context.state.metrics_records.setdefault("m", MetricsRecord({"n": 0}))
-        count["n"] = int(count["n"]) + 1  # type: ignore[arg-type]
-        with self._lock:
-            self._inside[run] -= 1
-        return message.create_reply(number(int(count["n"])))  # type: ignore[arg-type]
-
-    def fail(self, message: Message, context: Context) -> Message:
-        """Count, and raise."""
-        self.train(message, context)
-        raise ValueError("after it had counted")
-
-
-def new_node(backend: Backend, app: ClientApp, folder: Path | None, workers: int = 1, lease: float = 15.0) -> Node:
-    """A named node with its journal in ``folder``."""
-    journal = Journal(folder)
-    registration = Registration(backend.connect(), NAME, lease=lease, home=journal.home)
-    return Node(app, registration._connection, registration, journal=journal, workers=workers)
-
-
-@contextmanager
-def serving(
-    backend: Backend, app: ClientApp, folder: Path | None = None, workers: int = 2, lease: float = 15.0
-) -> Iterator[Node]:
-    """The node serves in a thread until the block ends."""
-    node = new_node(backend, app, folder, workers, lease)
-    ready, failures = threading.Event(), []
-    node._on_ready = ready.set
-
-    def serve() -> None:
-        try:
-            node.serve()
-        except Exception as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=serve)
-    thread.start()
-    try:
-        assert ready.wait(20)
-        yield node
-    finally:
-        node.stop()
-        thread.join()
-    assert failures == []
-
-
-def push(driver: Driver, node: Node, *values: int, kind: str = "train") -> list[str]:
-    """Push one message for each value; return their ids."""
-    return driver.push_messages([driver.create_message(number(n), kind, node.node_id, "1") for n in values])
-
-
-def numbers(driver: Driver, ids: list[str], timeout: float = 20.0) -> list[int]:
-    """What the replies hold, in the order of their arrival."""
-    return [number_in(reply) for reply in driver.replies(ids, timeout=timeout)]
-
-
 def state_of(node: Node, driver: Driver) -> int:
     """How many messages of the run the journal's state has counted."""
-    fields = node._journal.state_of(driver.run.run_id)
+    fields = saved_state(node, driver.run.run_id)
     count = 0 if fields is None else decode_content(fields).metrics_records["m"]["n"]
     assert isinstance(count, int)
     return count
@@ -144,12 +71,12 @@ def state_of(node: Node, driver: Driver) -> int:
 def test_a_slow_message_does_not_hold_up_another_run(backend: Backend) -> None:
     """While a message of one run is executed, one round after the other of a second run is served."""
     bench = Bench()
-    with serving(backend, bench.app) as node, driving(backend) as slow, driving(backend) as quick:
+    with serving(backend, bench.app, workers=2) as node, driving(backend) as slow, driving(backend) as quick:
         go = bench.hold(slow)
-        waiting = push(slow, node, 1)
+        waiting = push_numbers(slow, node, 1)
         assert bench.begun.acquire(timeout=10)
         for turn in range(5):
-            assert numbers(quick, push(quick, node, turn)) == [turn + 1]
+            assert numbers(quick, push_numbers(quick, node, turn)) == [turn + 1]
         assert list(slow.replies(waiting, timeout=0.05)) == []
         go.set()
         assert numbers(slow, waiting) == [1]
@@ -165,29 +92,29 @@ def test_a_run_has_one_worker(backend: Backend, tmp_path: Path) -> None:
     bench.barrier = threading.Barrier(2)
     with driving(backend) as one, driving(backend) as two:
         with serving(backend, bench.app, tmp_path, workers=3) as node:
-            sent = {driver: push(driver, node, *range(12)) for driver in (one, two)}
+            sent = {driver: push_numbers(driver, node, *range(12)) for driver in (one, two)}
             for driver, ids in sent.items():
                 assert sorted(numbers(driver, ids)) == list(range(1, 13))
         assert bench.most == 1
         assert bench.executed == {driver.run.run_id: list(range(12)) for driver in (one, two)}
         bench.barrier = None
         with serving(backend, bench.app, tmp_path, workers=3) as node:
-            assert [numbers(driver, push(driver, node, 0)) for driver in (one, two)] == [[13], [13]]
+            assert [numbers(driver, push_numbers(driver, node, 0)) for driver in (one, two)] == [[13], [13]]
 
 
 def test_the_run_that_waited_longest_is_next(backend: Backend) -> None:
     """With two workers and four runs, a worker that is free takes the run that has waited longest, not its last one."""
     bench = Bench()
-    with serving(backend, bench.app) as node, ExitStack() as runs:
+    with serving(backend, bench.app, workers=2) as node, ExitStack() as runs:
         one, two, three, four = (runs.enter_context(driving(backend)) for _ in range(4))
         go = {driver: bench.hold(driver) for driver in (one, two, three, four)}
         sent = {}
         for driver in (one, two):
-            sent[driver] = push(driver, node, 1, 2)
+            sent[driver] = push_numbers(driver, node, 1, 2)
             assert bench.begun.acquire(timeout=10)
         for driver in (three, four):
-            sent[driver] = push(driver, node, 1)
-            eventually(lambda d=driver: d.run.run_id in node._worklist._waiting)
+            sent[driver] = push_numbers(driver, node, 1)
+            eventually(lambda d=driver: d.run.run_id in waiting_runs(node))
         go[one].set()
         assert bench.begun.acquire(timeout=10)
         assert list(bench.executed) == [driver.run.run_id for driver in (one, two, three)]
@@ -202,14 +129,14 @@ def test_the_run_that_waited_longest_is_next(backend: Backend) -> None:
 def test_a_busy_run_is_read_ahead_within_bounds(backend: Backend) -> None:
     """A node that reads for others does not take the whole inbox of a slow run, and then reads on without waiting."""
     bench = Bench()
-    with serving(backend, bench.app) as node, driving(backend) as slow, driving(backend) as quick:
+    with serving(backend, bench.app, workers=2) as node, driving(backend) as slow, driving(backend) as quick:
         go = bench.hold(slow)
-        ids = push(slow, node, *range(200))
+        ids = push_numbers(slow, node, *range(200))
         assert bench.begun.acquire(timeout=10)
-        inbox = slow._connection.keys.inbox(node.node_id, slow.run.run_id)
+        inbox = slow.connection.keys.inbox(node.node_id, slow.run.run_id)
         for turn in range(5):
-            assert numbers(quick, push(quick, node, turn)) == [turn + 1]
-        assert backend.admin.xpending(inbox, GROUP)["pending"] <= 1 + _MOST_READ
+            assert numbers(quick, push_numbers(quick, node, turn)) == [turn + 1]
+        assert backend.admin.xpending(inbox, GROUP)["pending"] <= 1 + MOST_READ
         go.set()
         assert sorted(numbers(slow, ids, timeout=10.0)) == list(range(1, 201)), (
             "the loop's blocking read was waited for"
@@ -220,9 +147,9 @@ def test_cancelled_asks_about_its_own_message(backend: Backend, monkeypatch: pyt
     """Of two messages that are executed at once only the one that was cancelled sees it, and the next one does not."""
     monkeypatch.setattr(contexts, "_ASK", 0.0)
     bench = Bench()
-    with serving(backend, bench.app) as node, driving(backend) as one, driving(backend) as two:
+    with serving(backend, bench.app, workers=2) as node, driving(backend) as one, driving(backend) as two:
         go = [bench.hold(driver) for driver in (one, two)]
-        unwanted, wanted = push(one, node, 1), push(two, node, 1)
+        unwanted, wanted = push_numbers(one, node, 1), push_numbers(two, node, 1)
         for _ in range(2):
             assert bench.begun.acquire(timeout=10)
         one.cancel_messages(unwanted)
@@ -231,7 +158,7 @@ def test_cancelled_asks_about_its_own_message(backend: Backend, monkeypatch: pyt
         assert numbers(two, wanted) == [1]
         [reply] = one.replies(unwanted)
         assert reply.error.code == ErrorCode.MESSAGE_UNAVAILABLE
-        assert len(numbers(one, push(one, node, 2))) == 1
+        assert len(numbers(one, push_numbers(one, node, 2))) == 1
         assert bench.cancelled == {one.run.run_id: [True, False], two.run.run_id: [False]}
 
 
@@ -242,28 +169,29 @@ def test_stopping_finishes_what_all_workers_have_in_hand(backend: Backend, tmp_p
     """Both messages that are being executed are finished and published; a third that is queued stays the node's."""
     bench = Bench()
     with driving(backend) as one, driving(backend) as two:
-        with serving(backend, bench.app, tmp_path) as node:
+        with serving(backend, bench.app, tmp_path, workers=2) as node:
             go = [bench.hold(driver) for driver in (one, two)]
-            sent = {one: push(one, node, 1, 2), two: push(two, node, 1)}
+            sent = {one: push_numbers(one, node, 1, 2), two: push_numbers(two, node, 1)}
             for _ in range(2):
                 assert bench.begun.acquire(timeout=10)
             node.stop()
-            eventually(lambda: node._worklist._closed)
+            eventually(lambda: begins_nothing(node))
             for event in go:
                 event.set()
         assert bench.executed == {one.run.run_id: [1], two.run.run_id: [1]}
         assert numbers(one, sent[one][:1]) == numbers(two, sent[two]) == [1]
-        with serving(backend, bench.app, tmp_path):
+        with serving(backend, bench.app, tmp_path, workers=2):
             assert numbers(one, sent[one][1:]) == [2]
         assert bench.executed[one.run.run_id] == [1, 2]
 
 
 @pytest.mark.parametrize("fails", ["lease", "is_wanted", "publish"])
-def test_a_worker_that_loses_redis_puts_back(backend: Backend, fails: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_message_whose_worker_lost_redis_is_answered(
+    backend: Backend, fails: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """When a worker alone cannot reach Redis, before or after it executed, its message is answered all the same."""
     bench, failed = Bench(), []
-    places = {"lease": (Node, "_is_current"), "is_wanted": (Node, "_is_wanted"), "publish": (publisher, "publish")}
-    module, name = places[fails]
+    module, name = QUESTIONS[fails]
     original = getattr(module, name)
 
     def flaky(*arguments: object) -> object:
@@ -273,9 +201,9 @@ def test_a_worker_that_loses_redis_puts_back(backend: Backend, fails: str, monke
         return original(*arguments)
 
     monkeypatch.setattr(module, name, flaky)
-    with serving(backend, bench.app) as node, driving(backend) as one, driving(backend) as two:
-        assert numbers(one, push(one, node, 0)) == [1]  # a lone message is published by its worker
-        sent = {one: push(one, node, *range(1, 5)), two: push(two, node, *range(5))}
+    with serving(backend, bench.app, workers=2) as node, driving(backend) as one, driving(backend) as two:
+        assert numbers(one, push_numbers(one, node, 0)) == [1]  # a lone message is published by its worker
+        sent = {one: push_numbers(one, node, *range(1, 5)), two: push_numbers(two, node, *range(5))}
         assert [sorted(numbers(driver, ids)) for driver, ids in sent.items()] == [[2, 3, 4, 5], [1, 2, 3, 4, 5]]
         assert {driver.run.run_id: state_of(node, driver) for driver in sent} == dict.fromkeys(bench.executed, 5)
     assert failed
@@ -287,9 +215,9 @@ def test_broken_connections_lose_and_double_nothing(backend: Backend, tmp_path: 
     if not backend.is_real:
         pytest.skip("fakeredis has no connections to cut")
     bench, mine, rounds = Bench(), backend.admin.client_id(), 3
-    with serving(backend, bench.app, tmp_path) as node, driving(backend) as one, driving(backend) as two:
+    with serving(backend, bench.app, tmp_path, workers=2) as node, driving(backend) as one, driving(backend) as two:
         for turn in range(rounds):
-            sent = {driver: push(driver, node, *range(3 * turn, 3 * turn + 3)) for driver in (one, two)}
+            sent = {driver: push_numbers(driver, node, *range(3 * turn, 3 * turn + 3)) for driver in (one, two)}
             for client in backend.admin.client_list():
                 if int(client["id"]) != mine:
                     backend.admin.client_kill_filter(_id=client["id"])
@@ -303,25 +231,25 @@ def test_broken_connections_lose_and_double_nothing(backend: Backend, tmp_path: 
 def test_a_redis_that_lost_its_data_is_served_beside_old_work(backend: Backend, tmp_path: Path) -> None:
     """While a worker is in a message of a run that is gone, new runs are served; its result goes nowhere."""
     bench = Bench()
-    with serving(backend, bench.app, tmp_path, lease=0.9) as node:
+    with serving(backend, bench.app, tmp_path, lease=0.9, workers=2) as node:
         lost = Driver(backend.connect(), "server:app")
         go = bench.hold(lost)
-        push(lost, node, 1)
+        push_numbers(lost, node, 1)
         assert bench.begun.acquire(timeout=10)
-        before = node._identity
-        lost._heartbeat.stop()
+        before = identity(node)
+        kill(lost)
         backend.admin.flushall()
-        node._connection.losses += 1  # as when Redis was started again
-        eventually(lambda: node._identity != before)
+        cut_node(node)  # as when Redis was started again
+        eventually(lambda: identity(node) != before)
         with driving(backend) as fresh:
             assert fresh.wait_for_nodes(1, timeout=10) == [node.node_id]
-            assert numbers(fresh, push(fresh, node, 1)) == [1]
+            assert numbers(fresh, push_numbers(fresh, node, 1)) == [1]
             go.set()
-            eventually(lambda: lost.run.run_id in bench.cancelled and not node._worklist._served)
+            eventually(lambda: lost.run.run_id in bench.cancelled and not served_runs(node))
             assert bench.cancelled[lost.run.run_id] == [True]
-            assert numbers(fresh, push(fresh, node, 2)) == [2]
+            assert numbers(fresh, push_numbers(fresh, node, 2)) == [2]
             assert state_of(node, lost) == 0
-            assert set(node._journal._answered) == {str(fresh.run.run_id)}
+            assert answered_runs(node) == {fresh.run.run_id}
         lost.detach()
 
 
@@ -332,48 +260,16 @@ class Killed(BaseException):
     """The process is gone: no Exception, so that nothing catches it."""
 
 
-@contextmanager
-def by_hand(backend: Backend, app: ClientApp, folder: Path) -> Iterator[Node]:
-    """A node that has turns only when the test makes them; killed at the end of the block."""
-    node = new_node(backend, app, folder)
-    node.register()
-    try:
-        yield node
-    finally:
-        node._service.publisher._finished.clear()  # a process that was killed publishes no more
-        node._journal.close()
-
-
-def turns(node: Node, until: int, bench: Bench) -> None:
-    """Let the node work until that many messages were executed."""
-    eventually(lambda: (sum(map(len, bench.executed.values())) >= until or node.turn(0.1), until)[0] is True)
-
-
-def warm_up(node: Node, driver: Driver, bench: Bench) -> None:
-    """Let a node execute something, so that it knows the run, and think that it was quick, so that it reads many."""
-    ids = push(driver, node, 0)
-    turns(node, 1, bench)
-    assert numbers(driver, ids) == [1]
-    node._service.pace = 1e-6
-
-
-def commits(node: Node) -> list[str]:
-    """Each transaction of the journal from now on."""
-    heard: list[str] = []
-    node._journal._open_db.set_trace_callback(lambda text: heard.append(text) if text == "COMMIT" else None)
-    return heard
-
-
 def test_what_gathers_during_a_publish_is_one_transaction(backend: Backend, tmp_path: Path) -> None:
     """Nine executions that end while a publish is in flight are noted in one transaction, before they are published."""
     bench = Bench()
     with driving(backend) as driver, by_hand(backend, bench.app, tmp_path) as node:
         warm_up(node, driver, bench)
         heard = commits(node)
-        ids = push(driver, node, *range(1, 11))
-        outbox = driver._connection.keys.outbox(node.node_id, driver.run.run_id)
+        ids = push_numbers(driver, node, *range(1, 11))
+        outbox = driver.connection.keys.outbox(node.node_id, driver.run.run_id)
         published = backend.admin.xlen(outbox)
-        with node._service.publisher._publishing:  # a publish is in flight
+        with publish_in_flight(node):  # a publish is in flight
             turns(node, 10, bench)
             assert heard == []
             assert state_of(node, driver) == 1
@@ -392,7 +288,7 @@ def test_an_exception_in_a_batch_undoes_only_its_own(backend: Backend, tmp_path:
         warm_up(node, driver, bench)
         kinds = ["train", "train", "train.raise", "train", "train"]
         ids = driver.push_messages([driver.create_message(number(1), kind, node.node_id, "1") for kind in kinds])
-        with node._service.publisher._publishing:
+        with publish_in_flight(node):
             turns(node, 5, bench)
         turns(node, 6, bench)
         replies = list(driver.replies(ids))
@@ -402,25 +298,25 @@ def test_an_exception_in_a_batch_undoes_only_its_own(backend: Backend, tmp_path:
 
 
 @pytest.mark.parametrize("committed", [True, False])
-def test_a_node_that_is_killed_with_a_batch(backend: Backend, tmp_path: Path, committed: bool) -> None:
+def test_a_kill_undoes_a_whole_batch_or_nothing_of_it(backend: Backend, tmp_path: Path, committed: bool) -> None:
     """Killed before the commit, a node executes all of a batch again with the old state; after it, none of it."""
     bench, second = Bench(), Bench()
     with driving(backend) as driver:
         with by_hand(backend, bench.app, tmp_path) as node:
             warm_up(node, driver, bench)
-            ids = push(driver, node, *range(1, 6))
-            with node._service.publisher._publishing:
+            ids = push_numbers(driver, node, *range(1, 6))
+            with publish_in_flight(node):
                 turns(node, 5, bench)
                 if committed:
-                    node._service.publisher.commit()
-                node._service.publisher._finished.clear()
-        with serving(backend, second.app, tmp_path, workers=1) as node:
+                    note_finished(node)
+                drop_finished(node)
+        with serving(backend, second.app, tmp_path) as node:
             assert sorted(numbers(driver, ids)) == [2, 3, 4, 5, 6]
             assert state_of(node, driver) == 6
     assert second.executed[driver.run.run_id] == ([5] if committed else [1, 2, 3, 4, 5])
 
 
-def test_a_node_that_is_killed_in_its_publish(
+def test_what_a_kill_left_unpublished_is_published_and_not_executed(
     backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A lone message is committed before its publish: the next process publishes the reply and does not execute."""
@@ -431,12 +327,12 @@ def test_a_node_that_is_killed_in_its_publish(
 
     with driving(backend) as driver:
         with by_hand(backend, bench.app, tmp_path) as node:
-            ids = push(driver, node, 1)
+            ids = push_numbers(driver, node, 1)
             with monkeypatch.context() as patch:
                 patch.setattr(publisher, "publish", kill)
                 with pytest.raises(Killed):
                     turns(node, 2, bench)
-        with serving(backend, second.app, tmp_path, workers=1) as node:
+        with serving(backend, second.app, tmp_path) as node:
             assert numbers(driver, ids) == [1]
             assert state_of(node, driver) == 1
     assert second.executed == {}
@@ -461,11 +357,11 @@ def test_a_batch_has_the_states_that_its_messages_left(backend: Backend, tmp_pat
 
     with driving(backend) as driver, by_hand(backend, app, tmp_path) as node:
         warm_up(node, driver, bench)
-        ids = push(driver, node, 1, 2, 3, 4)
-        with node._service.publisher._publishing:
+        ids = push_numbers(driver, node, 1, 2, 3, 4)
+        with publish_in_flight(node):
             turns(node, 4, bench)
-            node._service.publisher.commit()
-        state = node._journal.state_of(driver.run.run_id)
+            note_finished(node)
+        state = saved_state(node, driver.run.run_id)
         assert state is not None
         assert state[b"0"][0] == 3
         turns(node, 5, bench)
@@ -476,7 +372,7 @@ def test_a_batch_has_the_states_that_its_messages_left(backend: Backend, tmp_pat
 # Many messages.
 
 
-def test_more_is_pending_than_is_asked_for_at_once(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_one_question_does_not_tell_of_is_still_wanted(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """A message beyond what one question tells of is not taken for a cancelled one."""
     monkeypatch.setattr(inbox, "MOST_PENDING", 2)
     monkeypatch.setattr(node_module, "MOST_PENDING", 2)
@@ -484,8 +380,8 @@ def test_more_is_pending_than_is_asked_for_at_once(backend: Backend, monkeypatch
     bench = Bench()
     with driving(backend) as driver, by_hand(backend, bench.app, None) as node:
         warm_up(node, driver, bench)
-        ids = push(driver, node, *range(5))
-        node._take(node._inboxes.read(10, 1.0))
-        assert node._is_wanted(list(node._worklist._in_hand.values())[-1])
+        ids = push_numbers(driver, node, *range(5))
+        read_inbox(node, 10)
+        assert is_wanted(node, last_in_hand(node))
         driver.cancel_messages(ids[-1:])
-        assert not node._is_wanted(list(node._worklist._in_hand.values())[-1])
+        assert not is_wanted(node, last_in_hand(node))

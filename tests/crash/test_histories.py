@@ -15,6 +15,7 @@ from brokerfl.server import Driver
 from tests.apps import number
 from tests.conftest import PREFIX
 from tests.crash.world import Accident, Outcome, World, check_books, enter, payloads, virtual_time
+from tests.stage import is_stale
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -91,7 +92,7 @@ class Histories(RuleBasedStateMachine):
         """Look without taking anything; that also repairs a Redis that forgot."""
         while self.is_forgetful or self.driver.pull_messages([]):
             self.driver.pull_messages([])
-            self.is_forgetful = self.driver._link.is_stale
+            self.is_forgetful = is_stale(self.driver)
         for _ in range(5 if self.are_chunked else 0):  # what only a node remembers
             self.world.run_nodes()
 

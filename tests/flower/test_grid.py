@@ -47,6 +47,7 @@ from tests.flower.names import (
     replied_to,
     reply_to,
 )
+from tests.stage import driver_of, taken, unsettled
 
 Answer = Callable[[Any, Any], Any]
 
@@ -557,14 +558,14 @@ def test_a_push_of_a_named_group_settles_nothing_of_that_group() -> None:
     """As our Driver: an app that keeps its round once a round has train and evaluate in one commit, not in two."""
 
     def main(grid: Any, context: Any) -> None:
-        driver = grid._driver
+        driver = driver_of(grid)
         [node] = grid.get_node_ids()
         sizes = []
         for group in ("1", "1", "2", "", ""):
             message = message_to(grid, node, records_of({}))
             message.metadata.group_id = group
             list(grid.send_and_receive([message]))
-            sizes.append(len(driver._ledger))
+            sizes.append(unsettled(driver))
         assert sizes == [1, 2, 1, 1, 1]
 
     run_simulation(server(main), client(lambda message, context: message.content), 1)
@@ -580,19 +581,19 @@ def test_what_a_waiting_thread_has_not_got_is_not_settled() -> None:
         return message.content
 
     def main(grid: Any, context: Any) -> None:
-        ledger = grid._driver._ledger
+        driver = driver_of(grid)
         by_answer = {}
         for node in grid.get_node_ids():
             by_answer[node] = message_to(grid, node, records_of({}))
         with ThreadPoolExecutor(1) as pool:
             both = pool.submit(grid.send_and_receive, list(by_answer.values()))
-            eventually(lambda: ledger.taken == 1)  # one has answered, and is in the other thread's hands
-            grid._driver.push_messages([], checkpoint=True)
-            assert len(ledger) == 2
+            eventually(lambda: taken(driver) == 1)  # one has answered, and is in the other thread's hands
+            driver.push_messages([], checkpoint=True)
+            assert unsettled(driver) == 2
             gate.set()
             assert len(both.result()) == 2
-        grid._driver.push_messages([], checkpoint=True)
-        assert len(ledger) == 0
+        driver.push_messages([], checkpoint=True)
+        assert unsettled(driver) == 0
 
     run_simulation(server(main), client(answer), 2)
 

@@ -21,8 +21,9 @@ from brokerfl.common import ErrorCode, Message, Metadata, OutageLimit, RedisOutO
 from brokerfl.server import Driver
 from brokerfl.wire.message import encode_message, message_id_of
 from brokerfl.wire.record import encode_content
-from tests.apps import Gate, driving, eventually, federation, number, number_in, serving, text
+from tests.apps import Gate, driving, echo_app, eventually, federation, number, number_in, text
 from tests.conftest import PREFIX, Backend, check_keys, real_backend
+from tests.stage import dropped, renews, serving
 
 
 @pytest.fixture(params=["valkey", "redis"])
@@ -118,14 +119,14 @@ def test_a_full_redis_refuses_the_push_and_nothing_else(backend: Backend) -> Non
     with federation(backend, nodes=1) as nodes, driving(backend) as driver:
         node = nodes.nodes[0].node_id
         driver.send_and_receive([driver.create_message(number(1), "train", node, "1")])
-        keys, run = driver._connection.keys, driver.run.run_id
+        keys, run = driver.connection.keys, driver.run.run_id
         backend.admin.config_set("maxmemory", 1)
         try:
             with pytest.raises(RedisOutOfMemory, match="full"):
                 driver.push_messages([driver.create_message(text(a="x" * 1000), "train", node, "2")])
             assert backend.admin.hlen(keys.ledger(run)) == 1
             assert backend.admin.xlen(keys.inbox(node, run)) == 0
-            assert nodes.nodes[0]._registration.renew()
+            assert renews(nodes.nodes[0])
         finally:
             backend.admin.config_set("maxmemory", 0)
         [reply] = driver.send_and_receive([driver.create_message(number(2), "train", node, "2")])
@@ -139,7 +140,7 @@ def test_a_reply_waits_until_there_is_room(backend: Backend) -> None:
     gate = Gate()
     with federation(backend, gate.app, nodes=1) as nodes, driving(backend) as driver:
         node = nodes.nodes[0].node_id
-        keys, run = driver._connection.keys, driver.run.run_id
+        keys, run = driver.connection.keys, driver.run.run_id
         ids = driver.push_messages([driver.create_message(number(8), "train", node, "1")])
         assert gate.begun.acquire(timeout=10)
         backend.admin.config_set("maxmemory", 1)
@@ -217,7 +218,7 @@ def test_a_push_whose_answer_was_lost_is_made_once(backend: Backend, lose_answer
     registration = Registration(backend.connect(), "later")
     registration.register()
     with driving(backend) as driver:
-        keys, run = driver._connection.keys, driver.run.run_id
+        keys, run = driver.connection.keys, driver.run.run_id
         for group in ("1", "2"):
             lose_answers(1)
             [message_id] = driver.push_messages(
@@ -243,11 +244,11 @@ def test_a_reply_whose_publish_was_lost_is_counted_once(backend: Backend) -> Non
             publish(backend.connect(), node, [Outgoing(driver.run.run_id, (delivery.entry_id,), reply)])
         assert [number_in(message) for message in driver.replies(ids)] == [9]
         assert driver.pull_messages(ids) == []
-        eventually(lambda: (driver.pull_messages(ids), driver._ledger.dropped)[1] == 1)
+        eventually(lambda: (driver.pull_messages(ids), dropped(driver))[1] == 1)
         driver.checkpoint()
         driver.pull_messages([])
         driver.push_messages([driver.create_message(number(3), "train", node, "2")])
-        assert backend.admin.xlen(driver._connection.keys.outbox(node, driver.run.run_id)) == 0
+        assert backend.admin.xlen(driver.connection.keys.outbox(node, driver.run.run_id)) == 0
 
 
 def read_new(backend: Backend, node: int) -> list[Delivery]:
@@ -265,7 +266,7 @@ def test_what_was_delivered_before_a_reconnect_is_taken_up(backend: Backend) -> 
         ids = driver.push_messages([driver.create_message(number(3), "train", registration.node_id, "1")])
         assert len(read_new(backend, registration.node_id)) == 1  # and then the process is gone
         registration.leave()
-        with serving(backend, "node"):
+        with serving(backend, echo_app(), name="node"):
             assert [number_in(reply) for reply in driver.replies(ids)] == [3]
 
 
@@ -273,7 +274,7 @@ def test_an_inbox_that_vanished_is_opened_again(backend: Backend) -> None:
     """When a node's streams are gone in mid-run, the next push creates them anew, with groups and lifetimes."""
     with federation(backend, nodes=1) as nodes, driving(backend) as driver:
         node = nodes.nodes[0].node_id
-        keys, run = driver._connection.keys, driver.run.run_id
+        keys, run = driver.connection.keys, driver.run.run_id
         driver.send_and_receive([driver.create_message(number(1), "train", node, "1")])
         backend.admin.unlink(*keys.of_node_and_run(node, run), keys.node_runs(node))
         [reply] = driver.send_and_receive([driver.create_message(number(2), "train", node, "1")])
@@ -287,7 +288,7 @@ def test_a_spoilt_inbox_is_error_5_and_hurts_nobody_else(backend: Backend) -> No
         pytest.skip("fakeredis breaks on an XREAD of a string")
     with federation(backend, nodes=2) as nodes, driving(backend) as driver:
         spoilt, good = (node.node_id for node in nodes.nodes)
-        keys, run = driver._connection.keys, driver.run.run_id
+        keys, run = driver.connection.keys, driver.run.run_id
 
         def batch() -> list[Message]:
             return [driver.create_message(number(1), "train", node, "1") for node in (spoilt, good)]

@@ -1,0 +1,154 @@
+"""Chunks stay as long as a message or a state needs them, and no longer: also over a resume."""
+
+import pytest
+
+from brokerfl.broker.nodes import Registration
+from brokerfl.broker.runs import stop_run
+from brokerfl.common import Array, ParametersRecord
+from brokerfl.server import Driver
+from tests.apps import driving, federation, number, number_in
+from tests.conftest import Backend, check_keys
+from tests.stage import (
+    Late,
+    chunks_in,
+    chunks_of,
+    kill,
+    layer,
+    layers_in,
+    model,
+    renew_lifetimes,
+    resumed,
+    silent,
+    start,
+    to_all,
+)
+
+#: TLS changes nothing here; test_messages.py has it.
+WITHOUT = ("redis-tls",)
+
+pytestmark = pytest.mark.usefixtures("small_chunks")
+
+
+def test_the_run_moves_on_and_only_the_new_content_stays(backend: Backend, sent: list[str]) -> None:
+    """A content is freed when the last message that needs it is settled, kept when the next group has it again."""
+    with federation(backend, nodes=2) as nodes, driving(backend) as driver:
+        ids = [node.node_id for node in nodes.nodes]
+        keys, run = driver.connection.keys, driver.run.run_id
+        first, second = model(layer(1)), model(layer(2))
+        for group, content in (("1", first), ("2", second), ("3", second), ("4", second), ("5", first)):
+            before = chunks_in(backend)
+            sent.clear()
+            to_all(driver, ids, content, group)
+            assert chunks_in(backend) == chunks_of(driver, content)
+            assert sorted(sent) == sorted(chunks_of(driver, content) - before)
+        to_all(driver, ids, number(1), "6")
+        assert chunks_in(backend) == set()
+        assert not backend.admin.exists(keys.blobs(run))
+
+
+def test_what_one_node_still_needs_stays(backend: Backend) -> None:
+    """While one message of a broadcast is open its chunks stay, whatever the others and the run do."""
+    late = Late(backend)
+    with federation(backend, nodes=1) as nodes, driving(backend) as driver:
+        node = nodes.nodes[0].node_id
+        content = model(layer(1), layer(2))
+        ids = driver.push_messages([driver.create_message(content, "train", n, "1") for n in (node, late.node_id)])
+        assert len(list(driver.replies(ids[:1]))) == 1
+        # Half of it is in the next content too.
+        to_all(driver, [node], model(layer(1), layer(3)), "2")
+        to_all(driver, [node], number(1), "3")
+        assert chunks_in(backend) == chunks_of(driver, content)
+        with late.serving():
+            assert [number_in(reply) for reply in driver.replies(ids)] == [1]
+            assert layers_in(late.seen.contents[0]) == layers_in(content)
+            driver.checkpoint()
+            assert chunks_in(backend) == set()
+
+
+@pytest.mark.parametrize("how", ["cancelled", "expired", "unavailable"])
+def test_a_message_that_ends_as_an_error_frees_too(backend: Backend, how: str) -> None:
+    """A broadcast whose messages are cancelled, expire or lose their node leaves no chunk after the next commit."""
+    registration = Registration(backend.connect(), "" if how == "unavailable" else "quiet", lease=0.3)
+    registration.register()
+    with driving(backend) as driver:
+        ttl = 0.2 if how == "expired" else None
+        ids = driver.push_messages(
+            [driver.create_message(model(layer(1)), "train", registration.node_id, "1", ttl) for _ in range(2)]
+        )
+        assert chunks_in(backend)
+        if how == "cancelled":
+            driver.cancel_messages(ids)
+        assert [reply.has_error() for reply in driver.replies(ids)] == [True, True]
+        assert chunks_in(backend)
+        driver.checkpoint()
+        assert chunks_in(backend) == set()
+
+
+def test_the_end_leaves_nothing_and_all_has_a_lifetime(backend: Backend) -> None:
+    """All keys of a run expire by themselves, are renewed as long as it is attached, and go when it ends."""
+    node = silent(backend)
+    driver = Driver(backend.connect(), "server:app", retention=1000.0)
+    driver.context.state.parameters_records["p"] = ParametersRecord({"w": Array(layer(2))})
+    driver.push_messages([driver.create_message(model(layer(1)), "train", node, "1")])
+    check_keys(backend.admin)
+    for key in chunks_in(backend):
+        assert backend.admin.pttl(key) > 900_000
+        backend.admin.pexpire(key, 5000)
+    renew_lifetimes(driver)
+    assert all(backend.admin.pttl(key) > 900_000 for key in chunks_in(backend))
+    driver.end()
+    assert not [key for key in backend.admin.scan_iter() if str(driver.run.run_id).encode() in key]
+
+
+def test_a_stopped_run_leaves_nothing(backend: Backend) -> None:
+    """`brokerfl stop` of a run without a ServerApp deletes the chunks of its broadcast, its state and its replies."""
+    with federation(backend, nodes=1) as nodes:
+        former = start(backend)
+        former.context.state.parameters_records["p"] = ParametersRecord({"w": Array(layer(2))})
+        to_all(former, [nodes.nodes[0].node_id], model(layer(1)))
+        assert len(chunks_in(backend)) > 6
+        former.detach()
+        stop_run(backend.connect(), former.run.run_id)
+        assert not [key for key in backend.admin.scan_iter() if str(former.run.run_id).encode() in key]
+
+
+# After a resume.
+
+
+def test_counts_are_rebuilt_from_the_books(backend: Backend) -> None:
+    """After a resume nothing is freed while a node has yet to fetch it, and nothing is left when all are settled."""
+    late = Late(backend)
+    content, following = model(layer(1), layer(2)), model(layer(1), layer(3))
+    with federation(backend, nodes=1) as nodes:
+        node = nodes.nodes[0].node_id
+        former = start(backend)
+        former.push_messages([former.create_message(content, "train", n, "1") for n in (node, late.node_id)])
+        kill(former)
+        with resumed(backend, former) as driver:
+            batch = [driver.create_message(content, "train", n, "1") for n in (node, late.node_id)]
+            ids = driver.push_messages(batch)
+            assert [layers_in(reply.content) for reply in driver.replies(ids[:1])] == [layers_in(content)]
+            to_all(driver, [node], following, "2")
+            assert chunks_in(backend) == chunks_of(driver, content, following)
+            with late.serving():
+                assert [number_in(reply) for reply in driver.replies(ids)] == [1]
+            assert layers_in(late.seen.contents[0]) == layers_in(content)
+            driver.checkpoint()
+            assert chunks_in(backend) == set()
+
+
+def test_what_nobody_adopts_is_freed_with_its_message(backend: Backend) -> None:
+    """An orphan's chunks go when it is cancelled, and not before."""
+    unread = silent(backend)
+    with federation(backend, nodes=1) as nodes:
+        node = nodes.nodes[0].node_id
+        former = start(backend)
+        former.push_messages([former.create_message(model(layer(1)), "train", unread, "1")])
+        kill(former)
+        with resumed(backend, former) as driver:
+            to_all(driver, [node], number(1), "1")
+            driver.checkpoint()
+            assert chunks_in(backend) == chunks_of(driver, model(layer(1)))
+            for group in ("2", "3"):
+                to_all(driver, [node], number(1), group)
+            assert chunks_in(backend) == set()

@@ -1,0 +1,171 @@
+"""A large reply travels in chunks beside its entry, is asked for again while its node holds it, and leaves nothing."""
+
+from pathlib import Path
+
+import pytest
+
+from brokerfl.client import ClientApp, payloads
+from brokerfl.common import Context, ErrorCode, Message
+from brokerfl.wire.frame import MANIFEST
+from brokerfl.wire.payload import Manifest, decode_manifest
+from tests.apps import Counter, driving, eventually
+from tests.conftest import Backend
+from tests.stage import (
+    INLINE,
+    LAYER,
+    Streams,
+    ask,
+    dropped,
+    held_replies,
+    layer,
+    model,
+    reason_of,
+    saved_reply,
+    send,
+    serving,
+)
+
+#: TLS changes nothing here; test_messages.py has it.
+WITHOUT = ("redis-tls",)
+
+pytestmark = pytest.mark.usefixtures("small_chunks")
+
+
+def test_a_large_reply_travels_beside_its_entry(backend: Backend, tmp_path: Path) -> None:
+    """Its chunks are in the data stream and not on disk, and leave Redis when the reply is settled."""
+    with serving(backend, Counter().app, tmp_path) as node, driving(backend) as driver:
+        streams = Streams(backend, driver, node)
+        message_id = ask(driver, node, LAYER)
+        eventually(lambda: streams.lengths() == (0, 1, 6))
+        _, reply = streams.entry(streams.outbox)
+        manifest = decode_manifest(reply[MANIFEST])
+        assert list(manifest.entries) == [entry.decode() for entry, _ in backend.admin.xrange(streams.data)]
+        assert sum(map(len, reply.values())) < 1000
+        on_disk = saved_reply(node, driver.run.run_id, message_id)
+        assert on_disk is not None
+        assert sum(map(len, on_disk.values())) < 1000
+        [received] = driver.replies([message_id])
+        assert received.content.parameters_records["p"]["a"].data == bytes(LAYER)
+        assert streams.lengths() == (0, 1, 6), "nothing has settled it yet"
+        driver.checkpoint()
+        driver.pull_messages([])
+        assert streams.lengths() == (0, 0, 0)
+
+
+def test_a_small_reply_needs_no_data_stream(backend: Backend) -> None:
+    """A content up to the inline limit is in the reply's own entry."""
+    with serving(backend, Counter().app) as node, driving(backend) as driver:
+        streams = Streams(backend, driver, node)
+        ask(driver, node, INLINE - 100)
+        eventually(lambda: streams.lengths() == (0, 1, 0))
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_a_reply_with_a_chunk_missing_is_asked_for_again(
+    backend: Backend, held: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The node executes nothing again: it sends the chunks once more while it holds them, afterwards it is Error 4."""
+    if not held:
+        monkeypatch.setattr(payloads, "HOLD", 0.0)
+    counter = Counter()
+    with serving(backend, counter.app) as node, driving(backend) as driver:
+        streams = Streams(backend, driver, node)
+        message_id = ask(driver, node, LAYER)
+        eventually(lambda: streams.lengths() == (0, 1, 6) and bool(held_replies(node)) == held)
+        backend.admin.xdel(streams.data, backend.admin.xrange(streams.data)[3][0])
+        [reply] = driver.replies([message_id])
+        assert counter.calls == 1
+        if held:
+            assert reply.content.parameters_records["p"]["a"].data == bytes(LAYER)
+        else:
+            assert "payload of its reply is gone" in reason_of(reply, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
+        assert send(driver, node, LAYER).has_content()
+
+
+@pytest.mark.parametrize(("how", "reason"), [("shorter", "its manifest says"), ("other", "sha256")])
+def test_a_reply_with_a_chunk_that_differs_is_error_4(backend: Backend, how: str, reason: str) -> None:
+    """A reply of which a chunk is not what was sent is Error 4 with the reason, and the run goes on."""
+    with serving(backend, Counter().app) as node, driving(backend) as driver:
+        streams = Streams(backend, driver, node)
+        message_id = ask(driver, node, LAYER)
+        eventually(lambda: streams.lengths() == (0, 1, 6))
+        entries = backend.admin.xrange(streams.data)
+        backend.admin.unlink(streams.data)
+        for index, (entry, fields) in enumerate(entries):
+            chunk = fields[b"d"]
+            if index == 3:
+                chunk = chunk[:-1] if how == "shorter" else b"x" + chunk[1:]
+            backend.admin.xadd(streams.data, {"d": chunk}, id=entry)
+        backend.admin.pexpire(streams.data, 60_000)
+        [reply] = driver.replies([message_id])
+        text = reason_of(reply, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
+        assert "chunk 4" in text
+        assert reason in text
+        assert send(driver, node, LAYER, group="2").has_content()
+        driver.pull_messages([])
+        assert streams.lengths() == (0, 1, 6), "the chunks of the bad reply are still there"
+
+
+def test_a_dropped_large_reply_leaves_no_payload(backend: Backend) -> None:
+    """The second copy of a reply goes with the next transaction of the run, and no chunk is left behind."""
+    with serving(backend, Counter().app) as node, driving(backend) as driver:
+        streams = Streams(backend, driver, node)
+        send(driver, node, LAYER)
+        # What a node does that does not know whether its upload and its reply arrived.
+        _, reply = streams.entry(streams.outbox)
+        manifest = decode_manifest(reply[MANIFEST])
+        copies = [backend.admin.xadd(streams.data, fields) for _, fields in backend.admin.xrange(streams.data)]
+        second = Manifest(manifest.sizes, manifest.digests, tuple(entry.decode() for entry in copies))
+        backend.admin.xadd(streams.outbox, {**reply, MANIFEST: second.encoded})
+        backend.admin.xadd(driver.connection.keys.bell(driver.run.run_id), {"n": str(node.node_id)})
+        eventually(lambda: (driver.pull_messages([]), dropped(driver))[1] == 1)
+        send(driver, node, group="2")
+        driver.pull_messages([])
+        assert streams.lengths() == (0, 1, 0)
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_a_forgotten_payload_is_uploaded_again(backend: Backend, held: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A redelivered message whose payload Redis forgot gets it again while the node holds it, afterwards Error 4."""
+    if not held:
+        monkeypatch.setattr(payloads, "HOLD", 0.0)
+    counter = Counter()
+    counter.go.clear()
+    with serving(backend, counter.app) as node, driving(backend) as driver:
+        streams = Streams(backend, driver, node)
+        message_id = ask(driver, node, LAYER)
+        assert counter.begun.acquire(timeout=10)
+        _, fields = streams.entry(streams.inbox)
+        counter.go.set()
+        eventually(lambda: streams.lengths() == (0, 1, 6))
+        if not held:
+            eventually(lambda: not held_replies(node))
+        for stream in (streams.outbox, streams.data):
+            backend.admin.xtrim(stream, maxlen=0)
+        streams.again(fields)
+        [reply] = driver.replies([message_id])
+        if held:
+            assert reply.content.parameters_records["p"]["a"].data == bytes(LAYER)
+        else:
+            reason = reason_of(reply, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
+            assert f"node {node.node_id} had answered" in reason
+    assert counter.calls == 1
+
+
+def test_a_held_reply_that_the_app_changed_is_not_sent_again(backend: Backend) -> None:
+    """A ClientApp that goes on writing to the arrays of its last reply makes Error 4 of it, never a wrong array."""
+    array = layer(1)
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        return message.create_reply(model(array))
+
+    with serving(backend, app) as node, driving(backend) as driver:
+        streams = Streams(backend, driver, node)
+        message_id = ask(driver, node)
+        eventually(lambda: streams.lengths() == (0, 1, 6))
+        array[:] = 0
+        backend.admin.xtrim(streams.data, maxlen=0)
+        [reply] = driver.replies([message_id])
+        reason_of(reply, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)

@@ -1,0 +1,651 @@
+"""The stage of the tests: runs, nodes and models, and the only place that reaches into a Driver or a Node.
+
+What a test does to the inside of either goes through the functions at the end. They say what the test needs, not where
+it is kept.
+"""
+
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from brokerfl.broker.connection import Pipeline
+from brokerfl.broker.fence import Build
+from brokerfl.broker.inbox import Delivery
+from brokerfl.broker.nodes import Registration
+from brokerfl.client import ClientApp, publisher
+from brokerfl.client.journal import Journal
+from brokerfl.client.node import _MOST_READ, Node
+from brokerfl.client.worklist import Work
+from brokerfl.common import Array, Message, ParametersRecord, RecordSet, RedisOutOfMemory
+from brokerfl.server import Driver
+from brokerfl.server.upload import Uploader
+from brokerfl.wire.frame import Fields
+from brokerfl.wire.payload import EncodedContent, Payload
+from brokerfl.wire.record import encode_content
+from tests.apps import Bench, Seen, eventually, number, number_in
+from tests.conftest import PREFIX, Backend
+
+# Runs.
+
+
+def start(backend: Backend, **options: Any) -> Driver:
+    """A Driver of a new run."""
+    return Driver(backend.connect(), "server:app", **options)
+
+
+def kill(driver: Driver) -> None:
+    """What kill -9 leaves behind: a lease that nobody renews."""
+    driver._heartbeat.stop()
+
+
+@contextmanager
+def resumed(backend: Backend, former: Driver, **options: Any) -> Iterator[Driver]:
+    """The Driver of another process that takes the run up; the run ends with the block."""
+    driver = Driver(backend.connect(), "", None, resume=former.run.run_id, takeover=True, **options)
+    try:
+        yield driver
+    finally:
+        driver.end()
+
+
+def in_ledger(backend: Backend, driver: Driver) -> set[str]:
+    """The ids of the messages that Redis says are open or not settled."""
+    return {key.decode() for key in backend.admin.hkeys(driver.connection.keys.ledger(driver.run.run_id))}
+
+
+def in_inbox(backend: Backend, driver: Driver, node: int) -> list[str]:
+    """The ids of the messages in a node's inbox."""
+    inbox = driver.connection.keys.inbox(node, driver.run.run_id)
+    return [fields[b"i"].decode() for _, fields in backend.admin.xrange(inbox)]
+
+
+class Streams:
+    """The three streams between a run and a node, seen from outside."""
+
+    def __init__(self, backend: Backend, driver: Driver, node: Node) -> None:
+        self._admin = backend.admin
+        self.inbox, self.outbox, self.data = driver.connection.keys.of_node_and_run(node.node_id, driver.run.run_id)
+
+    def entry(self, stream: str) -> tuple[str, dict[bytes, bytes]]:
+        """The only entry of a stream."""
+        [(entry_id, fields)] = self._admin.xrange(stream)
+        return entry_id.decode(), fields
+
+    def again(self, fields: dict[bytes, bytes]) -> None:
+        """Put an entry into the inbox a second time, as a ServerApp does that found it in neither stream."""
+        self._admin.xadd(self.inbox, fields)
+
+    def lengths(self) -> tuple[int, int, int]:
+        """How many entries inbox, outbox and data stream have."""
+        return self._admin.xlen(self.inbox), self._admin.xlen(self.outbox), self._admin.xlen(self.data)
+
+
+# Messages.
+
+
+def push(driver: Driver, node: int, content: RecordSet, group: str = "1", kind: str = "train", **options: Any) -> str:
+    """Push one message; return its id."""
+    [message_id] = driver.push_messages([driver.create_message(content, kind, node, group, **options)])
+    assert message_id
+    return message_id
+
+
+def push_numbers(driver: Driver, node: Node, *values: int, kind: str = "train") -> list[str]:
+    """Push one message for each value; return their ids."""
+    return driver.push_messages([driver.create_message(number(n), kind, node.node_id, "1") for n in values])
+
+
+def numbers(driver: Driver, ids: list[str], timeout: float = 20.0) -> list[int]:
+    """What the replies hold, in the order of their arrival."""
+    return [number_in(reply) for reply in driver.replies(ids, timeout=timeout)]
+
+
+def ask(driver: Driver, node: Node, size: int = 0) -> str:
+    """Push one message to a `Counter`, whose reply shall have a payload of ``size`` bytes; return its id."""
+    return push(driver, node.node_id, number(size))
+
+
+def send(driver: Driver, node: Node, size: int = 0, kind: str = "train", group: str = "1") -> Message:
+    """As `ask`; return the reply."""
+    [reply] = driver.send_and_receive([driver.create_message(number(size), kind, node.node_id, group)])
+    return reply
+
+
+def to_all(
+    driver: Driver, nodes: list[int], content: RecordSet, group: str = "1", kind: str = "train"
+) -> list[Message]:
+    """Broadcast one record; return the replies."""
+    return driver.send_and_receive([driver.create_message(content, kind, node, group) for node in nodes])
+
+
+def reason_of(reply: Message, code: int) -> str:
+    """The reason of an Error reply with this code."""
+    assert reply.has_error(), f"{reply!r} is no Error reply"
+    assert reply.error.code == code, reply.error
+    return reply.error.reason or ""
+
+
+# Nodes.
+
+#: The name of a node where a test needs only one.
+NAME = "berlin"
+
+
+def silent(backend: Backend, name: str = "silent") -> int:
+    """A node that registers and reads nothing."""
+    registration = Registration(backend.connect(), name, lease=600.0)
+    registration.register()
+    return registration.node_id
+
+
+def new_node(
+    backend: Backend,
+    app: ClientApp,
+    folder: Path | None = None,
+    *,
+    name: str = NAME,
+    workers: int = 1,
+    lease: float = 15.0,
+    on_ready: Callable[[], None] = lambda: None,
+) -> Node:
+    """A named node with its journal in ``folder``."""
+    journal, connection = Journal(folder), backend.connect()
+    registration = Registration(connection, name, lease=lease, home=journal.home)
+    return Node(app, connection, registration, on_ready=on_ready, journal=journal, workers=workers)
+
+
+@contextmanager
+def serving(backend: Backend, app: ClientApp, folder: Path | None = None, **options: Any) -> Iterator[Node]:
+    """A `new_node` that serves in a thread until the block ends, and must not fail."""
+    ready, failures = threading.Event(), []
+    node = new_node(backend, app, folder, on_ready=ready.set, **options)
+
+    def serve() -> None:
+        try:
+            node.serve()
+        except Exception as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        assert ready.wait(20)
+        yield node
+    finally:
+        node.stop()
+        thread.join()
+    assert failures == []
+
+
+@contextmanager
+def by_hand(backend: Backend, app: ClientApp, folder: Path | None) -> Iterator[Node]:
+    """A node that has turns only when the test makes them; killed at the end of the block."""
+    node = new_node(backend, app, folder)
+    node.register()
+    try:
+        yield node
+    finally:
+        drop_finished(node)  # a process that was killed publishes no more
+        node._journal.close()
+
+
+def turns(node: Node, until: int, bench: Bench) -> None:
+    """Let the node work until that many messages were executed."""
+    eventually(lambda: (sum(map(len, bench.executed.values())) >= until or node.turn(0.1), until)[0] is True)
+
+
+def warm_up(node: Node, driver: Driver, bench: Bench) -> None:
+    """Let a node execute something, so that it knows the run, and think that it was quick, so that it reads many."""
+    ids = push_numbers(driver, node, 0)
+    turns(node, 1, bench)
+    assert numbers(driver, ids) == [1]
+    node._service.pace = 1e-6
+
+
+class Late:
+    """A node that is known to a run and begins to serve when it is told to: until then its messages wait."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        registration = Registration(backend.connect(), NAME, lease=600.0)
+        registration.register()
+        registration.leave()
+        self.node_id = registration.node_id
+        self.seen = Seen()
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """It serves until the block ends."""
+        with serving(self._backend, self.seen.app) as node:
+            assert node.node_id == self.node_id
+            yield
+
+
+# Models, in chunks so small that a few thousand bytes make many: see the fixture `small_chunks`.
+
+#: Most bytes of a content that its message carries itself, and bytes of a chunk.
+INLINE, CHUNK = 512, 1024
+
+#: Bytes of a layer that takes five chunks, the last of them not full.
+LAYER = 4 * CHUNK + 100
+
+
+def layer(seed: int, size: int = LAYER) -> "np.ndarray[Any, Any]":
+    """An array of random bytes."""
+    return np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)
+
+
+def model(*arrays: "np.ndarray[Any, Any]") -> RecordSet:
+    """A RecordSet with some layers."""
+    return RecordSet({"p": ParametersRecord({str(i): Array(array) for i, array in enumerate(arrays)})})
+
+
+def layers_in(content: RecordSet) -> list[bytes]:
+    """The bytes of all layers."""
+    return [bytes(array.data) for array in content.parameters_records["p"].values()]
+
+
+def chunks_of(driver: Driver, *contents: RecordSet) -> set[str]:
+    """The keys of the chunks that these contents make."""
+    keys, run = driver.connection.keys, driver.run.run_id
+    digests = [digest for content in contents for digest in Payload(encode_content(content)).manifest.digests]
+    return {keys.blob(run, digest) for digest in digests}
+
+
+def chunks_in(backend: Backend) -> set[str]:
+    """The keys of the chunks that Redis has."""
+    return {key.decode() for key in backend.admin.scan_iter(f"{PREFIX}:blob:*", count=1000)}
+
+
+def remove_chunks(backend: Backend) -> None:
+    """Redis loses all chunks of broadcasts."""
+    backend.admin.unlink(*chunks_in(backend))
+
+
+# Inside a Driver: what it keeps.
+
+
+def driver_of(grid: Any) -> Driver:
+    """The Driver under a grid of Flower's."""
+    return grid._driver
+
+
+def dropped(driver: Driver) -> int:
+    """How many replies fitted nothing open."""
+    return driver._ledger.dropped
+
+
+def taken(driver: Driver) -> int:
+    """How many replies were given out."""
+    return driver._ledger.taken
+
+
+def unsettled(driver: Driver) -> int:
+    """How many messages no commit has taken out."""
+    return len(driver._ledger)
+
+
+def is_unsettled(driver: Driver, message_id: str) -> bool:
+    """Whether no commit has taken this message out."""
+    return message_id in driver._ledger
+
+
+def owing(driver: Driver) -> list[int]:
+    """The nodes that owe the run a reply."""
+    return driver._ledger.open_nodes()
+
+
+def fields_of(driver: Driver, message_id: str) -> Fields:
+    """What was pushed."""
+    message = driver._ledger.find(message_id)
+    assert message is not None
+    assert message.fields is not None
+    return message.fields
+
+
+def content_of(driver: Driver, message_id: str) -> bytes:
+    """The name of a message's content: equal contents have one."""
+    message = driver._ledger.find(message_id)
+    assert message is not None
+    return message.entry.digest
+
+
+def spares_of(driver: Driver, message_id: str) -> set[str]:
+    """Where the copies of a large reply are that are kept beside the one that counts."""
+    message = driver._ledger.find(message_id)
+    assert message is not None
+    return {outbox_entry for outbox_entry, _, _ in message.spares}
+
+
+def to_be_deleted(driver: Driver) -> set[str]:
+    """Where the replies are that go with the next transaction, for they fitted nothing."""
+    return {outbox_entry for _, outbox_entry, _ in driver._collector._intake._dropped}
+
+
+def held_chunks(driver: Driver) -> int:
+    """How many chunks are in memory, for a Redis that forgets them."""
+    return len(driver._blobs._held)
+
+
+def known_chunks(driver: Driver) -> set[bytes]:
+    """The digests of the chunks of all contents that the run has in Redis."""
+    return set(driver._blobs.digests())
+
+
+def needs(driver: Driver) -> list[int]:
+    """How many messages and states need each content that the run has in Redis."""
+    return [found.needed for found in driver._blobs._broadcasts.values()]
+
+
+def is_stale(driver: Driver) -> bool:
+    """Whether its next step compares with Redis."""
+    return driver._link.is_stale
+
+
+# Inside a Driver: what the test makes it do or believe.
+
+
+def distrust(driver: Driver) -> None:
+    """Redis showed that it forgot: the next step compares with it."""
+    driver._link.distrust()
+
+
+def cut(driver: Driver) -> None:
+    """A connection broke, and Redis answers again: the next step compares with it and restores what it lacks."""
+    driver._link.reconnect(ConnectionError("cut"), None)
+
+
+def compare(driver: Driver) -> None:
+    """Compare with Redis now."""
+    driver._link.reconcile(always=True)
+
+
+def transact(driver: Driver) -> None:
+    """Make a transaction that writes nothing of its own."""
+    driver._link.transact(lambda pipe: None, lambda: False)
+
+
+def unaware(driver: Driver) -> None:
+    """As if it had not noticed that its run is over; and a sweep is due."""
+    driver._link._over = None
+    sweep_soon(driver)
+
+
+def sweep_soon(driver: Driver) -> None:
+    """A sweep is due."""
+    driver._collector._swept = 0.0
+
+
+def read_outbox(driver: Driver, node: int) -> None:
+    """Take in what is new in a node's outbox, and do nothing else."""
+    driver._collector._intake.read({node})
+
+
+def read_anew(driver: Driver) -> None:
+    """Read all outboxes from their beginning, as after a lost connection."""
+    driver._collector._intake.reset()
+
+
+def read_nothing(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on its reads find no reply, as if none had arrived."""
+    monkeypatch.setattr(driver._collector._intake._outboxes, "read", lambda *_: ([], True))
+
+
+def note_contact(driver: Driver, node: int) -> None:
+    """It believes that this node holds keys of the run."""
+    driver._ledger.contacted.add(node)
+
+
+def deliver_again(driver: Driver, message_id: str) -> None:
+    """It finds that Redis forgot an open message, and puts it into the inbox again."""
+    message = driver._ledger.find(message_id)
+    assert message is not None
+    message.inbox_entries = ()
+    driver._pusher._committer.deliver_again(message)
+
+
+def let_go(driver: Driver) -> None:
+    """Let go of the chunks that were held long enough."""
+    driver._blobs.release()
+
+
+def renew_lifetimes(driver: Driver) -> None:
+    """Renew the lifetimes of all keys of the run, as the heartbeat does."""
+    driver._attachment.renew_lifetimes(driver._holdings())
+
+
+def before_transactions(driver: Driver, monkeypatch: pytest.MonkeyPatch, hook: Callable[[], None]) -> None:
+    """Call ``hook`` before each of its transactions that writes; what it raises is what the transaction meets."""
+    fence = driver._attachment.fence
+    execute = fence._execute
+
+    def hooked(build: Build, reclaims: bool) -> object:
+        hook()
+        return execute(build, reclaims)
+
+    monkeypatch.setattr(fence, "_execute", hooked)
+
+
+def fill(driver: Driver, monkeypatch: pytest.MonkeyPatch, executions: int = 0) -> None:
+    """After some more transactions Redis refuses those of this Driver; what frees memory it still executes."""
+    left = [executions]
+
+    def full() -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise RedisOutOfMemory("full")
+
+    before_transactions(driver, monkeypatch, full)
+
+
+def after_uploads(driver: Driver, monkeypatch: pytest.MonkeyPatch, hook: Callable[[], None]) -> None:
+    """Call ``hook`` whenever a content has been uploaded, and the message that names it has not been pushed."""
+    uploader = driver._pusher._committer.uploader
+    upload = uploader.upload
+
+    def hooked(content: EncodedContent, **options: Any) -> None:
+        upload(content, **options)
+        hook()
+
+    monkeypatch.setattr(uploader, "upload", hooked)
+
+
+def before_windows(monkeypatch: pytest.MonkeyPatch, hook: Callable[[], None]) -> None:
+    """Call ``hook`` before each window of chunks that any Driver uploads."""
+    upload_window = Uploader._upload_window
+
+    def hooked(uploader: Uploader, payload: Payload, window: list[int]) -> None:
+        hook()
+        upload_window(uploader, payload, window)
+
+    monkeypatch.setattr(Uploader, "_upload_window", hooked)
+
+
+def manifests_written(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> list[set[bytes]]:
+    """The names of the contents whose manifests each transaction writes from now on."""
+    write, written = driver._blobs._write, []
+
+    def spy(pipe: Pipeline, manifests: Any) -> None:
+        written.append(set(manifests))
+        write(pipe, manifests)
+
+    monkeypatch.setattr(driver._blobs, "_write", spy)
+    return written
+
+
+# Inside a Node: what it keeps.
+
+#: Most messages of one run that it reads at once.
+MOST_READ = _MOST_READ
+
+
+def identity(node: Node) -> bytes:
+    """Of the Redis data set that it serves."""
+    return node._identity
+
+
+def saved_state(node: Node, run_id: int) -> Fields | None:
+    """The state of a run in its journal."""
+    return node._journal.state_of(run_id)
+
+
+def saved_reply(node: Node, run_id: int, message_id: str) -> Fields | None:
+    """The reply to a message in its journal."""
+    return node._journal.reply_to(run_id, message_id)
+
+
+def answered_runs(node: Node) -> set[int]:
+    """The runs of which its journal has replies."""
+    return set(map(int, node._journal._answered))
+
+
+def commits(node: Node) -> list[str]:
+    """Each transaction of its journal from now on."""
+    heard: list[str] = []
+    database: sqlite3.Connection = node._journal._open_db
+    database.set_trace_callback(lambda text: heard.append(text) if text == "COMMIT" else None)
+    return heard
+
+
+def known_runs(node: Node) -> set[int]:
+    """The runs that it serves."""
+    return {*node._service.executor._runs}
+
+
+def kept_contexts(node: Node) -> set[int]:
+    """The runs of which it has a Context in memory."""
+    return {*node._service.executor._contexts._kept}
+
+
+def kept_contents(node: Node) -> dict[int, int]:
+    """Bytes that it keeps of what the last message of each run brought; who brought something last is last."""
+    return {run_id: sum(map(len, pieces.values())) for run_id, pieces in list(node._payloads._received.items())}
+
+
+def held_replies(node: Node) -> set[int]:
+    """The runs of which it holds the last large reply in memory."""
+    return {*node._payloads._held}
+
+
+def has_queued(node: Node) -> bool:
+    """Whether it has read messages that it does not execute yet."""
+    return bool(node._worklist)
+
+
+def waiting_runs(node: Node) -> set[int]:
+    """The runs that wait for their turn."""
+    return {*node._worklist._waiting}
+
+
+def served_runs(node: Node) -> set[int]:
+    """The runs that its workers serve just now."""
+    return {*node._worklist._served}
+
+
+def begins_nothing(node: Node) -> bool:
+    """Whether it has heard that it is to stop."""
+    return node._worklist._closed
+
+
+def last_in_hand(node: Node) -> Work:
+    """What it read last."""
+    return list(node._worklist._in_hand.values())[-1]
+
+
+def is_wanted(node: Node, work: Work) -> bool:
+    """Whether it would still execute this."""
+    return node._is_wanted(work)
+
+
+# Inside a Node: what the test makes it do or believe.
+
+#: What a worker asks Redis for each message: an owner and a name, for `monkeypatch.setattr`.
+QUESTIONS = {"lease": (Node, "_is_current"), "is_wanted": (Node, "_is_wanted"), "publish": (publisher, "publish")}
+
+
+def cut_node(node: Node) -> None:
+    """A connection of it broke, and Redis answers again: its loop sees to it in the next turn."""
+    node._connection.losses += 1
+
+
+def heartbeat(node: Node) -> None:
+    """What its heartbeat does now and then."""
+    node._renew()
+
+
+def renews(node: Node) -> bool:
+    """Whether it still has its lease, which is renewed."""
+    return node._registration.renew()
+
+
+def limit_messages(node: Node, size: int) -> None:
+    """It takes messages of at most so many bytes."""
+    node._payloads.limit = size
+
+
+def forget_received(node: Node) -> None:
+    """As a node that has seen no model yet."""
+    node._payloads._received.clear()
+
+
+def hold_reply(node: Node, run_id: int, content: RecordSet, since: float) -> None:
+    """It holds a large reply to a message "m" of this run, since a local monotonic time."""
+    node._payloads._held[run_id] = ("m", "1", Payload(encode_content(content)), since)
+
+
+def tidy_soon(node: Node, replies: int) -> None:
+    """Its journal, which is tidied every thousand replies, is tidied with one of the next ``replies``."""
+    node._journal._answers = 1000 - replies
+
+
+def publish_in_flight(node: Node) -> AbstractContextManager[Any]:
+    """Until the block ends a publish is in flight: what is finished gathers."""
+    return node._service.publisher._publishing
+
+
+def note_finished(node: Node) -> None:
+    """Note in the journal what is finished and not published."""
+    node._service.publisher.commit()
+
+
+def drop_finished(node: Node) -> None:
+    """Lose what is finished and not published, as a process that is killed."""
+    node._service.publisher._finished.clear()
+
+
+def read_inbox(node: Node, count: int) -> list[Delivery]:
+    """Let it read and queue at most so many messages; return them."""
+    deliveries = node._inboxes.read(count, 1.0)
+    node._take(deliveries)
+    return deliveries
+
+
+def next_work(node: Node) -> Work:
+    """Take the message whose turn it is, as a worker."""
+    return node._worklist.next()
+
+
+def release(node: Node, work: Work) -> None:
+    """Let go of the run of what `next_work` returned."""
+    node._worklist.release(work)
+
+
+def refuse_reply(node: Node, work: Work, entries: Iterable[str]) -> None:
+    """The reply to a message found no outbox: its run seems to be over. These of its entries were settled."""
+    node._service._settled(work, tuple(entries), False)
+
+
+def judge_with(node: Node, monkeypatch: pytest.MonkeyPatch, judge: Callable[[Work], bool]) -> None:
+    """From now on ``judge`` says what is still to be executed."""
+    monkeypatch.setattr(node._service, "_is_wanted", judge)
+
+
+def claim_as(registration: Registration, token: str) -> None:
+    """Let a node claim its id with this token, as another process."""
+    registration._token = token
