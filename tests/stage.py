@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from brokerfl.broker.connection import Pipeline
-from brokerfl.broker.fence import Build
+from brokerfl.broker.fence import Transaction
 from brokerfl.broker.inbox import Delivery
 from brokerfl.broker.nodes import Registration
 from brokerfl.client import ClientApp, publisher
@@ -24,6 +24,7 @@ from brokerfl.client.node import _MOST_READ, Node
 from brokerfl.client.worklist import Work
 from brokerfl.common import Array, Message, ParametersRecord, RecordSet, RedisOutOfMemory
 from brokerfl.server import Driver
+from brokerfl.server.book import Applied
 from brokerfl.server.upload import Uploader
 from brokerfl.wire.frame import Fields
 from brokerfl.wire.payload import EncodedContent, Payload
@@ -41,7 +42,7 @@ def start(backend: Backend, **options: Any) -> Driver:
 
 def kill(driver: Driver) -> None:
     """What kill -9 leaves behind: a lease that nobody renews."""
-    driver._heartbeat.stop()
+    driver._hold._heartbeat.stop()
 
 
 @contextmanager
@@ -278,32 +279,32 @@ def driver_of(grid: Any) -> Driver:
 
 def dropped(driver: Driver) -> int:
     """How many replies fitted nothing open."""
-    return driver._ledger.dropped
+    return driver._hold.book.answers.dropped
 
 
 def taken(driver: Driver) -> int:
     """How many replies were given out."""
-    return driver._ledger.taken
+    return driver._hold.book.answers.takes
 
 
 def unsettled(driver: Driver) -> int:
     """How many messages no commit has taken out."""
-    return len(driver._ledger)
+    return len(driver._hold.book)
 
 
 def is_unsettled(driver: Driver, message_id: str) -> bool:
     """Whether no commit has taken this message out."""
-    return message_id in driver._ledger
+    return message_id in driver._hold.book
 
 
 def owing(driver: Driver) -> list[int]:
     """The nodes that owe the run a reply."""
-    return driver._ledger.open_nodes()
+    return driver._hold.book.owing()
 
 
 def fields_of(driver: Driver, message_id: str) -> Fields:
     """What was pushed."""
-    message = driver._ledger.find(message_id)
+    message = driver._hold.book.find(message_id)
     assert message is not None
     assert message.fields is not None
     return message.fields
@@ -311,41 +312,41 @@ def fields_of(driver: Driver, message_id: str) -> Fields:
 
 def content_of(driver: Driver, message_id: str) -> bytes:
     """The name of a message's content: equal contents have one."""
-    message = driver._ledger.find(message_id)
+    message = driver._hold.book.find(message_id)
     assert message is not None
     return message.entry.digest
 
 
 def spares_of(driver: Driver, message_id: str) -> set[str]:
     """Where the copies of a large reply are that are kept beside the one that counts."""
-    message = driver._ledger.find(message_id)
+    message = driver._hold.book.find(message_id)
     assert message is not None
     return {outbox_entry for outbox_entry, _, _ in message.spares}
 
 
 def to_be_deleted(driver: Driver) -> set[str]:
     """Where the replies are that go with the next transaction, for they fitted nothing."""
-    return {outbox_entry for _, outbox_entry, _ in driver._collector._intake._dropped}
+    return {outbox_entry for _, outbox_entry, _ in driver._hold.waits._receiver._dropped}
 
 
 def held_chunks(driver: Driver) -> int:
     """How many chunks are in memory, for a Redis that forgets them."""
-    return len(driver._blobs._held)
+    return len(driver._hold.blobs._held)
 
 
 def known_chunks(driver: Driver) -> set[bytes]:
     """The digests of the chunks of all contents that the run has in Redis."""
-    return set(driver._blobs.digests())
+    return set(driver._hold.blobs.digests())
 
 
 def needs(driver: Driver) -> list[int]:
     """How many messages and states need each content that the run has in Redis."""
-    return [found.needed for found in driver._blobs._broadcasts.values()]
+    return [driver._hold.book._needs._counts[name] for name in driver._hold.blobs.names]
 
 
 def is_stale(driver: Driver) -> bool:
     """Whether its next step compares with Redis."""
-    return driver._link.is_stale
+    return driver._hold.session.is_stale
 
 
 # Inside a Driver: what the test makes it do or believe.
@@ -353,79 +354,79 @@ def is_stale(driver: Driver) -> bool:
 
 def distrust(driver: Driver) -> None:
     """Redis showed that it forgot: the next step compares with it."""
-    driver._link.distrust()
+    driver._hold.session.distrust()
 
 
 def cut(driver: Driver) -> None:
     """A connection broke, and Redis answers again: the next step compares with it and restores what it lacks."""
-    driver._link.reconnect(ConnectionError("cut"), None)
+    driver._hold.session.reconnect(ConnectionError("cut"), None)
 
 
 def compare(driver: Driver) -> None:
     """Compare with Redis now."""
-    driver._link.reconcile(always=True)
+    driver._hold.session.reconcile(always=True)
 
 
 def transact(driver: Driver) -> None:
     """Make a transaction that writes nothing of its own."""
-    driver._link.transact(lambda pipe: None, lambda: False)
+    driver._hold.session.transact(lambda: Transaction("nothing", lambda pipe: None))
 
 
 def unaware(driver: Driver) -> None:
     """As if it had not noticed that its run is over; and a sweep is due."""
-    driver._link._over = None
+    driver._hold.session._over = None
     sweep_soon(driver)
 
 
 def sweep_soon(driver: Driver) -> None:
     """A sweep is due."""
-    driver._collector._swept = 0.0
+    driver._hold.waits._swept = 0.0
 
 
 def read_outbox(driver: Driver, node: int) -> None:
     """Take in what is new in a node's outbox, and do nothing else."""
-    driver._collector._intake.read({node})
+    driver._hold.waits._receiver.read({node})
 
 
 def read_anew(driver: Driver) -> None:
     """Read all outboxes from their beginning, as after a lost connection."""
-    driver._collector._intake.reset()
+    driver._hold.waits._receiver.reset()
 
 
 def read_nothing(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on its reads find no reply, as if none had arrived."""
-    monkeypatch.setattr(driver._collector._intake._outboxes, "read", lambda *_: ([], True))
+    monkeypatch.setattr(driver._hold.waits._receiver._outboxes, "read", lambda *_: ([], True))
 
 
 def note_contact(driver: Driver, node: int) -> None:
     """It believes that this node holds keys of the run."""
-    driver._ledger.contacted.add(node)
+    driver._hold.book._contacted.add(node)
 
 
 def deliver_again(driver: Driver, message_id: str) -> None:
     """It finds that Redis forgot an open message, and puts it into the inbox again."""
-    message = driver._ledger.find(message_id)
+    message = driver._hold.book.find(message_id)
     assert message is not None
     message.inbox_entries = ()
-    driver._pusher._committer.deliver_again(message)
+    driver._hold.committer._follow_up(Applied([message.parcel(message.fields or {})], [], []))
 
 
 def let_go(driver: Driver) -> None:
     """Let go of the chunks that were held long enough."""
-    driver._blobs.release()
+    driver._hold.blobs.release()
 
 
 def renew_lifetimes(driver: Driver) -> None:
     """Renew the lifetimes of all keys of the run, as the heartbeat does."""
-    driver._attachment.renew_lifetimes(driver._holdings())
+    driver._hold.owner.renew_lifetimes(driver._hold.footprint())
 
 
 def before_transactions(driver: Driver, monkeypatch: pytest.MonkeyPatch, hook: Callable[[], None]) -> None:
     """Call ``hook`` before each of its transactions that writes; what it raises is what the transaction meets."""
-    fence = driver._attachment.fence
+    fence = driver._hold.owner.fence
     execute = fence._execute
 
-    def hooked(build: Build, reclaims: bool) -> object:
+    def hooked(build: Callable[[Pipeline], Any], reclaims: bool) -> object:
         hook()
         return execute(build, reclaims)
 
@@ -446,7 +447,7 @@ def fill(driver: Driver, monkeypatch: pytest.MonkeyPatch, executions: int = 0) -
 
 def after_uploads(driver: Driver, monkeypatch: pytest.MonkeyPatch, hook: Callable[[], None]) -> None:
     """Call ``hook`` whenever a content has been uploaded, and the message that names it has not been pushed."""
-    uploader = driver._pusher._committer.uploader
+    uploader = driver._hold.committer._uploader
     upload = uploader.upload
 
     def hooked(content: EncodedContent, **options: Any) -> None:
@@ -469,13 +470,13 @@ def before_windows(monkeypatch: pytest.MonkeyPatch, hook: Callable[[], None]) ->
 
 def manifests_written(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> list[set[bytes]]:
     """The names of the contents whose manifests each transaction writes from now on."""
-    write, written = driver._blobs._write, []
+    write, written = driver._hold.blobs._write, []
 
     def spy(pipe: Pipeline, manifests: Any) -> None:
         written.append(set(manifests))
         write(pipe, manifests)
 
-    monkeypatch.setattr(driver._blobs, "_write", spy)
+    monkeypatch.setattr(driver._hold.blobs, "_write", spy)
     return written
 
 

@@ -75,11 +75,6 @@ class Driver:
         """The Redis in the middle."""
         return self._connection
 
-    @property
-    def connection(self) -> Connection:
-        """The Redis in the middle."""
-        return self._connection
-
     # Nodes.
 
     def get_node_ids(self) -> list[int]:

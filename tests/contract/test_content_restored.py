@@ -56,7 +56,7 @@ def test_a_content_that_redis_forgot_is_uploaded_by_the_next_push(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Chunks that are not held any more and are gone after a lost connection are sent again with the same content."""
-    monkeypatch.setattr("brokerfl.broker.blobs.HOLD", 0.0)
+    monkeypatch.setattr("brokerfl.broker.blobs.KEEP_UPLOADED", 0.0)
     content = model(layer(1))
     with federation(backend, nodes=1) as nodes, driving(backend) as driver:
         node = nodes.nodes[0].node_id

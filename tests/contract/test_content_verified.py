@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from brokerfl.broker.connection import Connection
-from brokerfl.broker.ledger import MOST_REOPENED
 from brokerfl.broker.nodes import Registration
 from brokerfl.broker.outbox import Outgoing, add_data, publish
 from brokerfl.client import payloads
 from brokerfl.common import ErrorCode, Metadata
+from brokerfl.server.book.message import MOST_REOPENED
 from brokerfl.wire import payload
 from brokerfl.wire.frame import MANIFEST
 from brokerfl.wire.message import encode_message

@@ -90,7 +90,7 @@ def test_the_hold_of_a_reply_begins_anew_after_an_outage(backend: Backend) -> No
 
 def test_chunks_are_let_go_during_a_long_upload(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """An upload that takes longer than chunks are held does not hold all of them."""
-    monkeypatch.setattr(blobs, "HOLD", -1.0)
+    monkeypatch.setattr(blobs, "KEEP_UPLOADED", -1.0)
     with driving(backend) as driver:
         driver.connection.persists = True
         push(driver, silent(backend), model(layer(1, 40 * CHUNK)))

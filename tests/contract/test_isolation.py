@@ -189,9 +189,7 @@ def test_a_first_contact_is_not_forgotten(backend: Backend, monkeypatch: pytest.
 
     def contact() -> None:
         with backend.admin.pipeline() as pipe:
-            inbox_module.open_inbox(pipe, backend.connect().keys, 5, 7, b"again")
-            for key in backend.connect().keys.of_node_and_run(5, 7):
-                pipe.pexpire(key, 60_000)
+            inbox_module.first_contact(pipe, backend.connect().keys, 5, 7, b"again", 60.0)
             pipe.execute()
 
     def before(pipe: Pipeline, *keys: str) -> object:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from brokerfl.broker import ledger as ledger_module
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.nodes import Registration
 from brokerfl.broker.outbox import add_data
@@ -15,7 +14,8 @@ from brokerfl.client import payloads
 from brokerfl.client.node import Node
 from brokerfl.client.payloads import Payloads
 from brokerfl.common import ErrorCode, RedisOutOfMemory, RedisUnreachable
-from brokerfl.server import Driver, commit
+from brokerfl.server import Driver, room
+from brokerfl.server.book import plan
 from brokerfl.wire.payload import Payload
 from brokerfl.wire.record import encode_content
 from tests.apps import Gate, Seen, driving, eventually, federation, number
@@ -148,7 +148,7 @@ def test_an_upload_that_broke_off_goes_although_messages_are_open(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In an app that always has a message with each node; what is younger than the oldest open one stays."""
-    monkeypatch.setattr(ledger_module, "CLOCK_STEP", 0)
+    monkeypatch.setattr(plan, "CLOCK_STEP", 0)
     gate = Gate()
     gate.go.set()
     with federation(backend, gate.app, nodes=1) as nodes, driving(backend) as driver:
@@ -179,7 +179,7 @@ def test_an_upload_that_broke_off_goes_although_messages_are_open(
 
 def test_what_an_adopted_message_may_have_stays(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """When it came into its inbox is not known after a resume, so nothing of its node is deleted."""
-    monkeypatch.setattr(ledger_module, "CLOCK_STEP", 0)
+    monkeypatch.setattr(plan, "CLOCK_STEP", 0)
     former = start(backend)
     node = silent(backend)
     for value in (1, 2):
@@ -281,7 +281,7 @@ def test_what_was_held_is_there_after_a_long_outage(backend: Backend, monkeypatc
 @pytest.mark.parametrize("how", ["settle", "checkpoint"])
 def test_what_makes_room_does_not_wait_for_it(backend: Backend, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a lost connection a full Redis cannot be told what it forgot; what is settled leaves it all the same."""
-    monkeypatch.setattr(commit, "FULL_PATIENCE", 0.3)
+    monkeypatch.setattr(room, "FULL_PATIENCE", 0.3)
     with federation(backend, nodes=1) as nodes, driving(backend) as driver:
         [reply] = to_all(driver, [nodes.nodes[0].node_id], number(1))
         with monkeypatch.context() as patch:
@@ -306,7 +306,7 @@ def test_a_push_that_waits_for_room_lets_others_make_it(backend: Backend, monkey
                 refused.set()
                 raise RedisOutOfMemory("full")
 
-        monkeypatch.setattr(commit, "FULL_PATIENCE", 20.0)
+        monkeypatch.setattr(room, "FULL_PATIENCE", 20.0)
         pushed: list[str] = []
         pusher = threading.Thread(target=lambda: pushed.append(push(driver, second, model(layer(2)))))
         before_transactions(driver, monkeypatch, full_until_settled)

@@ -2,12 +2,12 @@
 
 import pytest
 
-from brokerfl.broker.ledger import MOST_REOPENED
 from brokerfl.broker.nodes import list_nodes
 from brokerfl.broker.outbox import Outgoing, publish
 from brokerfl.broker.runs import list_runs
 from brokerfl.common import Array, ErrorCode, Metadata, ParametersRecord, RecordSet
 from brokerfl.server import Driver
+from brokerfl.server.book.message import MOST_REOPENED
 from brokerfl.wire.frame import MANIFEST, Fields
 from brokerfl.wire.message import encode_message
 from brokerfl.wire.payload import CHUNK, Manifest

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from brokerfl.broker.saved import SavedContext
 
+from brokerfl.broker.context import SavedContext
 from brokerfl.broker.nodes import Registration
 from brokerfl.broker.runs import has_ended, list_runs, stop_run
 from brokerfl.common import (
@@ -309,7 +309,7 @@ def test_a_push_with_checkpoint_that_pushes_nothing_is_one(backend: Backend) -> 
             driver.context.state.metrics_records["m"] = MetricsRecord({"round": value})
             assert driver.push_messages(batch, checkpoint=True) == [""] * len(batch)
             assert in_ledger(backend, driver) == set()
-            saved = SavedContext(backend.connect(), driver.run.run_id, 60.0).load()
+            saved, _ = SavedContext(backend.connect(), driver.run.run_id, 60.0).load()
             assert saved.metrics_records["m"] == {"round": value}
 
 

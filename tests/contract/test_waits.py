@@ -7,7 +7,8 @@ import pytest
 from brokerfl.broker.nodes import Absence, Registration
 from brokerfl.broker.runs import list_runs, stop_run
 from brokerfl.common import ErrorCode, RunNotFound, RunStopped
-from brokerfl.server import Driver, collector
+from brokerfl.server import Driver
+from brokerfl.server import wait as waiting
 from brokerfl.server.liveness import Liveness
 from tests.apps import Gate, driving, echo_app, eventually, federation, number, number_in
 from tests.conftest import Backend
@@ -183,7 +184,7 @@ def test_a_lost_ring_costs_only_time(backend: Backend) -> None:
 
 def test_stop_ends_a_wait(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run stopped by someone else ends every wait with RunStopped at once; pushes are refused; no key remains."""
-    monkeypatch.setattr(collector, "SWEEP", 6.0)  # neither a sweep nor the heartbeat tells it: the bell does
+    monkeypatch.setattr(waiting, "SWEEP", 6.0)  # neither a sweep nor the heartbeat tells it: the bell does
     gate = Gate()
     with federation(backend, gate.app, nodes=1) as nodes:
         driver = Driver(backend.connect(), "server:app", lease=60.0)

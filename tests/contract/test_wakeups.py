@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from brokerfl.server import collector
+from brokerfl.server import wait
 from tests.apps import Gate, driving, federation, number, number_in
 from tests.conftest import Backend
 
@@ -37,7 +37,7 @@ def real(backend: Backend) -> Backend:
 
 def test_rounds_wait_for_no_poll(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """With sweeps switched off, rounds still go at full speed: node and ServerApp are woken by what arrives."""
-    monkeypatch.setattr(collector, "SWEEP", 5.0)
+    monkeypatch.setattr(wait, "SWEEP", 5.0)
     with federation(backend, nodes=2) as nodes, driving(backend) as driver:
         for turn in range(20):
             batch = [driver.create_message(number(turn), "train", node.node_id, str(turn)) for node in nodes.nodes]
