@@ -304,7 +304,7 @@ def owing(driver: Driver) -> list[int]:
 
 def fields_of(driver: Driver, message_id: str) -> Fields:
     """What was pushed."""
-    message = driver._hold.book.find(message_id)
+    message = driver._hold.book._index.find(message_id)
     assert message is not None
     assert message.fields is not None
     return message.fields
@@ -312,14 +312,14 @@ def fields_of(driver: Driver, message_id: str) -> Fields:
 
 def content_of(driver: Driver, message_id: str) -> bytes:
     """The name of a message's content: equal contents have one."""
-    message = driver._hold.book.find(message_id)
+    message = driver._hold.book._index.find(message_id)
     assert message is not None
     return message.entry.digest
 
 
 def spares_of(driver: Driver, message_id: str) -> set[str]:
     """Where the copies of a large reply are that are kept beside the one that counts."""
-    message = driver._hold.book.find(message_id)
+    message = driver._hold.book._index.find(message_id)
     assert message is not None
     return {outbox_entry for outbox_entry, _, _ in message.spares}
 
@@ -341,7 +341,8 @@ def known_chunks(driver: Driver) -> set[bytes]:
 
 def needs(driver: Driver) -> list[int]:
     """How many messages and states need each content that the run has in Redis."""
-    return [driver._hold.book._needs._counts[name] for name in driver._hold.blobs.names]
+    book = driver._hold.book
+    return [book._needs[name] + (name == book.state_name) for name in driver._hold.blobs.names]
 
 
 def is_stale(driver: Driver) -> bool:
@@ -405,7 +406,7 @@ def note_contact(driver: Driver, node: int) -> None:
 
 def deliver_again(driver: Driver, message_id: str) -> None:
     """It finds that Redis forgot an open message, and puts it into the inbox again."""
-    message = driver._hold.book.find(message_id)
+    message = driver._hold.book._index.find(message_id)
     assert message is not None
     message.inbox_entries = ()
     driver._hold.committer._follow_up(Applied([message.parcel(message.fields or {})], [], []))

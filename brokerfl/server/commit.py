@@ -57,7 +57,7 @@ class Committer:
         Raises:
             RunError, OutageLimit, RedisOutOfMemory, MessageTooLarge: nothing was changed.
         """
-        while not self._uploader.room.wait(lambda: self._commit(sending, contents, moves_on)):
+        while not self._session.with_room(lambda: self._commit(sending, contents, moves_on)):
             for content in contents:
                 self._uploader.upload(content)
 
@@ -87,11 +87,7 @@ class Committer:
             self._execute(sending, settled, cancelled)
 
     def settle(self, message_ids: Sequence[str]) -> None:
-        """Settle replies that were handed over; save nothing.
-
-        Raises:
-            RunError, OutageLimit: the run is over.
-        """
+        """Settle replies that were handed over; save nothing."""
         self._session.check()
         with self._session.writing:
             settled = self._book.answers.handed_over_of(message_ids)
@@ -100,11 +96,7 @@ class Committer:
         self._session.through_outage(lambda: self._receiver.read(()))
 
     def cancel_orphans(self) -> None:
-        """Take out of the book what nobody has adopted since the resume.
-
-        Raises:
-            RunError, OutageLimit: the run is over.
-        """
+        """Take out of the book what nobody has adopted since the resume."""
         with self._session.writing:
             orphans = self._book.orphans()
             if orphans:
@@ -173,11 +165,7 @@ class Committer:
         return self._book.sent(parcels, results)
 
     def send_again(self, message: OpenMessage) -> bool:
-        """The payload of a reply that was taken is missing: use another copy, else have it made again, if possible.
-
-        Raises:
-            RunError, OutageLimit: the run is over.
-        """
+        """The payload of a reply that was taken is missing: use another copy, else have it made again, if possible."""
         former = self._book.answers.use_spare(message)
         if former is not None:
             self._receiver.drop([former])

@@ -9,18 +9,19 @@ from typing import Unpack
 
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.nodes import online_nodes
+from brokerfl.broker.owner import create_run, resume_run
 from brokerfl.common import DEFAULT_TTL, SUPERLINK_NODE_ID, Message, Metadata, RecordSet, RunError, UserConfig
-from brokerfl.server.hold import Options, Settings, create_hold, resume_hold
-from brokerfl.server.push import check_message, check_metadata
-from brokerfl.server.replies import refused_reply, unknown_replies
-from brokerfl.wire.message import is_message_id
+from brokerfl.server.hold import Hold, Options, Settings
+from brokerfl.wire.message import check_message, check_metadata, is_message_id
+from brokerfl.wire.reply import refused_reply, unknown_reply
 from brokerfl.wire.run import Run
 
 
 class Driver:
     """Sends messages to nodes and collects their replies, for one run. Safe to use from many threads.
 
-    A ServerApp's main function is given one; `brokerfl-server` and `brokerfl.testing` create it.
+    A ServerApp's main function is given one; `brokerfl-server` and `brokerfl.testing` create it. Once the run is over
+    for this process every call but `push_messages` raises RunStopped, RunFenced, RunLost or OutageLimit.
 
     Args:
         connection: the Redis in the middle.
@@ -54,10 +55,13 @@ class Driver:
         **options: Unpack[Options],
     ) -> None:
         settings = Settings(**options)
+        times = {"lease": settings.lease, "retention": settings.retention}
         if resume is None:
-            self._hold = create_hold(connection, app, run_config or {}, settings)
+            self._hold = Hold(create_run(connection, app, run_config or {}, **times), settings)
         else:
-            self._hold = resume_hold(connection, resume, app, run_config, settings, takeover)
+            owner = resume_run(connection, resume, run_config, app=app, takeover=takeover, **times)
+            self._hold = Hold(owner, settings)
+            self._hold.take_up()
         self._connection, self._run_id = connection, self._hold.run.run_id
         self._session, self._replies, self._book = self._hold.session, self._hold.replies, self._hold.book
         self.context = self._hold.context
@@ -78,11 +82,7 @@ class Driver:
     # Nodes.
 
     def get_node_ids(self) -> list[int]:
-        """Return the ids of the nodes that are online now, in ascending order.
-
-        Raises:
-            RunStopped, RunFenced, RunLost, OutageLimit: the run is over.
-        """
+        """Return the ids of the nodes that are online now, in ascending order."""
         self._session.check()
         return self._session.through_outage(lambda: online_nodes(self._connection))
 
@@ -95,7 +95,6 @@ class Driver:
 
         Raises:
             TimeoutError: fewer came in time; the text says how many.
-            RunStopped, RunLost, OutageLimit: the run is over.
         """
         until = _until(timeout)
         while True:
@@ -181,7 +180,6 @@ class Driver:
         For asynchronous apps, which push one group for ever. Call it when what the replies taught is in the state.
 
         Raises:
-            RunStopped, RunFenced, RunLost, OutageLimit: the run is over.
             RedisOutOfMemory, MessageTooLarge, TypeError, ValueError: there is no room for the state, or it cannot be
                 encoded; nothing was saved.
         """
@@ -191,9 +189,6 @@ class Driver:
         """Take back what a former life of the run left open, so that nothing pushed from now on adopts it.
 
         For a resumed app whose state says that it begins anew. In a new run there is nothing to take back.
-
-        Raises:
-            RunStopped, RunFenced, RunLost, OutageLimit: the run is over.
         """
         self._hold.pusher.start_over()
 
@@ -208,7 +203,6 @@ class Driver:
 
         Raises:
             TypeError: something that is no message.
-            RunStopped, RunFenced, RunLost, OutageLimit: the run is over.
         """
         for reply in replies:
             if not isinstance(reply, Message):
@@ -221,7 +215,6 @@ class Driver:
         A node that has not begun does not execute it; one that has sees ``context.cancelled()``.
 
         Raises:
-            RunStopped, RunFenced, RunLost, OutageLimit: the run is over.
             RedisOutOfMemory: Redis is full and forgot something that has to be written first; nothing was cancelled.
         """
         accepted, _ = self._sort(message_ids)
@@ -234,13 +227,10 @@ class Driver:
 
         An id that was pulled already yields nothing; one that no push of this run returned yields an Error reply.
         Whether a node is gone is seen while somebody looks: pull at least every 10 seconds, or wait with `replies`.
-
-        Raises:
-            RunStopped, RunFenced, RunLost, OutageLimit: the run is over.
         """
         wanted, foreign = self._sort(message_ids)
         self._hold.waits.poll()
-        return [*unknown_replies(self._run_id, foreign), *self._replies.here(wanted)]
+        return [unknown_reply(self._run_id, each) for each in foreign] + self._replies.here(wanted)
 
     def replies(self, message_ids: Iterable[str], *, timeout: float | None = None) -> Iterator[Message]:
         """Yield each reply to ``message_ids`` the moment it arrives, until all have come.
@@ -253,15 +243,12 @@ class Driver:
             message_ids: as `push_messages` returned them; ``""`` is passed over.
             timeout: seconds for all of them; then the iteration ends. None waits until every message ended as a reply
                 or as an Error reply.
-
-        Raises:
-            RunStopped, RunFenced, RunLost, OutageLimit: the run is over.
         """
         wanted, foreign = self._sort(message_ids)
         return self._iterate(wanted, foreign, _until(timeout))
 
     def _iterate(self, wanted: set[str], foreign: list[str], until: float | None) -> Iterator[Message]:
-        yield from unknown_replies(self._run_id, foreign)
+        yield from (unknown_reply(self._run_id, each) for each in foreign)
         yield from self._replies.each(wanted, until)
 
     def send_and_receive(
@@ -283,7 +270,6 @@ class Driver:
             checkpoint: as for `push_messages`.
 
         Raises:
-            RunStopped, RunFenced, RunLost, OutageLimit: the run is over.
             TypeError, ValueError, MessageTooLarge, RedisOutOfMemory: as `push_messages`.
         """
         batch = list(messages)

@@ -10,13 +10,13 @@ from typing import TypedDict
 
 from brokerfl.broker.blobs import Blobs
 from brokerfl.broker.books import read_books
-from brokerfl.broker.connection import Connection
 from brokerfl.broker.context import SavedContext
 from brokerfl.broker.fence import RedisForgot
 from brokerfl.broker.heartbeat import Heartbeat
 from brokerfl.broker.keys import LEASE, OFFLINE_GRACE, RETENTION
+from brokerfl.broker.liveness import Liveness
 from brokerfl.broker.outbox import Outboxes
-from brokerfl.broker.owner import Owner, create_run, resume_run
+from brokerfl.broker.owner import Owner
 from brokerfl.broker.runs import Footprint, has_ended
 from brokerfl.broker.transactions import Transactions
 from brokerfl.common import (
@@ -25,16 +25,13 @@ from brokerfl.common import (
     Context,
     RunError,
     RunStopped,
-    UserConfig,
 )
 from brokerfl.server.book import Book
 from brokerfl.server.commit import Committer
-from brokerfl.server.liveness import Liveness
 from brokerfl.server.push import Pusher
 from brokerfl.server.receive import Receiver
 from brokerfl.server.reconcile import Reconciler
 from brokerfl.server.replies import Replies
-from brokerfl.server.room import Room
 from brokerfl.server.session import OUTAGE_LIMIT, Session
 from brokerfl.server.upload import Uploader
 from brokerfl.server.verdict import Verdicts
@@ -43,7 +40,7 @@ from brokerfl.wire.frame import MAX_MESSAGE_BYTES
 
 
 class Options(TypedDict, total=False):
-    """What may be given to a Driver by name; `Settings` says what each is, and what it is by default."""
+    """Settings by name, as a Driver takes them."""
 
     lease: float
     retention: float
@@ -74,59 +71,12 @@ class Settings:
     max_run: int | None = None
 
 
-def create_hold(connection: Connection, app: str, run_config: UserConfig, settings: Settings) -> "Hold":
-    """Create a run and hold it.
-
-    Raises:
-        ConfigError, ValueError: as `create_run`.
-    """
-    return Hold(create_run(connection, app, run_config, lease=settings.lease, retention=settings.retention), settings)
-
-
-def resume_hold(
-    connection: Connection, run_id: int, app: str, run_config: UserConfig | None, settings: Settings, takeover: bool
-) -> "Hold":
-    """Hold a run that another ServerApp has created, and see what is there of it.
-
-    Raises:
-        RunNotFound, RunStopped, RunAttached, ConfigError: as `resume_run`.
-    """
-    owner = resume_run(
-        connection,
-        run_id,
-        run_config,
-        app=app,
-        takeover=takeover,
-        lease=settings.lease,
-        retention=settings.retention,
-    )
-    hold = Hold(owner, settings)
-    try:
-        hold.session.through_outage(lambda: owner.renew_lifetimes(hold.footprint()))
-        hold.session.take_up()
-    except BaseException:
-        hold.detach()
-        raise
-    return hold
-
-
 class Hold:
     """One run in the hands of this process.
 
     Args:
         owner: this process, as the run's owner.
         settings: how it is held.
-
-    Attributes:
-        run: the run.
-        context: the ServerApp's.
-        book: the run's messages.
-        session: the way to Redis.
-        pusher: for pushes.
-        committer: for commits.
-        verdicts: for cancellations.
-        waits: for who waits for replies.
-        replies: gives them out.
     """
 
     def __init__(self, owner: Owner, settings: Settings) -> None:
@@ -152,7 +102,7 @@ class Hold:
         liveness = Liveness(settings.offline_grace, settings.lease)
         reconciler = Reconciler(transactions, book, receiver, blobs, identity)
         self.session = session = Session(transactions, receiver, liveness, reconciler, settings.outage_limit)
-        uploader = Uploader(session, blobs, Room(session, receiver, book))
+        uploader = Uploader(session, blobs)
         self.committer = Committer(session, book, receiver, uploader, self.context)
         self.pusher = Pusher(session, book, self.committer, uploader)
         self.verdicts = Verdicts(book, session, receiver, liveness, blobs)
@@ -162,6 +112,19 @@ class Hold:
         interval = min(settings.lease / 3, settings.retention / 4)
         self._heartbeat = Heartbeat(f"heartbeat of run {run_id}", interval, self._renew, self.waits.end)
         self._heartbeat.start()
+
+    def take_up(self) -> None:
+        """See what is there of a run that was resumed.
+
+        Raises:
+            RunError, OutageLimit: the run is over; it is let go of.
+        """
+        try:
+            self.session.through_outage(lambda: self.owner.renew_lifetimes(self.footprint()))
+            self.session.take_up()
+        except BaseException:
+            self.detach()
+            raise
 
     def _renew(self) -> None:
         try:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from brokerfl.broker.keys import milliseconds
 from brokerfl.broker.nodes import registered
-from brokerfl.common import BrokerflError, Message, Metadata, is_message_type
+from brokerfl.common import BrokerflError, Message, Metadata
 from brokerfl.server.book import Book, OpenMessage, Sending, State
 from brokerfl.server.commit import Committer
 from brokerfl.server.session import Session
@@ -25,47 +25,6 @@ from brokerfl.wire.run import LedgerEntry
 #: Bytes of one transaction of a push. Redis keeps a MULTI in its query buffer, and cuts the connection at 1 GB of that
 #: (``client-query-buffer-limit``); everyone else waits while it is executed.
 MOST_BYTES = 64 * 1024 * 1024
-
-#: Seconds, about 30 years: a deadline in milliseconds stays far below 64 bits.
-_LONGEST_TTL = 1e9
-
-
-def check_message(message: Message, run_id: int) -> Message:
-    """Return the message if this run can push it.
-
-    Raises:
-        TypeError, ValueError: it is no message, or none with content, or another run's; or as `check_metadata`.
-    """
-    if not isinstance(message, Message):
-        raise TypeError(f"push_messages takes Messages, not {type(message).__name__}")
-    if not message.has_content():
-        raise ValueError(f"{message!r} has no content: only nodes send errors")
-    if message.metadata.run_id != run_id:
-        raise ValueError(
-            f"a message of run {message.metadata.run_id} cannot be pushed by run {run_id}: "
-            "use create_message of this Driver"
-        )
-    check_metadata(message.metadata)
-    return message
-
-
-def check_metadata(metadata: Metadata) -> None:
-    """Refuse what a frame cannot carry, or what no node would understand.
-
-    Raises:
-        ValueError: which field, and why.
-    """
-    if not isinstance(metadata.message_type, str) or not is_message_type(metadata.message_type):
-        raise ValueError(
-            f"the message type {metadata.message_type!r} is not train, evaluate or query, or one of them with an "
-            "action such as train.warmup"
-        )
-    if type(metadata.dst_node_id) is not int or not 0 <= metadata.dst_node_id < 2**64:
-        raise ValueError(f"dst_node_id is {metadata.dst_node_id!r}: it must be an int, as get_node_ids() returns them")
-    if not isinstance(metadata.group_id, str):
-        raise ValueError(f"group_id is {metadata.group_id!r}: it must be a str, such as str(server_round)")
-    if not isinstance(metadata.ttl, int | float) or not 0 <= metadata.ttl < _LONGEST_TTL:
-        raise ValueError(f"ttl is {metadata.ttl!r}: it must be seconds, from 0 to {_LONGEST_TTL:g}")
 
 
 @dataclass(slots=True)
@@ -166,7 +125,6 @@ class Pusher:
         """Settle what was handed over, and save the context.
 
         Raises:
-            RunError, OutageLimit: the run is over.
             RedisOutOfMemory: Redis is full; nothing was saved.
         """
         self._session.check()
@@ -177,11 +135,7 @@ class Pusher:
             raise
 
     def start_over(self) -> None:
-        """Take out of the book what nobody has adopted.
-
-        Raises:
-            RunError, OutageLimit: the run is over.
-        """
+        """Take out of the book what nobody has adopted."""
         with self._pushing:  # which may be adopting some
             self._session.check()
             self._committer.cancel_orphans()

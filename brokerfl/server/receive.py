@@ -8,10 +8,10 @@ from logging import DEBUG
 from typing import Any
 
 from brokerfl.broker.outbox import Outboxes, Reply, Settled
-from brokerfl.common import FrameError, log
+from brokerfl.common import log
 from brokerfl.server.book import Book
 from brokerfl.wire.message import message_id_of
-from brokerfl.wire.payload import manifest_of
+from brokerfl.wire.payload import entries_of
 
 
 class Receiver:
@@ -57,11 +57,15 @@ class Receiver:
             for node_id, entry_id, fields in replies:
                 if not self._outboxes.advance(node_id, entry_id):
                     continue
-                message_id, data = message_id_of(fields), _data_entries(fields)
+                message_id, data = message_id_of(fields), entries_of(fields)
                 unfit = self._book.answers.answer(node_id, entry_id, message_id, fields, data)  # type: ignore[arg-type]
                 if unfit is not None:
                     self._dropped.append(unfit)
                     log(DEBUG, "Dropped a reply of node %s that fits no open message", node_id)
+
+    def unsettled(self) -> int:
+        """Return how many replies the app has that stay in Redis until the run moves on."""
+        return len(self._book.answers.handed_over())
 
     # What goes.
 
@@ -80,12 +84,3 @@ class Receiver:
         with self._book.changed:
             dropped, self._dropped = self._dropped, []
             return dropped
-
-
-def _data_entries(reply: dict[bytes, bytes]) -> tuple[str, ...]:
-    """Return where the chunks of a reply are; nothing of one that cannot be read: its end is that of the run."""
-    try:
-        manifest = manifest_of(reply)
-    except FrameError:
-        return ()
-    return manifest.entries if manifest is not None else ()

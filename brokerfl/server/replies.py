@@ -1,24 +1,15 @@
 """The replies: each on its way from the outbox to the app.
 
-Owns that a large reply is fetched when it is its turn, what becomes of one whose payload is gone, when one counts as
-handed over, and the Error replies that no node wrote. It must not know how replies are waited for, or how outboxes are
-read.
+Owns that a large reply is fetched when it is its turn, what becomes of one whose payload is gone, and when one counts
+as handed over. It must not know how replies are waited for, or how outboxes are read.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from brokerfl.broker.outbox import read_data
-from brokerfl.common import (
-    SUPERLINK_NODE_ID,
-    Error,
-    ErrorCode,
-    FrameError,
-    Message,
-    Metadata,
-    RedisUnreachable,
-)
+from brokerfl.common import Error, ErrorCode, FrameError, Message, RedisUnreachable
 from brokerfl.server.book import Book, OpenMessage
 from brokerfl.server.commit import Committer
 from brokerfl.server.session import Session
@@ -26,7 +17,7 @@ from brokerfl.server.wait import Waits, Wanted
 from brokerfl.wire.frame import Fields
 from brokerfl.wire.message import decode_message
 from brokerfl.wire.payload import MissingChunkError, assemble, manifest_of
-from brokerfl.wire.run import LedgerEntry
+from brokerfl.wire.reply import as_reply, error_reply
 
 
 class Replies:
@@ -57,9 +48,6 @@ class Replies:
         Args:
             message_ids: to what.
             until: local monotonic time at which to end; None waits for all.
-
-        Raises:
-            RunError, OutageLimit: the run is over.
         """
         wanted = Wanted(message_ids)
         while (found := self._next(wanted, until)) is not None:
@@ -131,12 +119,9 @@ class Replies:
         """Return a reply that was taken; None when it is not to be had now: it can be taken again.
 
         A payload that Redis lost is asked for again; one that does not arrive until ``until`` waits for the next call.
-
-        Raises:
-            RunStopped, RunFenced, RunLost, OutageLimit: the run is over.
         """
         if isinstance(message.reply, Error):
-            return _error(self._run_id, message.message_id, message.entry, message.reply)
+            return error_reply(self._run_id, message.message_id, message.entry, message.reply)
         assert message.reply is not None, "the reply was handed over already"
         try:
             return self._reply(message, decode_message({**message.reply, **self._fetch(message, message.reply, until)}))
@@ -174,52 +159,11 @@ class Replies:
         content, _ = assemble(manifest, read)
         return content
 
-    def _reply(self, message: OpenMessage, reply: Message) -> Message:
-        """Return a reply as the app sees it: who sent it and what it answers is the book's word, not the frame's."""
-        if reply.metadata.run_id != self._run_id:
+    def _reply(self, message: OpenMessage, sent: Message) -> Message:
+        if sent.metadata.run_id != self._run_id:
             return self._unreadable(message, "it names another run")
-        meta = reply.metadata
-        metadata = _metadata(self._run_id, message.message_id, message.entry, meta.created_at, meta.ttl)
-        return Message(metadata, error=reply.error) if reply.has_error() else Message(metadata, content=reply.content)
+        return as_reply(self._run_id, message.message_id, message.entry, sent)
 
     def _unreadable(self, message: OpenMessage, reason: str) -> Message:
         error = Error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, f"the reply cannot be read: {reason}")
-        return _error(self._run_id, message.message_id, message.entry, error)
-
-
-# Error replies that no node wrote.
-
-
-def unknown_replies(run_id: int, message_ids: Iterable[str]) -> Iterator[Message]:
-    """Yield the Error replies to ids that no push of the run returned."""
-    for message_id in message_ids:
-        reason = f"no push of run {run_id} returned the id {message_id!r}"
-        yield _error(run_id, message_id, LedgerEntry(0, "", "", 0), Error(ErrorCode.MESSAGE_UNAVAILABLE, reason))
-
-
-def refused_reply(run_id: int, message: Message, is_registered: bool) -> Message:
-    """Return the Error reply to a message that the push refused."""
-    meta = message.metadata
-    if is_registered:
-        error = Error(ErrorCode.MESSAGE_UNAVAILABLE, "the message had expired before it was pushed")
-    else:
-        error = Error(ErrorCode.NODE_UNAVAILABLE, f"there is no node {meta.dst_node_id} in the registry")
-    return _error(run_id, "", LedgerEntry(meta.dst_node_id, meta.group_id, meta.message_type, 0), error)
-
-
-def _error(run_id: int, message_id: str, entry: LedgerEntry, error: Error) -> Message:
-    return Message(_metadata(run_id, message_id, entry, time.time(), 0.0), error=error)
-
-
-def _metadata(run_id: int, message_id: str, entry: LedgerEntry, created_at: float, ttl: float) -> Metadata:
-    return Metadata(
-        run_id=run_id,
-        message_id=f"{message_id}-reply",
-        src_node_id=entry.node_id,
-        dst_node_id=SUPERLINK_NODE_ID,
-        reply_to_message=message_id,
-        group_id=entry.group_id,
-        created_at=created_at,
-        ttl=ttl,
-        message_type=entry.message_type,
-    )
+        return error_reply(self._run_id, message.message_id, message.entry, error)

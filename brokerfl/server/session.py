@@ -13,10 +13,12 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import tenacity
+
 from brokerfl.broker.fence import RedisForgot, Transaction
+from brokerfl.broker.liveness import Liveness
 from brokerfl.broker.transactions import Transactions
 from brokerfl.common import OutageLimit, RedisOutOfMemory, RedisUnreachable
-from brokerfl.server.liveness import Liveness
 from brokerfl.server.receive import Receiver
 from brokerfl.server.reconcile import Reconciler
 
@@ -24,6 +26,10 @@ Answer = TypeVar("Answer")
 
 #: Seconds a ServerApp waits while Redis is unreachable before it detaches.
 OUTAGE_LIMIT = 600.0
+
+#: Seconds that a push waits for room in a full Redis, for each transaction and each window of an upload, before it
+#: gives up: nodes' replies that are settled make some.
+FULL_PATIENCE = 5.0
 
 
 class Session:
@@ -133,6 +139,33 @@ class Session:
                 self.reconnect(error, until)
                 if until is not None and time.monotonic() >= until:
                     raise
+
+    def with_room(self, action: Callable[[], Answer]) -> Answer:
+        """Return what ``action`` returns, repeating it while Redis is full: what this run or others settle makes room.
+
+        To be called without `writing`, so that other threads may settle meanwhile.
+
+        Raises:
+            RedisOutOfMemory: there was none for `FULL_PATIENCE` seconds.
+        """
+        retrying = tenacity.Retrying(
+            wait=tenacity.wait_random_exponential(multiplier=0.1, max=1.0),
+            stop=tenacity.stop_after_delay(FULL_PATIENCE),
+            retry=tenacity.retry_if_exception_type(RedisOutOfMemory),
+            before_sleep=lambda _: self.through_outage(lambda: self._receiver.read(())),  # delete what is settled
+            sleep=time.sleep,
+            reraise=True,
+        )
+        try:
+            return retrying(action)
+        except RedisOutOfMemory as error:
+            kept = self._receiver.unsettled()
+            if not kept:
+                raise
+            raise RedisOutOfMemory(
+                f"{error}; {kept} replies that this run was given stay in Redis until it moves on: "
+                "push the next group in smaller parts, or call driver.checkpoint() first"
+            ) from error
 
     # Comparing.
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from brokerfl.broker.blobs import Blobs
 from brokerfl.common import RedisOutOfMemory
-from brokerfl.server.room import Room
 from brokerfl.server.session import Session
 from brokerfl.wire.payload import EncodedContent, Manifest, Payload
 
@@ -24,13 +23,11 @@ class Uploader:
     Args:
         session: the transactions.
         blobs: what is there.
-        room: waits for room in a full Redis; public.
     """
 
-    def __init__(self, session: Session, blobs: Blobs, room: Room) -> None:
+    def __init__(self, session: Session, blobs: Blobs) -> None:
         self._session = session
         self._blobs = blobs
-        self.room = room
 
     def upload(self, content: EncodedContent, *, patient: bool = True) -> None:
         """Bring the chunks of a large content to Redis, those that it lacks: before any message names them.
@@ -47,7 +44,7 @@ class Uploader:
         payload = content.payload
         if payload is None:
             return
-        persist = self.room.wait if patient else _once
+        persist = self._session.with_room if patient else _once
         for _ in range(_MOST_PASSES):
             windows = persist(lambda: self._lacking(payload))
             if not windows:

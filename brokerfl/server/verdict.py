@@ -7,11 +7,11 @@ waits for replies.
 from collections.abc import Iterable
 
 from brokerfl.broker.blobs import Blobs
+from brokerfl.broker.liveness import Liveness
 from brokerfl.broker.nodes import absent_nodes
 from brokerfl.broker.transactions import Transactions
 from brokerfl.common import Error, ErrorCode
 from brokerfl.server.book import Book, OpenMessage, State
-from brokerfl.server.liveness import Liveness
 from brokerfl.server.receive import Receiver
 from brokerfl.server.session import Session
 
@@ -67,7 +67,6 @@ class Verdicts:
         """Answer open messages with Error 3 and take them back.
 
         Raises:
-            RunStopped, RunFenced, RunLost, OutageLimit: the run is over.
             RedisOutOfMemory: Redis is full and forgot something that has to be written first.
         """
         self._session.check()

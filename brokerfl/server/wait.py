@@ -65,9 +65,6 @@ class Waits:
 
         Returns:
             None when none is left to wait for, or at ``until``.
-
-        Raises:
-            RunStopped, RunFenced, RunLost, OutageLimit: the run is over for this process.
         """
         with self._changed:
             while True:

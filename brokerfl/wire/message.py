@@ -1,6 +1,7 @@
 """Messages to and from the fields of a stream entry.
 
-Owns the message header and the ids of messages. It must not know streams, runs' states or Redis.
+Owns the message header, the ids of messages, and what a ServerApp may send. It must not know streams, runs' states or
+Redis.
 """
 
 import os
@@ -9,7 +10,7 @@ from collections.abc import Mapping
 from hashlib import blake2s
 from typing import Any
 
-from brokerfl.common import Error, FrameError, Message, MessageTooLarge, Metadata
+from brokerfl.common import Error, FrameError, Message, MessageTooLarge, Metadata, is_message_type
 from brokerfl.wire.frame import HEAD, ID, MAX_HEADER_BYTES, Fields, pack, unpack
 from brokerfl.wire.record import decode_content
 
@@ -18,6 +19,9 @@ _RANDOM_BYTES, _TAG_BYTES = 12, 4
 #: Bytes that the header of a message leaves free: its reply and its ledger entry repeat group and type, and an Error
 #: reply has a reason beside them.
 _ROOM_FOR_REPLY = 16 * 1024
+
+#: Seconds, about 30 years: a deadline in milliseconds stays far below 64 bits.
+_LONGEST_TTL = 1e9
 
 
 def new_message_id(run_id: int) -> str:
@@ -42,6 +46,44 @@ def is_message_id(run_id: int, message_id: str) -> bool:
 
 def _tag(run_id: int, unique: bytes) -> bytes:
     return blake2s(unique, digest_size=_TAG_BYTES, key=run_id.to_bytes(8, "big")).digest()
+
+
+def check_message(message: Message, run_id: int) -> Message:
+    """Return the message if this run can push it.
+
+    Raises:
+        TypeError, ValueError: it is no message, or none with content, or another run's; or as `check_metadata`.
+    """
+    if not isinstance(message, Message):
+        raise TypeError(f"push_messages takes Messages, not {type(message).__name__}")
+    if not message.has_content():
+        raise ValueError(f"{message!r} has no content: only nodes send errors")
+    if message.metadata.run_id != run_id:
+        raise ValueError(
+            f"a message of run {message.metadata.run_id} cannot be pushed by run {run_id}: "
+            "use create_message of this Driver"
+        )
+    check_metadata(message.metadata)
+    return message
+
+
+def check_metadata(metadata: Metadata) -> None:
+    """Refuse what a frame cannot carry, or what no node would understand.
+
+    Raises:
+        ValueError: which field, and why.
+    """
+    if not isinstance(metadata.message_type, str) or not is_message_type(metadata.message_type):
+        raise ValueError(
+            f"the message type {metadata.message_type!r} is not train, evaluate or query, or one of them with an "
+            "action such as train.warmup"
+        )
+    if type(metadata.dst_node_id) is not int or not 0 <= metadata.dst_node_id < 2**64:
+        raise ValueError(f"dst_node_id is {metadata.dst_node_id!r}: it must be an int, as get_node_ids() returns them")
+    if not isinstance(metadata.group_id, str):
+        raise ValueError(f"group_id is {metadata.group_id!r}: it must be a str, such as str(server_round)")
+    if not isinstance(metadata.ttl, int | float) or not 0 <= metadata.ttl < _LONGEST_TTL:
+        raise ValueError(f"ttl is {metadata.ttl!r}: it must be seconds, from 0 to {_LONGEST_TTL:g}")
 
 
 def encode_message(

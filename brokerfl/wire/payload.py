@@ -393,3 +393,12 @@ def manifest_of(fields: Mapping[bytes, bytes | memoryview], limit: int = MAX_MES
                 f"the content has {size:,} bytes in the message itself, the limit is {min(limit, MOST_INLINE):,} bytes"
             )
     return None
+
+
+def entries_of(reply: Mapping[bytes, bytes | memoryview]) -> tuple[str, ...]:
+    """Return where the chunks of a reply are; nothing of one that cannot be read, whose chunks end with the run."""
+    try:
+        manifest = manifest_of(reply)
+    except FrameError:
+        return ()
+    return manifest.entries if manifest is not None else ()

@@ -7,7 +7,7 @@ import pytest
 from brokerfl.broker.nodes import Registration, list_nodes
 from brokerfl.broker.runs import stop_run
 from brokerfl.common import ErrorCode, RedisOutOfMemory
-from brokerfl.server import Driver, push, room
+from brokerfl.server import Driver, push, session
 from tests.apps import Gate, driving, eventually, federation, number, number_in
 from tests.conftest import Backend
 from tests.stage import distrust, fill, owing
@@ -19,7 +19,7 @@ WITHOUT = ("redis-tls",)
 def test_a_push_that_was_half_made_is_completed_by_the_next(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two parts the second finds Redis full: pushed again, each message is executed once."""
     monkeypatch.setattr(push, "MOST_BYTES", 10)
-    monkeypatch.setattr(room, "FULL_PATIENCE", 0.1)
+    monkeypatch.setattr(session, "FULL_PATIENCE", 0.1)
     gate = Gate()
     gate.go.set()
     with federation(backend, gate.app, nodes=2) as nodes, driving(backend) as driver:
@@ -60,7 +60,7 @@ def test_a_full_redis_after_a_cut_stops_no_wait(backend: Backend, monkeypatch: p
 
 def test_waiting_for_room_deletes_what_is_settled(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """A push that finds Redis full first takes out the replies that a commit has settled: they may be what fills it."""
-    monkeypatch.setattr(room, "FULL_PATIENCE", 0.3)
+    monkeypatch.setattr(session, "FULL_PATIENCE", 0.3)
     with federation(backend, nodes=1) as nodes, driving(backend) as driver:
         node = nodes.nodes[0].node_id
         driver.send_and_receive([driver.create_message(number(1), "train", node, "1")])

@@ -14,7 +14,7 @@ from brokerfl.client import payloads
 from brokerfl.client.node import Node
 from brokerfl.client.payloads import Payloads
 from brokerfl.common import ErrorCode, RedisOutOfMemory, RedisUnreachable
-from brokerfl.server import Driver, room
+from brokerfl.server import Driver, session
 from brokerfl.server.book import plan
 from brokerfl.wire.payload import Payload
 from brokerfl.wire.record import encode_content
@@ -281,7 +281,7 @@ def test_what_was_held_is_there_after_a_long_outage(backend: Backend, monkeypatc
 @pytest.mark.parametrize("how", ["settle", "checkpoint"])
 def test_what_makes_room_does_not_wait_for_it(backend: Backend, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a lost connection a full Redis cannot be told what it forgot; what is settled leaves it all the same."""
-    monkeypatch.setattr(room, "FULL_PATIENCE", 0.3)
+    monkeypatch.setattr(session, "FULL_PATIENCE", 0.3)
     with federation(backend, nodes=1) as nodes, driving(backend) as driver:
         [reply] = to_all(driver, [nodes.nodes[0].node_id], number(1))
         with monkeypatch.context() as patch:
@@ -306,7 +306,7 @@ def test_a_push_that_waits_for_room_lets_others_make_it(backend: Backend, monkey
                 refused.set()
                 raise RedisOutOfMemory("full")
 
-        monkeypatch.setattr(room, "FULL_PATIENCE", 20.0)
+        monkeypatch.setattr(session, "FULL_PATIENCE", 20.0)
         pushed: list[str] = []
         pusher = threading.Thread(target=lambda: pushed.append(push(driver, second, model(layer(2)))))
         before_transactions(driver, monkeypatch, full_until_settled)

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from brokerfl.common import RedisOutOfMemory
-from brokerfl.server import room
+from brokerfl.server import session
 from tests.apps import driving, eventually, federation, number
 from tests.conftest import Backend
 from tests.stage import CHUNK, before_transactions, chunks_in, fill, layer, layers_in, model, silent, to_all
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("small_chunks")
 
 def test_a_full_redis_during_the_upload_pushes_nothing(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Redis is full after the first of three windows: no message, no chunk and no book is left, and it works later."""
-    monkeypatch.setattr(room, "FULL_PATIENCE", 0.1)
+    monkeypatch.setattr(session, "FULL_PATIENCE", 0.1)
     content = model(layer(1, 40 * CHUNK))
     with federation(backend, nodes=1) as nodes, driving(backend) as driver:
         node = nodes.nodes[0].node_id
@@ -42,7 +42,7 @@ def test_a_push_whose_transaction_finds_redis_full_leaves_no_chunk(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All chunks are there and the message does not fit any more: the chunks go again."""
-    monkeypatch.setattr(room, "FULL_PATIENCE", 0.1)
+    monkeypatch.setattr(session, "FULL_PATIENCE", 0.1)
     node = silent(backend)
     with driving(backend) as driver:
         with monkeypatch.context() as patch:

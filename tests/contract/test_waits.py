@@ -3,13 +3,13 @@
 import threading
 
 import pytest
+from brokerfl.broker.liveness import Liveness
 
 from brokerfl.broker.nodes import Absence, Registration
 from brokerfl.broker.runs import list_runs, stop_run
 from brokerfl.common import ErrorCode, RunNotFound, RunStopped
 from brokerfl.server import Driver
 from brokerfl.server import wait as waiting
-from brokerfl.server.liveness import Liveness
 from tests.apps import Gate, driving, echo_app, eventually, federation, number, number_in
 from tests.conftest import Backend
 from tests.stage import dropped, kill, read_nothing, serving

@@ -9,6 +9,7 @@ nothing has to be undone. From plan to apply the messages that are new are *unde
 answer to their transaction, so replies find them, and nothing else does.
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from brokerfl.server.book.answers import Answers
 from brokerfl.server.book.index import Index
 from brokerfl.server.book.message import Event, OpenMessage
 from brokerfl.server.book.orphans import Orphans
-from brokerfl.server.book.plan import Needs, Sending, needed_from
+from brokerfl.server.book.plan import Sending, idle, needed_from
 from brokerfl.server.book.state import ORPHANS, State, Step
 from brokerfl.wire.frame import Fields
 from brokerfl.wire.payload import EncodedContent
@@ -26,17 +27,11 @@ from brokerfl.wire.run import LedgerEntry
 
 
 class Applied(NamedTuple):
-    """What became of parcels, and what a change left to be deleted.
+    """What became of parcels, and what a change left to be deleted."""
 
-    Attributes:
-        vanished: the messages that found no inbox.
-        refused: those that Redis refused, and why: somebody made another thing of the inbox.
-        freed: where the replies are that may be deleted.
-    """
-
-    vanished: list[Parcel]
-    refused: list[tuple[Parcel, Exception]]
-    freed: list[Settled]
+    vanished: list[Parcel]  # found no inbox
+    refused: list[tuple[Parcel, Exception]]  # somebody made another thing of the inbox
+    freed: list[Settled]  # replies
 
 
 class _UnderWay(NamedTuple):
@@ -55,6 +50,7 @@ class Book:
 
     Attributes:
         changed: guards all of it; notified when a wait may be over.
+        state_name: the name of the state that the last commit saved.
         answers: the replies.
     """
 
@@ -64,7 +60,9 @@ class Book:
         self.answers = Answers(self._index)
         self._orphans = Orphans()
         self._groups: set[str] = set()
-        self._needs = Needs(state_name)
+        self._needs: Counter[bytes] = Counter()
+        self._kept: Collection[bytes] = ()
+        self.state_name = state_name
         self._contacted = set(snapshot.nodes)
         self._pushed, self._replied = snapshot.messages, snapshot.replies
         self._under_way: _UnderWay | None = None
@@ -84,12 +82,17 @@ class Book:
 
     def _count(self, message: OpenMessage) -> None:
         self._groups.add(message.entry.group_id)
-        self._needs.enter(message.entry.digest)
+        self._needs[message.entry.digest] += 1
 
     def _leave(self, message: OpenMessage, step: Step) -> None:
         self._index.leave(message, step)
         self._orphans.remove(message)
-        self._needs.leave(message.entry.digest)
+        self._unneed(message.entry.digest)
+
+    def _unneed(self, name: bytes) -> None:
+        self._needs[name] -= 1
+        if not self._needs[name]:
+            del self._needs[name]
 
     def events(self) -> list[Event]:
         """Return what happened to messages since the last call, and forget it."""
@@ -109,11 +112,6 @@ class Book:
         with self.changed:
             first = self._under_way.change.contacted if self._under_way else ()
             return {node_id for node_id in node_ids if node_id in self._contacted or node_id in first}
-
-    @property
-    def state_name(self) -> bytes:
-        """The name of the state that the last commit saved."""
-        return self._needs.state_name
 
     def find(self, message_id: str) -> OpenMessage | None:
         """Return a message that is not settled, or that is under way."""
@@ -156,17 +154,12 @@ class Book:
     def keep(self, names: Collection[bytes]) -> None:
         """Let no plan count these contents as idle: they are on their way, and what needs them is not accepted yet."""
         with self.changed:
-            self._needs.keep(names)
+            self._kept = names
 
     def reserve(self, entry: LedgerEntry, now: float, *, exactly: bool = False) -> OpenMessage | None:
-        """Return the orphan that a message pushed again stands for: with equal content, else the oldest.
+        """Return the orphan that a message pushed again stands for; nobody else adopts it until `adopt` or `disown`.
 
-        Nobody else adopts it until `adopt` or `disown`.
-
-        Args:
-            entry: the message's.
-            now: in milliseconds of Redis TIME. One that has expired without a reply is not adopted.
-            exactly: only one with equal content.
+        See `Orphans.reserve`.
         """
         with self.changed:
             return self._orphans.reserve(entry, now, exactly=exactly)
@@ -178,13 +171,13 @@ class Book:
             Whether Redis has lost one of them meanwhile.
         """
         with self.changed:
-            messages = []
+            is_any_lost = False
             for message, fields in adopted:
                 self._adopt(message)
                 message.keep(fields)
-                messages.append(message)
+                is_any_lost |= message.state is State.LOST
             self._orphans.unreserve()
-            return any(message.state is State.LOST for message in messages)
+            return is_any_lost
 
     def _adopt(self, message: OpenMessage) -> None:
         if message.state in ORPHANS:
@@ -232,9 +225,10 @@ class Book:
             contents: the names of what the run has in Redis.
         """
         with self.changed:
-            gone = (*settled, *cancelled)
+            gone, saved = (*settled, *cancelled), state.name if state else self.state_name
             self._index.unsent = {one.message.message_id: one.message for one in sending if one.is_new}
             nodes = dict.fromkeys(one.entry.node_id for one in sending)
+            contents = [name for name in contents if name != saved and name not in self._kept]
             change = Change(
                 entered={one.message.message_id: one.entry for one in sending},
                 new=tuple(self._index.unsent),
@@ -243,7 +237,7 @@ class Book:
                 settled=tuple(message.message_id for message in settled),
                 cancelled=tuple(message.parcel({}) for message in cancelled),
                 state=state,
-                idle=self._needs.idle(contents, sending, gone, state.name if state else self.state_name),
+                idle=idle(contents, self._needs, sending, gone),
                 needed_from=needed_from(gone, self._index.by_node),
                 messages=self._pushed + len(self._index.unsent),
                 replies=self._replied + len(settled),
@@ -282,7 +276,7 @@ class Book:
             for message in cancelled:
                 self._leave(message, Step.CANCELLED)
             if change.state is not None:
-                self._needs.save(change.state.name)
+                self.state_name = change.state.name
             self.discard()
             return Applied(vanished, refused, freed)
 
@@ -293,8 +287,8 @@ class Book:
             self._index.enter(message)
             self._count(message)
         else:
-            self._needs.enter(one.entry.digest)
-            self._needs.leave(message.entry.digest)
+            self._needs[one.entry.digest] += 1
+            self._unneed(message.entry.digest)
             message.replace(one.entry)
             self._send(message)
 

@@ -35,7 +35,13 @@ class Orphans:
                     del self._by_name[name]
 
     def reserve(self, entry: LedgerEntry, now: float, *, exactly: bool) -> OpenMessage | None:
-        """Return the orphan that a message stands for, if there is one, and give it to nobody else."""
+        """Return the orphan that a message stands for, and give it to nobody else.
+
+        Args:
+            entry: the message's: an orphan with equal content, else the oldest that is called the same.
+            now: in milliseconds of Redis TIME. One that has expired without a reply is passed over.
+            exactly: only one with equal content.
+        """
         for name in _names(entry)[: 1 if exactly else 2]:
             for orphan in self._by_name.get(name, OrderedDict()).values():
                 if not orphan.is_open or orphan.entry.deadline > now:

@@ -4,7 +4,7 @@ Owns which contents are needed, and which chunks of replies nobody needs. It mus
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from brokerfl.broker.stream import place_of
@@ -37,48 +37,21 @@ class Sending(NamedTuple):
         return self.message.state in (State.UNSENT, State.EARLY)
 
 
-class Needs:
-    """How many messages and states of a run need each content, by the content's name.
+def idle(
+    contents: Iterable[bytes], needs: Mapping[bytes, int], sending: Iterable[Sending], gone: Iterable[OpenMessage]
+) -> tuple[bytes, ...]:
+    """Return which of ``contents`` nothing needs when these messages are sent or gone.
 
     Args:
-        state_name: of the state that was saved last.
+        contents: their names.
+        needs: how often each is needed now.
+        sending: what is sent, maybe with another content than before.
+        gone: what leaves.
     """
-
-    def __init__(self, state_name: bytes) -> None:
-        self.state_name = state_name
-        self._counts: Counter[bytes] = Counter((state_name,))
-        self.kept: Collection[bytes] = ()
-
-    def enter(self, name: bytes) -> None:
-        """One more needs it."""
-        self._counts[name] += 1
-
-    def leave(self, name: bytes) -> None:
-        """One less needs it."""
-        self._counts[name] -= 1
-        if not self._counts[name]:
-            del self._counts[name]
-
-    def save(self, state_name: bytes) -> None:
-        """Another state is the one that was saved last."""
-        self.enter(state_name)
-        self.leave(self.state_name)
-        self.state_name = state_name
-
-    def keep(self, names: Collection[bytes]) -> None:
-        """These are on their way, and what needs them is not accepted yet."""
-        self.kept = names
-
-    def idle(
-        self, contents: Iterable[bytes], sending: Iterable[Sending], gone: Iterable[OpenMessage], state_name: bytes
-    ) -> tuple[bytes, ...]:
-        """Return which of ``contents`` nothing needs when these messages are sent or gone and that state is saved."""
-        more: Counter[bytes] = Counter(one.entry.digest for one in sending)
-        more.subtract(one.message.entry.digest for one in sending if not one.is_new)
-        more.subtract(message.entry.digest for message in gone)
-        more[state_name] += 1
-        more[self.state_name] -= 1
-        return tuple(name for name in contents if self._counts[name] + more[name] <= 0 and name not in self.kept)
+    more: Counter[bytes] = Counter(one.entry.digest for one in sending)
+    more.subtract(one.message.entry.digest for one in sending if not one.is_new)
+    more.subtract(message.entry.digest for message in gone)
+    return tuple(name for name in contents if needs.get(name, 0) + more[name] <= 0)
 
 
 def needed_from(gone: Sequence[OpenMessage], by_node: Mapping[int, Mapping[str, OpenMessage]]) -> dict[int, str]:

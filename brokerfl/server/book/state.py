@@ -48,62 +48,26 @@ class Step(Enum):
 
 #: The steps that may be taken, and where each leads; no other can be taken. An orphan may be adopted while the commit
 #: that cancels it is under way, and may have gone on by the time that is executed: it is cancelled all the same.
+_S, _T = State, Step
 TRANSITIONS: dict[State, dict[Step, State]] = {
-    State.UNSENT: {Step.ACCEPTED: State.SENT, Step.ANSWERED: State.EARLY},
-    State.EARLY: {Step.ACCEPTED: State.ANSWERED},
-    State.SENT: {
-        Step.SENT: State.SENT,
-        Step.FOUND: State.SENT,
-        Step.MISSED: State.LOST,
-        Step.ANSWERED: State.ANSWERED,
-        Step.DISOWNED: State.ORPHAN,
-        Step.CANCELLED: State.GONE,
-    },
-    State.LOST: {
-        Step.SENT: State.SENT,
-        Step.FOUND: State.SENT,
-        Step.MISSED: State.LOST,
-        Step.ANSWERED: State.ANSWERED,
-        Step.DISOWNED: State.ORPHAN_LOST,
-        Step.CANCELLED: State.GONE,
-    },
-    State.ANSWERED: {
-        Step.TAKEN: State.TAKEN,
-        Step.DISOWNED: State.ORPHAN_ANSWERED,
-        Step.CANCELLED: State.GONE,
-    },
-    State.TAKEN: {
-        Step.PUT_BACK: State.ANSWERED,
-        Step.REOPENED: State.LOST,
-        Step.YIELDED: State.YIELDED,
-        Step.HANDED_OVER: State.HANDED_OVER,
-        Step.CANCELLED: State.GONE,
-    },
-    State.YIELDED: {
-        Step.HANDED_OVER: State.HANDED_OVER,
-        Step.SETTLED: State.GONE,
-        Step.CANCELLED: State.GONE,
-    },
-    State.HANDED_OVER: {Step.SETTLED: State.GONE, Step.CANCELLED: State.GONE},
-    State.ORPHAN: {
-        Step.SENT: State.ORPHAN,
-        Step.FOUND: State.ORPHAN,
-        Step.MISSED: State.ORPHAN_LOST,
-        Step.ANSWERED: State.ORPHAN_ANSWERED,
-        Step.ADOPTED: State.SENT,
-        Step.CANCELLED: State.GONE,
-    },
-    State.ORPHAN_LOST: {
-        Step.SENT: State.ORPHAN,
-        Step.FOUND: State.ORPHAN,
-        Step.MISSED: State.ORPHAN_LOST,
-        Step.ANSWERED: State.ORPHAN_ANSWERED,
-        Step.ADOPTED: State.LOST,
-        Step.CANCELLED: State.GONE,
-    },
-    State.ORPHAN_ANSWERED: {Step.ADOPTED: State.ANSWERED, Step.CANCELLED: State.GONE},
-    State.GONE: {},
-}
+    _S.UNSENT: {_T.ACCEPTED: _S.SENT, _T.ANSWERED: _S.EARLY},
+    _S.EARLY: {_T.ACCEPTED: _S.ANSWERED},
+    _S.SENT: {_T.SENT: _S.SENT, _T.FOUND: _S.SENT, _T.MISSED: _S.LOST, _T.ANSWERED: _S.ANSWERED,
+              _T.DISOWNED: _S.ORPHAN, _T.CANCELLED: _S.GONE},
+    _S.LOST: {_T.SENT: _S.SENT, _T.FOUND: _S.SENT, _T.MISSED: _S.LOST, _T.ANSWERED: _S.ANSWERED,
+              _T.DISOWNED: _S.ORPHAN_LOST, _T.CANCELLED: _S.GONE},
+    _S.ANSWERED: {_T.TAKEN: _S.TAKEN, _T.DISOWNED: _S.ORPHAN_ANSWERED, _T.CANCELLED: _S.GONE},
+    _S.TAKEN: {_T.PUT_BACK: _S.ANSWERED, _T.REOPENED: _S.LOST, _T.YIELDED: _S.YIELDED,
+               _T.HANDED_OVER: _S.HANDED_OVER, _T.CANCELLED: _S.GONE},
+    _S.YIELDED: {_T.HANDED_OVER: _S.HANDED_OVER, _T.SETTLED: _S.GONE, _T.CANCELLED: _S.GONE},
+    _S.HANDED_OVER: {_T.SETTLED: _S.GONE, _T.CANCELLED: _S.GONE},
+    _S.ORPHAN: {_T.SENT: _S.ORPHAN, _T.FOUND: _S.ORPHAN, _T.MISSED: _S.ORPHAN_LOST,
+                _T.ANSWERED: _S.ORPHAN_ANSWERED, _T.ADOPTED: _S.SENT, _T.CANCELLED: _S.GONE},
+    _S.ORPHAN_LOST: {_T.SENT: _S.ORPHAN, _T.FOUND: _S.ORPHAN, _T.MISSED: _S.ORPHAN_LOST,
+                     _T.ANSWERED: _S.ORPHAN_ANSWERED, _T.ADOPTED: _S.LOST, _T.CANCELLED: _S.GONE},
+    _S.ORPHAN_ANSWERED: {_T.ADOPTED: _S.ANSWERED, _T.CANCELLED: _S.GONE},
+    _S.GONE: {},
+}  # fmt: skip
 
 #: Nobody has answered it.
 OPEN = frozenset(state for state, steps in TRANSITIONS.items() if Step.ANSWERED in steps)
