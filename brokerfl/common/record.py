@@ -228,7 +228,7 @@ class Kind(Generic[R]):
     """One kind of record: a line of the table in `RecordSet`, and the property that holds the records of that kind.
 
     Attributes:
-        name: of the kind on the wire, and wherever kinds are listed.
+        name: of the kind on the wire, and wherever kinds are listed. The property is called by it, and ``_records``.
         record: the class.
     """
 
