@@ -19,8 +19,9 @@ from brokerfl.cli.options import app_dir_option, node_config_option, run_config_
 from brokerfl.cli.tables import format_option, local_time, show, to_json
 from brokerfl.client.dead import DeadMessage, dead_messages
 from brokerfl.client.folder import default_state_dir
-from brokerfl.common import BrokerflError, ConfigError, Context, FrameError, Message, RecordSet
+from brokerfl.common import Array, BrokerflError, ConfigError, Context, FrameError, Message, RecordSet
 from brokerfl.common.logger import configure_logging
+from brokerfl.common.record import KINDS
 from brokerfl.wire.frame import size_of
 from brokerfl.wire.message import decode_message
 from brokerfl.wire.record import decode_content
@@ -150,11 +151,10 @@ def _row(found: DeadMessage) -> dict[str, Any]:
 
 def _records(content: RecordSet) -> Iterator[dict[str, Any]]:
     """Yield a row for each value; of arrays dtype, shape and size in bytes, of anything else the value, shortened."""
-    for name, arrays in content.parameters_records.items():
-        for key, array in arrays.items():
-            described = f"{array.dtype} {tuple(array.shape)}"
-            yield {"kind": "parameters", "record": name, "name": key, "value": described, "bytes": len(array.data)}
-    for kind, records in (("metrics", content.metrics_records), ("configs", content.configs_records)):
+    for kind, records in content.by_kind().items():
         for name, record in records.items():
             for key, value in record.items():
-                yield {"kind": kind, "record": name, "name": key, "value": reprlib.repr(value), "bytes": None}
+                is_array = isinstance(value, Array)
+                described = f"{value.dtype} {tuple(value.shape)}" if is_array else reprlib.repr(value)
+                size = len(value.data) if is_array else None
+                yield {"kind": KINDS[kind].name, "record": name, "name": key, "value": described, "bytes": size}

@@ -96,8 +96,7 @@ class RunContext:
             TypeError, ValueError, MessageTooLarge: it cannot be encoded.
         """
         state = self.context.state
-        is_empty = not (state.parameters_records or state.metrics_records or state.configs_records)
-        if is_empty and not self._digest:
+        if not state and not self._digest:
             return None
         fields = encode_content(state)
         for data in fields.values():

@@ -11,7 +11,7 @@ from logging import WARNING
 from typing import TypeVar
 
 from brokerfl.common.logger import log
-from brokerfl.common.record import RecordSet
+from brokerfl.common.record import KINDS, RecordSet
 
 T = TypeVar("T")
 
@@ -242,12 +242,8 @@ class Message:
     def _describe(self) -> str:
         if self._content is None:
             return repr(self._error)
-        kinds = {
-            "parameters": len(self._content.parameters_records),
-            "metrics": len(self._content.metrics_records),
-            "configs": len(self._content.configs_records),
-        }
-        records = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+        by_kind = self._content.by_kind()
+        records = ", ".join(f"{len(records)} {KINDS[kind].name}" for kind, records in by_kind.items())
         return f"content: {records}, {self._content.count_bytes()} bytes"
 
 

@@ -1,15 +1,21 @@
 """Records: named arrays, metrics and configs, and the RecordSet that holds them as a message's content.
 
-Owns which values a record takes. It must not know how records are encoded, but for the range of their
-integers.
+Owns which values a record takes, and the table of kinds. It must not know how records are encoded, but for the range
+of their integers.
+
+How to add a kind of record: write its class, a `Record` whose ``check_value`` says what it takes. Enter it in the
+table, which is the first lines of `RecordSet`, below the kinds that are there: a line holds its attribute, its name on
+the wire and its class. Enter its codec in ``CODECS`` of `brokerfl.wire.codec`; until both are there, the wire layer
+refuses to be imported. Everything else follows the table. Two things are about the class alone: `brokerfl.common`
+exports it, and if flwr has such a record as well, `brokerfl.flower.records` converts it.
 """
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
-from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, TypeVar, overload
 
 from brokerfl.common.array import Array
-from brokerfl.common.typeddict import TypedDict
+from brokerfl.common.typeddict import TypedDict, V
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,7 +29,15 @@ ConfigsValue = ConfigsScalar | list[bool] | list[int] | list[float] | list[str] 
 MIN_INT, MAX_INT = -(2**63), 2**64 - 1
 
 
-class ParametersRecord(TypedDict[Array]):
+class Record(TypedDict[V]):
+    """Values by name, in the order of insertion. A kind of record is a subclass that says which it takes."""
+
+    def count_bytes(self) -> int:
+        """Return the bytes of all names and values: 8 a number, 1 a bool, the length of str and bytes."""
+        return sum(len(name) + _count_bytes(value) for name, value in self.items())
+
+
+class ParametersRecord(Record[Array]):
     """Named arrays, such as the parameters of a model, in the order of insertion.
 
     Args:
@@ -115,7 +129,7 @@ class ParametersRecord(TypedDict[Array]):
         return record
 
 
-class MetricsRecord(TypedDict[MetricsValue]):
+class MetricsRecord(Record[MetricsValue]):
     """Numbers by name: int, float, or a list of one of them. A bool is not a metric.
 
     A list is checked when it is put in, and once more when the message is pushed. numpy's float64 is a float;
@@ -142,12 +156,8 @@ class MetricsRecord(TypedDict[MetricsValue]):
         """
         _check(value, (int, float), "an int, a float or a list of one of them")
 
-    def count_bytes(self) -> int:
-        """Return the bytes of all numbers, 8 each, and names."""
-        return sum(len(name) + _count_bytes(value) for name, value in self.items())
 
-
-class ConfigsRecord(TypedDict[ConfigsValue]):
+class ConfigsRecord(Record[ConfigsValue]):
     """Settings by name: bool, int, float, str, bytes, or a list of one of them.
 
     A list is checked when it is put in, and once more when the message is pushed.
@@ -174,19 +184,10 @@ class ConfigsRecord(TypedDict[ConfigsValue]):
         wanted = "a bool, int, float, str or bytes, or a list of one of them"
         _check(value, (bool, int, float, str, bytes), wanted)
 
-    def count_bytes(self) -> int:
-        """Return the bytes of all names and values: 8 a number, 1 a bool, the length of str and bytes."""
-        return sum(len(name) + _count_bytes(value) for name, value in self.items())
 
+R = TypeVar("R", bound=Record[Any])
 
-Record = ParametersRecord | MetricsRecord | ConfigsRecord
-
-R = TypeVar("R", bound=Record)
-
-#: The kinds of records, in the order in which a description lists them.
-KINDS: tuple[type[Record], ...] = (ParametersRecord, MetricsRecord, ConfigsRecord)
-
-_Order = dict[tuple[type, str], None]
+_Order = dict[tuple[type[Record[Any]], str], None]
 
 
 class _Records(TypedDict[R]):
@@ -223,12 +224,43 @@ class _Records(TypedDict[R]):
         return repr(self._data)
 
 
-class RecordSet(MutableMapping[str, Record]):
-    """The content of a message, or the state of a context: records of three kinds by name, in order of insertion.
+class Kind(Generic[R]):
+    """One kind of record: a line of the table in `RecordSet`, and the property that holds the records of that kind.
 
-    As a mapping it holds one record of a name, like Flower's RecordDict. The three properties hold those of one kind,
-    like Flower's RecordSet up to 1.17; through them, records of several kinds may have the same name, and `records`
-    tells them apart.
+    Attributes:
+        name: of the kind on the wire, and wherever kinds are listed. The property is called by it, and ``_records``.
+        record: the class.
+    """
+
+    def __init__(self, name: str, record: type[R]) -> None:
+        self.name = name
+        self.record = record
+        self.__doc__ = f"{record.__name__}s by name."
+
+    @property
+    def attribute(self) -> str:
+        """Its name in a RecordSet."""
+        return f"{self.name}_records"
+
+    @overload
+    def __get__(self, content: None, owner: type) -> Self: ...
+
+    @overload
+    def __get__(self, content: "RecordSet", owner: type) -> TypedDict[R]: ...
+
+    def __get__(self, content: "RecordSet | None", owner: type) -> "Self | TypedDict[R]":
+        return self if content is None else content._by_kind[self.record]
+
+    def __set__(self, content: "RecordSet", value: NoReturn) -> None:
+        raise AttributeError(f"{self.attribute} of a RecordSet cannot be assigned to: put records into it")
+
+
+class RecordSet(MutableMapping[str, Record[Any]]):
+    """The content of a message, or the state of a context: records of all kinds by name, in order of insertion.
+
+    As a mapping it holds one record of a name, like Flower's RecordDict. Its properties hold those of one kind, like
+    Flower's RecordSet up to 1.17; through them, records of several kinds may have the same name, and `records` tells
+    them apart.
 
     Args:
         records: the first records, of any kind.
@@ -240,55 +272,50 @@ class RecordSet(MutableMapping[str, Record]):
         TypeError: a record of the wrong kind; also when one is put in later.
     """
 
+    # The table of kinds. The second names are those that Flower has for the properties since 1.18.
+    parameters_records = array_records = Kind("parameters", ParametersRecord)
+    metrics_records = metric_records = Kind("metrics", MetricsRecord)
+    configs_records = config_records = Kind("configs", ConfigsRecord)
+
     def __init__(
         self,
-        records: Mapping[str, Record] | None = None,
+        records: Mapping[str, Record[Any]] | None = None,
         metrics_records: Mapping[str, MetricsRecord] | None = None,
         configs_records: Mapping[str, ConfigsRecord] | None = None,
         *,
         parameters_records: Mapping[str, ParametersRecord] | None = None,
     ) -> None:
         self._order: _Order = {}
-        self._parameters = _Records(ParametersRecord, self._order)
-        self._metrics = _Records(MetricsRecord, self._order)
-        self._configs = _Records(ConfigsRecord, self._order)
-        self.add((records or {}).items())
-        self._parameters.update(parameters_records or {})
-        self._metrics.update(metrics_records or {})
-        self._configs.update(configs_records or {})
+        self._by_kind: dict[type[Record[Any]], _Records[Any]] = {kind: _Records(kind, self._order) for kind in KINDS}
+        if records:
+            self.add(records.items())
+        if parameters_records:
+            self.parameters_records.update(parameters_records)
+        if metrics_records:
+            self.metrics_records.update(metrics_records)
+        if configs_records:
+            self.configs_records.update(configs_records)
 
-    @property
-    def parameters_records(self) -> TypedDict[ParametersRecord]:
-        """Records of arrays by name."""
-        return self._parameters
+    def by_kind(self) -> Mapping[type[Record[Any]], TypedDict[Any]]:
+        """Return what the properties do, by the class of the records, in the order of `KINDS`."""
+        return self._by_kind
 
-    @property
-    def metrics_records(self) -> TypedDict[MetricsRecord]:
-        """Records of numbers by name."""
-        return self._metrics
-
-    @property
-    def configs_records(self) -> TypedDict[ConfigsRecord]:
-        """Records of settings by name."""
-        return self._configs
-
-    array_records = parameters_records
-    metric_records = metrics_records
-    config_records = configs_records
-
-    def of_kind(self, record: Record) -> "TypedDict[Any]":
+    def of_kind(self, record: Record[Any]) -> TypedDict[Any]:
         """Return the records of the kind that ``record`` is of.
 
         Raises:
             TypeError: it is no record.
         """
-        for records in self._kinds():
-            if isinstance(record, records._kind):
+        chosen = self._by_kind.get(type(record))
+        if chosen is not None:
+            return chosen
+        for kind, records in self._by_kind.items():
+            if isinstance(record, kind):  # a subclass
                 return records
-        names = ", ".join(kind.__name__ for kind in KINDS)
+        names = ", ".join(kind.__name__ for kind in self._by_kind)
         raise TypeError(f"a RecordSet holds {names}, not {type(record).__name__}")
 
-    def add(self, records: Iterable[tuple[str, Record]]) -> None:
+    def add(self, records: Iterable[tuple[str, Record[Any]]]) -> None:
         """Put in records by name, as `records` gives them: beside those of other kinds that have the same name.
 
         Raises:
@@ -297,21 +324,17 @@ class RecordSet(MutableMapping[str, Record]):
         for name, record in records:
             self.of_kind(record)[name] = record
 
-    def kinds(self) -> list[type]:
+    def kinds(self) -> list[type[Record[Any]]]:
         """Return the kind of each record, of `KINDS`, in order of insertion."""
         return [kind for kind, _ in self._order]
 
-    def records(self) -> list[tuple[str, Record]]:
+    def records(self) -> list[tuple[str, Record[Any]]]:
         """Return name and record of each, of all kinds, in order of insertion."""
-        by_kind = {records._kind: records for records in self._kinds()}
-        return [(name, by_kind[kind][name]) for kind, name in self._order]
+        return [(name, self._by_kind[kind][name]) for kind, name in self._order]
 
     def count_bytes(self) -> int:
         """Return the bytes of all records and their names."""
         return sum(len(name) + record.count_bytes() for name, record in self.records())
-
-    def _kinds(self) -> "tuple[_Records[Any], ...]":
-        return self._parameters, self._metrics, self._configs
 
     def copy(self) -> "RecordSet":
         """Return a shallow copy."""
@@ -321,21 +344,22 @@ class RecordSet(MutableMapping[str, Record]):
 
     __copy__ = copy
 
-    def __getitem__(self, name: str) -> Record:
-        for records in self._kinds():
+    def __getitem__(self, name: str) -> Record[Any]:
+        for records in self._by_kind.values():
             if name in records:
-                return cast(Record, records[name])
+                found: Record[Any] = records[name]
+                return found
         raise KeyError(name)
 
-    def __setitem__(self, name: str, record: Record) -> None:
+    def __setitem__(self, name: str, record: Record[Any]) -> None:
         chosen = self.of_kind(record)
-        for records in self._kinds():
+        for records in self._by_kind.values():
             if records is not chosen:
                 records.pop(name, None)
         chosen[name] = record
 
     def __delitem__(self, name: str) -> None:
-        if not [records.pop(name) for records in self._kinds() if name in records]:
+        if not [records.pop(name) for records in self._by_kind.values() if name in records]:
             raise KeyError(name)
 
     def __iter__(self) -> Iterator[str]:
@@ -347,15 +371,19 @@ class RecordSet(MutableMapping[str, Record]):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, RecordSet):
             return NotImplemented
-        return self._kinds() == other._kinds()
+        return self._by_kind == other._by_kind
 
     __hash__ = None  # type: ignore[assignment]  # it can change
 
     def __repr__(self) -> str:
-        return (
-            f"RecordSet(parameters_records={self._parameters!r}, metrics_records={self._metrics!r}, "
-            f"configs_records={self._configs!r})"
-        )
+        views = ", ".join(f"{KINDS[kind].attribute}={records!r}" for kind, records in self._by_kind.items())
+        return f"RecordSet({views})"
+
+
+#: The kinds of records by their class, in the order of the table.
+KINDS: dict[type[Record[Any]], Kind[Any]] = {
+    kind.record: kind for kind in vars(RecordSet).values() if isinstance(kind, Kind)
+}
 
 
 def _empty(given: Any, keep_input: bool) -> None:

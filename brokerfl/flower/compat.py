@@ -70,6 +70,8 @@ Grid = _public("Grid", "Driver", modules=("flwr.serverapp", "flwr.server"))
 #: A RecordDict is one mapping of records of all kinds; the RecordSet of 1.13 holds a mapping for each kind.
 _IS_MAPPING = hasattr(RecordDict, "items")
 
+_ATTRIBUTES = {ArrayRecord: "parameters_records", MetricRecord: "metrics_records", ConfigRecord: "configs_records"}
+
 
 def _shape_type() -> type:
     """Return list or tuple: up to 1.18 a shape is a list, and 1.16 to 1.18 refuse a tuple."""
@@ -87,8 +89,7 @@ def records_of(records: Any) -> Iterable[tuple[str, Any]]:
     """Return name and record of each in a RecordDict or RecordSet, in its order."""
     if _IS_MAPPING:
         return items_of(records)
-    kinds = (records.parameters_records, records.metrics_records, records.configs_records)
-    return [item for kind in kinds for item in items_of(kind)]
+    return [item for attribute in _ATTRIBUTES.values() for item in items_of(getattr(records, attribute))]
 
 
 def items_of(mapping: Any) -> Iterable[tuple[str, Any]]:
@@ -106,11 +107,8 @@ def record_dict_of(records: Iterable[tuple[str, Any]]) -> Any:
     for name, record in records:
         if _IS_MAPPING:
             made[name] = record
-        elif isinstance(record, ArrayRecord):
-            made.parameters_records[name] = record
         else:
-            kind = made.metrics_records if isinstance(record, MetricRecord) else made.configs_records
-            kind[name] = record
+            getattr(made, _ATTRIBUTES[type(record)])[name] = record
     return made
 
 

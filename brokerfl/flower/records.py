@@ -8,11 +8,12 @@ data, under a stype of their own: legacy strategies say neither dtype nor shape,
 not carry.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from brokerfl.common import Array, ConfigsRecord, MetricsRecord, ParametersRecord, RecordSet, SType
 from brokerfl.common.array import check_npy, is_npy, npy_of
+from brokerfl.common.record import Record
 from brokerfl.flower import compat
 
 #: Before the stype of an array that the wire layer is not to look into.
@@ -35,18 +36,18 @@ def record_set_of(records: Any) -> RecordSet:
         TypeError, ValueError: a value that flwr took and that cannot be sent, such as an integer above 2**64 - 1.
     """
     made = RecordSet()
-    made.add(_converted(records))
+    made.add((name, _our_record(record)) for name, record in compat.records_of(records))
     return made
 
 
-def _converted(records: Any) -> Iterator[tuple[str, ParametersRecord | MetricsRecord | ConfigsRecord]]:
-    for name, record in compat.records_of(records):
-        if isinstance(record, compat.ArrayRecord):
-            arrays = {key: _array_of(array) for key, array in compat.items_of(record)}
-            yield name, ParametersRecord(arrays, keep_input=True)
-        else:
-            kind = MetricsRecord if isinstance(record, compat.MetricRecord) else ConfigsRecord
-            yield name, kind({key: _plain(value) for key, value in compat.items_of(record)})
+def _our_record(record: Any) -> Record[Any]:
+    for kind in _KINDS:
+        if isinstance(record, kind.flower):
+            made = kind.ours()
+            for key, value in compat.items_of(record):
+                made[key] = kind.to_ours(value)
+            return made
+    raise TypeError(f"brokerfl has no kind of record for flwr's {type(record).__name__}")
 
 
 def _plain(value: Any) -> Any:
@@ -89,21 +90,19 @@ def record_dict_of(content: RecordSet) -> Any:
     """Return our records as flwr's RecordDict, or RecordSet. Arrays are copied, since flwr's hold bytes.
 
     Raises:
-        TypeError, ValueError: an array whose data are not what it says.
+        TypeError, ValueError: an array whose data are not what it says, or a kind of record that flwr does not have.
     """
     return compat.record_dict_of([(name, _flower_record(record)) for name, record in content.records()])
 
 
-def _flower_record(record: ParametersRecord | MetricsRecord | ConfigsRecord) -> Any:
-    if isinstance(record, ParametersRecord):
-        made = compat.ArrayRecord()
-        for key, array in record.items():
-            made[key] = _flower_array(array)
-        return made
-    made = compat.MetricRecord() if isinstance(record, MetricsRecord) else compat.ConfigRecord()
-    for key, value in record.items():
-        made[key] = cast(Any, value)
-    return made
+def _flower_record(record: Record[Any]) -> Any:
+    for kind in _KINDS:
+        if isinstance(record, kind.ours):
+            made = kind.flower()
+            for key, value in record.items():
+                made[key] = kind.to_flower(value)
+            return made
+    raise TypeError(f"flwr has no kind of record for {type(record).__name__}")
 
 
 def _flower_array(array: Array) -> Any:
@@ -113,3 +112,23 @@ def _flower_array(array: Array) -> Any:
         data = data if is_npy(array) else npy_of(array)
     check_npy(data)
     return compat.array_of(array.dtype, array.shape, stype.removeprefix(_OPAQUE), bytes(data))
+
+
+class _Kind(NamedTuple):
+    """A kind of record that both sides have: the two classes, and what becomes of a value on its way to either."""
+
+    ours: type[Record[Any]]
+    flower: Any
+    to_ours: Callable[[Any], Any]
+    to_flower: Callable[[Any], Any]
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+_KINDS = (
+    _Kind(ParametersRecord, compat.ArrayRecord, _array_of, _flower_array),
+    _Kind(MetricsRecord, compat.MetricRecord, _plain, _same),
+    _Kind(ConfigsRecord, compat.ConfigRecord, _plain, _same),
+)

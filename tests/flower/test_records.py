@@ -19,6 +19,7 @@ from brokerfl.common import Context as OurContext
 from brokerfl.common import ErrorCode, MetricsRecord, ParametersRecord, RecordSet
 from brokerfl.common import Message as OurMessage
 from brokerfl.common.array import NPY_MAGIC
+from brokerfl.common.record import KINDS, Kind, Record
 from brokerfl.testing import FakeServer, Federation, fake_connection, run_simulation
 from brokerfl.wire.frame import MANIFEST
 from brokerfl.wire.payload import EncodedContent, assemble, decode_manifest
@@ -34,6 +35,7 @@ from tests.flower.names import (
     ServerApp,
     array_of,
     arrays_of,
+    compat,
     message_to,
     ndarrays_in,
     raw_array,
@@ -176,6 +178,21 @@ def test_nothing_is_something() -> None:
     """No records at all stay none, and empty records stay, each of its kind."""
     assert stays(RecordDict())
     assert stays(records_of({"c": ConfigRecord(), "a": ArrayRecord(), "m": MetricRecord()}))
+
+
+def test_kinds_that_the_other_side_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record of a kind that flwr, or brokerfl, does not have is refused by its name: nothing is lost on the way."""
+
+    class OtherRecord(Record[int]):
+        def check_value(self, value: Any) -> None:
+            assert isinstance(value, int)
+
+    monkeypatch.setitem(KINDS, OtherRecord, Kind("others", OtherRecord))
+    with pytest.raises(TypeError, match="flwr has no kind of record for OtherRecord"):
+        record_dict_of(RecordSet({"o": OtherRecord({"n": 1})}))
+    monkeypatch.setattr(compat, "records_of", lambda records: records.items())
+    with pytest.raises(TypeError, match="brokerfl has no kind of record for flwr's OtherRecord"):
+        record_set_of({"o": OtherRecord({"n": 1})})
 
 
 # Arrays.

@@ -1,6 +1,7 @@
 """The wire format: what goes in comes out, and what is malformed is a FrameError before anything is allocated."""
 
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from brokerfl.common import (
     RecordSet,
 )
 from brokerfl.common.record import Record
-from brokerfl.wire import frame, record
+from brokerfl.wire import codec, frame, record
 from brokerfl.wire.frame import MAX_HEADER_BYTES, FrameVersionError, pack, unpack
 from brokerfl.wire.message import decode_message, encode_message, is_message_id, message_id_of, new_message_id
 from brokerfl.wire.record import decode_content, encode_content
@@ -63,7 +64,7 @@ def sample() -> RecordSet:
     )
 
 
-def shuffled(records: RecordSet, order: list[tuple[str, Record]]) -> RecordSet:
+def shuffled(records: RecordSet, order: list[tuple[str, Record[Any]]]) -> RecordSet:
     """The same records, put in in another order: kinds may alternate."""
     made = RecordSet()
     for name, each in order:
@@ -86,7 +87,7 @@ def test_records_come_back_exactly(records: RecordSet) -> None:
 def test_lists_and_maps_are_counted_as_the_receiver_counts(content: RecordSet, arrays: int, long: int) -> None:
     """What a sender may send a receiver takes: exactly as many lists and maps, or one too many."""
     content.parameters_records["p"] = ParametersRecord({str(i): Array(np.zeros(i)) for i in range(arrays)})
-    content.configs_records["long"] = ConfigsRecord({"l": [b"x" * record.LONG] * long, "one": b"y" * record.LONG})
+    content.configs_records["long"] = ConfigsRecord({"l": [b"x" * codec.LONG] * long, "one": b"y" * codec.LONG})
     with pytest.MonkeyPatch.context() as patch:
         counter = _counting(patch)
         decode_content(fields := encode_content(content))
@@ -129,7 +130,7 @@ def test_what_is_packed_can_be_unpacked() -> None:
 
 def test_long_bytes_of_a_config_are_buffers() -> None:
     """They are no part of the description, which has a limit, and come back in their places, alone and in lists."""
-    long = b"x" * record.LONG
+    long = b"x" * codec.LONG
     content = RecordSet(
         {
             "c": ConfigsRecord({"long": long, "list": [long + b"1", b"short", long], "one": [long], "short": long[1:]}),
@@ -137,15 +138,15 @@ def test_long_bytes_of_a_config_are_buffers() -> None:
         }
     )
     fields = encode_content(content)
-    assert len(fields[b"c"]) < record.LONG + 200
-    assert [len(fields[b"%d" % index]) - record.LONG for index in range(1, 5)] == [0, 1, 0, 0]
+    assert len(fields[b"c"]) < codec.LONG + 200
+    assert [len(fields[b"%d" % index]) - codec.LONG for index in range(1, 5)] == [0, 1, 0, 0]
     record.check_description(fields[b"c"], [3, *(len(fields[b"%d" % index]) for index in range(1, 5))])
     assert exact(decode_content(fields)) == exact(content)
     with pytest.raises(FrameError, match="array 4 declares"):
         decode_content({**fields, b"4": long[1:]})
     with pytest.raises(FrameError, match="are not the ones that its manifest holds"):
         record.check_description(fields[b"c"], [3])
-    for size in (-1, 0, record.LONG - 1, True, "9", None):
+    for size in (-1, 0, codec.LONG - 1, True, "9", None):
         with pytest.raises(FrameError, match="long bytes are described by"):
             decode_content({b"c": pack([{}, {}, {"c": {"a": {"size": size}}}])})
 
