@@ -12,14 +12,17 @@ killed with its process before the commit is executed again, with the state that
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from logging import INFO, WARNING
 
 import tenacity
 
 from brokerfl.broker.connection import Connection
+from brokerfl.broker.inbox import discard_message
 from brokerfl.broker.outbox import Outgoing, publish
 from brokerfl.client.journal import Answer
-from brokerfl.client.worklist import Work
+from brokerfl.client.stop import Stop
+from brokerfl.client.worklist import Work, Worklist
 from brokerfl.common import RedisOutOfMemory, RedisUnreachable, log
 from brokerfl.wire.frame import Fields
 
@@ -37,10 +40,8 @@ class Publisher:
     Args:
         connection: where to.
         node_id: whose outboxes.
-        published: called with each work that is settled, for its reply was taken or its run is over, and the inbox
-            entries that were settled with it, and whether the reply was taken.
-        failed: called when the thread meets what it cannot wait out.
-        stopping: true gives up waiting for a Redis that is full.
+        worklist: is told what is published.
+        stop: gives up waiting for a Redis that is full; is told what the thread cannot wait out.
         note: notes answers in the journal, in one transaction.
     """
 
@@ -48,16 +49,14 @@ class Publisher:
         self,
         connection: Connection,
         node_id: int,
-        published: Callable[[Work, tuple[str, ...], bool], None],
-        failed: Callable[[Exception], None],
-        stopping: Callable[[], bool] = lambda: False,
+        worklist: Worklist,
+        stop: Stop,
         note: Callable[[Sequence[Answer]], None] = lambda _: None,
     ) -> None:
         self._connection = connection
         self._node_id = node_id
-        self._published = published
-        self._failed = failed
-        self._stopping = stopping
+        self._worklist = worklist
+        self._stop = stop
         self._note = note
         # The first ones, as many as `_committed` says, are in the journal. Threads append; the rest is under a lock.
         self._finished: list[tuple[Work, Fields]] = []
@@ -119,10 +118,17 @@ class Publisher:
         with self._committing:
             del self._finished[: len(committed)]
             self._committed -= len(committed)
-        for (work, _), sent, ok in zip(batch, outgoing, taken, strict=True):
-            if not ok:
+        for (work, _), sent, is_published in zip(batch, outgoing, taken, strict=True):
+            if is_published:
+                self._remove_late(work, self._worklist.done(work, sent.inbox_entries))
+            else:
                 log(INFO, "Run %s is over; a late reply to it was dropped", work.run_id)
-            self._published(work, sent.inbox_entries, ok)
+                self._worklist.give_up(work, sent.inbox_entries)
+
+    def _remove_late(self, work: Work, entries: list[str]) -> None:
+        for entry in entries:
+            with suppress(RedisUnreachable):  # then it stays pending, and the next drain finds it
+                discard_message(self._connection, self._node_id, work.run_id, entry)
 
     def _when_there_is_room(self, action: Callable[[], list[bool]]) -> list[bool]:
         """A full Redis is back-pressure: the reply waits here, and so does the next message."""
@@ -133,7 +139,7 @@ class Publisher:
         retrying = tenacity.Retrying(
             wait=tenacity.wait_random_exponential(multiplier=0.1, max=5.0),
             retry=tenacity.retry_if_exception_type(RedisOutOfMemory),
-            stop=lambda _: self._stopping(),
+            stop=lambda _: self._stop.is_set(),
             sleep=time.sleep,
             reraise=True,
         )
@@ -150,7 +156,7 @@ class Publisher:
             try:
                 self._flush_through_outage()
             except Exception as error:
-                self._failed(error)
+                self._stop.fail(error)
                 return
 
     def _flush_through_outage(self) -> None:
@@ -158,8 +164,8 @@ class Publisher:
             try:
                 return self.flush()
             except RedisUnreachable:
-                self._connection.wait_until_up(float("inf"), lambda: self._closed.is_set() or self._stopping())
-                if self._stopping():
+                self._connection.wait_until_up(float("inf"), lambda: self._closed.is_set() or self._stop.is_set())
+                if self._stop.is_set():
                     return  # `close` makes the last attempt
             except RedisOutOfMemory:
                 return  # only when the node is stopping

@@ -1,15 +1,27 @@
-"""The Context of each run that a node keeps from one message to the next.
+"""The runner: has the ClientApp execute one message after the other.
 
-Owns when a `context.state` is loaded, dropped, and found changed. It must not know messages, nor where states are kept.
+Owns the Context of each run, and that what an app raised leaves no trace in it. It is given fields and a state, and
+returns fields and a state. It must not know Redis, the journal, or where contents and states are kept.
 """
 
-import time
+import traceback
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from logging import ERROR
 
-from brokerfl.broker.connection import Connection
-from brokerfl.broker.inbox import is_wanted
-from brokerfl.client.worklist import Work
-from brokerfl.common import BrokerflError, Context, FrameError, MessageTooLarge, RecordSet, UserConfig
+from brokerfl.client.app import ClientAppCallable
+from brokerfl.client.reply import encode_refusal, encode_reply, printable
+from brokerfl.common import (
+    Context,
+    ErrorCode,
+    FrameError,
+    Message,
+    MessageTooLarge,
+    Metadata,
+    RecordSet,
+    UserConfig,
+    log,
+)
 from brokerfl.wire.frame import Fields
 from brokerfl.wire.record import decode_content, digest_of, encode_content
 from brokerfl.wire.run import Run
@@ -17,77 +29,141 @@ from brokerfl.wire.run import Run
 #: Bytes of one array of a state: what SQLite takes (SQLITE_MAX_LENGTH, https://www.sqlite.org/limits.html).
 MOST_BYTES = 1_000_000_000
 
-#: Seconds between two questions whether a running message is still wanted.
-_ASK = 1.0
+
+class NoStateError(Exception):
+    """The runner has no state of the run, and was given none."""
 
 
-class Contexts:
-    """The Context of each run, with the state that the run's last finished message left.
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What the runner is given.
 
-    Safe to share between threads that each have a run of their own.
-
-    Args:
-        node_id: whose.
-        node_config: given to every Context.
-        load: returns the fields of a run's state, None when it never had any.
+    Attributes:
+        run: whose message.
+        message_id: its id.
+        metadata: what it says of itself.
+        content: its fields, those of a large content among them.
+        state: the state's fields, empty when the run never had any; None when the runner has the state as it is now.
+        is_cancelled: tells the app whether nobody wants the reply any more.
     """
 
-    def __init__(self, node_id: int, node_config: UserConfig, load: Callable[[int], Fields | None]) -> None:
-        self._node_id = node_id
+    run: Run
+    message_id: str
+    metadata: Metadata
+    content: Fields
+    state: Fields | None
+    is_cancelled: Callable[[], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What the runner returns.
+
+    Attributes:
+        head: the reply's fields without its content.
+        content: its content, empty beside an error. It may share memory with the app.
+        state: the state's fields if it changed, else None. They may share memory with the app.
+    """
+
+    head: Fields
+    content: Fields
+    state: Fields | None
+
+
+class Runner:
+    """Executes messages with one ClientApp. Safe to share between threads that each have a run of their own.
+
+    Args:
+        app: the ClientApp, or a function that takes its place.
+        node_id: whose.
+        node_config: given to every Context.
+    """
+
+    def __init__(self, app: ClientAppCallable, node_id: int, node_config: UserConfig) -> None:
+        self.node_id = node_id
+        self._app = app
         self._node_config = dict(node_config)
-        self._load = load
-        self._kept: dict[int, RunContext] = {}
+        self._contexts: dict[int, _RunContext] = {}
 
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    def of(self, run: Run) -> "RunContext":
-        """Return the context of a run; its state is loaded if it is not at hand.
+    def run(self, task: Task) -> Result:
+        """Execute one message; what the app raises becomes an Error reply, and its change of the state is undone.
 
         Raises:
-            JournalError: it cannot be loaded.
-            FrameError: another version wrote it.
+            NoStateError: the state is missing.
+            FrameError: the message or the state cannot be read.
         """
-        kept = self._kept.get(run.run_id)
-        if kept is None:
-            fields = self._load(run.run_id)
-            try:
-                kept = RunContext(run, self._node_id, dict(self._node_config), fields)
-            except FrameError as error:
-                raise FrameError(f"the run's context.state was written by another version: {error}") from None
-            self._kept[run.run_id] = kept
+        kept = self._context_of(task)
+        message = Message(task.metadata, content=decode_content(task.content))
+        kept.is_cancelled = task.is_cancelled
+        try:
+            reply = self._app(message, kept.context)
+            head, content = encode_reply(self.node_id, task.run.run_id, task.message_id, task.metadata, reply)
+            return Result(head, content, kept.changed_state())
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # SystemExit, or what asyncio cancels with: it is the app's all the same
+            self.drop(task.run.run_id)
+            return Result(self._refuse(task, error), {}, None)
+
+    def _context_of(self, task: Task) -> "_RunContext":
+        if task.state is None:
+            kept = self._contexts.get(task.run.run_id)
+            if kept is None:
+                raise NoStateError
+            return kept
+        try:
+            kept = _RunContext(task.run, self.node_id, dict(self._node_config), task.state)
+        except FrameError as error:
+            raise FrameError(f"the run's context.state was written by another version: {error}") from None
+        self._contexts[task.run.run_id] = kept
         return kept
 
+    def _refuse(self, task: Task, error: BaseException) -> Fields:
+        log(
+            ERROR,
+            "The ClientApp raised an exception on a message of type %s\n%s",
+            task.metadata.message_type,
+            printable(traceback.format_exc().rstrip()),
+        )
+        reason = f"{type(error).__name__}: {_text(error)}"
+        code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+        return encode_refusal(self.node_id, task.run.run_id, task.message_id, code, reason)
+
+    # States.
+
+    def has_state_of(self, run_id: int) -> bool:
+        """Return whether a task of this run need not bring the state."""
+        return run_id in self._contexts
+
     def drop(self, run_id: int) -> None:
-        """What an execution did to the state is undone: the next one loads it again."""
-        self._kept.pop(run_id, None)
+        """What was done to the state of a run is undone: its next task brings the state."""
+        self._contexts.pop(run_id, None)
 
     def keep_only(self, run_ids: Iterable[int]) -> None:
-        """Drop those of runs that are over."""
-        for run_id in set(self._kept).difference(run_ids):
+        """Drop the states of runs that are over."""
+        for run_id in set(self._contexts).difference(run_ids):
             self.drop(run_id)
 
     def clear(self) -> None:
         """Drop all."""
-        self._kept.clear()
+        self._contexts.clear()
 
 
-class RunContext:
+class _RunContext:
     """One run's Context, and what its state was when it was last looked at.
 
     Attributes:
         context: given to the ClientApp with every message of the run.
-        execution: the message that is being executed.
+        is_cancelled: of the message that is being executed.
     """
 
-    def __init__(self, run: Run, node_id: int, node_config: UserConfig, fields: Fields | None) -> None:
-        self.execution: Execution | None = None
-        state = RecordSet() if fields is None else decode_content(fields)
-        self._digest = b"" if fields is None else digest_of(encode_content(state))
-        self.context = Context(run.run_id, node_id, node_config, state, dict(run.run_config), self._is_cancelled)
-
-    def _is_cancelled(self) -> bool:
-        return self.execution is not None and self.execution.is_cancelled()
+    def __init__(self, run: Run, node_id: int, node_config: UserConfig, fields: Fields) -> None:
+        self.is_cancelled: Callable[[], bool] = lambda: False
+        state = decode_content(fields) if fields else RecordSet()
+        self._digest = digest_of(encode_content(state)) if fields else b""
+        self.context = Context(
+            run.run_id, node_id, node_config, state, dict(run.run_config), lambda: self.is_cancelled()
+        )
 
     def changed_state(self) -> Fields | None:
         """Return the fields of the state if it is another one than last time, else None.
@@ -112,44 +188,9 @@ class RunContext:
         return fields
 
 
-class Execution:
-    """One message that is being executed: whether somebody still wants its reply.
-
-    Args:
-        connection: where it came from.
-        node_id: who executes it.
-        work: the message.
-    """
-
-    __slots__ = ("_asked_at", "_connection", "_is_over", "_losses", "_node_id", "_unwanted", "_work")
-
-    def __init__(self, connection: Connection, node_id: int, work: Work) -> None:
-        self._connection = connection
-        self._node_id = node_id
-        self._work = work
-        self._losses = connection.losses
-        self._asked_at = 0.0
-        self._unwanted = self._is_over = False
-
-    def end(self) -> None:
-        """From now on nobody is asked: code that goes on in a thread gets the last answer."""
-        self._is_over = True
-
-    def is_cancelled(self) -> bool:
-        """Ask Redis about the message, at most once a second.
-
-        After a lost connection Redis may have forgotten it, which is no cancellation: its ServerApp pushes it again.
-        One that lost all its data will never ask for it again.
-        """
-        now = time.monotonic()
-        if self._work.is_lost:
-            return True
-        if self._is_over or self._unwanted or now - self._asked_at < _ASK:
-            return self._unwanted
-        self._asked_at = now
-        try:
-            wanted = is_wanted(self._connection, self._node_id, self._work.run_id, self._work.entries)
-        except BrokerflError:
-            return False
-        self._unwanted = not wanted and self._connection.losses == self._losses
-        return self._unwanted
+def _text(error: BaseException) -> str:
+    """Return what an exception says; user code may have broken even that."""
+    try:
+        return str(error)
+    except Exception:
+        return "(its text cannot be had)"

@@ -57,7 +57,7 @@ def test_a_loss_is_seen_although_all_have_new_sockets(backend: Backend) -> None:
 def test_the_hold_of_a_reply_begins_anew_after_an_outage(backend: Backend) -> None:
     """Redis was away for longer than a large reply is held: it may ask for it only now."""
     with by_hand(backend, echo_app(), None) as node:
-        held, old = Payload(encode_content(model(layer(1)))), time.monotonic() - 2 * payloads.HOLD
+        held, old = Payload(encode_content(model(layer(1)))), time.monotonic() - 2 * payloads.KEEP_REPLY
         node.turn(0.01)
         node._payloads._held[7] = ("m", "1", held, old)
         node._connection.losses += 1
@@ -113,18 +113,18 @@ def test_an_entry_that_comes_while_its_message_is_given_up_counts(
         inbox = driver._connection.keys.inbox(node.node_id, driver.run.run_id)
 
         def judge(work: Any) -> bool:
-            monkeypatch.setattr(node._service, "_is_wanted", lambda work: True)
+            monkeypatch.setattr(node._service._wanted, "was_wanted", lambda work: True)
             backend.admin.xack(inbox, "brokerfl", *work.entries)
             backend.admin.xdel(inbox, *work.entries)
             message = driver._ledger.find(message_id)
             assert message is not None
             message.inbox_entries = ()
             driver._pusher._committer.deliver_again(message)
-            node._take(node._inboxes.read(1, 1.0))
+            node._queue(node._inboxes.read(1, 1.0))
             assert len(work.entries) == 2
             return False
 
-        monkeypatch.setattr(node._service, "_is_wanted", judge)
+        monkeypatch.setattr(node._service._wanted, "was_wanted", judge)
         node.turn(1.0)
         assert bench.executed[driver.run.run_id] == [0]
         node.turn(1.0)
@@ -139,10 +139,10 @@ def test_an_entry_that_comes_while_its_reply_finds_no_outbox_counts(backend: Bac
         warm_up(node, driver, bench)
         [message_id] = push_numbers(driver, node, 1)
         [delivery] = node._inboxes.read(1, 1.0)
-        node._take([delivery])
+        node._queue([delivery])
         work = node._worklist.next()
         work.entries.append("9-9")
-        node._service._settled(work, (delivery.entry_id,), False)
+        node._worklist.give_up(work, (delivery.entry_id,))
         node._worklist.release(work)
         again = node._worklist.next()
         assert (again.message_id, again.entries, again.fields) == (message_id, ["9-9"], work.fields)

@@ -136,7 +136,7 @@ def test_state_goes_with_the_run(backend: Backend) -> None:
                 for expected in (1, 2, 3):
                     [reply] = driver.send_and_receive([driver.create_message(number(1), "train", node.node_id, "1")])
                     assert number_in(reply) == expected
-        eventually(lambda: not node._service.executor._contexts)
+        eventually(lambda: not node._service.executor._runner._contexts)
 
 
 def test_a_run_that_expired_is_forgotten_by_its_nodes(backend: Backend) -> None:
@@ -155,7 +155,7 @@ def test_a_run_that_expired_is_forgotten_by_its_nodes(backend: Backend) -> None:
             [reply] = other.send_and_receive([other.create_message(number(1), "train", node.node_id, "2")])
             assert number_in(reply) == 2
             eventually(lambda: {*executor._runs} == {other.run.run_id, third.run.run_id})
-            assert run not in executor._contexts._kept
+            assert run not in executor._runner._contexts
             fields = backend.admin.hkeys(other._connection.keys.node_runs(node.node_id))
             assert {*map(int, fields)} == {other.run.run_id, third.run.run_id}
 

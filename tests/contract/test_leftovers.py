@@ -250,7 +250,7 @@ def executing(backend: Backend) -> Iterator[Node]:
 
 def test_a_reply_is_held_no_longer_while_its_node_executes(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next message of the group takes hours: the last reply leaves the node's memory all the same."""
-    monkeypatch.setattr(payloads, "HOLD", 0.0)
+    monkeypatch.setattr(payloads, "KEEP_REPLY", 0.0)
     with executing(backend) as node:
         node._renew()  # the heartbeat does
         assert node._payloads._held == {}
@@ -258,7 +258,7 @@ def test_a_reply_is_held_no_longer_while_its_node_executes(backend: Backend, mon
 
 def test_what_was_held_is_there_after_a_long_outage(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """The heartbeat is the first to see Redis again: it leaves it to the loop to begin the time anew."""
-    monkeypatch.setattr(payloads, "HOLD", 0.5)
+    monkeypatch.setattr(payloads, "KEEP_REPLY", 0.5)
     with executing(backend) as node:
         node._connection.losses += 1
         node._renew()

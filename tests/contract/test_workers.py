@@ -10,10 +10,11 @@ import pytest
 from brokerfl.broker import inbox
 from brokerfl.broker.keys import GROUP
 from brokerfl.broker.nodes import Registration
-from brokerfl.client import ClientApp, contexts, executor, publisher
-from brokerfl.client import node as node_module
+from brokerfl.client import ClientApp, executor, publisher
+from brokerfl.client import wanted as wanted_module
 from brokerfl.client.journal import Journal
 from brokerfl.client.node import _MOST_READ, Node
+from brokerfl.client.wanted import Wanted
 from brokerfl.common import (
     Array,
     Context,
@@ -218,7 +219,7 @@ def test_a_busy_run_is_read_ahead_within_bounds(backend: Backend) -> None:
 
 def test_cancelled_asks_about_its_own_message(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two messages that are executed at once only the one that was cancelled sees it, and the next one does not."""
-    monkeypatch.setattr(contexts, "_ASK", 0.0)
+    monkeypatch.setattr(wanted_module, "_ASK", 0.0)
     bench = Bench()
     with serving(backend, bench.app) as node, driving(backend) as one, driving(backend) as two:
         go = [bench.hold(driver) for driver in (one, two)]
@@ -262,7 +263,7 @@ def test_stopping_finishes_what_all_workers_have_in_hand(backend: Backend, tmp_p
 def test_a_worker_that_loses_redis_puts_back(backend: Backend, fails: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """When a worker alone cannot reach Redis, before or after it executed, its message is answered all the same."""
     bench, failed = Bench(), []
-    places = {"lease": (Node, "_is_current"), "is_wanted": (Node, "_is_wanted"), "publish": (publisher, "publish")}
+    places = {"lease": (Node, "_is_current"), "is_wanted": (Wanted, "was_wanted"), "publish": (publisher, "publish")}
     module, name = places[fails]
     original = getattr(module, name)
 
@@ -479,13 +480,13 @@ def test_a_batch_has_the_states_that_its_messages_left(backend: Backend, tmp_pat
 def test_more_is_pending_than_is_asked_for_at_once(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """A message beyond what one question tells of is not taken for a cancelled one."""
     monkeypatch.setattr(inbox, "MOST_PENDING", 2)
-    monkeypatch.setattr(node_module, "MOST_PENDING", 2)
-    monkeypatch.setattr(node_module, "READ_AHEAD", -1.0)  # every message is asked for
+    monkeypatch.setattr(wanted_module, "MOST_PENDING", 2)
+    monkeypatch.setattr(wanted_module, "READ_AHEAD", -1.0)  # every message is asked for
     bench = Bench()
     with driving(backend) as driver, by_hand(backend, bench.app, None) as node:
         warm_up(node, driver, bench)
         ids = push(driver, node, *range(5))
-        node._take(node._inboxes.read(10, 1.0))
-        assert node._is_wanted(list(node._worklist._in_hand.values())[-1])
+        node._queue(node._inboxes.read(10, 1.0))
+        assert node._service._wanted.was_wanted(list(node._worklist._in_hand.values())[-1])
         driver.cancel_messages(ids[-1:])
-        assert not node._is_wanted(list(node._worklist._in_hand.values())[-1])
+        assert not node._service._wanted.was_wanted(list(node._worklist._in_hand.values())[-1])
