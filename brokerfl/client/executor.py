@@ -1,7 +1,7 @@
 """The executor: what a node does with one message.
 
 Owns the books: that a message is executed once as far as the journal knows, and that its reply and what it did to
-`context.state` stand or fall together. It must not know ClientApp, Redis, or how replies are committed and published.
+`context.state` stand or fall together. It must not know ClientApp, Redis, or how replies are noted and published.
 """
 
 from collections.abc import Callable
@@ -141,6 +141,8 @@ class Executor:
             return self._runner.run(Task(run, work.message_id, metadata, content, state, watch.is_cancelled))
         finally:
             watch.end()
+            if work.is_lost:  # the state came from a journal that is not open any more
+                self._runner.drop(work.run_id)
 
     def _set_aside(self, work: Work, metadata: Metadata, crashes: int) -> Fields:
         log(ERROR, "Message %s killed this node %s times; it is set aside (brokerfl dead)", work.message_id, crashes)

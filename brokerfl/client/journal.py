@@ -62,7 +62,7 @@ class Answer:
         message_id: the message that was executed.
         reply: its fields, without the payload of a large one.
         state: the state's fields if it changed, else None.
-        is_shared: the state shares memory with the app, so it is to be committed before the run goes on.
+        is_shared: the state shares memory with the app, so it is to be noted before the run goes on.
     """
 
     run_id: int

@@ -40,7 +40,7 @@ from brokerfl.common import (
 from brokerfl.wire.frame import MAX_MESSAGE_BYTES
 from brokerfl.wire.message import message_id_of
 
-#: Messages of one run that are read at once.
+#: Most messages of one run that are read at once.
 _MOST_READ = 64
 
 
@@ -186,7 +186,7 @@ class Node:
             return  # then nothing is being read either
 
     def leave(self) -> None:
-        """Let the workers finish, publish what is finished, give up the id, and let go of the journal."""
+        """Let the workers finish, publish what was executed, give up the id, and let go of the journal."""
         if self._workers is not None:
             self._workers.join()
         try:

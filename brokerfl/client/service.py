@@ -19,7 +19,7 @@ class Service:
     """Has messages executed, and their replies published.
 
     Args:
-        worklist: what was read and is not published.
+        worklist: what was received and is not published.
         executor: executes it.
         publisher: publishes it.
         wanted: tells just before its execution whether a message is still to be executed.

@@ -1,4 +1,4 @@
-"""The work in hand: what a node has read from its inboxes and not published yet.
+"""The work in hand: what a node has received and not published yet.
 
 Owns the order in which runs take turns, that no two workers serve one run at once, and which messages are known. It
 must not know Redis or ClientApp.

@@ -341,7 +341,7 @@ def by_hand(backend: Backend, app: ClientApp, folder: Path) -> Iterator[Node]:
     try:
         yield node
     finally:
-        node._service.publisher._finished.clear()  # a process that was killed publishes no more
+        node._service.publisher._executed.clear()  # a process that was killed publishes no more
         node._journal.close()
 
 
@@ -414,7 +414,7 @@ def test_a_node_that_is_killed_with_a_batch(backend: Backend, tmp_path: Path, co
                 turns(node, 5, bench)
                 if committed:
                     node._service.publisher.commit()
-                node._service.publisher._finished.clear()
+                node._service.publisher._executed.clear()
         with serving(backend, second.app, tmp_path, workers=1) as node:
             assert sorted(numbers(driver, ids)) == [2, 3, 4, 5, 6]
             assert state_of(node, driver) == 6
