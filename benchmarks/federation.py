@@ -120,7 +120,7 @@ def _serve(url: str, prefix: str, shift: int, workers: int, inline: int | None, 
     if inline is not None:
         set_inline_limit(inline)
     connection = connect(url, prefix=prefix)
-    Node(app, connection, Registration(connection), {"shift": shift}, workers=workers).serve()
+    Node(app, connection, Registration(connection), node_config={"shift": shift}, workers=workers).serve()
 
 
 class Federation:

@@ -21,6 +21,7 @@ from brokerfl.broker.nodes import Registration
 from brokerfl.client import ClientApp, publisher
 from brokerfl.client.journal import Journal
 from brokerfl.client.node import _MOST_READ, Node
+from brokerfl.client.wanted import Wanted
 from brokerfl.client.worklist import Work
 from brokerfl.common import Array, Message, ParametersRecord, RecordSet, RedisOutOfMemory
 from brokerfl.server import Driver
@@ -522,7 +523,7 @@ def known_runs(node: Node) -> set[int]:
 
 def kept_contexts(node: Node) -> set[int]:
     """The runs of which it has a Context in memory."""
-    return {*node._service.executor._contexts._kept}
+    return {*node._service.executor._runner._contexts}
 
 
 def kept_contents(node: Node) -> dict[int, int]:
@@ -562,13 +563,13 @@ def last_in_hand(node: Node) -> Work:
 
 def is_wanted(node: Node, work: Work) -> bool:
     """Whether it would still execute this."""
-    return node._is_wanted(work)
+    return node._service._wanted.was_wanted(work)
 
 
 # Inside a Node: what the test makes it do or believe.
 
 #: What a worker asks Redis for each message: an owner and a name, for `monkeypatch.setattr`.
-QUESTIONS = {"lease": (Node, "_is_current"), "is_wanted": (Node, "_is_wanted"), "publish": (publisher, "publish")}
+QUESTIONS = {"lease": (Node, "_is_current"), "is_wanted": (Wanted, "was_wanted"), "publish": (publisher, "publish")}
 
 
 def cut_node(node: Node) -> None:
@@ -618,13 +619,13 @@ def note_finished(node: Node) -> None:
 
 def drop_finished(node: Node) -> None:
     """Lose what is finished and not published, as a process that is killed."""
-    node._service.publisher._finished.clear()
+    node._service.publisher._executed.clear()
 
 
 def read_inbox(node: Node, count: int) -> list[Delivery]:
     """Let it read and queue at most so many messages; return them."""
     deliveries = node._inboxes.read(count, 1.0)
-    node._take(deliveries)
+    node._queue(deliveries)
     return deliveries
 
 
@@ -640,12 +641,12 @@ def release(node: Node, work: Work) -> None:
 
 def refuse_reply(node: Node, work: Work, entries: Iterable[str]) -> None:
     """The reply to a message found no outbox: its run seems to be over. These of its entries were settled."""
-    node._service._settled(work, tuple(entries), False)
+    node._worklist.give_up(work, tuple(entries))
 
 
 def judge_with(node: Node, monkeypatch: pytest.MonkeyPatch, judge: Callable[[Work], bool]) -> None:
     """From now on ``judge`` says what is still to be executed."""
-    monkeypatch.setattr(node._service, "_is_wanted", judge)
+    monkeypatch.setattr(node._service._wanted, "was_wanted", judge)
 
 
 def claim_as(registration: Registration, token: str) -> None:

@@ -29,9 +29,10 @@ from brokerfl.cli.options import (
     state_dir_option,
 )
 from brokerfl.cli.signals import SIGNALS, keep_from_children, on_second
+from brokerfl.client.executor import MAX_CRASHES
 from brokerfl.client.folder import node_folder
 from brokerfl.client.journal import Journal
-from brokerfl.client.node import MAX_CRASHES, Node
+from brokerfl.client.node import Node
 from brokerfl.client.running import MOST_WORKERS
 from brokerfl.common import log
 
@@ -111,7 +112,17 @@ def main(
     def ready() -> None:
         log(INFO, "%s serves %s on %s", title, reference, connection.url)
 
-    node = Node(client_app, connection, registration, config, ready, journal, max_crashes, workers, max_message)
+    node = Node(
+        client_app,
+        connection,
+        registration,
+        journal,
+        ready,
+        node_config=config,
+        max_crashes=max_crashes,
+        workers=workers,
+        max_message=max_message,
+    )
     _stop_on_signals(node, registration, grace)
     keep_from_children()
     node.serve()

@@ -1,20 +1,13 @@
 """Dead messages: what nodes set aside because it killed them too often, and the states that go with it.
 
-Owns reading the journals that nodes keep, and may be using at this moment. It must not know ClientApp.
+Owns what is known of one, and where to look for them. It must not know ClientApp, or how a journal keeps them.
 """
 
-import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from brokerfl.client.folder import default_state_dir
-from brokerfl.common import ConfigError
-from brokerfl.wire.frame import split_fields
-
-#: Seconds to wait for a node that is writing.
-_PATIENCE = 10.0
+from brokerfl.client.journal import ForeignJournal
 
 
 @dataclass(frozen=True)
@@ -45,9 +38,7 @@ class DeadMessage:
         Raises:
             ConfigError: the journal cannot be read.
         """
-        with _using(self.journal, "ro") as db:
-            found = db.execute("SELECT field, data FROM states WHERE run = ?", (str(self.run_id),)).fetchall()
-        return dict(found) or None
+        return ForeignJournal(self.journal).state_of(self.run_id)
 
     def forget(self) -> None:
         """Delete it from the journal.
@@ -55,8 +46,7 @@ class DeadMessage:
         Raises:
             ConfigError: the journal cannot be written.
         """
-        with _using(self.journal, "rw") as db, db:
-            db.execute("DELETE FROM dead WHERE message = ?", (self.message_id,))
+        ForeignJournal(self.journal).forget(self.message_id)
 
 
 def dead_messages(state_dir: Path | None = None) -> list[DeadMessage]:
@@ -73,18 +63,9 @@ def dead_messages(state_dir: Path | None = None) -> list[DeadMessage]:
     return sorted(found, key=lambda message: message.at)
 
 
-def _read(journal: Path) -> Iterator[DeadMessage]:
-    with _using(journal, "ro") as db:
-        rows = db.execute("SELECT message, run, fields, crashes, at FROM dead").fetchall()
-    for message, run, data, crashes, at in rows:
-        yield DeadMessage(message, int(run), int(journal.parent.name), split_fields(data), crashes, at, journal)
-
-
-@contextmanager
-def _using(journal: Path, mode: str) -> Iterator[sqlite3.Connection]:
-    uri = f"{journal.absolute().as_uri()}?mode={mode}"
-    try:
-        with closing(sqlite3.connect(uri, uri=True, timeout=_PATIENCE)) as db:
-            yield db
-    except sqlite3.DatabaseError as error:
-        raise ConfigError(f"the journal {journal} cannot be used: {error}") from None
+def _read(journal: Path) -> list[DeadMessage]:
+    node_id = int(journal.parent.name)
+    return [
+        DeadMessage(message_id, run_id, node_id, fields, crashes, at, journal)
+        for message_id, run_id, fields, crashes, at in ForeignJournal(journal).dead()
+    ]

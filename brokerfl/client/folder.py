@@ -40,14 +40,14 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._take()
+            self._hold()
             self.home = self._read_home()
         except OSError as error:
             raise JournalError(
                 f"the state directory {path} cannot be written ({error.strerror}): name another with --state-dir"
             ) from None
 
-    def _take(self) -> None:
+    def _hold(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)  # what a node learns is for nobody else
         try:
             self._lock = LockFile(self.path / "lock")

@@ -1,7 +1,7 @@
 """The journal: what a node must not forget when it is killed.
 
-Owns one SQLite file in the node's directory for each Redis the node served. It must not know Redis, ClientApp, or what
-a reply says.
+Owns one SQLite file in the node's directory for each Redis the node served, and all SQL. It must not know Redis,
+ClientApp, or what a reply says.
 
     states     the `context.state` of each run, as encoded fields
     answered   the ids that were executed, with their replies; large payloads are not among them
@@ -19,14 +19,14 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from brokerfl.client.folder import Folder
 from brokerfl.client.running import RunningFile
-from brokerfl.common import JournalError
+from brokerfl.common import ConfigError, JournalError
 from brokerfl.wire.frame import Fields, join_fields, split_fields
 
 #: Seconds that a run's state and replies are kept after the run has vanished from Redis. A Redis that forgot its last
@@ -47,6 +47,11 @@ CREATE TABLE IF NOT EXISTS dead (message TEXT PRIMARY KEY, run TEXT, fields BLOB
 CREATE TABLE IF NOT EXISTS runs (run TEXT PRIMARY KEY, absent_since REAL);
 """
 
+_STATE = "SELECT field, data FROM states WHERE run = ?"
+
+#: Seconds to wait for a node that is writing.
+_PATIENCE = 10.0
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -57,7 +62,7 @@ class Answer:
         message_id: the message that was executed.
         reply: its fields, without the payload of a large one.
         state: the state's fields if it changed, else None.
-        is_shared: the state shares memory with the app, so it is to be committed before the run goes on.
+        is_shared: the state shares memory with the app, so it is to be noted before the run goes on.
     """
 
     run_id: int
@@ -267,7 +272,7 @@ class Journal:
 
     def state_of(self, run_id: int) -> dict[bytes, bytes] | None:
         """Return the fields of a run's state as of the last commit; None when it never had any."""
-        return dict(self._select("SELECT field, data FROM states WHERE run = ?", str(run_id))) or None
+        return dict(self._select(_STATE, str(run_id))) or None
 
     # Runs.
 
@@ -302,3 +307,42 @@ class Journal:
                 "INSERT OR REPLACE INTO dead VALUES (?, ?, ?, ?, ?)",
                 (message_id, str(run_id), join_fields(fields), crashes, time.time()),
             )
+
+
+class ForeignJournal:
+    """The journal of a node that another process may be running.
+
+    Args:
+        path: the file.
+
+    Raises:
+        ConfigError: by every method: the file cannot be read, or written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def dead(self) -> list[tuple[str, int, dict[bytes, bytes], int, float]]:
+        """Return what was set aside: message id, run id, fields, crashes, and Unix time in seconds."""
+        with self._using("ro") as db:
+            rows = db.execute("SELECT message, run, fields, crashes, at FROM dead").fetchall()
+        return [(message, int(run), split_fields(data), crashes, at) for message, run, data, crashes, at in rows]
+
+    def forget(self, message_id: str) -> None:
+        """Delete what was set aside of a message."""
+        with self._using("rw") as db, db:
+            db.execute("DELETE FROM dead WHERE message = ?", (message_id,))
+
+    def state_of(self, run_id: int) -> dict[bytes, bytes] | None:
+        """As `Journal.state_of`."""
+        with self._using("ro") as db:
+            return dict(db.execute(_STATE, (str(run_id),)).fetchall()) or None
+
+    @contextmanager
+    def _using(self, mode: str) -> Iterator[sqlite3.Connection]:
+        uri = f"{self._path.absolute().as_uri()}?mode={mode}"
+        try:
+            with closing(sqlite3.connect(uri, uri=True, timeout=_PATIENCE)) as db:
+                yield db
+        except sqlite3.DatabaseError as error:
+            raise ConfigError(f"the journal {self._path} cannot be used: {error}") from None

@@ -6,30 +6,28 @@ With one worker the loop's own thread executes: it reads when nothing is left to
 they execute. Whoever loses Redis puts back what he has in hand; the loop alone sees to what follows a lost connection.
 """
 
-import math
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from logging import WARNING
+from typing import TypedDict, Unpack
 
 from brokerfl.broker.connection import BLOCK, Connection
 from brokerfl.broker.heartbeat import Heartbeat
-from brokerfl.broker.inbox import (
-    MOST_PENDING,
-    Delivery,
-    Inboxes,
-    discard_message,
-    is_wanted,
-    pending_entries,
-    ring_doorbell,
-)
+from brokerfl.broker.inbox import Delivery, Inboxes, discard_message, ring_doorbell
 from brokerfl.broker.nodes import Registration
 from brokerfl.client.app import ClientAppCallable
+from brokerfl.client.executor import MAX_CRASHES, Executor
 from brokerfl.client.journal import Journal
+from brokerfl.client.payloads import Payloads
+from brokerfl.client.publisher import Publisher
+from brokerfl.client.runner import Runner
 from brokerfl.client.service import Service
+from brokerfl.client.stop import Stop
+from brokerfl.client.wanted import READ_AHEAD, Wanted
 from brokerfl.client.workers import Workers
-from brokerfl.client.worklist import Work
+from brokerfl.client.worklist import Work, Worklist
 from brokerfl.common import (
     BrokerflError,
     JournalError,
@@ -42,13 +40,34 @@ from brokerfl.common import (
 from brokerfl.wire.frame import MAX_MESSAGE_BYTES
 from brokerfl.wire.message import message_id_of
 
-#: Seconds of work to read ahead. A node whose messages take longer than this reads one of each run at a time, so that
-#: runs take turns fairly; one whose messages are tiny reads many in one round trip.
-READ_AHEAD = 0.05
+#: Most messages of one run that are read at once.
 _MOST_READ = 64
 
-#: How often a message may kill its node before it is answered with Error 8.
-MAX_CRASHES = 3
+
+@dataclass(frozen=True)
+class NodeOptions:
+    """What whoever starts a node may choose.
+
+    Attributes:
+        node_config: given to every Context.
+        max_crashes: how often a message may kill the node before it is answered with Error 8.
+        workers: how many runs are served at once; of one run there is one message at a time.
+        max_message: most bytes that a message may have: what a ServerApp may ask of this process's memory.
+    """
+
+    node_config: UserConfig = field(default_factory=dict)
+    max_crashes: int = MAX_CRASHES
+    workers: int = 1
+    max_message: int = MAX_MESSAGE_BYTES
+
+
+class _Options(TypedDict, total=False):
+    """The same, as arguments."""
+
+    node_config: UserConfig
+    max_crashes: int
+    workers: int
+    max_message: int
 
 
 class Node:
@@ -58,12 +77,9 @@ class Node:
         app: the ClientApp, or a function that takes its place.
         connection: the Redis in the middle.
         registration: the node's claim to its id.
-        node_config: given to every Context.
-        on_ready: called once the node is registered and about to read.
         journal: what the node must not forget; in memory by default.
-        max_crashes: how often a message may kill the node before it is answered with Error 8.
-        workers: how many runs are served at once; of one run there is one message at a time.
-        max_message: most bytes that a message may have: what a ServerApp may ask of this process's memory.
+        on_ready: called once the node is registered and about to read.
+        options: see `NodeOptions`.
     """
 
     def __init__(
@@ -71,12 +87,9 @@ class Node:
         app: ClientAppCallable,
         connection: Connection,
         registration: Registration,
-        node_config: UserConfig | None = None,
-        on_ready: Callable[[], None] = lambda: None,
         journal: Journal | None = None,
-        max_crashes: int = MAX_CRASHES,
-        workers: int = 1,
-        max_message: int = MAX_MESSAGE_BYTES,
+        on_ready: Callable[[], None] = lambda: None,
+        **options: Unpack[_Options],
     ) -> None:
         self.node_id = registration.node_id
         self._connection = connection
@@ -84,37 +97,32 @@ class Node:
         self._on_ready = on_ready
         self._journal = journal or Journal()
         self._identity = b""
-        config = node_config or {}
-        self._service = Service(
-            app,
-            connection,
-            self.node_id,
-            config,
-            self._journal,
-            max_crashes,
-            max_message,
-            self._is_wanted,
-            self.is_stopping,
-            self._fail,
-        )
-        self._worklist, self._payloads = self._service.worklist, self._service.payloads
-        self._inboxes = Inboxes(connection, self.node_id, self._service.take_runs)
-        self._workers: Workers | None = None
-        if workers > 1:
-            name = f"worker of node {self.node_id}"
-            self._workers = Workers(workers, name, self._worklist, self._serve, self._fail)
-        self._stopping = threading.Event()
-        self._failure: BaseException | None = None
         self._losses = -1
-        self._pending: dict[int, tuple[float, set[str]]] = {}
+        self._stop = Stop()
+        self._worklist = Worklist()
+        chosen = NodeOptions(**options)
+        self._payloads = Payloads(connection, self.node_id, self._stop.is_set, chosen.max_message)
+        self._service = self._make_service(app, chosen)
+        self._inboxes = Inboxes(connection, self.node_id, self._service.keep_only)
+        self._workers: Workers | None = None
+        if chosen.workers > 1:
+            name = f"worker of node {self.node_id}"
+            self._workers = Workers(chosen.workers, name, self._worklist, self._serve, self._stop.fail)
+
+    def _make_service(self, app: ClientAppCallable, options: NodeOptions) -> Service:
+        connection, node_id = self._connection, self.node_id
+        runner, wanted = Runner(app, node_id, options.node_config), Wanted(connection, node_id)
+        executor = Executor(runner, self._journal, self._payloads, wanted, options.max_crashes)
+        publisher = Publisher(connection, node_id, self._worklist, self._stop, self._journal.commit)
+        return Service(self._worklist, executor, publisher, wanted)
 
     def is_stopping(self) -> bool:
         """Whether `stop` was called."""
-        return self._stopping.is_set()
+        return self._stop.is_set()
 
     def stop(self) -> None:
         """Finish the messages in hand, publish, leave. May be called from a signal handler or any thread."""
-        self._stopping.set()
+        self._stop.set()
 
     def abandon(self) -> None:
         """The process is about to end in the middle of messages, on purpose: they stay the node's."""
@@ -130,7 +138,7 @@ class Node:
         """
         self.register()
         heartbeat = Heartbeat(
-            f"heartbeat of node {self.node_id}", self._registration.lease / 3, self._renew, self._fail
+            f"heartbeat of node {self.node_id}", self._registration.lease / 3, self._renew, self._stop.fail
         )
         waker = threading.Thread(target=self._wake_when_stopping, name="waker", daemon=True)
         heartbeat.start()
@@ -147,8 +155,8 @@ class Node:
             heartbeat.stop()
             waker.join()
             self.leave()
-        if self._failure is not None:
-            raise self._failure
+        if self._stop.failure is not None:
+            raise self._stop.failure
 
     def register(self) -> None:
         """Take the node's id, and open the journal that belongs to this Redis.
@@ -167,7 +175,7 @@ class Node:
 
     def _wake_when_stopping(self) -> None:
         """A blocking read ends when the node rings its own doorbell: no signal has to tear it apart."""
-        self._stopping.wait()
+        self._stop.wait()
         self._worklist.close()
         self._ring()
 
@@ -178,7 +186,7 @@ class Node:
             return  # then nothing is being read either
 
     def leave(self) -> None:
-        """Let the workers finish, publish what is finished, give up the id, and let go of the journal."""
+        """Let the workers finish, publish what was executed, give up the id, and let go of the journal."""
         if self._workers is not None:
             self._workers.join()
         try:
@@ -186,7 +194,7 @@ class Node:
             self._registration.leave()
         except BrokerflError as error:
             log(WARNING, "The node left without telling Redis: %s", error)
-        if isinstance(self._failure, NodeNameTaken):
+        if isinstance(self._stop.failure, NodeNameTaken):
             self._ring()  # whoever has the name now takes up what this process read without having executed it
         self._journal.close()
 
@@ -194,17 +202,13 @@ class Node:
         try:
             self._service.publisher.close()
         except JournalError as error:
-            self._failure = self._failure or error
+            self._stop.failure = self._stop.failure or error
 
     def _renew(self) -> None:
         if not self._registration.renew():
             raise NodeNameTaken(f"another process took over node {self.node_id} while this one did not answer")
         if self._connection.losses == self._losses:  # else the loop has yet to hold on
             self._payloads.release()  # which it does not do while it executes
-
-    def _fail(self, error: BaseException) -> None:
-        self._failure = error
-        self.stop()
 
     # The loop.
 
@@ -216,7 +220,7 @@ class Node:
             self._hold()
             self._connection.wait_until_up(float("inf"), self.is_stopping)
         except NodeNameTaken as error:
-            self._fail(error)
+            self._stop.fail(error)
 
     def _turn(self, block: float) -> None:
         losses = self._connection.losses
@@ -226,12 +230,12 @@ class Node:
             self._renew()
             self._choose_journal()
             self._service.publisher.flush()
-            self._take(self._inboxes.drain())
+            self._queue(self._inboxes.drain())
             self._worklist.resume()
         if self._workers is not None:
             self._read_for_workers(block)
         elif not self._worklist:
-            self._take(self._inboxes.read(self._read_ahead(), block))
+            self._queue(self._inboxes.read(self._read_ahead(), block))
         if self._is_current() and self._workers is None and self._worklist and not self.is_stopping():
             self._service.work(self._worklist.next())
         self._payloads.release()
@@ -269,25 +273,12 @@ class Node:
     def _read_ahead(self) -> int:
         return max(1, min(_MOST_READ, int(READ_AHEAD / self._service.pace)))
 
-    def _is_wanted(self, work: Work) -> bool:
-        """It may have been cancelled while it was queued behind a slow one: its run is asked once in `READ_AHEAD`."""
-        now, run_id = time.monotonic(), work.run_id
-        if now - work.queued_at <= READ_AHEAD:
-            return True
-        asked_at, pending = self._pending.get(run_id, (-math.inf, set()))
-        if now - asked_at > READ_AHEAD or work.queued_at == -math.inf:
-            pending = pending_entries(self._connection, self.node_id, run_id)
-            self._pending = {run_id: (now, pending)}
-        if len(pending) >= MOST_PENDING and pending.isdisjoint(work.entries):  # there may be more
-            return is_wanted(self._connection, self.node_id, run_id, work.entries)
-        return not pending.isdisjoint(work.entries)
-
     def _read_for_workers(self, block: float) -> None:
         """A run of which enough is queued is left out; a worker rings when it has room again."""
         count = max(1, self._read_ahead() // 2)
-        self._take(self._inboxes.read(count, block, self._worklist.leave_out(count)))
+        self._queue(self._inboxes.read(count, block, self._worklist.leave_out(count)))
 
-    def _take(self, deliveries: list[Delivery]) -> None:
+    def _queue(self, deliveries: list[Delivery]) -> None:
         for delivery in deliveries:
             message_id = message_id_of(delivery.fields)
             if message_id:

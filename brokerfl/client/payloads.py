@@ -25,7 +25,7 @@ from brokerfl.wire.payload import WINDOW, Manifest, Payload, assemble
 CACHE = 1024**3
 
 #: Seconds that the last large reply of a run stays in memory, for a Redis that forgot it.
-HOLD = 60.0
+KEEP_REPLY = 60.0
 
 
 class _UnwantedError(Exception):
@@ -201,7 +201,7 @@ class Payloads:
         """Let go of replies that were held long enough."""
         with self._lock:
             for run_id, (_, _, _, since) in list(self._held.items()):
-                if time.monotonic() - since > HOLD:
+                if time.monotonic() - since > KEEP_REPLY:
                     del self._held[run_id]
 
     def forget(self, run_id: int) -> None:

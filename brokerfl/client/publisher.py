@@ -1,29 +1,32 @@
-"""The publisher: has finished work noted in the journal, and brings its replies to the outboxes.
+"""The publisher: has what was executed noted in the journal, and brings the replies to the outboxes.
 
-Owns what is finished and not yet in Redis, and that nothing is published that is not committed. It must not know what a
-reply says, or how the journal notes it.
+Owns what was executed and is not published yet, and that nothing is published that is not noted. It must not know what
+a reply says, or how the journal notes it.
 
-Group commit: while one publish is in flight, finished replies gather for the next, which is one transaction of the
+Group commit: while one publish is in flight, replies gather for the next, which is one transaction of the
 journal and one of Redis. A worker with nothing else to do publishes itself, at once; one with more work leaves it to
 the publisher's thread, which gives it a moment. So gathering hardly delays a reply, and never the last one. What is
-killed with its process before the commit is executed again, with the state that it found.
+killed with its process before it is noted is executed again, with the state that it found.
 """
 
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from logging import INFO, WARNING
 
 import tenacity
 
 from brokerfl.broker.connection import Connection
+from brokerfl.broker.inbox import discard_message
 from brokerfl.broker.outbox import Outgoing, publish
 from brokerfl.client.journal import Answer
-from brokerfl.client.worklist import Work
+from brokerfl.client.stop import Stop
+from brokerfl.client.worklist import Work, Worklist
 from brokerfl.common import RedisOutOfMemory, RedisUnreachable, log
 from brokerfl.wire.frame import Fields
 
-#: Seconds that a reply waits for others when its worker has more work: tiny messages are finished every 0.1 ms or so,
+#: Seconds that a reply waits for others when its worker has more work: tiny messages are executed every 0.1 ms or so,
 #: and a publish of many costs little more than that of one.
 GATHER = 0.002
 
@@ -37,10 +40,8 @@ class Publisher:
     Args:
         connection: where to.
         node_id: whose outboxes.
-        published: called with each work that is settled, for its reply was taken or its run is over, and the inbox
-            entries that were settled with it, and whether the reply was taken.
-        failed: called when the thread meets what it cannot wait out.
-        stopping: true gives up waiting for a Redis that is full.
+        worklist: is told what is published.
+        stop: gives up waiting for a Redis that is full; is told what the thread cannot wait out.
         note: notes answers in the journal, in one transaction.
     """
 
@@ -48,20 +49,18 @@ class Publisher:
         self,
         connection: Connection,
         node_id: int,
-        published: Callable[[Work, tuple[str, ...], bool], None],
-        failed: Callable[[Exception], None],
-        stopping: Callable[[], bool] = lambda: False,
+        worklist: Worklist,
+        stop: Stop,
         note: Callable[[Sequence[Answer]], None] = lambda _: None,
     ) -> None:
         self._connection = connection
         self._node_id = node_id
-        self._published = published
-        self._failed = failed
-        self._stopping = stopping
+        self._worklist = worklist
+        self._stop = stop
         self._note = note
-        # The first ones, as many as `_committed` says, are in the journal. Threads append; the rest is under a lock.
-        self._finished: list[tuple[Work, Fields]] = []
-        self._committed = 0
+        # The first ones, as many as `_noted` says, are in the journal. Threads append; the rest is under a lock.
+        self._executed: list[tuple[Work, Fields]] = []
+        self._noted = 0
         self._publishing, self._committing, self._starting = (threading.Lock() for _ in range(3))
         self._wake = threading.Event()
         self._closed = threading.Event()
@@ -74,8 +73,8 @@ class Publisher:
             RedisUnreachable: not known to be published; `flush` repeats it.
             JournalError: it cannot be noted.
         """
-        self._finished.append((work, reply))
-        if not more or len(self._finished) >= MOST_GATHERED:
+        self._executed.append((work, reply))
+        if not more or len(self._executed) >= MOST_GATHERED:
             self.flush()
             return
         if work.answer is not None and work.answer.is_shared:
@@ -90,39 +89,46 @@ class Publisher:
                 self._thread.start()
 
     def commit(self) -> None:
-        """Have everything that is finished noted in the journal.
+        """Have everything that was executed noted in the journal.
 
         Raises:
             JournalError: it cannot be written.
         """
         with self._committing:
-            batch = self._finished[self._committed :]
+            batch = self._executed[self._noted :]
             self._note([work.answer for work, _ in batch if work.answer is not None and not work.is_lost])
-            self._committed += len(batch)
+            self._noted += len(batch)
 
     def flush(self) -> None:
-        """Commit and publish everything that is finished.
+        """Note and publish everything that was executed.
 
         Raises:
             RedisUnreachable, RedisOutOfMemory: what is not published is kept.
             JournalError: nothing is published that cannot be noted.
         """
         with self._publishing:
-            while self._finished:
+            while self._executed:
                 self.commit()
-                self._publish(self._finished[: self._committed])
+                self._publish(self._executed[: self._noted])
 
-    def _publish(self, committed: list[tuple[Work, Fields]]) -> None:
-        batch = [(work, reply) for work, reply in committed if not work.is_lost]
+    def _publish(self, noted: list[tuple[Work, Fields]]) -> None:
+        batch = [(work, reply) for work, reply in noted if not work.is_lost]
         outgoing = [Outgoing(work.run_id, tuple(work.entries), reply) for work, reply in batch]
         taken = self._when_there_is_room(lambda: publish(self._connection, self._node_id, outgoing)) if batch else []
         with self._committing:
-            del self._finished[: len(committed)]
-            self._committed -= len(committed)
-        for (work, _), sent, ok in zip(batch, outgoing, taken, strict=True):
-            if not ok:
+            del self._executed[: len(noted)]
+            self._noted -= len(noted)
+        for (work, _), sent, is_published in zip(batch, outgoing, taken, strict=True):
+            if is_published:
+                self._remove_late(work, self._worklist.done(work, sent.inbox_entries))
+            else:
                 log(INFO, "Run %s is over; a late reply to it was dropped", work.run_id)
-            self._published(work, sent.inbox_entries, ok)
+                self._worklist.give_up(work, sent.inbox_entries)
+
+    def _remove_late(self, work: Work, entries: list[str]) -> None:
+        for entry in entries:
+            with suppress(RedisUnreachable):  # then it stays pending, and the next drain finds it
+                discard_message(self._connection, self._node_id, work.run_id, entry)
 
     def _when_there_is_room(self, action: Callable[[], list[bool]]) -> list[bool]:
         """A full Redis is back-pressure: the reply waits here, and so does the next message."""
@@ -133,7 +139,7 @@ class Publisher:
         retrying = tenacity.Retrying(
             wait=tenacity.wait_random_exponential(multiplier=0.1, max=5.0),
             retry=tenacity.retry_if_exception_type(RedisOutOfMemory),
-            stop=lambda _: self._stopping(),
+            stop=lambda _: self._stop.is_set(),
             sleep=time.sleep,
             reraise=True,
         )
@@ -150,7 +156,7 @@ class Publisher:
             try:
                 self._flush_through_outage()
             except Exception as error:
-                self._failed(error)
+                self._stop.fail(error)
                 return
 
     def _flush_through_outage(self) -> None:
@@ -158,8 +164,8 @@ class Publisher:
             try:
                 return self.flush()
             except RedisUnreachable:
-                self._connection.wait_until_up(float("inf"), lambda: self._closed.is_set() or self._stopping())
-                if self._stopping():
+                self._connection.wait_until_up(float("inf"), lambda: self._closed.is_set() or self._stop.is_set())
+                if self._stop.is_set():
                     return  # `close` makes the last attempt
             except RedisOutOfMemory:
                 return  # only when the node is stopping
@@ -177,7 +183,7 @@ class Publisher:
         self.flush()
 
     def clear(self) -> None:
-        """Drop what is finished: it belongs to another Redis."""
+        """Drop what was executed: it belongs to another Redis."""
         with self._publishing, self._committing:
-            self._finished.clear()
-            self._committed = 0
+            self._executed.clear()
+            self._noted = 0

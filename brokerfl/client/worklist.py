@@ -1,4 +1,4 @@
-"""The work in hand: what a node has read from its inboxes and not published yet.
+"""The work in hand: what a node has received and not published yet.
 
 Owns the order in which runs take turns, that no two workers serve one run at once, and which messages are known. It
 must not know Redis or ClientApp.
@@ -8,7 +8,7 @@ import math
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from brokerfl.broker.inbox import Delivery
@@ -57,22 +57,25 @@ class Worklist:
 
     def add(self, delivery: Delivery, message_id: str) -> None:
         """Queue a message. One that is in hand already is not queued twice, but its new entry is remembered."""
-        run_id = delivery.run_id
         with self._changed:
-            work = self._in_hand.get((run_id, message_id))
-            if work is not None:
-                if delivery.entry_id not in work.entries:
-                    work.entries.append(delivery.entry_id)
-                return
-            work = Work(run_id, message_id, delivery.fields, [delivery.entry_id])
-            if delivery.is_old:
-                work.queued_at = -math.inf  # whoever executes it asks first whether it is still wanted
-            self._in_hand[run_id, message_id] = work
-            if run_id in self._served:
-                self._served[run_id].append(work)
-            else:
-                self._waiting.setdefault(run_id, deque()).append(work)
-                self._changed.notify()
+            self._add(delivery, message_id)
+
+    def _add(self, delivery: Delivery, message_id: str) -> None:
+        run_id = delivery.run_id
+        work = self._in_hand.get((run_id, message_id))
+        if work is not None:
+            if delivery.entry_id not in work.entries:
+                work.entries.append(delivery.entry_id)
+            return
+        work = Work(run_id, message_id, delivery.fields, [delivery.entry_id])
+        if delivery.is_old:
+            work.queued_at = -math.inf  # whoever executes it asks first whether it is still wanted
+        self._in_hand[run_id, message_id] = work
+        if run_id in self._served:
+            self._served[run_id].append(work)
+        else:
+            self._waiting.setdefault(run_id, deque()).append(work)
+            self._changed.notify()
 
     # Turns.
 
@@ -148,15 +151,32 @@ class Worklist:
 
     # The end.
 
-    def done(self, work: Work, settled: Iterable[str] = ()) -> list[str]:
-        """Its reply is published, or it gets none. Returns those of its entries that are not ``settled``."""
-        with self._changed:
-            return self._done(work, settled)
+    def done(self, work: Work, published: Collection[str]) -> list[str]:
+        """Its reply is published. Returns those of its entries that came too late to be removed with it.
 
-    def _done(self, work: Work, settled: Iterable[str] = ()) -> list[str]:
+        Args:
+            work: what was executed.
+            published: the entries that were removed when the reply was published.
+        """
+        with self._changed:
+            return self._done(work, published)
+
+    def give_up(self, work: Work, judged: Collection[str]) -> None:
+        """It gets no reply. If it was pushed again meanwhile, for Redis had forgotten it, that push is another matter.
+
+        Args:
+            work: what was handed out.
+            judged: the entries that were known when it was given up.
+        """
+        with self._changed:
+            for entry in self._done(work, judged):
+                if not work.is_lost:
+                    self._add(Delivery(work.run_id, entry, work.fields, is_old=True), work.message_id)
+
+    def _done(self, work: Work, known: Collection[str] = ()) -> list[str]:
         if not work.is_lost:
             self._in_hand.pop((work.run_id, work.message_id), None)
-        return [entry for entry in work.entries if entry not in settled]
+        return [entry for entry in work.entries if entry not in known]
 
     def clear(self) -> None:
         """Drop everything: it belonged to another Redis."""

@@ -57,7 +57,8 @@ class Federation:
         for config in configs:
             connection = self._open()
             told = flattened(config, "node_configs")
-            node = Node(client_app, connection, Registration(connection), told, self._ready.release)
+            registration, ready = Registration(connection), self._ready.release
+            node = Node(client_app, connection, registration, on_ready=ready, node_config=told)
             self.nodes.append(node)
         self._threads = [
             threading.Thread(target=self._serve, args=(node,), name=f"node {node.node_id}", daemon=True)

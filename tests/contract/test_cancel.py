@@ -9,7 +9,8 @@ import pytest
 from brokerfl.broker.nodes import Registration, node_id_of
 from brokerfl.broker.runs import stop_run
 from brokerfl.client import ClientApp
-from brokerfl.client.node import READ_AHEAD, Node
+from brokerfl.client.node import Node
+from brokerfl.client.wanted import READ_AHEAD
 from brokerfl.common import Context, ErrorCode, Message, RunStopped
 from brokerfl.server import Driver
 from tests.apps import Gate, driving, echo_app, eventually, federation, number, number_in

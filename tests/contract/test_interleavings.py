@@ -77,7 +77,7 @@ def test_a_loss_is_seen_although_all_have_new_sockets(backend: Backend) -> None:
 def test_the_hold_of_a_reply_begins_anew_after_an_outage(backend: Backend) -> None:
     """Redis was away for longer than a large reply is held: it may ask for it only now."""
     with by_hand(backend, echo_app(), None) as node:
-        old = time.monotonic() - 2 * payloads.HOLD
+        old = time.monotonic() - 2 * payloads.KEEP_REPLY
         node.turn(0.01)
         hold_reply(node, 7, model(layer(1)), since=old)
         cut_node(node)

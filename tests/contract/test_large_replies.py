@@ -66,7 +66,7 @@ def test_a_reply_with_a_chunk_missing_is_asked_for_again(
 ) -> None:
     """The node executes nothing again: it sends the chunks once more while it holds them, afterwards it is Error 4."""
     if not held:
-        monkeypatch.setattr(payloads, "HOLD", 0.0)
+        monkeypatch.setattr(payloads, "KEEP_REPLY", 0.0)
     counter = Counter()
     with serving(backend, counter.app) as node, driving(backend) as driver:
         streams = Streams(backend, driver, node)
@@ -128,7 +128,7 @@ def test_a_dropped_large_reply_leaves_no_payload(backend: Backend) -> None:
 def test_a_forgotten_payload_is_uploaded_again(backend: Backend, held: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A redelivered message whose payload Redis forgot gets it again while the node holds it, afterwards Error 4."""
     if not held:
-        monkeypatch.setattr(payloads, "HOLD", 0.0)
+        monkeypatch.setattr(payloads, "KEEP_REPLY", 0.0)
     counter = Counter()
     counter.go.clear()
     with serving(backend, counter.app) as node, driving(backend) as driver:

@@ -260,7 +260,7 @@ def executing(backend: Backend) -> Iterator[Node]:
 
 def test_a_reply_is_held_no_longer_while_its_node_executes(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next message of the group takes hours: the last reply leaves the node's memory all the same."""
-    monkeypatch.setattr(payloads, "HOLD", 0.0)
+    monkeypatch.setattr(payloads, "KEEP_REPLY", 0.0)
     with executing(backend) as node:
         heartbeat(node)  # the heartbeat does
         assert held_replies(node) == set()
@@ -268,7 +268,7 @@ def test_a_reply_is_held_no_longer_while_its_node_executes(backend: Backend, mon
 
 def test_what_was_held_is_there_after_a_long_outage(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """The heartbeat is the first to see Redis again: it leaves it to the loop to begin the time anew."""
-    monkeypatch.setattr(payloads, "HOLD", 0.5)
+    monkeypatch.setattr(payloads, "KEEP_REPLY", 0.5)
     with executing(backend) as node:
         cut_node(node)
         heartbeat(node)

@@ -2,7 +2,7 @@
 
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,9 +14,10 @@ from brokerfl.broker.embedded import EmbeddedServer
 from brokerfl.broker.inbox import Delivery, Inboxes
 from brokerfl.broker.nodes import Registration
 from brokerfl.broker.outbox import Outgoing, publish
-from brokerfl.client import node as node_module
+from brokerfl.client import wanted
 from brokerfl.client.publisher import Publisher
-from brokerfl.client.worklist import Work
+from brokerfl.client.stop import Stop
+from brokerfl.client.worklist import Work, Worklist
 from brokerfl.common import ErrorCode, Message, Metadata, OutageLimit, RedisOutOfMemory, RedisUnreachable
 from brokerfl.server import Driver
 from brokerfl.wire.message import encode_message, message_id_of
@@ -170,12 +171,14 @@ def test_replies_gather_while_a_publish_is_in_flight(backend: Backend) -> None:
         works = [Work(run, message_id_of(d.fields), d.fields, [d.entry_id]) for d in inboxes.read(200, block=1.0)]
         in_flight, go = threading.Event(), threading.Event()
 
-        def published(work: Work, entries: tuple[str, ...], is_taken: bool) -> None:
-            in_flight.set()
-            assert go.wait(20)
+        class Held(Worklist):
+            def done(self, work: Work, published: Collection[str]) -> list[str]:
+                in_flight.set()
+                assert go.wait(20)
+                return super().done(work, published)
 
-        failures: list[Exception] = []
-        publisher = Publisher(backend.connect(), node, published, failures.append)
+        stop = Stop()
+        publisher = Publisher(backend.connect(), node, Held(), stop)
         before = executed_transactions(backend)
         for index, work in enumerate(works):
             header = Metadata(run, "", node, 1, work.message_id, "1", 60.0, "train")
@@ -183,7 +186,7 @@ def test_replies_gather_while_a_publish_is_in_flight(backend: Backend) -> None:
             assert in_flight.wait(10)
         go.set()
         publisher.close()
-        assert failures == []
+        assert stop.failure is None
         assert executed_transactions(backend) - before == 2
         assert sorted(number_in(reply) for reply in driver.replies(ids)) == list(range(200))
 
@@ -305,7 +308,7 @@ def test_a_spoilt_inbox_is_error_5_and_hurts_nobody_else(backend: Backend) -> No
 def test_a_message_that_was_about_to_run_is_not_stranded(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Redis goes away just when the node asks whether a queued message is still wanted: it is executed all the same."""
     gate, failed = Gate(), []
-    ask = node_module.pending_entries
+    ask = wanted.pending_entries
 
     def flaky(*arguments: object) -> bool:
         if not failed:
@@ -313,8 +316,8 @@ def test_a_message_that_was_about_to_run_is_not_stranded(backend: Backend, monke
             raise RedisUnreachable("cut")
         return ask(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(node_module, "pending_entries", flaky)
-    monkeypatch.setattr(node_module, "READ_AHEAD", 1e-9)  # whatever was queued is asked for
+    monkeypatch.setattr(wanted, "pending_entries", flaky)
+    monkeypatch.setattr(wanted, "READ_AHEAD", 1e-9)  # whatever was queued is asked for
     gate.go.set()
     with federation(backend, gate.app, nodes=1) as nodes, driving(backend) as driver:
         node = nodes.nodes[0].node_id

@@ -3,8 +3,8 @@
 import threading
 
 import pytest
-from brokerfl.broker.liveness import Liveness
 
+from brokerfl.broker.liveness import Liveness
 from brokerfl.broker.nodes import Absence, Registration
 from brokerfl.broker.runs import list_runs, stop_run
 from brokerfl.common import ErrorCode, RunNotFound, RunStopped

@@ -8,8 +8,8 @@ import pytest
 
 from brokerfl.broker import inbox
 from brokerfl.broker.keys import GROUP
-from brokerfl.client import ClientApp, contexts, executor, publisher
-from brokerfl.client import node as node_module
+from brokerfl.client import ClientApp, executor, publisher
+from brokerfl.client import wanted as wanted_module
 from brokerfl.client.node import Node
 from brokerfl.common import (
     Array,
@@ -145,7 +145,7 @@ def test_a_busy_run_is_read_ahead_within_bounds(backend: Backend) -> None:
 
 def test_cancelled_asks_about_its_own_message(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two messages that are executed at once only the one that was cancelled sees it, and the next one does not."""
-    monkeypatch.setattr(contexts, "_ASK", 0.0)
+    monkeypatch.setattr(wanted_module, "_ASK", 0.0)
     bench = Bench()
     with serving(backend, bench.app, workers=2) as node, driving(backend) as one, driving(backend) as two:
         go = [bench.hold(driver) for driver in (one, two)]
@@ -375,8 +375,8 @@ def test_a_batch_has_the_states_that_its_messages_left(backend: Backend, tmp_pat
 def test_what_one_question_does_not_tell_of_is_still_wanted(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """A message beyond what one question tells of is not taken for a cancelled one."""
     monkeypatch.setattr(inbox, "MOST_PENDING", 2)
-    monkeypatch.setattr(node_module, "MOST_PENDING", 2)
-    monkeypatch.setattr(node_module, "READ_AHEAD", -1.0)  # every message is asked for
+    monkeypatch.setattr(wanted_module, "MOST_PENDING", 2)
+    monkeypatch.setattr(wanted_module, "READ_AHEAD", -1.0)  # every message is asked for
     bench = Bench()
     with driving(backend) as driver, by_hand(backend, bench.app, None) as node:
         warm_up(node, driver, bench)

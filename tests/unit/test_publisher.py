@@ -7,7 +7,8 @@ import pytest
 
 from brokerfl.client import publisher
 from brokerfl.client.publisher import Publisher
-from brokerfl.client.worklist import Work
+from brokerfl.client.stop import Stop
+from brokerfl.client.worklist import Work, Worklist
 from brokerfl.common import RedisOutOfMemory
 from brokerfl.testing import fake_connection
 
@@ -25,8 +26,8 @@ def test_a_full_redis_holds_up_the_workers(monkeypatch: pytest.MonkeyPatch) -> N
         return [True] * len(batch)
 
     monkeypatch.setattr(publisher, "publish", publish)
-    failures: list[Exception] = []
-    made = Publisher(fake_connection(), 7, lambda *_: None, failures.append)
+    stop = Stop()
+    made = Publisher(fake_connection(), 7, Worklist(), stop)
     replies = [{b"i": b"%d" % number} for number in range(4)]
     for reply in replies[:3]:
         made.put(Work(1, "m", {}), reply, more=True)
@@ -40,4 +41,4 @@ def test_a_full_redis_holds_up_the_workers(monkeypatch: pytest.MonkeyPatch) -> N
     assert not last.is_alive()
     made.close()
     assert published == replies
-    assert failures == []
+    assert stop.failure is None
