@@ -498,7 +498,7 @@ def spoil(backend: Backend, key: str, how: str) -> None:
     [
         ("missing", "chunk 3 of 6 is gone from Redis"),
         ("no string", "chunk 3 of 6 is gone from Redis"),
-        ("shorter", "chunk 3 has 1,023 bytes, its manifest says 1,024"),
+        ("shorter", "chunk 3 has 1,023 bytes, but its manifest says 1,024"),
         ("other", "chunk 3 does not have the sha256"),
     ],
 )
@@ -593,7 +593,7 @@ def test_a_reply_with_a_chunk_missing_is_asked_for_again(
         assert send(driver, node, LAYER).has_content()
 
 
-@pytest.mark.parametrize(("how", "reason"), [("shorter", "its manifest says"), ("other", "sha256")])
+@pytest.mark.parametrize(("how", "reason"), [("shorter", "but its manifest says"), ("other", "sha256")])
 def test_a_reply_with_a_chunk_that_differs_is_error_4(backend: Backend, how: str, reason: str) -> None:
     """A reply of which a chunk is not what was sent is Error 4 with the reason, and the run goes on."""
     with serving(backend, Counter().app, None) as node, driving(backend) as driver:
@@ -979,7 +979,7 @@ def test_a_node_with_a_lower_limit_reads_nothing(
         nodes.nodes[0]._payloads.limit = LAYER - 1
         [reply] = to_all(driver, [node], model(layer(1)))
         reason = reason_of(reply, ErrorCode.MESSAGE_UNAVAILABLE)
-        assert f"bytes, the limit is {LAYER - 1:,} bytes" in reason
+        assert f"bytes; the limit is {LAYER - 1:,} bytes" in reason
         assert read == []
         [reply] = to_all(driver, [node], model(layer(1, CHUNK)), "2")
         assert reply.has_content()
