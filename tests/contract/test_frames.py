@@ -31,7 +31,7 @@ def send_raw(backend: Backend, driver: Driver, node: int, change: dict[str, byte
         pytest.param({"h": b"\x02whatever"}, "version 2, but this side speaks version 1", id="another version"),
         pytest.param({"h": b""}, "no header", id="no header"),
         pytest.param({"h": b"\x01\xc1"}, "not msgpack", id="not msgpack"),
-        pytest.param({"h": b"\x01\x90"}, "not the list", id="another list"),
+        pytest.param({"h": b"\x01\x90"}, "not a list as this version writes it", id="another list"),
         pytest.param({"c": b"\x01\x80"}, "three kinds of records", id="another content"),
     ],
 )
