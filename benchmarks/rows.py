@@ -191,15 +191,15 @@ ROWS = {
         Row("100mb", "100 MB to 5 nodes, 100 MB back from each", BARE, 1.2, "s", _model(LARGE)),
         Row("second", "second message with the same 100 MB, small reply, 5 nodes", "the first", 0.15, "s", _second),
         Row(
-            "server-memory", "ServerApp that sends 100 MB and folds five replies: its memory above before",
+            "server-memory", "memory added in a ServerApp that sends 100 MB and folds five replies",
             "one model", 2.25, "B", _server_memory,
         ),
         Row(
-            "node-memory", "node that answers 100 MB: its memory above before, model and reply",
+            "node-memory", "memory added in a node that answers 100 MB, model and reply",
             "one model", 0.25, "B", _node_memory,
         ),
         Row(
-            "redis-memory", "Redis with a 100 MB broadcast to 20 nodes, before replies",
+            "redis-memory", "memory added in Redis by a 100 MB broadcast to 20 nodes, before replies",
             "one model", 1.1, "B", _redis_memory,
         ),
         Row(

@@ -1,4 +1,4 @@
-"""The sides of the benchmark beside Flower: a SuperLink with SuperNodes, and Valkey with brokerfl's nodes.
+"""The two sides of the comparison with Flower: a SuperLink with SuperNodes, and Valkey with brokerfl's nodes.
 
 Owns the commands, as a user would type them, how long two runs take and how much memory they hold, and that all
 processes end, whoever started them. It must not know what is made of the figures.
