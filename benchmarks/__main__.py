@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 
 _DOCS = Path(__file__).parent.parent / "docs"
 
-#: Columns of the tables where the output is no terminal.
+#: Columns of the tables when the output is not a terminal.
 _FILE_WIDTH = 160
 
 

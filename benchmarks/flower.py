@@ -26,7 +26,7 @@ from brokerfl.common import BrokerflError
 
 _DOCS = Path(__file__).parent.parent / "docs"
 
-#: Columns of the tables where the output is no terminal.
+#: Columns of the tables when the output is not a terminal.
 _FILE_WIDTH = 160
 
 _COMMANDS = (

@@ -56,7 +56,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Ours beside a reference: bare redis-py, or what the row says.
+    """Ours compared with a reference: bare redis-py, or what the row says.
 
     Attributes:
         ours: brokerfl.

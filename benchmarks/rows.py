@@ -135,7 +135,7 @@ def _node_memory(stage: Stage, plan: Plan) -> Comparison:
 def _node_peak(driver: Driver, node: int) -> int:
     """Return the peak of a node's memory while it answers a model, above what it held before.
 
-    It may still hold the warm-up and its answer, and let go of them meanwhile: they do not count as held before.
+    It may still hold the warm-up and its answer, and release them meanwhile: they do not count as held before.
     """
     _fold(driver, [node], WARM_UP)
     before = ask(driver, "query.memory", node)["resident"] - 2 * WARM_UP
@@ -178,7 +178,7 @@ def _await_arrival(federation: Federation, driver: Driver, ids: Sequence[str]) -
 
 
 def _models(peaks: Sequence[int], note: str = "") -> Comparison:
-    """Return bytes beside the bytes of one model."""
+    """Return bytes compared with the bytes of one model."""
     return Comparison(singles(peaks), Samples(((float(LARGE),),) * len(peaks)), note)
 
 

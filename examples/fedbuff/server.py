@@ -1,7 +1,7 @@
 """The ServerApp's side: asynchronous federated learning, FedBuff (Nguyen et al., 2022, arXiv:2106.06639).
 
-Every node is kept busy, whatever the others do. Each reply is what training changed, weighted by how old the version
-is that it started from; a buffer of so many makes a new version.
+Every node is kept busy, no matter what the others do. Each reply is what training changed, weighted by the age of the
+version that it started from; a full buffer of replies makes a new version.
 
 Run it with ``brokerfl-server server:app --run-config 'num-versions=50'``. All keys are in `DEFAULTS`.
 """
