@@ -1,7 +1,7 @@
-"""The benchmarks: brokerfl beside bare redis-py, measured in one run. `scripts/bench` is the command.
+"""The benchmarks: brokerfl compared with bare redis-py, measured in one run. `scripts/bench` is the command.
 
 One module per concern: `rows`, `two_runs` and `growth` say what is measured, `measure` how; `federation` is brokerfl,
 `rivals` bare redis-py doing the same work, `stage` holds both; `processes` starts what they run in, `memory` looks into
-a process, `environment` and `report` say what came of it. `large_model` and `inline_limit` are commands of their own,
-and so is `flower`, which measures brokerfl beside Flower, both run by `superlink`.
+a process, `environment` and `report` present the results. `large_model` and `inline_limit` are separate commands, and
+so is `flower`, which compares brokerfl with Flower, both run by `superlink`.
 """

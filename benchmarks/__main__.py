@@ -23,12 +23,12 @@ Result = TypeVar("Result")
 
 _DOCS = Path(__file__).parent.parent / "docs"
 
-#: Columns of the tables where the output is no terminal.
+#: Columns of the tables when the output is not a terminal.
 _FILE_WIDTH = 160
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="Less of everything, in less than two minutes; writes no page.")
+@click.option("--quick", is_flag=True, help="Measure less, in less than two minutes; writes no page.")
 @click.option(
     "--only", multiple=True, type=click.Choice([*ROWS, *CURVES]), help="Measure this; may be repeated; writes no page."
 )
@@ -40,9 +40,9 @@ _FILE_WIDTH = 160
     help="Where performance.md and performance.svg are written [default: docs].",
 )
 def main(quick: bool, only: tuple[str, ...], repeat: int | None, output: Path) -> None:
-    """Measure brokerfl beside bare redis-py, and write docs/performance.md.
+    """Measure brokerfl and bare redis-py, and write docs/performance.md.
 
-    Exit code 1 means that something could not be measured. A figure beyond its target is shown, and is no failure.
+    Exit code 1 means that something could not be measured. A figure beyond its target is shown but is not a failure.
     """
     exit_on_signals()
     logging.getLogger("brokerfl").setLevel(logging.ERROR)
@@ -55,7 +55,7 @@ def main(quick: bool, only: tuple[str, ...], repeat: int | None, output: Path) -
             found = _measure_rows(console, stage, plan, only)
             curves, failed = _measure_curves(console, stage, plan, only)
     except KeyboardInterrupt:
-        console.print("Interrupted; everything that was started is stopped.")
+        console.print("Interrupted; everything that was started has been stopped.")
         sys.exit(130)
     console.print(f"{time.monotonic() - started:.0f} s in all.")
     if not quick and not only and not failed:
@@ -81,7 +81,7 @@ def _measure_rows(
             found[row] = _measure(partial(row.measure, stage, plan))
         console.print(f"[dim]{row.name}: {time.monotonic() - started:.1f} s[/dim]")
     if found:
-        console.print(report.table_of(found).rich("brokerfl beside what it is compared with"))
+        console.print(report.table_of(found).rich("brokerfl compared with a reference"))
     return found
 
 

@@ -163,7 +163,7 @@ class Federation:
 
     @contextmanager
     def run(self) -> Iterator[tuple[Driver, list[int]]]:
-        """Give a Driver with a run of its own and the ids of the nodes, once all are online; end the run."""
+        """Give a Driver with a new run and the ids of the nodes, once all are online; end the run."""
         with open_run(self.url, self.prefix) as driver:
             yield driver, self._await_nodes(driver)
 
@@ -180,7 +180,7 @@ class Federation:
 
 @contextmanager
 def open_run(url: str, prefix: str) -> Iterator[Driver]:
-    """Give a Driver with a run of its own; end the run."""
+    """Give a Driver with a new run; end the run."""
     connection = connect(url, prefix=prefix)
     driver = Driver(connection, "benchmark")
     try:
@@ -269,7 +269,7 @@ def small_round(driver: Driver, nodes: Sequence[int], messages: int) -> Round:
 
 
 def model_round(driver: Driver, nodes: Sequence[int], size: int) -> Round:
-    """A new model to all nodes, and another one back from each, let go of as soon as it has been seen.
+    """A new model to all nodes, and another one back from each, released as soon as it has been seen.
 
     The next round's push settles the replies, as in an app that does not do it itself.
     """

@@ -1,4 +1,4 @@
-"""brokerfl beside Flower itself, with the same app: python -m benchmarks.flower.
+"""brokerfl compared with Flower, with the same app: python -m benchmarks.flower.
 
 Owns the command, its table and docs/flower-performance.md. How either side is run is `superlink`'s.
 """
@@ -26,7 +26,7 @@ from brokerfl.common import BrokerflError
 
 _DOCS = Path(__file__).parent.parent / "docs"
 
-#: Columns of the tables where the output is no terminal.
+#: Columns of the tables when the output is not a terminal.
 _FILE_WIDTH = 160
 
 _COMMANDS = (
@@ -40,32 +40,39 @@ _OLDEST = (1, 41)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _WHAT = f"""\
-Flower's how-to "Use Multi-run": {RUNS} ServerApps at once over the same {NODES} nodes, {ROUNDS} rounds each. In a round
-the ServerApp calls `grid.send_and_receive` with one message for each node and waits for all answers. The app is
-`benchmarks/flower_app`, a project as `flwr new` makes it, which imports flwr and numpy and nothing else; both sides run
-the same files. "Empty" is a message without records. With arrays, each round has new random numbers, and each node
-answers new ones: the array plus a number of the node's own, which the ServerApp checks.
+This is Flower's how-to "Use Multi-run": {RUNS} ServerApps at once over the same {NODES} nodes, {ROUNDS} rounds each.
+In a round, the ServerApp calls `grid.send_and_receive` with one message for each node and waits for all replies.
+The app is `benchmarks/flower_app`, a project as `flwr new` makes it, which imports only flwr and numpy; both sides \
+run the same files.
+"Empty" is a message without records.
+With arrays, each round has new random numbers, and each node replies with new ones: the array plus a number of the \
+node's own, which the ServerApp checks.
 
-On Flower's side a SuperLink that keeps its state in memory, SuperNodes, and two `flwr run` at once; on brokerfl's side
-an embedded Valkey that keeps nothing on disk, `brokerfl-node` and two `brokerfl-server` at once. Both have the options
-that they have by default, but for ports, `--insecure` (there are no certificates), and what would reach for a network:
-no telemetry, no check for updates, and no installation of the app's dependencies, which are there. Nodes are ready
-before the clock starts. A turn starts everything anew, and runs first the empty messages, then the arrays; the sides
-take turns.
+Flower's side has a SuperLink that keeps its state in memory, SuperNodes, and two `flwr run` at once.
+brokerfl's side has an embedded Valkey that keeps nothing on disk, `brokerfl-node`, and two `brokerfl-server` at once.
+Both use their default options, except for ports, `--insecure` (there are no certificates), and anything that needs a \
+network: no telemetry, no check for updates, and no installation of the app's dependencies, which are already there.
+Nodes are ready before the clock starts.
+A turn starts everything from scratch, and runs first the empty messages, then the arrays; the sides take turns.
 
-"From submission to the end" is from the moment when the two commands are started until `main` of both ServerApps has
-returned, by the clock that the app reads. A round is what `send_and_receive` takes, with making its messages. Memory is
-resident memory that is a process's own (what is mapped from files, such as libraries, is left out, since processes
-share it), summed over all processes of a side, ten times a second: the highest sum."""
+"From submission to the end" is the time from the start of the two commands until `main` of both ServerApps has \
+returned, by the clock that the app reads.
+A round is the time of `send_and_receive`, including making its messages.
+Memory is the resident memory that belongs to a process alone, without mapped files such as libraries, which processes \
+share.
+It is summed over all processes of a side ten times a second; the table shows the highest sum."""
 
 _WHY = """\
-Flower, as of 1.41, waits by looking again: a SuperNode that found no message after 3 s, `send_and_receive` for replies
-every 3 s, and a SuperExec, which starts ServerApps and ClientApps, for work every second. A SuperNode takes the next
-message once the last one is answered, as a node of brokerfl does with its default of one worker. And each message
-starts a process of its own for the ClientApp, which imports flwr and the app first; here these imports share the cores
-of one machine, and where each node has its own they take less. That process is also something that Flower gives and
-brokerfl does not: a ClientApp leaves nothing behind in memory, and when it crashes, its node lives on. brokerfl's nodes
-are processes that import the app once."""
+Flower, as of 1.41, waits by polling: a SuperNode that found no message looks again after 3 s, `send_and_receive` \
+looks for replies every 3 s, and a SuperExec, which starts ServerApps and ClientApps, looks for work every second.
+A SuperNode takes the next message once the last one is answered, as a node of brokerfl does with its default of one \
+worker.
+
+Each message also starts a separate process for the ClientApp, which first imports flwr and the app.
+Here these imports share the cores of one machine; if each node has its own machine, they take less time.
+That process also has advantages that brokerfl does not offer: a ClientApp leaves nothing behind in memory, and when \
+it crashes, its node survives.
+brokerfl's nodes are processes that import the app once."""
 
 _HOW = """\
     pip install -e '.[flower,bench]'
@@ -91,10 +98,10 @@ class _Case:
     help="Where flower-performance.md is written [default: docs].",
 )
 def main(repeat: int, size: int, output: Path) -> None:
-    """Measure brokerfl beside Flower, and write docs/flower-performance.md.
+    """Measure brokerfl and Flower, and write docs/flower-performance.md.
 
-    One app, not changed by a byte, runs twice at once over five nodes: on a SuperLink with SuperNodes, and on Valkey
-    with brokerfl's nodes. The sides take turns, each with fresh processes.
+    The same app runs twice at once over five nodes: on a SuperLink with SuperNodes, and on Valkey with brokerfl's
+    nodes. The sides take turns, each with fresh processes.
     """
     for number in _SIGNALS:
         signal.signal(number, _leave)
@@ -105,7 +112,7 @@ def main(repeat: int, size: int, output: Path) -> None:
         console.print(environment_of(described).rich("Environment"))
         found = _measure(console, cases, repeat)
     except SystemExit:
-        console.print("Interrupted; everything that was started is stopped.")
+        console.print("Interrupted; everything that was started has been stopped.")
         raise
     except (RuntimeError, BrokerflError) as error:
         raise click.ClickException(str(error)) from None
@@ -184,10 +191,12 @@ def _page(described: Mapping[str, str], table: Grid, repeat: int) -> str:
     date = datetime.datetime.now(datetime.UTC).date()
     turns = "one turn" if repeat == 1 else f"{repeat} turns"
     parts = [
-        "# Performance beside Flower",
-        f"Written by `python -m benchmarks.flower` on {date}; do not edit. Medians of {turns} of each side; in\n"
-        "brackets the 10th and 90th percentile, or the least and greatest of fewer than ten. A ratio is\n"
-        "brokerfl's share of what Flower takes: the median of the turns, in brackets their least and greatest.",
+        "# Performance compared with Flower",
+        f"Written by `python -m benchmarks.flower` on {date}; do not edit.\n"
+        f"Figures are medians of {turns} of each side, followed by the 10th and 90th percentile, or by the minimum and "
+        "maximum of fewer than ten.\n"
+        "A ratio is brokerfl's figure divided by Flower's: the median of the turns, followed by their minimum and "
+        "maximum.",
         environment_of(described).markdown(),
         f"## {RUNS} runs of {ROUNDS} rounds at once, {NODES} nodes",
         table.markdown(),

@@ -1,7 +1,7 @@
 """From which size on an array should leave its message: python -m benchmarks.inline_limit.
 
 A round with one array to 5 nodes and back, with every content in its message or every content in chunks, in
-alternation. The limit belongs where the second is no slower than the first.
+alternation. The limit belongs where the second is not slower than the first.
 """
 
 import logging
@@ -34,7 +34,7 @@ def _with_limit(limit: int, round_: Round) -> Round:
 
 
 def measure(url: str, plan: Plan) -> list[tuple[int, Comparison]]:
-    """Return for each size the rounds with chunks beside those without."""
+    """Return for each size the rounds with chunks compared with those without."""
     with (
         Federation(url, _NODES, "bench-inline", inline=_ALWAYS) as inline,
         Federation(url, _NODES, "bench-chunked", inline=_NEVER) as chunked,
@@ -56,7 +56,7 @@ def measure(url: str, plan: Plan) -> list[tuple[int, Comparison]]:
 @click.option("--repeat", type=click.IntRange(min=1), default=5, show_default=True, help="Turns of each side.")
 @click.option("--seconds", type=float, default=0.5, show_default=True, help="Least time of a turn.")
 def main(repeat: int, seconds: float) -> None:
-    """Show rounds with arrays in chunks beside rounds with arrays in messages."""
+    """Compare rounds with arrays in chunks and rounds with arrays in messages."""
     exit_on_signals()
     logging.getLogger("brokerfl").setLevel(logging.ERROR)
     console = Console()

@@ -56,7 +56,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Ours beside a reference: bare redis-py, or what the row says.
+    """Ours compared with a reference: bare redis-py, or what the row says.
 
     Attributes:
         ours: brokerfl.
@@ -96,7 +96,7 @@ def alternate(contestants: Mapping[str, Round], plan: Plan, warm_up: int = 2) ->
 
 
 def compare(ours: Round, bare: Round, plan: Plan, warm_up: int = 2) -> Comparison:
-    """Return brokerfl's rounds beside bare redis-py's."""
+    """Return brokerfl's rounds compared with bare redis-py's."""
     found = alternate({"ours": ours, "bare": bare}, plan, warm_up)
     return Comparison(found["ours"], found["bare"])
 

@@ -16,7 +16,7 @@ def peak(pid: int | None = None) -> int:
 
 
 def reset_peak() -> int:
-    """Let `peak` of this process begin anew; return the bytes that it holds now.
+    """Reset `peak` of this process; return the bytes that it holds now.
 
     Raises:
         RuntimeError: this is not Linux.

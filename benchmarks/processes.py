@@ -28,7 +28,7 @@ class Processes:
         self._processes: list[BaseProcess] = []
 
     def start(self, function: Callable[..., None], *args: Any) -> None:
-        """Run ``function(*args)`` in a process of its own."""
+        """Run ``function(*args)`` in a separate process."""
         process = context.Process(target=_run, args=(function, args), daemon=True)
         with _without_interrupts():
             process.start()

@@ -16,40 +16,57 @@ from benchmarks.measure import Comparison, Samples
 from benchmarks.rows import Row
 
 BARE = """\
-"Bare redis-py" is the same work in plain commands, by as many processes on the same server, as well as we know how to
-do it: no ledger, no fence, no records, nothing that survives a crash. Small messages: one stream a node, pushed to in
-one pipeline; nodes read up to 100 at once and publish their answers in one pipeline with XACK and XDEL. Models: chunks
-of 1 MiB, SET once under their sha256 and named in the message; nodes GET one after the other (pipelines of 16 take
-twice as long: their answers are in memory together), check each hash, and answer with entries of a data stream, hashed
-again, which the collector reads, checks and deletes. redis-py's Python packer with memoryviews copies nothing on the
-way out. Models of at most 64 KiB travel in the message, without hashes. It does one thing after another in one thread.
-So it is no lower bound: a ratio below 1 says that more can be had from redis-py than this, not that Redis is asked for
+"Bare redis-py" does the same work in plain commands, with as many processes on the same server, as well as we know \
+how.
+It has no ledger, no fence and no records, and nothing in it survives a crash.
+
+- Small messages: each node has one stream, and one pipeline pushes to all of them.
+  Nodes read up to 100 messages at once and publish their replies in one pipeline with XACK and XDEL.
+- Models: chunks of 1 MiB are SET once under their sha256, and the message names them.
+  Nodes GET one chunk after the other (pipelines of 16 take twice as long, since their results are in memory together) \
+and check each hash.
+  They reply with entries of a data stream, hashed again, which the collector reads, checks and deletes.
+- redis-py's Python packer with memoryviews copies nothing when sending.
+- Models of at most 64 KiB travel in the message, without hashes.
+
+It does one thing after another in one thread.
+So it is not a lower bound: a ratio below 1 means that redis-py can do better than this, not that Redis is asked for \
 less.
 
-Both sides take turns in one run. Each round has a new random model, and nodes answer new memory (the model plus a
-number of the node's own), so that nothing is saved by recognising bytes. Peaks of memory are VmHWM of fresh processes,
-reset before the model is made. The ServerApp lets go of its model once it is pushed, and of each reply once it is
-folded; where Redis keeps an append-only file, brokerfl itself holds what was sent for five seconds more. A node "with 2
-workers" is started with `--workers 2`."""
+Both sides take turns in one run.
+Each round has a new random model, and nodes reply with new memory (the model plus a number of the node's own), so \
+that nothing is saved by recognising bytes.
+Peaks of memory are VmHWM of fresh processes, reset before the model is made.
+The ServerApp releases its model once it is pushed, and each reply once it is folded.
+If Redis keeps an append-only file, brokerfl itself holds what was sent for five seconds more.
+A node "with 2 workers" is started with `--workers 2`."""
 
 BEYOND = """\
-Two cores carry everything here: the server, the ServerApp and all nodes. So every figure is CPU time more than waiting,
-and what is close to its target is on both sides of it in different runs.
+Two cores carry everything here: the server, the ServerApp and all nodes.
+So the figures are mostly CPU time rather than waiting, and a figure close to its target is above it in some runs and \
+below it in others.
 
-The 1,000 small messages are beyond theirs in every run. The row says how much CPU time each side takes for a round:
-some 200 µs of Python for each message there and back, where bare redis-py takes 20. A profile (py-spy, 1,000 samples
-a second) is flat. Of the ServerApp's time 14 % encode contents and ledger entries, 20 % pack, send and note a
-transaction, 18 % decode replies, 12 % read them, and 15 % make and check records and messages. Of a node's, without its
-waiting for work, 17 % read, 39 % decode, execute and encode, 36 % note and publish replies. Nothing in it polls or is
-done twice. A codec in C would move it, and more cores do; the garbage collector is a tenth of it.
+The 1,000 small messages miss their target in every run.
+The row says how much CPU time each side takes for a round: some 200 µs of Python per message and reply, compared with \
+20 µs for bare redis-py.
+A profile (py-spy, 1,000 samples a second) is flat.
+Of the ServerApp's time, 14 % go to encoding contents and ledger entries, 20 % to packing, sending and recording a \
+transaction, 18 % to decoding replies, 12 % to reading them, and 15 % to making and checking records and messages.
+Of a node's time, without its waiting for work, 17 % go to reading, 39 % to decoding, executing and encoding, and 36 % \
+to recording and publishing replies.
+Nothing in it polls or is done twice.
+The garbage collector takes a tenth of it.
+More cores improve the figure; so would a codec in C.
 
-In the row with two runs both cores are busy (97 %) with the models of the large one (hashing, and copying between
-kernel and process); what is left for the tiny one is its share of them. Bare redis-py fared no better: its own tiny
-round, by five processes of its own beside the same large run, went from 2.1 to 14.7 ms, 7.2 times, measured once.
-brokerfl's took 7.1 to 7.3 times its own until the threads that hash gave way to all others (Linux); since then 5.0 to
-6.1 times in three runs of all rows. Windows of 4 chunks in place of 16 had halved it before, windows of 2 change
-nothing any more. With the least priority there is, hashing would bring it to 4.9 to 5.3, and starve where training
-keeps the cores busy."""
+In the row with two runs, the models of the large one keep both cores busy (97 %) with hashing and with copying \
+between kernel and process.
+The tiny run gets its share of what is left.
+Bare redis-py did no better: its own tiny round, by five separate processes next to the same large run, went from 2.1 \
+to 14.7 ms, a factor of 7.2, measured once.
+brokerfl's factor was 7.1 to 7.3 until the hashing threads gave way to all others (Linux); since then it was 5.0 to \
+6.1 in three runs of all rows.
+Windows of 4 chunks instead of 16 had halved it before; windows of 2 change nothing more.
+With the lowest priority, hashing would bring it to 4.9 to 5.3, and would starve where training keeps the cores busy."""
 
 HOW = """\
     scripts/bench            # everything; writes this page
@@ -151,16 +168,17 @@ def write_page(
     date = datetime.datetime.now(datetime.UTC).date()
     parts = [
         "# Performance",
-        f"Written by `scripts/bench` on {date}; do not edit. Medians; in brackets the 10th and 90th percentile of all\n"
-        "rounds, or the least and greatest of fewer than ten. A ratio is the median of the turns, in brackets their\n"
-        "least and greatest.",
+        f"Written by `scripts/bench` on {date}; do not edit.\n"
+        "Figures are medians, followed by the 10th and 90th percentile of all rounds, or by the minimum and maximum of "
+        "fewer than ten.\n"
+        "A ratio is the median of the turns, followed by their minimum and maximum.",
         environment_of(environment).markdown(),
-        "## Beside bare redis-py",
+        "## Compared with bare redis-py",
         table_of(found).markdown(),
         "## How a round grows",
         "![How a round grows with the number of nodes and with the payload](performance.svg)",
         *_sections(curves),
-        "## What is near its target, or beyond",
+        "## Near the target, or beyond it",
         BEYOND,
         "## What is measured",
         BARE,

@@ -135,7 +135,7 @@ def _node_memory(stage: Stage, plan: Plan) -> Comparison:
 def _node_peak(driver: Driver, node: int) -> int:
     """Return the peak of a node's memory while it answers a model, above what it held before.
 
-    It may still hold the warm-up and its answer, and let go of them meanwhile: they do not count as held before.
+    It may still hold the warm-up and its answer, and release them meanwhile: they do not count as held before.
     """
     _fold(driver, [node], WARM_UP)
     before = ask(driver, "query.memory", node)["resident"] - 2 * WARM_UP
@@ -178,7 +178,7 @@ def _await_arrival(federation: Federation, driver: Driver, ids: Sequence[str]) -
 
 
 def _models(peaks: Sequence[int], note: str = "") -> Comparison:
-    """Return bytes beside the bytes of one model."""
+    """Return bytes compared with the bytes of one model."""
     return Comparison(singles(peaks), Samples(((float(LARGE),),) * len(peaks)), note)
 
 
@@ -191,15 +191,15 @@ ROWS = {
         Row("100mb", "100 MB to 5 nodes, 100 MB back from each", BARE, 1.2, "s", _model(LARGE)),
         Row("second", "second message with the same 100 MB, small reply, 5 nodes", "the first", 0.15, "s", _second),
         Row(
-            "server-memory", "ServerApp that sends 100 MB and folds five replies: its memory above before",
+            "server-memory", "memory added in a ServerApp that sends 100 MB and folds five replies",
             "one model", 2.25, "B", _server_memory,
         ),
         Row(
-            "node-memory", "node that answers 100 MB: its memory above before, model and reply",
+            "node-memory", "memory added in a node that answers 100 MB, model and reply",
             "one model", 0.25, "B", _node_memory,
         ),
         Row(
-            "redis-memory", "Redis with a 100 MB broadcast to 20 nodes, before replies",
+            "redis-memory", "memory added in Redis by a 100 MB broadcast to 20 nodes, before replies",
             "one model", 1.1, "B", _redis_memory,
         ),
         Row(

@@ -1,7 +1,7 @@
-"""The sides of the benchmark beside Flower: a SuperLink with SuperNodes, and Valkey with brokerfl's nodes.
+"""The two sides of the comparison with Flower: a SuperLink with SuperNodes, and Valkey with brokerfl's nodes.
 
 Owns the commands, as a user would type them, how long two runs take and how much memory they hold, and that all
-processes end, whoever started them. It must not know what is made of the figures.
+processes end, no matter who started them. It must not know how the figures are used.
 """
 
 import json
@@ -59,7 +59,7 @@ class Outcome:
 
 
 class Commands:
-    """Commands beside this Python, and whatever they start: all of it ends with the ``with`` block.
+    """Commands installed next to this Python, and what they start: all of it ends with the ``with`` block.
 
     Args:
         folder: for what they write.

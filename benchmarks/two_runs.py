@@ -15,7 +15,7 @@ _NODES = 5
 
 
 class Traffic:
-    """The run with the large models, in a process of its own: makes as many rounds as it is asked for.
+    """The run with the large models, in a separate process: makes as many rounds as requested.
 
     Attributes:
         made: how many rounds were made.
@@ -50,7 +50,7 @@ class Traffic:
 
 
 def measure_two_runs(stage: Stage, plan: Plan) -> Comparison:
-    """Return the p95 of tiny rounds beside large models, and alone, in alternation."""
+    """Return the p95 of tiny rounds next to large models, and alone, in alternation."""
     traffic = Traffic()
     alone, beside = [], []
     with (

@@ -1,4 +1,4 @@
 """The commands: `brokerfl-node`, `brokerfl-server`, `brokerfl`.
 
-Owns options, signals, exit codes and what is printed. The only importer of click and rich; nothing imports it.
+Owns options, signals, exit codes and output. Only this layer imports click and rich; nothing imports it.
 """

@@ -1,6 +1,6 @@
 """Apps by name: finds ``module:attribute``, or the app of a project in a directory.
 
-Owns the search, and what is said when an app fails.
+Owns the search, and how a failure of an app is shown.
 """
 
 import importlib
@@ -23,14 +23,14 @@ _OURS = Path(brokerfl.__file__).parent
 
 
 def find_project(app: str, app_dir: str | None) -> tuple[str, Project]:
-    """Return ``module:attribute``, or "" where the project is to name it, and the project.
+    """Return ``module:attribute``, or "" if the project is to name it, and the project.
 
     Args:
-        app: ``module:attribute``, or a directory that holds a pyproject.toml.
-        app_dir: where the module is looked for first; the current directory by default.
+        app: ``module:attribute``, or a directory with a pyproject.toml.
+        app_dir: where the module is looked up first; the current directory by default.
 
     Raises:
-        ConfigError: two directories were given, or the name of a module cannot be sent.
+        ConfigError: two directories were given, or the name of the module cannot be sent.
     """
     if ":" in app or not Path(app).is_dir():
         if not is_utf8(app):
@@ -38,17 +38,21 @@ def find_project(app: str, app_dir: str | None) -> tuple[str, Project]:
         return app, Project(app_dir or ".")
     if app_dir is not None:
         raise ConfigError(
-            f"the app {app!r} is a directory, and --app-dir (or BROKERFL_APP_DIR) names one too: give one"
+            f"the app {app!r} is a directory, and --app-dir (or BROKERFL_APP_DIR) names another: give only one"
         )
     return "", Project(app)
 
 
 def load_client_app(reference: str, project: Project) -> tuple[str, ClientAppCallable]:
-    """Return the ``module:attribute`` of a ClientApp, and it; `find_project` says of what.
+    """Return the ``module:attribute`` of a ClientApp, and the app itself.
+
+    Args:
+        reference: as `find_project` returned it.
+        project: as `find_project` returned it.
 
     Raises:
-        AppLoadError: there is no such module or attribute, importing it failed, or it is something else.
-        MissingExtra: it is an app of Flower, and flwr is not installed.
+        AppLoadError: the module or attribute does not exist, its import failed, or it is not a ClientApp.
+        MissingExtra: it is a Flower app, and flwr is not installed.
         ConfigError: the project's pyproject.toml is needed and cannot be read.
     """
     reference = reference or project.component("clientapp")
@@ -56,7 +60,7 @@ def load_client_app(reference: str, project: Project) -> tuple[str, ClientAppCal
 
 
 def load_server_app(reference: str, project: Project) -> tuple[str, ServerAppCallable]:
-    """Return the ``module:attribute`` of a ServerApp, and it, as `load_client_app`."""
+    """Return the ``module:attribute`` of a ServerApp, and the app itself; see `load_client_app`."""
     reference = reference or project.component("serverapp")
     return reference, adapt_server_app(_load(reference, project.folder, ServerApp))
 
@@ -68,11 +72,9 @@ def _is_app(value: object, kind: type) -> bool:
 def _load(reference: str, folder: Path, kind: type) -> Any:
     name, colon, attribute = reference.partition(":")
     if not colon or not name or not attribute:
-        raise AppLoadError(
-            f"the app {reference!r} is neither of the form module:attribute, such as client:app, nor a directory"
-        )
+        raise AppLoadError(f"the app {reference!r} is neither module:attribute, such as client:app, nor a directory")
     if name.startswith(".") or "/" in name:
-        raise AppLoadError(f"{name!r} is no name of a module: write client:app, and --app-dir for where client.py is")
+        raise AppLoadError(f"{name!r} is not a module name: write client:app, and give the directory with --app-dir")
     if not folder.is_dir():
         raise AppLoadError(f"the app directory {folder} does not exist")
     sys.path.insert(0, str(folder))
@@ -93,28 +95,26 @@ def _import(name: str, folder: Path) -> object:
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
             hint = f": write {name[:-3]}:app, without .py" if name.endswith(".py") else ""
-            raise AppLoadError(f"there is no module {name!r} in {folder} (or elsewhere on the path){hint}") from None
+            raise AppLoadError(f"there is no module {name!r} in {folder} or elsewhere on the path{hint}") from None
         if error.name == "flwr":
-            raise MissingExtra(
-                f"{name} is an app of Flower, which needs flwr: pip install 'brokerfl[flower]'"
-            ) from None
+            raise MissingExtra(f"{name} is a Flower app and needs flwr: pip install 'brokerfl[flower]'") from None
         raise AppLoadError(_failure(name, error, folder)) from None
     except (Exception, SystemExit) as error:
         raise AppLoadError(_failure(name, error, folder)) from None
 
 
 def _failure(name: str, error: BaseException, folder: Path) -> str:
-    """Tell what the import raised, with the frames of the user's own files only."""
+    """Describe what the import raised, with the frames of the user's own files only."""
     own = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_own(Path(frame.filename), folder)]
     lines = [f"importing {name} raised {type(error).__name__}: {error}"]
     lines += [f"  {frame.filename}:{frame.lineno} in {frame.name}\n    {frame.line}" for frame in own]
-    if isinstance(error, SyntaxError) and error.text:  # the file that has it was never run, so it has no frame
+    if isinstance(error, SyntaxError) and error.text:  # its file was never run, so it has no frame
         lines.append(f"  {error.filename}:{error.lineno}\n    {error.text.strip()}")
     return "\n".join(lines)
 
 
 def print_traceback(error: BaseException) -> None:
-    """Print what an app raised, from the first frame of the user's on."""
+    """Print what an app raised, starting at the user's first frame."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None and _is_ours(trace.tb_frame.f_code.co_filename):
         trace = trace.tb_next
@@ -122,12 +122,12 @@ def print_traceback(error: BaseException) -> None:
 
 
 def _is_ours(file: str) -> bool:
-    """Whether a frame's file is one of brokerfl's own."""
+    """Whether a frame's file belongs to brokerfl."""
     return Path(file).is_relative_to(_OURS)
 
 
 def _is_own(file: Path, folder: Path) -> bool:
-    """Whether it is the user's: the app's directory may hold a .venv, and in a checkout all of brokerfl."""
+    """Whether a file is the user's: the app's directory may contain a .venv, and in a checkout all of brokerfl."""
     if _is_ours(str(file)) and not folder.is_relative_to(_OURS):
         return False
     return file.is_relative_to(folder) and not {"site-packages", "dist-packages"}.intersection(file.parts)

@@ -17,16 +17,16 @@ _BARE_WORD = re.compile(r"[A-Za-z_][\w./:@+-]*")
 def parse_config(texts: Iterable[str], option: str, defaults: UserConfig | None = None) -> UserConfig:
     """Return the pairs of all ``texts``; a later one wins.
 
-    A value is a TOML boolean, integer, float or string. A single word may go without quotes: ``site=berlin``. A text
-    that is the name of a TOML file stands for what is in it, tables by names with dots.
+    A value is a TOML boolean, integer, float or string. A single word needs no quotes: ``site=berlin``. The name of a
+    TOML file stands for its content, in which tables become dotted names.
 
     Args:
         texts: what the user typed, one for each time the option was given.
         option: the option's name, for errors.
-        defaults: what there is otherwise: a word without quotes does not take the place of a number.
+        defaults: the defaults that these pairs override: a word without quotes does not replace a number.
 
     Raises:
-        ConfigError: naming the option, the text and what is wrong with it.
+        ConfigError: the text names the option, the value and what is wrong with it.
     """
     config: UserConfig = {}
     for text in texts:
@@ -39,7 +39,7 @@ def parse_config(texts: Iterable[str], option: str, defaults: UserConfig | None 
             if pair is None:
                 raise ConfigError(
                     f"{option} {text!r} cannot be read at {text[position:].strip()!r}: write key=value pairs "
-                    "separated by blanks, such as 'num-rounds=3 lr=0.1 name=\"two words\"'"
+                    "separated by spaces, such as 'num-rounds=3 lr=0.1 name=\"two words\"'"
                 )
             key, value = pair.groups()
             config[key] = _value(key, value, option, (defaults or {}).get(key, ""))
@@ -58,18 +58,20 @@ def _value(key: str, text: str, option: str, default: ConfigScalar) -> ConfigSca
             return text
         value = None
     if not isinstance(value, bool | int | float | str):
-        raise ConfigError(f"{option}: the value of {key} is {text!r}, which is no {_kinds(default)} (quote a string)")
+        raise ConfigError(f"{option}: the value of {key} is {text!r}: it must be a {_kinds(default)}")
     return value
 
 
 def _kinds(default: ConfigScalar) -> str:
     if isinstance(default, str):
-        return "boolean, number or string"
-    return f"{'boolean' if isinstance(default, bool) else 'number'}, as {default!r} is that it replaces"
+        return "boolean, number or string; quote a string"
+    if isinstance(default, bool):
+        return f"boolean, like the default {str(default).lower()}"
+    return f"number, like the default {default}"
 
 
 def parse_labels(texts: Iterable[str]) -> dict[str, str]:
-    """Return ``key=value`` labels; the value is text as it stands.
+    """Return ``key=value`` labels; the value is plain text.
 
     Raises:
         ConfigError: a label without ``=`` or without a key.

@@ -1,6 +1,6 @@
-"""`brokerfl dead`: the messages that killed their node too often. Owns what is said of them, and the replay.
+"""`brokerfl dead`: the messages that killed their node too often. Owns how they are shown, and the replay.
 
-It reads what nodes on this machine keep, and needs no Redis.
+It reads the state directories of nodes on this machine and needs no Redis.
 """
 
 import faulthandler
@@ -32,7 +32,10 @@ from brokerfl.wire.record import decode_content
 @format_option
 @click.pass_context
 def dead(ctx: click.Context, state_dir: Path | None, form: str) -> None:
-    """List the messages that killed their node too often, and were answered with Error 8."""
+    """List the messages that killed their node too often.
+
+    Each was answered with Error 8. They are read from the state directory of this machine's nodes.
+    """
     ctx.obj = state_dir
     if ctx.invoked_subcommand is None:
         folder = state_dir or default_state_dir()
@@ -44,7 +47,7 @@ def dead(ctx: click.Context, state_dir: Path | None, form: str) -> None:
 @state_dir_option
 @format_option
 def show_one(message: str, state_dir: Path | None, form: str) -> None:
-    """Show what is known of the dead message MESSAGE, and what it holds."""
+    """Show the dead message MESSAGE and its content."""
     found = _find(message, state_dir)
     row, content = _row(found), list(_records(_decode(found).content))
     if form == "json":
@@ -71,10 +74,10 @@ def replay(
     node_config: tuple[str, ...],
     run_config: tuple[str, ...],
 ) -> None:
-    """Run the ClientApp APP on the dead message MESSAGE in this process, to see what kills it.
+    """Run the ClientApp APP on the dead message MESSAGE.
 
-    It is given a copy of the run's state as the node has it now; nothing is written, nothing published.
-    The run was given Error 8 already, and would not count a second reply.
+    It runs in this process, to show why it crashes, with a copy of the run's state as the node has it now. Nothing is
+    written and nothing is published: the run has already received Error 8 and would not count a second reply.
     """
     found = _find(message, state_dir)
     given = _decode(found)
@@ -87,7 +90,7 @@ def replay(
     configure_logging()
     meta = given.metadata
     click.echo(f"Replaying a {meta.message_type} message of run {found.run_id}, group {meta.group_id!r}", err=True)
-    faulthandler.enable()  # a crash in native code shows where Python was
+    faulthandler.enable()  # for a crash in native code
     try:
         reply = client_app(given, context)
     except (Exception, SystemExit) as error:
@@ -105,13 +108,13 @@ def replay(
 @click.argument("message")
 @state_dir_option
 def forget(message: str, state_dir: Path | None) -> None:
-    """Delete the dead message MESSAGE; its node may be running."""
+    """Delete the dead message MESSAGE. Its node may be running."""
     _find(message, state_dir).forget()
-    click.echo(f"Message {message} is forgotten.")
+    click.echo(f"Message {message} is deleted.")
 
 
 def _find(message_id: str, state_dir: Path | None) -> DeadMessage:
-    """Find it where the command itself says, else where `brokerfl dead` says, by an option or the environment."""
+    """Find it in the directory given to the command itself, else in the one given to `brokerfl dead`."""
     ctx = click.get_current_context()
     typed = ctx.get_parameter_source("state_dir") is click.core.ParameterSource.COMMANDLINE
     folder = state_dir if typed else ctx.find_object(Path)
@@ -150,7 +153,7 @@ def _row(found: DeadMessage) -> dict[str, Any]:
 
 
 def _records(content: RecordSet) -> Iterator[dict[str, Any]]:
-    """Yield a row for each value; of arrays dtype, shape and size in bytes, of anything else the value, shortened."""
+    """Yield a row for each value: dtype, shape and bytes of an array, the shortened value of anything else."""
     for kind, records in content.by_kind().items():
         for name, record in records.items():
             for key, value in record.items():

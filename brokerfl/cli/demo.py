@@ -1,7 +1,7 @@
 """`brokerfl demo`: two ServerApps train at once over five nodes, all real processes. Owns them and what is shown.
 
-The apps are those of examples/digits; nothing here knows what they compute. Each ServerApp writes one JSON line a
-round into a file of its own, and that is what the progress and the table are made of.
+The apps are those of examples/digits; nothing here knows what they compute. Each ServerApp writes one JSON line per
+round to its own file; progress and table are made from these.
 """
 
 import json
@@ -39,7 +39,7 @@ _POLL = 0.1
 
 @dataclass
 class _Training:
-    """One ServerApp of the demo and what it has told so far."""
+    """One ServerApp of the demo and the rounds it has reported so far."""
 
     title: str
     config: str
@@ -49,7 +49,7 @@ class _Training:
     _read: int = 0
 
     def update(self) -> None:
-        """Read the lines that were added since."""
+        """Read the lines added since the last call."""
         if not self.history.exists():
             return
         with self.history.open() as lines:
@@ -71,11 +71,11 @@ class _Interrupted(BaseException):
 @click.option("--rounds", default=25, show_default=True, type=click.IntRange(1, 1000), help="Rounds of each run.")
 @click.option("--nodes", default=5, show_default=True, type=click.IntRange(1, 50), help="How many node processes.")
 def demo(redis: RedisOptions, rounds: int, nodes: int) -> None:
-    """Train two models at once over five nodes, all real processes, with nothing but a Redis between them.
+    """Train two models at once over five nodes.
 
-    Federated averaging on scikit-learn's handwritten digits, divided unevenly over the nodes. An embedded server is
-    started for it unless --redis, or a variable of the environment, says where Redis is. Nothing is left behind when it
-    ends or is interrupted.
+    Nodes and ServerApps are real processes, with only Redis between them: federated averaging on scikit-learn's
+    handwritten digits, divided unevenly over the nodes. The demo starts an embedded server unless --redis or an
+    environment variable says where Redis is. It cleans up when it ends or is interrupted.
     """
     for package in ("numpy", "sklearn"):
         if find_spec(package) is None:
@@ -89,7 +89,7 @@ def demo(redis: RedisOptions, rounds: int, nodes: int) -> None:
         with ExitStack() as stack:
             _Demo(console, stack, redis if given else None, redis.prefix, nodes, rounds).run()
     except _Interrupted as interrupted:
-        console.print("Interrupted; everything that was started is stopped.")
+        console.print("Interrupted; everything that was started has been stopped.")
         sys.exit(128 + interrupted.number)
 
 
@@ -100,7 +100,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 class _Demo:
-    """The demo, step by step; whatever is started is handed to ``stack`` at once."""
+    """The demo, step by step; ``stack`` cleans up everything that is started."""
 
     def __init__(
         self, console: Console, stack: ExitStack, redis: RedisOptions | None, prefix: str, nodes: int, rounds: int
@@ -201,7 +201,7 @@ class _Demo:
             ]
             processes.append(self._stack.enter_context(self._process(f"node-{index}", arguments)))
         until = time.monotonic() + _NODES_LIMIT
-        what = f"Starting {self._nodes} node processes (importing numpy and scikit-learn takes the time)"
+        what = f"Starting {self._nodes} node processes (most of the time is the import of scikit-learn)"
         with self._console.status(what) as status:
             while (ready := len(online_nodes(self._connection))) < self._nodes:
                 status.update(f"{what}: {ready} of {self._nodes} ready")

@@ -1,4 +1,4 @@
-"""Exit codes: which error ends a command how. Owns the table; the README shows it."""
+"""Exit codes: how each error ends a command. Owns the table; docs/commands.md shows it."""
 
 import signal
 import sys
@@ -33,7 +33,7 @@ from brokerfl.common import (
 
 
 class Exit(IntEnum):
-    """The exit codes of all commands. A signal ends a command with 128 + its number, as in a shell."""
+    """The exit codes of all commands. A signal ends a command with 128 plus its number, as in a shell."""
 
     OK = 0
     FAILURE = 1
@@ -78,8 +78,8 @@ _CODES: tuple[tuple[type[Exception], Exit], ...] = (
     (MissingExtra, Exit.MISSING_EXTRA),
 )
 
-_START = "Is it running? `brokerfl up` starts one on this machine; --redis names another (rediss:// if it speaks TLS)."
-_TLS = "Is it running, does it speak TLS on this port, and does it ask for a certificate (--cert, --key)?"
+_START = "Is it running? `brokerfl up` starts one here; --redis URL names another (rediss:// if it speaks TLS)."
+_TLS = "Is it running, does it speak TLS on this port, and does it require a certificate (--cert, --key)?"
 
 
 def code_of(error: BaseException) -> Exit:
@@ -89,7 +89,7 @@ def code_of(error: BaseException) -> Exit:
 
 @contextmanager
 def clear_errors() -> Iterator[None]:
-    """End the process with one clear line and a named code for every error that a user can meet."""
+    """End the process with one clear line and a named exit code for every error that a user can meet."""
     try:
         yield
     except BrokerflError as error:
@@ -105,7 +105,7 @@ class Command(click.Command):
     """A command whose errors are one line, and whose help names the environment variables of its options."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options; the errors of click would name each variable too, if it were shown from the start."""
+        """Write the options. Variables are shown only here: otherwise click's errors would name them too."""
         for parameter in self.params:
             if isinstance(parameter, click.Option):
                 parameter.show_envvar = True
@@ -118,7 +118,7 @@ class Command(click.Command):
 
 
 class Group(click.Group):
-    """A group that does something by itself, and whose errors are one line."""
+    """A group that is also a command, and whose errors are one line."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the group inside `clear_errors`."""

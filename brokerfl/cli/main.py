@@ -1,4 +1,4 @@
-"""`brokerfl`: the group of operations. Owns which commands there are."""
+"""`brokerfl`: the group of commands. Owns which commands there are."""
 
 import click
 
@@ -12,7 +12,7 @@ from brokerfl.cli.up import up
 @click.group()
 @click.version_option(__version__)
 def main() -> None:
-    """Federated learning over Redis: start a broker, watch runs and nodes, stop runs, look at dead messages."""
+    """Federated learning over Redis: start a server, list runs and nodes, stop runs, inspect dead messages."""
 
 
 for command in (up, demo, runs, nodes, stop, dead):

@@ -1,4 +1,4 @@
-"""`brokerfl-node`: serves every run with one ClientApp. Owns the node's options and signals."""
+"""`brokerfl-node`: serves all runs with one ClientApp. Owns the node's options and signals."""
 
 import os
 import signal
@@ -44,10 +44,13 @@ from brokerfl.common import log
     "--name",
     type=Name(),
     envvar="BROKERFL_NODE_NAME",
-    help="Keeps the node's id over restarts. Each running node needs its own. Unnamed nodes do not come back.",
+    help="Name that keeps the node's id and state over restarts; unique among running nodes. "
+    "An unnamed node does not come back.",
 )
 @node_config_option
-@click.option("--label", type=Text(), multiple=True, metavar="K=V", help="Shown by `brokerfl nodes`; may be repeated.")
+@click.option(
+    "--label", type=Text(), multiple=True, metavar="K=V", help="Label shown by `brokerfl nodes`; may be repeated."
+)
 @app_dir_option
 @click.option(
     "--lease",
@@ -55,14 +58,14 @@ from brokerfl.common import log
     show_default=True,
     type=Seconds(0.3),
     envvar="BROKERFL_LEASE",
-    help="Seconds after which the node counts as offline when it is silent.",
+    help="Seconds of silence after which the node counts as offline.",
 )
 @click.option(
     "--grace",
     default=30.0,
     show_default=True,
     type=Seconds(0.0),
-    help="Seconds to finish the messages in hand after SIGTERM or Ctrl-C.",
+    help="Seconds to finish current messages after SIGTERM or Ctrl-C.",
 )
 @state_dir_option
 @click.option(
@@ -70,7 +73,7 @@ from brokerfl.common import log
     default=MAX_CRASHES,
     show_default=True,
     type=click.IntRange(min=1),
-    help="How often a message may kill the node before it is answered with Error 8 and set aside.",
+    help="Times a message may kill the node before it is answered with Error 8 and set aside.",
 )
 @click.option(
     "--workers",
@@ -78,8 +81,8 @@ from brokerfl.common import log
     show_default=True,
     type=click.IntRange(min=1, max=MOST_WORKERS),
     envvar="BROKERFL_WORKERS",
-    help="How many runs are served at once. Messages of one run are executed one after the other, in their order; "
-    "messages of several runs then run in threads of one process, so the app must allow that.",
+    help="Runs served at once, in threads of one process; the app must be thread-safe. "
+    "Messages of one run are always executed one at a time, in order.",
 )
 @max_message_option
 @click.version_option(__version__)
@@ -97,9 +100,10 @@ def main(
     workers: int,
     max_message: int,
 ) -> None:
-    """Run a ClientApp for every run on this Redis.
+    """Run a node, which serves all runs on this Redis with a ClientApp.
 
-    APP is module:attribute, such as client:app, or a directory whose pyproject.toml names the app: .
+    APP is module:attribute, such as client:app, or a directory whose pyproject.toml names the app, such as the
+    current one: brokerfl-node .
     """
     config = parse_config(node_config, "--node-config")
     labels = parse_labels(label)
@@ -130,7 +134,7 @@ def main(
 
 
 def _stop_on_signals(node: Node, registration: Registration, grace: float) -> None:
-    """The first signal ends the node after the messages in hand, or when the grace is over; the second one at once."""
+    """The first signal ends the node after its current messages or the grace period; a second one ends it at once."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         for each in SIGNALS:
@@ -143,15 +147,15 @@ def _stop_on_signals(node: Node, registration: Registration, grace: float) -> No
         _exit(number)
 
     def give_up_after_grace(number: int) -> None:
-        # Logged here, for the signal may have interrupted a write of the main thread.
+        # Logged here because the signal may have interrupted a write of the main thread.
         name = signal.Signals(number).name
-        log(INFO, "Got %s; leaving (a message in hand has %g s, a second signal ends it)", name, grace)
+        log(INFO, "Got %s; leaving (the current message has %g s to finish; a second signal ends it)", name, grace)
         time.sleep(grace)
-        log(WARNING, "The message in hand was not finished in %g s; leaving without it", grace)
+        log(WARNING, "The current message did not finish in %g s; leaving without it", grace)
         node.abandon()
         try:
             registration.leave()
-        finally:  # Redis may be away
+        finally:  # Redis may be unreachable
             _exit(number)
 
     for each in SIGNALS:

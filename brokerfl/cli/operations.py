@@ -1,4 +1,4 @@
-"""`brokerfl runs`, `nodes`, `stop`: what an operator sees and does. Owns what they say of each run and node."""
+"""`brokerfl runs`, `nodes`, `stop`: what an operator sees and does. Owns what is shown of each run and node."""
 
 import json
 
@@ -14,7 +14,7 @@ from brokerfl.cli.tables import format_option, local_time, show
 @click.command(cls=Command)
 @redis_options
 @format_option
-@click.option("--all", "ended_too", is_flag=True, help="Also runs that have ended.")
+@click.option("--all", "ended_too", is_flag=True, help="Also list runs that have ended.")
 def runs(redis: RedisOptions, form: str, ended_too: bool) -> None:
     """List the runs."""
     rows = [
@@ -32,7 +32,7 @@ def runs(redis: RedisOptions, form: str, ended_too: bool) -> None:
         for run in list_runs(redis.connect())
         if ended_too or not run.ended_at
     ]
-    show(rows, form, "no runs" if ended_too else "no runs; --all shows those that have ended")
+    show(rows, form, "no runs" if ended_too else "no runs; --all also lists those that have ended")
 
 
 @click.command(cls=Command)
@@ -59,9 +59,12 @@ def nodes(redis: RedisOptions, form: str) -> None:
 @redis_options
 @format_option
 def stop(run: int, redis: RedisOptions, form: str) -> None:
-    """Stop the run RUN, whether or not its ServerApp is alive, and delete its keys."""
+    """Stop the run RUN and delete its keys.
+
+    It makes no difference whether its ServerApp is alive.
+    """
     stop_run(redis.connect(), run)
     if form == "json":
         click.echo(json.dumps({"run": str(run), "status": "stopped"}))
     else:
-        click.echo(f"Run {run} is stopped; its keys are deleted.")
+        click.echo(f"Run {run} is stopped and its keys are deleted.")

@@ -21,7 +21,7 @@ from brokerfl.wire.frame import MAX_MESSAGE_BYTES
 
 DEFAULT_URL = "redis://127.0.0.1:6379"
 
-#: The parameters that `redis_options` gives a command, but for --verbose.
+#: The parameters that `redis_options` adds to a command, except --verbose.
 CONNECTION = ("redis", "redis_file", "prefix", "insecure", "ca_cert", "cert", "key")
 
 #: The longest duration that an option takes, some 30 years.
@@ -32,7 +32,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class RedisOptions:
-    """Where Redis is and how to reach it, as the user gave it."""
+    """Where Redis is and how to reach it, as given by the user."""
 
     url: str
     prefix: str
@@ -40,12 +40,12 @@ class RedisOptions:
     tls: TLS
 
     def connect(self) -> Connection:
-        """Connect, and look at the server."""
+        """Connect, and check the server."""
         return connect(self.url, prefix=self.prefix, tls=self.tls, insecure=self.insecure)
 
 
 def redis_options(function: Function) -> Function:
-    """Give a command the options of the connection; it receives them as ``redis``, a `RedisOptions`."""
+    """Add the connection options to a command, which receives them as ``redis``, a `RedisOptions`."""
 
     @wraps(function)
     def wrapper(
@@ -77,14 +77,14 @@ def redis_options(function: Function) -> Function:
                 "--redis-file",
                 type=click.Path(dir_okay=False),
                 envvar="BROKERFL_REDIS_URL_FILE",
-                help="Read the URL from this file: a command line shows in ps.",
+                help="File that holds the URL, to keep it out of the process list.",
             ),
             click.option(
                 "--prefix",
                 envvar="BROKERFL_PREFIX",
                 default=DEFAULT_PREFIX,
                 show_default=True,
-                help="What every key starts with.",
+                help="Prefix of every key in Redis.",
             ),
             click.option(
                 "--insecure",
@@ -96,10 +96,10 @@ def redis_options(function: Function) -> Function:
                 "--ca-cert",
                 type=path,
                 envvar="BROKERFL_CA_CERT",
-                help="Whom to trust for rediss:// (PEM); the system's authorities by default.",
+                help="Authority to trust for rediss:// (PEM). [default: those of the system]",
             ),
-            click.option("--cert", type=path, envvar="BROKERFL_CERT", help="Our certificate, for mutual TLS (PEM)."),
-            click.option("--key", type=path, envvar="BROKERFL_KEY", help="Its private key (PEM)."),
+            click.option("--cert", type=path, envvar="BROKERFL_CERT", help="Client certificate for mutual TLS (PEM)."),
+            click.option("--key", type=path, envvar="BROKERFL_KEY", help="Private key of --cert (PEM)."),
             click.option("--verbose", is_flag=True, help="Log more."),
         )
     ):
@@ -108,11 +108,11 @@ def redis_options(function: Function) -> Function:
 
 
 def _url(url: str | None, file: str | None) -> str:
-    """What is typed wins over the environment, there the file over the URL."""
+    """The command line wins over the environment, and in the environment the file wins over the URL."""
     source = click.get_current_context().get_parameter_source
     typed = [name for name in ("redis", "redis_file") if source(name) is click.core.ParameterSource.COMMANDLINE]
     if len(typed) == 2:
-        raise ConfigError("--redis and --redis-file both say where Redis is: give one of them")
+        raise ConfigError("--redis and --redis-file both say where Redis is: give only one")
     if url is not None and (file is None or typed == ["redis"]):
         return url
     return DEFAULT_URL if file is None else _read_url(file)
@@ -122,18 +122,18 @@ def _read_url(file: str) -> str:
     try:
         words = Path(file).read_text().split()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the URL file {file} cannot be read: {getattr(error, 'strerror', 'not a text')}") from None
+        raise ConfigError(f"the URL file {file} cannot be read: {getattr(error, 'strerror', 'not text')}") from None
     if len(words) != 1:
         raise ConfigError(f"the URL file {file} must hold one URL and nothing else")
     return words[0]
 
 
 def typed_options(*, only: Sequence[str] | None = None, but: Sequence[str] = ()) -> list[str]:
-    """Return the options of the running command as they were typed, for a command that goes on; passwords are masked.
+    """Return the options of this command as typed, for a command that continues its work; passwords are masked.
 
     Args:
-        only: the parameters to look at; all by default.
-        but: those to leave out.
+        only: the parameters to include; all by default.
+        but: the parameters to leave out.
     """
     ctx = click.get_current_context()
     words = []
@@ -171,16 +171,18 @@ class Bytes(click.ParamType):  # type: ignore[type-arg]  # not generic before cl
         unit = self._UNITS.get(found[2]) if found else None
         size = round(float(found[1]) * unit) if found and unit else 0
         if size < 1:
-            self.fail(f"{value!r} is no size: write bytes, or a number with a unit, such as 500MB or 4GiB", param, ctx)
+            self.fail(
+                f"{value!r} is not a size: write bytes, or a number with a unit, such as 500MB or 4GiB", param, ctx
+            )
         return size
 
 
 class Seconds(click.FloatRange):
-    """A duration in seconds that Redis, and every wait, can hold: ``inf`` and ``nan`` are none.
+    """A duration in seconds that Redis and every wait can hold; not ``inf`` or ``nan``.
 
     Args:
-        least: the least.
-        most: the most.
+        least: the least allowed.
+        most: the most allowed.
     """
 
     name = "duration"
@@ -192,12 +194,12 @@ class Seconds(click.FloatRange):
         """Return the number."""
         seconds = float(super().convert(value, param, ctx))
         if math.isnan(seconds):  # which is in every range
-            self.fail(f"{value!r} is no number of seconds", param, ctx)
+            self.fail(f"{value!r} is not a number of seconds", param, ctx)
         return seconds
 
 
 class Text(click.types.StringParamType):
-    """A text that can be sent to Redis: what the shell gave may be no UTF-8."""
+    """A text that can be sent to Redis: what comes from a shell may not be UTF-8."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return the text."""
@@ -214,19 +216,21 @@ class Name(Text):
         """Return the text."""
         text = super().convert(value, param, ctx)
         if not text:
-            self.fail("the name is empty: leave the option out for a node without one", param, ctx)
+            self.fail("the name is empty: for an unnamed node, leave the option out", param, ctx)
         return text
 
 
 class ConfigText(click.types.StringParamType):
-    """A text that comes whole from an environment variable: click would divide it at blanks, also quoted ones."""
+    """A text that an environment variable holds whole: click would split it at spaces, even quoted ones."""
 
     def split_envvar_value(self, rv: str) -> Sequence[str]:
         """Return the one value of a repeatable option."""
         return [rv]
 
 
-app_dir_option = click.option("--app-dir", envvar="BROKERFL_APP_DIR", help="Where the app's module is. [default: here]")
+app_dir_option = click.option(
+    "--app-dir", envvar="BROKERFL_APP_DIR", help="Directory of the app's module. [default: the current one]"
+)
 
 node_config_option = click.option(
     "--node-config",
@@ -234,7 +238,7 @@ node_config_option = click.option(
     multiple=True,
     metavar="'K=V …'",
     envvar="BROKERFL_NODE_CONFIG",
-    help="Given to every Context, e.g. 'partition-id=0 num-partitions=5'.",
+    help="Config for this node's Contexts, e.g. 'partition-id=0 num-partitions=5'.",
 )
 
 run_config_option = click.option(
@@ -243,7 +247,7 @@ run_config_option = click.option(
     multiple=True,
     metavar="'K=V …'",
     envvar="BROKERFL_RUN_CONFIG",
-    help="Given to the ServerApp's and every node's Context, e.g. 'num-rounds=3 lr=0.1'.",
+    help="Config for the Contexts of the ServerApp and all nodes, e.g. 'num-rounds=3 lr=0.1'.",
 )
 
 max_message_option = click.option(
@@ -251,12 +255,12 @@ max_message_option = click.option(
     type=Bytes(),
     default=MAX_MESSAGE_BYTES,
     envvar="BROKERFL_MAX_MESSAGE",
-    help="Most bytes of one message or reply that this process takes into memory, such as 500MB. [default: 16GiB]",
+    help="Largest message or reply that this process accepts, e.g. 500MB. [default: 16GiB]",
 )
 
 state_dir_option = click.option(
     "--state-dir",
     type=click.Path(file_okay=False, path_type=Path),
     envvar="BROKERFL_STATE_DIR",
-    help="Where a named node keeps its state. [default: $XDG_STATE_HOME/brokerfl or ~/.local/state/brokerfl]",
+    help="Directory for the state of named nodes. [default: $XDG_STATE_HOME/brokerfl or ~/.local/state/brokerfl]",
 )

@@ -1,6 +1,6 @@
 """The project that an app belongs to, as Flower's users describe it in pyproject.toml.
 
-Owns what is read from there: ``[tool.flwr.app.components]`` and ``[tool.flwr.app.config]``. It must not know flwr, nor
+Owns what is read from it: ``[tool.flwr.app.components]`` and ``[tool.flwr.app.config]``. It must not know flwr, nor
 how an app is imported.
 """
 
@@ -14,10 +14,10 @@ from brokerfl.common.config import flattened
 
 
 class Project:
-    """What the pyproject.toml of a folder says of its app. It is read when it is asked.
+    """What the pyproject.toml of a folder says about its app. It is read when first needed.
 
     Args:
-        folder: where it is.
+        folder: the directory of the pyproject.toml.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -29,7 +29,7 @@ class Project:
 
         Raises:
             AppLoadError: there is none.
-            ConfigError: the file cannot be read, or ``components`` is no table.
+            ConfigError: the file cannot be read, or ``components`` is not a table.
         """
         component = self._own_table("components").get(kind)
         if isinstance(component, str) and ":" in component:
@@ -40,30 +40,30 @@ class Project:
             )
         if not self._file.exists():
             raise AppLoadError(
-                f"{self._file} does not exist: make one that names the {kind} under [tool.flwr.app.components], or "
+                f"{self._file} does not exist: create one that names the {kind} under [tool.flwr.app.components], or "
                 "name the app as module:attribute, such as client:app"
             )
         raise AppLoadError(
-            f"{self._file} names no {kind}: write it under [tool.flwr.app.components], or name the app as "
+            f"{self._file} names no {kind}: add it under [tool.flwr.app.components], or name the app as "
             "module:attribute"
         )
 
     @cached_property
     def defaults(self) -> UserConfig | None:
-        """The run config that a run has unless it is told otherwise; None where the project has none.
+        """The project's default run config; None if it has none.
 
         Raises:
-            ConfigError: the file cannot be read, its config is no table or holds what no run config can.
+            ConfigError: the file cannot be read, its config is not a table, or a value is not allowed in a run config.
         """
         if "config" not in self._app:
             return None
         return flattened(self._own_table("config"), f"{self._file}: [tool.flwr.app.config]")
 
     def run_config(self, given: UserConfig) -> UserConfig:
-        """Return the defaults, with what the user gave over them.
+        """Return the defaults, overridden by what the user gave.
 
         Raises:
-            ConfigError: as `defaults`; or a key was given that they do not have, as in Flower.
+            ConfigError: as `defaults`; or a key was given that the defaults do not have, as in Flower.
         """
         config = self.defaults
         if config is None:
@@ -85,15 +85,15 @@ class Project:
 
     @cached_property
     def _app(self) -> dict[str, Any]:
-        """The table [tool.flwr.app]; an empty one where there is none."""
+        """The table [tool.flwr.app], empty if there is none."""
         return _table(_read_toml(self._file), "tool", "flwr", "app") if self._file.is_file() else {}
 
 
 def read_config(file: Path) -> UserConfig:
-    """Return what a TOML file holds as a config, by names with dots.
+    """Return the content of a TOML file as a config; tables become dotted names.
 
     Raises:
-        ConfigError: it cannot be read, or holds something that is no boolean, number or string, or cannot be sent.
+        ConfigError: it cannot be read, or a value is not a boolean, number or string, or cannot be sent.
     """
     return flattened(_read_toml(file), str(file))
 
@@ -104,7 +104,7 @@ def _read_toml(file: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{file} is no TOML: {error}") from None
+        raise ConfigError(f"{file} is not valid TOML: {error}") from None
 
 
 def _table(value: Any, *names: str) -> dict[str, Any]:

@@ -40,12 +40,12 @@ from brokerfl.server import Driver
 from brokerfl.server.app import ServerAppCallable
 from brokerfl.server.session import OUTAGE_LIMIT
 
-#: Options that the command that resumes a run does not repeat.
+#: Options that the printed command for resuming a run leaves out.
 _OF_ONE_START = ("run_config", "resume", "takeover")
 
 
 class _Signalled(BaseException):
-    """SIGINT or SIGTERM; no Exception, so that an app's own handlers let it pass."""
+    """SIGINT or SIGTERM; a BaseException, so that an app's own handlers let it pass."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -59,12 +59,10 @@ class _Signalled(BaseException):
     "--resume",
     type=RunId(min=2),
     metavar="RUN",
-    help="Take up this detached run: context.state is back, and what is open is not executed again.",
+    help="Resume this detached run: context.state is restored, and no node trains twice.",
 )
-@click.option(
-    "--takeover", is_flag=True, help="With --resume: take the run away from a ServerApp that seems to be alive."
-)
-@click.option("--another-app", is_flag=True, help="With --resume: the run was started under another app's name.")
+@click.option("--takeover", is_flag=True, help="With --resume: take the run from a ServerApp that seems to be alive.")
+@click.option("--another-app", is_flag=True, help="With --resume: the app had another name when the run was started.")
 @app_dir_option
 @click.option(
     "--lease",
@@ -72,7 +70,7 @@ class _Signalled(BaseException):
     show_default=True,
     type=Seconds(0.3),
     envvar="BROKERFL_LEASE",
-    help="Seconds after which the run counts as detached when this process is silent.",
+    help="Seconds of silence after which the run counts as detached.",
 )
 @click.option(
     "--retention",
@@ -80,28 +78,28 @@ class _Signalled(BaseException):
     show_default=True,
     type=Seconds(1.0, MOST_RETENTION),
     envvar="BROKERFL_RETENTION",
-    help="Seconds a detached run keeps its messages; at most 30 days.",
+    help="Seconds that a detached run keeps its messages; at most 30 days.",
 )
 @click.option(
     "--offline-grace",
     default=OFFLINE_GRACE,
     show_default=True,
     type=Seconds(0.0),
-    help="Seconds a named node may be offline before its messages become Error 5.",
+    help="Seconds that a named node may be offline before its messages become Error 5.",
 )
 @click.option(
     "--outage-limit",
     default=OUTAGE_LIMIT,
     show_default=True,
     type=Seconds(0.0),
-    help="Seconds to wait for a Redis that is away before detaching.",
+    help="Seconds to wait while Redis is unreachable before detaching.",
 )
 @max_message_option
 @click.option(
     "--max-run",
     type=Bytes(),
     envvar="BROKERFL_MAX_RUN",
-    help="Most bytes of broadcast contents that the run may have in Redis at once. [default: no limit]",
+    help="Most bytes of broadcast contents that the run may hold in Redis. [default: no limit]",
 )
 @click.version_option(__version__)
 def main(
@@ -121,12 +119,13 @@ def main(
 ) -> None:
     """Run a ServerApp as a new run on this Redis, or resume one.
 
-    APP is module:attribute, such as server:app, or a directory whose pyproject.toml names the app: .
+    APP is module:attribute, such as server:app, or a directory whose pyproject.toml names the app, such as the
+    current one: brokerfl-server .
     """
     if resume is None and (takeover or another_app):
         option = "--takeover" if takeover else "--another-app"
-        raise ConfigError(f"{option} is given without --resume: name the run that is to go on")
-    # What the environment says is for runs that begin.
+        raise ConfigError(f"{option} needs --resume RUN, the run to continue")
+    # The environment is for new runs.
     is_typed = click.get_current_context().get_parameter_source("run_config") is click.core.ParameterSource.COMMANDLINE
     reference, project = find_project(app, app_dir)
     config = (
@@ -155,7 +154,7 @@ def main(
             max_run=max_run,
         )
         code = _run(driver, server_app, signals, retention, "started" if resume is None else "resumed")
-    except _Signalled as signalled:  # while the run was let go of; if it was not, its lease lapses
+    except _Signalled as signalled:  # while detaching; if that was not finished, the lease lapses
         code = 128 + signalled.number
     sys.exit(code)
 
@@ -168,7 +167,7 @@ def _run(driver: Driver, server_app: ServerAppCallable, signals: "_Signals", ret
         server_app(driver, driver.context)
         driver.end()
     except (_Signalled, RunError) as error:
-        if signals.number:  # which the app may have caught, to meet with a Driver that is abandoned
+        if signals.number:  # which the app may have caught, and then used an abandoned Driver
             _detach(driver, retention, f"got {signal.Signals(signals.number).name}")
             return 128 + signals.number
         driver.detach()
@@ -192,9 +191,9 @@ def _detach(driver: Driver, retention: float, reason: str) -> None:
     stop = shlex.join(["brokerfl", "stop", run_id, *typed_options(only=CONNECTION)])
     click.echo(
         f"Run {run_id} is detached: {reason}\n"
-        f"Its messages stay in Redis for {_in_words(retention)}. To go on:\n"
+        f"Its messages stay in Redis for {_in_words(retention)}. To resume it:\n"
         f"    {resume}\n"
-        f"To delete them: {stop}",
+        f"To delete it: {stop}",
         err=True,
     )
 
@@ -205,7 +204,7 @@ def _in_words(seconds: float) -> str:
 
 
 class _Signals:
-    """Takes SIGINT and SIGTERM: the first one detaches the run, the second one leaves at once.
+    """Handles SIGINT and SIGTERM: the first one detaches the run, a second one ends the process at once.
 
     Attributes:
         driver: the run's, once there is one.
@@ -223,7 +222,7 @@ class _Signals:
         for each in SIGNALS:
             signal.signal(each, on_second(_leave))
         if self.driver is not None:
-            # While main unwinds it may join threads that wait for replies, as a ThreadPoolExecutor does. Not in this
+            # While main unwinds, it may join threads that wait for replies, as a ThreadPoolExecutor does. Not in this
             # thread, which may hold any lock.
             threading.Thread(target=self.driver.abandon, name="abandon", daemon=True).start()
         raise _Signalled(number)

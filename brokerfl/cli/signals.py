@@ -1,8 +1,8 @@
 """The signals of the commands that run an app.
 
-Owns that a process which the app forks does not inherit what they do, and which signal is a second one. In such a
-process, of a multiprocessing.Pool for one, SIGTERM and SIGINT do what they do in any Python: the command's own
-functions would let go of the node or the run that its parent still serves.
+Owns that processes forked by the app do not inherit the commands' handlers, and what counts as a second signal. In such
+a process, for example of a multiprocessing.Pool, SIGTERM and SIGINT do what they do in any Python program: the
+command's handlers would give up the node or the run that the parent still serves.
 """
 
 import os
@@ -14,14 +14,14 @@ from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-#: Seconds within which a second signal is the first one again: ``timeout`` of GNU signals a process, then its group.
+#: Seconds within which a second signal counts as the first: GNU ``timeout`` signals a process, then its group.
 _TOGETHER = 0.1
 
 _before = threading.local()
 
 
 def on_second(leave: Callable[[int], None]) -> Callable[[int, FrameType | None], None]:
-    """Return a handler that calls ``leave`` with the signal's number, unless it comes at once."""
+    """Return a handler that calls ``leave`` with the signal's number, unless it comes with the first signal."""
     began = time.monotonic()
 
     def handler(number: int, frame: FrameType | None) -> None:
@@ -32,7 +32,7 @@ def on_second(leave: Callable[[int], None]) -> Callable[[int, FrameType | None],
 
 
 def keep_from_children() -> None:
-    """Have every process that is forked from now on begin with Python's own signal handlers. Call it once."""
+    """Let every process forked from now on start with Python's own signal handlers. Call it once."""
     os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=_reset)
 
 

@@ -1,4 +1,4 @@
-"""Tables and JSON: how rows are printed. Owns `--format`; must not know what the rows say."""
+"""Tables and JSON: how rows are printed. Owns `--format`; must not know what the rows mean."""
 
 import json
 from collections.abc import Sequence
@@ -19,22 +19,22 @@ format_option = click.option(
     type=click.Choice(["table", "json"]),
     default="table",
     show_default=True,
-    help="In json ids are strings, for they exceed what JavaScript counts.",
+    help="Output format. In JSON, ids are strings because they exceed JavaScript's integers.",
 )
 
 
 def local_time(seconds: float) -> datetime | None:
-    """Return Unix time as a row holds it; None for 0, which means unknown."""
+    """Return Unix time as a local datetime; None for 0, which means unknown."""
     return datetime.fromtimestamp(seconds).astimezone() if seconds else None
 
 
 def show(rows: Sequence[dict[str, Any]], form: str, nothing: str) -> None:
-    """Print rows, all with the same columns; a column without any value is left out of the table.
+    """Print rows, all with the same columns; the table leaves out empty columns.
 
     Args:
         rows: what to print.
         form: ``table`` or ``json``.
-        nothing: what to print in place of a table without rows.
+        nothing: what to print instead of an empty table.
     """
     if form == "json":
         click.echo(to_json(rows))
@@ -47,7 +47,7 @@ def show(rows: Sequence[dict[str, Any]], form: str, nothing: str) -> None:
             table.add_column(name, justify="right" if name in _COUNTS else "left")
         for row in rows:
             table.add_row(*(Text(_text(row[name])) for name in columns))
-        # Wider than any table, in a pipe and on a terminal: an id that is cut or folded cannot be copied.
+        # Wider than any table, in a pipe and on a terminal: an id that is cut or wrapped cannot be copied.
         Console(width=10_000, soft_wrap=True).print(table)
 
 

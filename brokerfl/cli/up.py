@@ -1,4 +1,4 @@
-"""`brokerfl up`: the embedded server in the foreground. Owns its options and its end."""
+"""`brokerfl up`: the embedded server in the foreground. Owns its options and how it ends."""
 
 import signal
 import sys
@@ -21,7 +21,7 @@ class _Signalled(BaseException):
 @click.option(
     "--data",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Keep an append-only file in this directory; without it, nothing outlives the server.",
+    help="Directory for an append-only file; without it, the data are lost when the server stops.",
 )
 def up(port: int, data: Path | None) -> None:
     """Run the embedded Valkey server until Ctrl-C."""
@@ -29,10 +29,10 @@ def up(port: int, data: Path | None) -> None:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, _on_signal)
         with EmbeddedServer(port, data) as server:
-            kept = f"append-only file in {data}" if data else "in memory only; --data DIR keeps it"
+            kept = f"append-only file in {data}" if data else "in memory only; --data DIR keeps the data"
             click.echo(f"Valkey is up at {server.url} ({kept}). Ctrl-C stops it.")
             code = server.wait()
-            raise BrokerflError(f"the server ended by itself with exit code {code}")
+            raise BrokerflError(f"the server ended unexpectedly with exit code {code}")
     except _Signalled:
         click.echo("Stopped.")
         sys.exit(0)
@@ -40,5 +40,5 @@ def up(port: int, data: Path | None) -> None:
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(each, signal.SIG_IGN)  # let the server write out its file
+        signal.signal(each, signal.SIG_IGN)  # let the server finish writing its file
     raise _Signalled

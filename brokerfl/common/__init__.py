@@ -1,7 +1,7 @@
-"""What an app author touches: messages, records, arrays, contexts, the log, and the errors to catch.
+"""What an app's author uses: messages, records, arrays, contexts, the log, and the errors to catch.
 
-This layer knows no Redis and no msgpack. The local clock only stamps, it never decides. numpy is imported
-when an array is asked for; without it everything else works.
+This layer knows neither Redis nor msgpack. The local clock only stamps; it never decides. numpy is imported
+when an array is first needed; everything else works without it.
 """
 
 from brokerfl.common.aliases import ArrayRecord, ConfigRecord, MetricRecord, RecordDict

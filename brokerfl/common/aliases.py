@@ -1,7 +1,7 @@
-"""The names that Flower uses since 1.18 for what brokerfl calls as Flower did before. Plain aliases; owns nothing else.
+"""Flower's names since 1.18 for classes that brokerfl calls by their earlier names. Plain aliases; owns nothing else.
 
-Two are elsewhere, since they are no classes of this layer: ``Grid`` is ``brokerfl.server.Driver``, and a RecordSet's
-``array_records``, ``metric_records`` and ``config_records`` and a Metadata's ``reply_to_message_id`` are properties.
+The others are elsewhere: ``Grid`` is ``brokerfl.server.Driver``; a RecordSet's ``array_records``, ``metric_records``
+and ``config_records``, and a Metadata's ``reply_to_message_id``, are properties.
 """
 
 from brokerfl.common.record import ConfigsRecord, MetricsRecord, ParametersRecord, RecordSet

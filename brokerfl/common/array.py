@@ -1,8 +1,8 @@
 """Array: one n-dimensional array as bytes, with its dtype and shape.
 
 Owns the dtypes that brokerfl carries and the conversions to and from numpy and torch. It must not know
-records or messages. numpy is imported when an array is asked for; torch never is: whoever has a tensor has
-imported it.
+records or messages. numpy is imported when an array is first needed. torch is never imported: an app that has a
+tensor has imported it already.
 """
 
 import math
@@ -19,7 +19,7 @@ from brokerfl.common.errors import MissingExtra
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-#: The dtypes that can be sent, by the name that numpy and torch share, and the bytes of one element.
+#: The dtypes that can be sent, by the name that numpy and torch share, with the size of one element in bytes.
 ITEMSIZE: dict[str, int] = {
     "bool": 1,
     "int8": 1,
@@ -43,12 +43,12 @@ _BFLOAT16 = "bfloat16"
 #: How an .npy file begins.
 NPY_MAGIC = b"\x93NUMPY"
 
-#: numpy refuses longer headers of .npy data by itself (``max_header_size``); 12 bytes come before the header.
+#: numpy refuses longer .npy headers by itself (``max_header_size``); 12 bytes precede the header.
 _NPY_HEADER = 10_000 + 12
 
 
 class SType:
-    """How an `Array`'s data are serialised."""
+    """How the data of an `Array` are serialised."""
 
     NUMPY = "numpy.ndarray"
 
@@ -56,20 +56,20 @@ class SType:
 class Array:
     """An array as bytes: ``Array(ndarray)``, ``Array(tensor)`` or ``Array(dtype, shape, stype, data)``.
 
-    An array made of an ndarray or a CPU tensor shares its memory until the message that holds it is pushed:
-    pass a copy (``Array(a.copy())``) if you go on changing it before that. Only memory that is not
-    C-contiguous and little-endian is copied.
+    An array made from an ndarray or a CPU tensor shares its memory until the message that holds it is pushed:
+    pass a copy (``Array(a.copy())``) if you change it before then. Only memory that is not C-contiguous and
+    little-endian is copied.
 
     Attributes:
         dtype: one of `ITEMSIZE`, for stype "numpy.ndarray".
         shape: size of each dimension.
         stype: "numpy.ndarray", or a name of your own for data that only your apps read.
-        data: for stype "numpy.ndarray" the elements in C order, little-endian; or a whole .npy file, which is
-            what Flower's arrays hold.
+        data: for stype "numpy.ndarray", the elements in C order, little-endian; or a whole .npy file, as in
+            Flower's arrays.
 
     Raises:
-        TypeError: other arguments, or a dtype that cannot be sent.
-        ValueError: a negative size in the shape.
+        TypeError: the arguments do not make an array, or the dtype cannot be sent.
+        ValueError: the shape has a negative size.
     """
 
     dtype: str
@@ -100,29 +100,29 @@ class Array:
 
     @classmethod
     def from_numpy_ndarray(cls, ndarray: "NDArray[Any]") -> "Array":
-        """Return an array on the memory of ``ndarray``, or on a copy if not C-contiguous and little-endian.
+        """Return an array that shares the memory of ``ndarray``; a copy unless C-contiguous and little-endian.
 
         Raises:
-            TypeError: not an ndarray, or of a dtype that `ITEMSIZE` does not name, such as objects or text.
+            TypeError: not an ndarray, or its dtype is not in `ITEMSIZE`, such as objects or text.
         """
         return cls(*_from_ndarray(ndarray))
 
     @classmethod
     def from_torch_tensor(cls, tensor: Any) -> "Array":
-        """Return an array on the memory of a CPU tensor, or on a copy if elsewhere or not contiguous.
+        """Return an array that shares the memory of a contiguous CPU tensor; of any other tensor, a copy.
 
         Raises:
-            TypeError: not a tensor, or of a dtype that `ITEMSIZE` does not name.
+            TypeError: not a tensor, or its dtype is not in `ITEMSIZE`.
             RuntimeError: torch was not imported.
         """
         return cls(*_from_tensor(tensor))
 
     def numpy(self) -> "NDArray[Any]":
-        """Return a read-only view on the data; ``.copy()`` of it can be written to.
+        """Return a read-only view of the data; its ``.copy()`` is writable.
 
         Raises:
-            TypeError: another stype than "numpy.ndarray", or a dtype that numpy does not have.
-            ValueError: dtype and shape do not fit the data.
+            TypeError: the stype is not "numpy.ndarray", or numpy does not have the dtype.
+            ValueError: dtype and shape do not match the data.
             MissingExtra: numpy is not installed.
         """
         if self.dtype == _BFLOAT16:
@@ -130,7 +130,7 @@ class Array:
         return self._view()
 
     def to_torch_tensor(self) -> Any:
-        """Return a CPU tensor with a copy of the data, since torch knows no read-only tensors.
+        """Return a CPU tensor with a copy of the data, since torch has no read-only tensors.
 
         Raises:
             TypeError, ValueError: as `numpy`.
@@ -143,26 +143,26 @@ class Array:
     def _view(self) -> "NDArray[Any]":
         """Return a read-only view; bfloat16 is seen as int16."""
         if self.stype != SType.NUMPY:
-            raise TypeError(f"an Array of stype {self.stype!r} is no ndarray, only one of {SType.NUMPY!r} is")
+            raise TypeError(f"an Array of stype {self.stype!r} is not an ndarray; only {SType.NUMPY!r} is")
         if self.dtype not in ITEMSIZE:
-            raise TypeError(f"dtype {self.dtype!r} is none of {', '.join(ITEMSIZE)}")
+            raise TypeError(f"dtype {self.dtype!r} is not one of {', '.join(ITEMSIZE)}")
         numpy = _numpy()
         size, found = _size_of(self.dtype, self.shape), len(self.data)
         if found == size:
             dtype = numpy.dtype("int16" if self.dtype == _BFLOAT16 else self.dtype).newbyteorder("<")
             view = numpy.ndarray(self.shape, dtype, self.data)
-        # An .npy file holds a header too, so its length alone tells it from raw data.
+        # An .npy file also has a header, so its length distinguishes it from raw data.
         elif is_npy(self):
             view = self._view_npy(numpy)
         else:
-            raise ValueError(f"{self.dtype} of shape {self.shape} takes {size} bytes, the data have {found}")
+            raise ValueError(f"{self.dtype} of shape {self.shape} takes {size} bytes, but the data have {found}")
         view.flags.writeable = False
         return cast("NDArray[Any]", view)
 
     def _view_npy(self, numpy: Any) -> Any:
         """Return the array in an .npy file.
 
-        Unlike np.load, this makes no copy and no room on the header's word.
+        Unlike np.load, this copies nothing and allocates nothing on the header's word.
         """
         shape, is_fortran, dtype, start = _read_npy_header(numpy, self.data)
         if (shape, dtype.name) != (self.shape, self.dtype):
@@ -213,17 +213,17 @@ def _checked_fields(dtype: Any, shape: Any, stype: Any, data: Any) -> _Fields:
 def _impossible(*given: Any) -> TypeError:
     kinds = ", ".join(type(value).__name__ for value in given)
     return TypeError(
-        "an Array is made of one ndarray, one torch tensor, or dtype (str), shape (ints), stype (str) "
-        f"and data (bytes or memoryview), not of ({kinds})"
+        "an Array is made from one ndarray, one torch tensor, or dtype (str), shape (ints), stype (str) "
+        f"and data (bytes or memoryview), not from ({kinds})"
     )
 
 
 def _from_ndarray(ndarray: Any) -> _Fields:
     if not _is_instance(ndarray, "numpy", "ndarray"):
-        raise TypeError(f"a numpy ndarray is needed, not {type(ndarray).__name__}")
+        raise TypeError(f"expected a numpy ndarray, not {type(ndarray).__name__}")
     dtype = ndarray.dtype
     if dtype.name not in ITEMSIZE:
-        raise TypeError(f"dtype {dtype} cannot be sent; those that can are {', '.join(ITEMSIZE)}")
+        raise TypeError(f"dtype {dtype} cannot be sent; it must be one of {', '.join(ITEMSIZE)}")
     numpy = _numpy()
     plain = numpy.ascontiguousarray(ndarray, dtype.newbyteorder("<"))
     data = memoryview(plain.reshape(-1).view(numpy.uint8)).toreadonly()
@@ -233,7 +233,7 @@ def _from_ndarray(ndarray: Any) -> _Fields:
 def _from_tensor(tensor: Any) -> _Fields:
     torch = _torch()
     if not isinstance(tensor, torch.Tensor):
-        raise TypeError(f"a torch tensor is needed, not {type(tensor).__name__}")
+        raise TypeError(f"expected a torch tensor, not {type(tensor).__name__}")
     if tensor.dtype != torch.bfloat16:
         return _from_ndarray(tensor.numpy(force=True))
     _, shape, stype, data = _from_ndarray(tensor.detach().view(torch.int16).numpy(force=True))
@@ -247,25 +247,25 @@ _NPY_PLAIN = re.compile(
 
 
 def _read_npy_header(numpy: Any, data: bytes | memoryview) -> tuple[tuple[int, ...], bool, Any, int]:
-    """Return shape, whether it is in Fortran's order, dtype and where the elements of an .npy file begin.
+    """Return the shape of an .npy file, whether it is in Fortran order, its dtype, and where its elements begin.
 
     Raises:
-        ValueError: it is malformed, or has another size than it says.
+        ValueError: it is malformed, or its size is not what its header says.
     """
     try:
         shape, is_fortran, dtype, start = _read_plain_header(numpy, data) or _read_any_header(numpy, data)
-    except Exception as error:  # numpy lets those of its parser out, such as TokenError and RecursionError
+    except Exception as error:  # numpy passes on those of its parser, such as TokenError and RecursionError
         raise ValueError(f"the header of the .npy file is malformed: {error}") from None
     size, found = dtype.itemsize * math.prod(shape), len(data) - start
     if found != size:
-        raise ValueError(f"{dtype} of shape {shape} takes {size} bytes, the .npy file has {found}")
+        raise ValueError(f"{dtype} of shape {shape} takes {size} bytes, but the .npy file has {found}")
     return shape, is_fortran, dtype, start
 
 
 def _read_plain_header(numpy: Any, data: bytes | memoryview) -> tuple[tuple[int, ...], bool, Any, int] | None:
     """Read a header as numpy writes it, None for any other.
 
-    numpy's own reader asks ast.literal_eval, which fails now and then in CPython 3.11 when threads take turns in it
+    numpy's own reader calls ast.literal_eval, which fails now and then in CPython 3.11 when threads take turns in it
     ("AST constructor recursion depth mismatch": seen with 3.11.7, not with 3.12.1; compare
     https://github.com/python/cpython/issues/106905).
     """
@@ -285,13 +285,13 @@ def _read_any_header(numpy: Any, data: bytes | memoryview) -> tuple[tuple[int, .
     }
     version = numpy.lib.format.read_magic(file)
     if version not in readers:  # 3.0 is for structured dtypes whose names take more than Latin-1
-        raise ValueError(f"the data are an .npy file of version {version}, not 1.0 or 2.0")
+        raise ValueError(f"the .npy file has version {version}, not 1.0 or 2.0")
     shape, is_fortran, dtype = readers[version](file)
     return shape, is_fortran, dtype, file.tell()
 
 
 def is_npy(array: Array) -> bool:
-    """Return whether an array of stype "numpy.ndarray" holds an .npy file, and not the elements alone."""
+    """Return whether an array of stype "numpy.ndarray" holds an .npy file rather than the elements alone."""
     return len(array.data) > _size_of(array.dtype, array.shape) and array.data[: len(NPY_MAGIC)] == NPY_MAGIC
 
 
@@ -300,7 +300,7 @@ def _size_of(dtype: str, shape: Sequence[int]) -> int:
 
 
 def check_npy(data: bytes | memoryview) -> None:
-    """Check that an .npy file, if it is one, holds what its header says: np.load makes room before it looks.
+    """Check that an .npy file, if it is one, holds what its header says: np.load allocates before it looks.
 
     Raises:
         ValueError: it does not.
@@ -311,7 +311,7 @@ def check_npy(data: bytes | memoryview) -> None:
 
 
 def npy_of(array: Array) -> bytes:
-    """Return an array as an .npy file, which is what Flower's arrays hold.
+    """Return an array as an .npy file, as Flower's arrays hold it.
 
     Raises:
         TypeError, ValueError, MissingExtra: as `Array.numpy`.
@@ -322,7 +322,7 @@ def npy_of(array: Array) -> bytes:
 
 
 def memory_of(data: bytes | memoryview) -> tuple[int, int]:
-    """Return what two buffers share if and only if they are the same bytes in memory, as long as both live."""
+    """Return a key that two live buffers share if and only if they are the same bytes in memory."""
     numpy = sys.modules.get("numpy")
     if isinstance(data, bytes) or numpy is None or not data:
         return id(data), len(data)
@@ -330,7 +330,7 @@ def memory_of(data: bytes | memoryview) -> tuple[int, int]:
 
 
 def _is_instance(value: Any, module: str, name: str) -> bool:
-    """Return whether ``value`` is of a class whose module may never have been imported."""
+    """Return whether ``value`` is an instance of a class whose module may never have been imported."""
     kind = getattr(sys.modules.get(module), name, None)
     return kind is not None and isinstance(value, kind)
 
@@ -346,5 +346,5 @@ def _numpy() -> Any:
 def _torch() -> Any:
     torch: ModuleType | None = sys.modules.get("torch")
     if torch is None:
-        raise RuntimeError("torch is not imported: tensors need `import torch` in your app first")
+        raise RuntimeError("torch is not imported: to use tensors, `import torch` in your app first")
     return torch

@@ -1,48 +1,48 @@
-"""The exceptions a user may catch, all under `BrokerflError`.
+"""The exceptions that a user may catch, all derived from `BrokerflError`.
 
-Owns their names and their tree. It must not know which code raises them, nor whose errors they replace.
+Owns their names and hierarchy. It must not know which code raises them, nor whose errors they replace.
 """
 
 # ruff: noqa: N818  (the names say what happened; only the families end in Error)
 
 
 class BrokerflError(Exception):
-    """Any error that brokerfl raises on purpose, but for the TypeError or ValueError of a wrong argument."""
+    """Any error that brokerfl raises on purpose, except TypeError and ValueError for a wrong argument."""
 
 
 class ConfigError(BrokerflError):
-    """An option, an environment variable or a configuration text cannot be used as it is."""
+    """An option, an environment variable or a configuration is invalid."""
 
 
 class AppLoadError(BrokerflError):
-    """The app ``module:attribute`` was not found, has the wrong type, or raised while it was imported."""
+    """The app ``module:attribute`` was not found, has the wrong type, or raised on import."""
 
 
 class MissingExtra(BrokerflError):
-    """A package is not installed that only some features need; the text names the extra to install."""
+    """An optional package is not installed; the text names the extra that provides it."""
 
 
 class FrameError(BrokerflError, ValueError):
-    """Bytes that arrived from Redis cannot be decoded: malformed, or written by another version."""
+    """Bytes from Redis cannot be decoded: they are malformed, or written by another version."""
 
 
 class MessageTooLarge(BrokerflError, ValueError):
-    """A message holds more bytes than the limit; nothing of it was sent."""
+    """A message is larger than the limit; nothing of it was sent."""
 
 
 class RedisError(BrokerflError):
-    """Redis cannot be used. What redis-py raises never leaves brokerfl; one of the subclasses does."""
+    """Redis cannot be used. brokerfl raises one of the subclasses, never an exception of redis-py."""
 
 
 class RedisUnreachable(RedisError):
-    """No connection: refused, timed out, host unknown, broken, or the server cannot serve just now.
+    """No connection: refused, timed out, unknown host, broken, or the server cannot answer right now.
 
     Trying again may help.
     """
 
 
 class RedisAuthError(RedisError):
-    """User name or password are wrong or missing, or this user lacks a right."""
+    """The user name or password is wrong or missing, or the user lacks a permission."""
 
 
 class RedisTLSError(RedisError):
@@ -58,44 +58,44 @@ class RedisOutOfMemory(RedisError):
 
 
 class InsecureURL(RedisError):
-    """A plain-text URL names a host that is not this machine, and ``--insecure`` was not given."""
+    """A plain-text URL names another machine, and ``--insecure`` was not given."""
 
 
 class OutageLimit(BrokerflError):
-    """Redis was away for longer than the limit; the run is detached and can be resumed."""
+    """Redis was unreachable for longer than the limit; the run is detached and can be resumed."""
 
 
 class JournalError(BrokerflError):
-    """A node cannot write what it must not forget: the disk is full, or the file is damaged."""
+    """A node's journal cannot be read or written: the disk is full, or the file is damaged."""
 
 
 class NodeNameTaken(BrokerflError):
-    """Another process that is alive serves as the node of this name."""
+    """Another live process uses this node's name."""
 
 
 class RunError(BrokerflError):
-    """The run cannot go on in this process, or there is no such run."""
+    """The run cannot continue in this process, or does not exist."""
 
 
 class RunNotFound(RunError):
-    """There is no run with this id, or it has ended."""
+    """No run has this id, or it has ended."""
 
 
 class RunAttached(RunError):
-    """Another ServerApp that is alive runs this run."""
+    """Another live ServerApp is attached to this run."""
 
 
 class RunStopped(RunError):
-    """Somebody stopped the run."""
+    """The run was stopped."""
 
 
 class RunLost(RunError):
-    """The run's keys are gone from Redis: ended elsewhere, expired, or the server lost its data."""
+    """The run's keys are gone from Redis: it ended elsewhere, it expired, or the server lost its data."""
 
 
 class RunFenced(RunError):
-    """Another ServerApp took the run over; this one may write nothing more."""
+    """Another ServerApp took over the run; this one can write nothing more."""
 
 
 class PortInUse(BrokerflError):
-    """Another process listens on the port that a server was to use."""
+    """Another process listens on the port."""

@@ -1,7 +1,7 @@
-"""A file that one process holds at a time. Owns that a kill, or the end of the process, lets go of it.
+"""A file that one process holds at a time. Owns that it is released when the process ends, even by a kill.
 
-The lock belongs to the open file, which a fork shares: a child that outlives its parent would go on holding it. So each
-child closes what it was born with.
+The lock belongs to the open file, which a fork shares: a child that outlives its parent would still hold it. So each
+child closes the files it inherits.
 """
 
 import fcntl
@@ -30,7 +30,7 @@ class LockFile:
             raise
 
     def close(self) -> None:
-        """Let it go."""
+        """Release it."""
         if self in _held:
             _held.remove(self)
             os.close(self._file)
@@ -39,9 +39,9 @@ class LockFile:
 _held: set[LockFile] = set()
 
 
-def _let_go() -> None:
+def _release_all() -> None:
     for lock in list(_held):
         lock.close()
 
 
-os.register_at_fork(after_in_child=_let_go)
+os.register_at_fork(after_in_child=_release_all)

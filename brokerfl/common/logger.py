@@ -1,6 +1,6 @@
 """The logger "brokerfl" and how it prints. Owns the one console handler; must not know what is logged.
 
-As in Flower, importing the package puts a handler on its own logger, at level INFO. Records also go up to the
+As in Flower, importing the package adds a handler to its own logger, at level INFO. Records also propagate to the
 root logger, so that an application's own logging (and pytest's ``caplog``) sees them.
 """
 
@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from json import dumps
 from logging import DEBUG, INFO, LogRecord
 
-#: Width of the level and the blanks after the colon together: messages of all levels start in one column.
+#: Width of the level and the spaces after the colon together: messages of all levels start in the same column.
 _COLUMN = 10
 
 _COLOURS = {"DEBUG": 94, "INFO": 92, "WARNING": 93, "ERROR": 91, "CRITICAL": 95}
@@ -22,12 +22,12 @@ _text = logging.Formatter()
 class ConsoleHandler(logging.Handler):
     """Prints to standard error: ``INFO :      Starting server round 1``.
 
-    The stream is looked up for each record, so redirection works at any time. Levels have colours on a
+    The stream is looked up for each record, so redirection works at any time. Levels are coloured on a
     terminal, unless the variable NO_COLOR is set (no-color.org).
 
     Attributes:
         timestamps: show the local time after the level.
-        json: print one JSON object a line, with ``time`` (UTC, ISO 8601), ``level`` and ``message``.
+        json: print one JSON object per line, with ``time`` (UTC, ISO 8601), ``level`` and ``message``.
     """
 
     def __init__(self, level: int = INFO) -> None:
@@ -45,7 +45,7 @@ class ConsoleHandler(logging.Handler):
             stream.write(self._colour(record) if coloured else self.format(record))
             stream.write("\n")
             stream.flush()
-        except Exception:  # as every handler of the standard library does: logging never ends the program
+        except Exception:  # as in every handler of the standard library: logging never ends the program
             self.handleError(record)
 
     def format(self, record: LogRecord) -> str:
@@ -75,12 +75,12 @@ log = logger.log
 
 
 def configure_logging(level: int = INFO, *, timestamps: bool = False, json: bool = False) -> None:
-    """Say how the console handler prints from now on; there is never more than one.
+    """Configure the console handler; there is never more than one.
 
     Args:
         level: records below it are not printed.
         timestamps: show the local time after the level.
-        json: print JSON lines, which always hold the time.
+        json: print JSON lines, which always include the time.
     """
     _console.setLevel(level)
     _console.timestamps = timestamps

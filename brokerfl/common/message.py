@@ -1,6 +1,6 @@
 """Message, its metadata, its types and its errors.
 
-Owns what a reply inherits from its message. It must not know who assigns ids, nor how messages travel; the
+Owns what a reply inherits from its message. It must not know who assigns ids, nor how messages travel. The
 local clock only stamps.
 """
 
@@ -15,35 +15,35 @@ from brokerfl.common.record import KINDS, RecordSet
 
 T = TypeVar("T")
 
-#: Seconds a message lives unless its sender says otherwise: 12 hours, as in Flower.
+#: A message's default lifetime in seconds: 12 hours, as in Flower.
 DEFAULT_TTL = 43200.0
 
-#: Seconds by which a reply's ttl may exceed what is left of its message's, as in Flower.
+#: Seconds by which a reply's ttl may exceed what is left of the ttl of its message, as in Flower.
 MESSAGE_TTL_TOLERANCE = 0.1
 
-#: The id that a ServerApp's messages carry as ``src_node_id``, as in Flower.
+#: The ``src_node_id`` of a ServerApp's messages, as in Flower.
 SUPERLINK_NODE_ID = 1
 
 
 class MessageType:
-    """The categories of messages. An action may follow, after a dot: ``train.warmup``."""
+    """The categories of messages. An action may follow a dot: ``train.warmup``."""
 
     TRAIN = "train"
     EVALUATE = "evaluate"
     QUERY = "query"
 
 
-#: What Flower's legacy strategies send beside the categories; brokerfl's own ClientApp has no functions for them.
+#: Other types that Flower's legacy strategies send; brokerfl's own ClientApp has no functions for them.
 LEGACY_MESSAGE_TYPES = ("get_parameters", "get_properties", "reconnect")
 
 _CATEGORIES = (MessageType.TRAIN, MessageType.EVALUATE, MessageType.QUERY)
 
 
 def split_message_type(text: str) -> tuple[str, str]:
-    """Return category and action of a message type; the action of ``train`` is "default".
+    """Return the category and action of a message type; the action of ``train`` is "default".
 
     Raises:
-        ValueError: another category, or an action that is no identifier.
+        ValueError: the category is unknown, or the action is not an identifier.
     """
     category, dot, action = text.partition(".") if isinstance(text, str) else ("", "", "")
     if category not in _CATEGORIES:
@@ -54,7 +54,7 @@ def split_message_type(text: str) -> tuple[str, str]:
 
 
 def is_message_type(text: str) -> bool:
-    """Return whether ``text`` is a category, a category, a dot and an action, or one of `LEGACY_MESSAGE_TYPES`."""
+    """Return whether ``text`` is a category, with or without an action, or one of `LEGACY_MESSAGE_TYPES`."""
     if text in LEGACY_MESSAGE_TYPES:
         return True
     try:
@@ -68,21 +68,21 @@ class ErrorCode(IntEnum):
     """Why there is no reply. The numbers are Flower's."""
 
     UNKNOWN = 0
-    """Something that no other code describes."""
+    """Anything that no other code describes."""
     LOAD_CLIENT_APP_EXCEPTION = 1
     """The node could not load its ClientApp."""
     CLIENT_APP_RAISED_EXCEPTION = 2
     """The ClientApp raised an exception."""
     MESSAGE_UNAVAILABLE = 3
-    """The message is unknown or expired, or its payload is gone or cannot be read."""
+    """The message is unknown, expired or cancelled, or its content is gone or cannot be read."""
     REPLY_MESSAGE_UNAVAILABLE = 4
     """There was a reply, but it is gone or cannot be read."""
     NODE_UNAVAILABLE = 5
-    """The node is not registered, or its lease lapsed."""
+    """The node is not registered, or its lease has lapsed."""
     MOD_FAILED_PRECONDITION = 6
     INVALID_FAB = 7
     CLIENT_APP_CRASHED = 8
-    """The message took its node's process down too often."""
+    """The message killed its node too often."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Error:
 
     Attributes:
         code: one of `ErrorCode`, or a number of your own.
-        reason: a text for humans.
+        reason: a text for people.
     """
 
     code: int
@@ -100,18 +100,18 @@ class Error:
 
 @dataclass
 class Metadata:
-    """What is known of a message beside its content.
+    """Everything about a message except its content.
 
     Attributes:
         run_id: the run it belongs to.
-        message_id: set when it is pushed; "" before that, and in a reply.
-        src_node_id: who sends it; `SUPERLINK_NODE_ID` for a ServerApp.
-        dst_node_id: who is to receive it.
+        message_id: set when it is pushed; "" before that, and in a reply that a node makes.
+        src_node_id: the sender; `SUPERLINK_NODE_ID` for a ServerApp.
+        dst_node_id: the receiver.
         reply_to_message: id of the message it answers, or "".
         group_id: usually the round.
-        ttl: seconds that it lives.
+        ttl: lifetime in seconds.
         message_type: see `split_message_type`.
-        created_at: Unix time in seconds, by the clock of the sender.
+        created_at: Unix time in seconds, by the sender's clock.
     """
 
     run_id: int
@@ -131,39 +131,39 @@ class Metadata:
 
 
 class Message:
-    """Metadata with either a content or an error.
+    """Metadata with either content or an error.
 
     Args:
-        metadata: kept as it is, not copied.
+        metadata: kept as given, not copied.
         content: the records it carries.
-        error: in place of content.
+        error: what it carries instead of content.
 
     Raises:
-        ValueError: both content and error, or neither.
-        TypeError: content is no RecordSet, or error is no Error.
+        ValueError: both content and error were given, or neither.
+        TypeError: content is not a RecordSet, or error is not an Error.
     """
 
     def __init__(self, metadata: Metadata, content: RecordSet | None = None, error: Error | None = None) -> None:
         if (content is None) == (error is None):
-            raise ValueError("a Message has either content or error: give one of them")
+            raise ValueError("a Message has either content or error: give exactly one")
         self._metadata = metadata
         self._content = None if content is None else _checked(content, RecordSet)
         self._error = None if error is None else _checked(error, Error)
 
     @property
     def metadata(self) -> Metadata:
-        """Who, to whom, what, and until when."""
+        """Sender, receiver, type, and lifetime."""
         return self._metadata
 
     @property
     def content(self) -> RecordSet:
-        """The records. Can be set, unless the message carries an error.
+        """The records. Can be set unless the message carries an error.
 
         Raises:
             ValueError: the message carries an error.
         """
         if self._content is None:
-            raise ValueError(f"the message has no content but {self._error}; ask has_content() first")
+            raise ValueError(f"the message has no content, only {self._error}; check has_content() first")
         return self._content
 
     @content.setter
@@ -174,13 +174,13 @@ class Message:
 
     @property
     def error(self) -> Error:
-        """The error. Can be set, if the message carries one.
+        """The error. Can be set if the message carries one.
 
         Raises:
             ValueError: the message has content.
         """
         if self._error is None:
-            raise ValueError("the message has no error but content; ask has_error() first")
+            raise ValueError("the message has content, not an error; check has_error() first")
         return self._error
 
     @error.setter
@@ -202,8 +202,7 @@ class Message:
 
         Args:
             content: the records it carries.
-            ttl: seconds; by default what is left of this message's. A longer one is cut to that, with a
-                warning.
+            ttl: seconds; by default what is left of this message's. A longer one is cut to that, with a warning.
         """
         return Message(self._reply_metadata(ttl), content=content)
 
@@ -218,7 +217,7 @@ class Message:
         if ttl is None:
             ttl = left
         elif ttl > left + MESSAGE_TTL_TOLERANCE:
-            log(WARNING, "the reply's ttl of %.2f s is cut to the %.2f s left of its message's", ttl, left)
+            log(WARNING, "The reply's ttl of %.2f s is cut to the %.2f s left of its message's ttl", ttl, left)
             ttl = left
         return Metadata(
             run_id=ours.run_id,
@@ -249,5 +248,5 @@ class Message:
 
 def _checked(value: T, kind: type[T]) -> T:
     if not isinstance(value, kind):
-        raise TypeError(f"a {kind.__name__} is needed, not {type(value).__name__}")
+        raise TypeError(f"expected {kind.__name__}, not {type(value).__name__}")
     return value

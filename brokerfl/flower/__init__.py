@@ -1,7 +1,7 @@
-"""Flower apps on brokerfl, unmodified: ClientApps and ServerApps made of flwr's classes.
+"""Flower apps on brokerfl, unmodified: ClientApps and ServerApps of flwr's classes.
 
-Owns how such an app is recognised and made into one of ours. This layer is the only importer of flwr, and imports it
-only when there is an app of it: whoever has one has imported flwr.
+Owns how such an app is recognised and adapted. Only this layer imports flwr, and only when there is a Flower app, which
+has imported flwr already.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ __all__ = ["adapt_client_app", "adapt_server_app", "is_flower_app"]
 
 
 def is_flower_app(app: object, kind: str) -> bool:
-    """Return whether ``app`` is an instance of flwr's class ``kind``, or of a class derived from it.
+    """Return whether ``app`` is an instance of flwr's class ``kind`` or of a subclass.
 
     Args:
         app: anything.
@@ -26,10 +26,10 @@ def is_flower_app(app: object, kind: str) -> bool:
 
 
 def adapt_client_app(app: Any) -> "ClientAppCallable":
-    """Return what a node can run in place of flwr's ClientApp; anything else as it is.
+    """Return flwr's ClientApp as a callable for a node; return anything else unchanged.
 
     Raises:
-        MissingExtra: this flwr is not one that can be used.
+        MissingExtra: this version of flwr cannot be used.
     """
     if not is_flower_app(app, "ClientApp"):
         return app  # type: ignore[no-any-return]
@@ -39,10 +39,10 @@ def adapt_client_app(app: Any) -> "ClientAppCallable":
 
 
 def adapt_server_app(app: Any) -> "ServerAppCallable":
-    """Return what `brokerfl-server` can run in place of flwr's ServerApp; anything else as it is.
+    """Return flwr's ServerApp as a callable for `brokerfl-server`; return anything else unchanged.
 
     Raises:
-        MissingExtra: this flwr is not one that can be used.
+        MissingExtra: this version of flwr cannot be used.
     """
     if not is_flower_app(app, "ServerApp"):
         return app  # type: ignore[no-any-return]

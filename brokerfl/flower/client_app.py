@@ -1,4 +1,4 @@
-"""flwr's ClientApp, for a node to run. Owns what becomes of a reply; must not know how messages travel."""
+"""flwr's ClientApp, for a node to run. Owns how its reply is converted; must not know how messages travel."""
 
 import time
 from typing import Any
@@ -11,7 +11,7 @@ from brokerfl.flower.records import record_set_of
 
 
 class FlowerClientApp:
-    """A callable as our ClientApp is.
+    """A callable, as brokerfl's ClientApp is.
 
     Args:
         app: flwr's ClientApp.
@@ -24,18 +24,18 @@ class FlowerClientApp:
         return f"<FlowerClientApp {self._app!r}>"
 
     def __call__(self, message: Message, context: Context) -> Message:
-        """Run the app on one message; ``context.state`` is then what the app left in flwr's.
+        """Run the app on one message; ``context.state`` then holds what the app left in flwr's Context.
 
         Raises:
-            Exception: whatever the app raised; the state is unchanged then.
-            TypeError: it returned something else than flwr's Message.
+            Exception: raised by the app; the state is unchanged.
+            TypeError: the app returned something other than flwr's Message.
         """
         flower_context = flower_context_of(context)
         reply = self._app(flower_message_of(message), flower_context)
         if not isinstance(reply, compat.Message):
             raise TypeError(
-                f"the ClientApp returned {type(reply).__name__} to a {message.metadata.message_type} message, not a "
-                "Message: return Message(content, reply_to=message)"
+                f"the ClientApp answered a {message.metadata.message_type} message with {type(reply).__name__}, not "
+                "with a Message: return Message(content, reply_to=message)"
             )
         context.state = FlowerState(flower_context.state)
         if reply.has_error():
@@ -44,5 +44,5 @@ class FlowerClientApp:
 
 
 def _ttl(reply: Any) -> float:
-    """Return what is left of a reply's ttl, which counts from when the app made it."""
+    """Return what is left of a reply's ttl, which counts from when the app created the reply."""
     return max(0.0, float(reply.metadata.created_at + reply.metadata.ttl) - time.time())

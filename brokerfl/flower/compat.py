@@ -1,7 +1,7 @@
-"""What differs between versions of flwr, and each of its private names that is needed.
+"""The differences between versions of flwr, and each of its private names that brokerfl uses.
 
-Owns all such names, with the versions in which they were seen: 1.13.1, 1.25.0, 1.41.0 and 1.42.0, unless a comment says
-otherwise. It must not know records' values, or anything of brokerfl but its log.
+Owns all such names, as seen in 1.13.1, 1.25.0, 1.41.0 and 1.42.0 unless a comment says otherwise. It must not know the
+values of records, or anything of brokerfl except its log.
 """
 
 import importlib
@@ -23,18 +23,18 @@ def _warn_of_untested() -> None:
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
     if not OLDEST <= numbers <= NEWEST:
         tested = " to ".join(".".join(map(str, bound)) for bound in (OLDEST, NEWEST))
-        log(WARNING, "flwr %s is outside of the versions that brokerfl is tested with, %s", version, tested)
+        log(WARNING, "brokerfl is tested with flwr %s, not with %s, which is installed", tested, version)
 
 
-_warn_of_untested()  # once: a module is executed once
+_warn_of_untested()  # on import, and so only once
 
 
 def _find(*names: str, modules: tuple[str, ...]) -> Any:
-    """Return the first of ``names`` that one of ``modules`` has, else None; newer names and modules come first."""
+    """Return the first of ``names`` that one of ``modules`` has, or None; newer names and modules come first."""
     for module in modules:
         try:
             found = importlib.import_module(module)
-        except ModuleNotFoundError:  # it came after 1.13, or went
+        except ModuleNotFoundError:  # added after 1.13, or removed since
             continue
         for name in names:
             if hasattr(found, name):
@@ -43,17 +43,21 @@ def _find(*names: str, modules: tuple[str, ...]) -> Any:
 
 
 def _public(*names: str, modules: tuple[str, ...] = ("flwr.app", "flwr.common")) -> Any:
-    """Return what `_find` does; it must be there."""
+    """Return what `_find` returns.
+
+    Raises:
+        MissingExtra: this version of flwr has none of the names.
+    """
     found = _find(*names, modules=modules)
     if found is not None:
         return found
     raise MissingExtra(
         f"flwr {importlib.metadata.version('flwr')} has no {' or '.join(names)} in {' or '.join(modules)}: "
-        "pip install 'brokerfl[flower]' brings a version that brokerfl works with"
+        "pip install 'brokerfl[flower]' installs a version that brokerfl works with"
     )
 
 
-# Public names. What was called …sSet and …sRecord up to 1.17 lives on as aliases, or as deprecated subclasses.
+# Public names. The names up to 1.17, RecordSet and …sRecord, still exist as aliases or deprecated subclasses.
 
 Array = _public("Array")
 ArrayRecord = _public("ArrayRecord", "ParametersRecord")
@@ -67,7 +71,7 @@ Metadata = _public("Metadata")
 DEFAULT_TTL = float(_public("DEFAULT_TTL"))  # seconds: 1 hour in 1.13, 12 hours since
 Grid = _public("Grid", "Driver", modules=("flwr.serverapp", "flwr.server"))
 
-#: A RecordDict is one mapping of records of all kinds; the RecordSet of 1.13 holds a mapping for each kind.
+#: A RecordDict is one mapping of records of all kinds; the RecordSet of 1.13 has a mapping for each kind.
 _IS_MAPPING = hasattr(RecordDict, "items")
 
 _ATTRIBUTES = {ArrayRecord: "parameters_records", MetricRecord: "metrics_records", ConfigRecord: "configs_records"}
@@ -86,23 +90,23 @@ _SHAPE = _shape_type()
 
 
 def records_of(records: Any) -> Iterable[tuple[str, Any]]:
-    """Return name and record of each in a RecordDict or RecordSet, in its order."""
+    """Return the names and records of a RecordDict or RecordSet, in its order."""
     if _IS_MAPPING:
         return items_of(records)
     return [item for attribute in _ATTRIBUTES.values() for item in items_of(getattr(records, attribute))]
 
 
 def items_of(mapping: Any) -> Iterable[tuple[str, Any]]:
-    """Return key and value of each in a record, as it is now: other threads of the app may go on changing it.
+    """Return the keys and values of a record as it is now: other threads of the app may change it meanwhile.
 
     A list of items is not enough: each is a tuple, which may start the garbage collector, whose callbacks let other
-    threads in. Copying a dict makes nothing that the collector counts.
+    threads in. Copying a dict creates nothing that the collector counts.
     """
     return mapping.items().mapping.copy().items()  # type: ignore[no-any-return]
 
 
 def record_dict_of(records: Iterable[tuple[str, Any]]) -> Any:
-    """Return a RecordDict or RecordSet with these records, in their order."""
+    """Return a RecordDict or RecordSet with these records, in this order."""
     made = RecordDict()
     for name, record in records:
         if _IS_MAPPING:
@@ -117,8 +121,8 @@ def array_of(dtype: str, shape: tuple[int, ...], stype: str, data: bytes) -> Any
     return Array(dtype, _SHAPE(shape), stype, data)
 
 
-#: What flwr's workflows, DefaultWorkflow with SecAgg+ or without, keep in a ServerApp's state for themselves: names of
-#: records, and the keys of the second one. They never read it in another process.
+#: What flwr's workflows (DefaultWorkflow, with SecAgg+ or without) keep in a ServerApp's state: the names of records,
+#: and the keys of the second one. They never read them in another process.
 WORKFLOW_RECORDS = ("parameters", "config")
 WORKFLOW_KEYS = ("start_time", "current_round")
 
@@ -129,7 +133,7 @@ _METADATA = inspect.signature(Metadata).parameters
 
 
 def metadata_of(reply_to_message_id: str, created_at: float, **fields: Any) -> Any:
-    """Return a Metadata; ``fields`` are those that have had one name in all versions."""
+    """Return a Metadata; ``fields`` are those with the same name in all versions."""
     is_new = "reply_to_message_id" in _METADATA
     fields["reply_to_message_id" if is_new else "reply_to_message"] = reply_to_message_id
     if "created_at" in _METADATA:
@@ -140,19 +144,19 @@ def metadata_of(reply_to_message_id: str, created_at: float, **fields: Any) -> A
 def message_of(content: Any = None, error: Any = None, *, created_at: float, **fields: Any) -> Any:
     """Return a Message with the metadata that `metadata_of` makes. Since 1.16 ``metadata=`` is "internal use only"."""
     message = Message(metadata=metadata_of(created_at=created_at, **fields), content=content, error=error)
-    message.metadata.created_at = created_at  # 1.13 stamps it with the present
+    message.metadata.created_at = created_at  # 1.13 stamps it with the current time
     return message
 
 
 def stamp(message: Any, **fields: int | str) -> None:
-    """Set what has no setter: run_id, src_node_id, message_id. flwr's own grids write to ``__dict__`` as well."""
+    """Set fields without a setter: run_id, src_node_id, message_id. flwr's own grids write to ``__dict__`` as well."""
     message.metadata.__dict__.update({f"_{name}": value for name, value in fields.items()})
 
 
 # The process and the run.
 
 
-#: Where what concerns runs is: in 1.41, and before.
+#: The modules with runs: in 1.41, and before.
 _RUN_MODULES = ("flwr.supercore.run", "flwr.common.typing")
 
 _Run = _find("Run", modules=_RUN_MODULES)
@@ -165,13 +169,13 @@ RunNotRunning: type[BaseException] = _find("RunNotRunningException", modules=_RU
 
 
 def identify(run_id: int, node_id: int) -> None:
-    """Tell flwr whose process this is: since 1.38 it builds no Message without."""
+    """Tell flwr which run and node this process belongs to: since 1.38 no Message can be made without."""
     if _TaskIdentity is not None:
         _TaskIdentity.task_id, _TaskIdentity.run_id, _TaskIdentity.node_id = 1, run_id, node_id
 
 
 def run_of(run_id: int, run_config: Mapping[str, Any]) -> Any:
-    """Return what ``grid.run`` is."""
+    """Return the value of ``grid.run``."""
     run = _Run.create_empty(run_id) if hasattr(_Run, "create_empty") else SimpleNamespace(run_id=run_id)
     run.override_config = dict(run_config)
     return run

@@ -1,4 +1,4 @@
-"""flwr's Context of ours, and its state back. Owns what an app finds there; must not know what runs the app."""
+"""Contexts and their states, converted to flwr's. Owns what an app finds in them; must not know what runs the app."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from brokerfl.flower.records import record_dict_of, record_set_of
 
 
 class FlowerState(RecordSet):
-    """A state that remembers the flwr object it was made of, so that it is not made anew for each message.
+    """A state that keeps the flwr object it was made from, so that it is not converted again for each message.
 
     Args:
         records: flwr's RecordDict, or RecordSet.
@@ -21,7 +21,7 @@ class FlowerState(RecordSet):
 
 
 def flower_context_of(context: Context) -> Any:
-    """Return a Context for an app of flwr, and tell flwr that the process is its run's and node's.
+    """Return a Context for a Flower app, and tell flwr which run and node the process belongs to.
 
     Raises:
         TypeError, ValueError: see `records.record_dict_of`.

@@ -1,6 +1,6 @@
-"""flwr's Grid (its Driver, up to 1.16) on our Driver.
+"""flwr's Grid (its Driver, up to 1.16), built on brokerfl's Driver.
 
-Owns what flwr's strategies lean on: contents are frozen when they are pushed, every message ends as one reply, many
+Owns what flwr's strategies rely on: contents are frozen when they are pushed, every message ends as one reply, many
 threads may send at once. It must not know Redis.
 """
 
@@ -18,15 +18,15 @@ from brokerfl.server import Driver
 
 
 class FlowerGrid(compat.Grid):  # type: ignore[misc]  # of any flwr
-    """Sends messages to nodes and collects their replies, for a ServerApp of flwr. Safe to use from many threads.
+    """Sends messages to nodes and collects their replies, for flwr's ServerApp. Safe to use from many threads.
 
-    flwr's strategies seldom name groups. So a push without a group says that the run moves on: ``context.state`` is
-    saved, and replies that were handed over until then leave Redis, in the same transaction. A push of named groups
-    does so when a group is new, as our Driver's.
+    flwr's strategies seldom name groups. So a push without a group moves the run on: in one transaction,
+    ``context.state`` is saved and the replies handed over so far are settled. A push of named groups does so when a
+    group is new, as with brokerfl's Driver.
 
     Args:
-        driver: ours.
-        context: flwr's; its state is what a push saves.
+        driver: brokerfl's.
+        context: flwr's; a push saves its state.
     """
 
     def __init__(self, driver: Driver, context: Any) -> None:
@@ -39,18 +39,18 @@ class FlowerGrid(compat.Grid):  # type: ignore[misc]  # of any flwr
         return f"<FlowerGrid on {self._driver!r}>"
 
     def set_run(self, run: Any) -> None:
-        """Do nothing: a Grid belongs to one run from its beginning."""
+        """Do nothing: a Grid belongs to one run from the start."""
 
     @property
     def run(self) -> Any:
-        """The run: run_id and override_config; what concerns a SuperLink is empty."""
+        """The run: run_id and override_config; fields for a SuperLink are empty."""
         return self._run
 
     def get_node_ids(self) -> list[int]:
         """Return the ids of the nodes that are online now.
 
         Raises:
-            RunNotRunningException: flwr's, which its strategies and threads end with: the run is over.
+            RunNotRunningException: the run is over; flwr's strategies and threads end with it.
         """
         try:
             return self._driver.get_node_ids()
@@ -60,7 +60,7 @@ class FlowerGrid(compat.Grid):  # type: ignore[misc]  # of any flwr
     def create_message(
         self, content: Any, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
     ) -> Any:
-        """Return a message of flwr, to be given to `push_messages`; ``ttl`` in seconds."""
+        """Return flwr's Message, for `push_messages`; ``ttl`` in seconds."""
         return compat.message_of(
             content,
             reply_to_message_id="",
@@ -75,16 +75,16 @@ class FlowerGrid(compat.Grid):  # type: ignore[misc]  # of any flwr
         )
 
     def save_state(self) -> None:
-        """Make what the app has in ``context.state`` what the next push saves."""
-        with self._saving:  # of two threads, the one that saves last has looked last
+        """Let the next push save what ``context.state`` holds now."""
+        with self._saving:  # of two threads, the last one to save has also read last
             self._driver.context.state = FlowerState(self._context.state)
 
     def push_messages(self, messages: Iterable[Any]) -> list[str]:
         """Send messages; return their ids in the same order, ``""`` where one was refused.
 
         Raises:
-            TypeError, ValueError, BrokerflError: as our Driver's; nothing was pushed.
-            RunStopped, RunFenced, RunLost: the run is over: an app that only pushes would not notice otherwise.
+            TypeError, ValueError, BrokerflError: as brokerfl's Driver; nothing was pushed.
+            RunStopped, RunFenced, RunLost: the run is over. An app that only pushes would not notice otherwise.
         """
         batch = list(messages)
         ours = self._taken(batch)
@@ -95,10 +95,10 @@ class FlowerGrid(compat.Grid):  # type: ignore[misc]  # of any flwr
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Any]:
-        """Return the replies to ``message_ids`` that are here now; an id that was pulled already yields nothing.
+        """Return the replies to ``message_ids`` that have arrived, each only once.
 
         Raises:
-            BrokerflError: as our Driver's.
+            BrokerflError: as brokerfl's Driver.
         """
         return _converted(self._driver.pull_messages(message_ids))
 
@@ -108,7 +108,7 @@ class FlowerGrid(compat.Grid):  # type: ignore[misc]  # of any flwr
         Every message ends as one reply, a refused one as an Error reply.
 
         Raises:
-            TypeError, ValueError, BrokerflError: as our Driver's.
+            TypeError, ValueError, BrokerflError: as brokerfl's Driver.
         """
         batch = list(messages)
         ours = self._taken(batch)
@@ -117,13 +117,13 @@ class FlowerGrid(compat.Grid):  # type: ignore[misc]  # of any flwr
         return _converted(replies)
 
     def _taken(self, batch: list[Any]) -> list[Message]:
-        """Return messages as ours, frozen as they are now; those that share a RecordDict share ours."""
+        """Return brokerfl's Messages, frozen as they are now; those that share a RecordDict share a RecordSet."""
         self.save_state()
         contents: dict[int, RecordSet] = {}
         taken = []
         for message in batch:
             if not isinstance(message, compat.Message):
-                raise TypeError(f"a Message of flwr is needed, not {type(message).__name__}")
+                raise TypeError(f"expected flwr's Message, not {type(message).__name__}")
             content = message.content
             if id(content) not in contents:
                 contents[id(content)] = record_set_of(content)
@@ -144,7 +144,7 @@ class FlowerGrid(compat.Grid):  # type: ignore[misc]  # of any flwr
         )
 
     def _stamp(self, batch: list[Any], ours: list[Message]) -> None:
-        """Write into flwr's messages what the push gave ours, as flwr's own Grids do."""
+        """Copy into flwr's messages what the push wrote into ours, as flwr's own Grids do."""
         for message, pushed in zip(batch, ours, strict=True):
             metadata = pushed.metadata
             compat.stamp(
@@ -160,7 +160,7 @@ def _is_checkpoint(batch: list[Any]) -> bool:
 
 
 def _converted(replies: list[Message]) -> list[Any]:
-    """Return replies as flwr's. Each of ours is let go of before the next, lest memory holds all of them twice."""
+    """Return replies as flwr's. Each of ours is released before the next, so that memory never holds them all twice."""
     replies.reverse()
     converted = []
     while replies:
@@ -171,6 +171,6 @@ def _converted(replies: list[Message]) -> list[Any]:
 def _reply_of(reply: Message) -> Any:
     try:
         return flower_message_of(reply)
-    except (TypeError, ValueError) as error:  # a node may send anything
+    except (TypeError, ValueError) as error:  # a node can send anything
         reason = f"the reply cannot be read: {error}"
         return flower_error_of(reply.metadata, Error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, reason))

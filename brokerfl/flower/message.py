@@ -1,4 +1,4 @@
-"""Messages of flwr to and from ours. Owns the conversion; must not know Grids, nodes or who sends a message."""
+"""Messages, converted to flwr's. Owns the conversion; must not know Grids, nodes or who sends a message."""
 
 import dataclasses
 from typing import Any
@@ -7,7 +7,7 @@ from brokerfl.common import Error, Message, Metadata
 from brokerfl.flower import compat
 from brokerfl.flower.records import record_dict_of
 
-#: The type of a reply to an id that nobody knows: flwr makes no message without one.
+#: The type of a reply to an unknown id: flwr requires one.
 _NO_TYPE = "query"
 
 

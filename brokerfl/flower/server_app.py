@@ -1,4 +1,4 @@
-"""flwr's ServerApp, for `brokerfl-server` to run. Owns what it begins with; must not know how messages travel."""
+"""flwr's ServerApp, for `brokerfl-server` to run. Owns how it starts or resumes; must not know how messages travel."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class FlowerServerApp:
-    """A callable as our ServerApp is.
+    """A callable, as brokerfl's ServerApp is.
 
     Args:
         app: flwr's ServerApp.
@@ -27,11 +27,10 @@ class FlowerServerApp:
     def __call__(self, driver: "Driver", context: Context) -> None:
         """Run the app to its end.
 
-        A resumed run whose app had kept nothing of its own in ``context.state`` begins anew: what it left open is taken
-        back.
+        A resumed run whose app kept nothing in ``context.state`` starts over: its open messages are cancelled.
 
         Raises:
-            Exception: whatever the app raised.
+            Exception: raised by the app.
         """
         if not _keeps_something(context.state):
             driver.start_over()
@@ -42,13 +41,13 @@ class FlowerServerApp:
             self._app(grid, flower_context)
         except compat.RunNotRunning as error:
             over = error.__cause__ or error
-        if over is not None:  # raised in the block above, each of the two would be the reason of the other
+        if over is not None:  # raised inside the except block, each of the two would be the other's cause or context
             raise over
         grid.save_state()
 
 
 def _keeps_something(state: RecordSet) -> bool:
-    """Return whether an app keeps anything of its own there; a workflow of flwr begins anew, whatever it wrote."""
+    """Return whether an app keeps anything in its state; flwr's workflows start over, no matter what they wrote."""
     if {name for name, _ in state.records()} != {*compat.WORKFLOW_RECORDS}:
         return bool(state)
     _, config = compat.WORKFLOW_RECORDS

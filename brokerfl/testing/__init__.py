@@ -1,6 +1,6 @@
-"""Test your apps: a ServerApp and its ClientApps in one process on fakeredis.
+"""Test your apps: a ServerApp and its ClientApps in one process, on fakeredis.
 
-They go through the same node loop and the same Driver as for real:
+They use the same node loop and the same Driver as in production:
 
     from brokerfl.testing import run_simulation
 

@@ -1,4 +1,4 @@
-"""fakeredis as brokerfl needs it. Owns what fakeredis does otherwise than Redis; must not know apps or messages."""
+"""fakeredis as brokerfl needs it. Owns where fakeredis differs from Redis; must not know apps or messages."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,9 +18,9 @@ __all__ = ["FakeServer", "fake_connection"]
 class _Redis(FakeRedis):
     """A FakeRedis whose XREADGROUP blocks.
 
-    fakeredis 2.40 answers an XREADGROUP with BLOCK and COUNT at once when nothing is there, and one without COUNT
-    misses what came before it. Its XREAD blocks as it should, so this waits with that one, from behind what this
-    client has read.
+    fakeredis 2.40 answers an XREADGROUP with BLOCK and COUNT at once when there is nothing to read, and one without
+    COUNT misses earlier entries. Its XREAD blocks as it should, so this waits with XREAD, starting after the last entry
+    that this client has read.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -60,7 +60,7 @@ class _Redis(FakeRedis):
 
 
 def fake_connection(server: FakeServer | None = None, prefix: str = DEFAULT_PREFIX) -> Connection:
-    """Return a connection to a fakeredis server of its own, or to ``server``."""
+    """Return a connection to ``server``, or to a new fakeredis server."""
     client = _Redis(server=server or FakeServer(), retry=NO_RETRY)
     connection = Connection(client, Keys(prefix), "fakeredis")
     connection.read_time()

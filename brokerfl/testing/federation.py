@@ -1,4 +1,4 @@
-"""A federation in one process: nodes in threads, ServerApps in the caller's. Owns their start and end, nothing else."""
+"""A federation in one process: nodes in threads, ServerApps in the caller's. Owns only how they start and end."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -20,20 +20,20 @@ from brokerfl.testing.fake import FakeServer, fake_connection
 
 @dataclass(frozen=True)
 class SimulationResult:
-    """What is left when a ServerApp has run: the run's id and the ServerApp's context with its state."""
+    """The result of a ServerApp: the run's id, and the ServerApp's context with its final state."""
 
     run_id: int
     context: Context
 
 
 class Federation:
-    """Nodes on one Redis, as a context manager; run any number of ServerApps on it, also at once from many threads.
+    """Nodes on one Redis, as a context manager. Runs any number of ServerApps, also at once from many threads.
 
     Args:
-        client_app: what every node runs; flwr's too.
-        num_supernodes: how many nodes.
+        client_app: what every node runs; brokerfl's or flwr's.
+        num_supernodes: the number of nodes.
         node_configs: one for each node; by default ``partition-id`` and ``num-partitions``.
-        connect: returns a new connection for each node and each run; fakeredis by default.
+        connect: returns a new connection for each node and each run; to fakeredis by default.
     """
 
     def __init__(
@@ -104,16 +104,16 @@ class Federation:
     def run(
         self, server_app: ServerApp | ServerAppCallable, run_config: UserConfig | None = None, app: str = "server:app"
     ) -> SimulationResult:
-        """Run a ServerApp, also flwr's, to its end and return what is left.
+        """Run a ServerApp to its end and return its result.
 
         Args:
-            server_app: what to run.
-            run_config: booleans, numbers and strings by name; tables become names with dots.
+            server_app: brokerfl's or flwr's.
+            run_config: booleans, numbers and strings by name; tables become dotted names.
             app: its name, as the operator sees it.
 
         Raises:
             ConfigError: the run config holds something else.
-            Exception: whatever its main function raised; its keys are deleted all the same.
+            Exception: raised by the main function; the run's keys are deleted all the same.
         """
         server_app = adapt_server_app(server_app)
         driver = Driver(self._open(), app, flattened(run_config or {}, "run_config"))
@@ -132,18 +132,18 @@ def run_simulation(
     run_config: UserConfig | None = None,
     node_configs: Sequence[UserConfig] | None = None,
 ) -> SimulationResult:
-    """Run a ServerApp on ``num_supernodes`` nodes, all in this process, and return what is left.
+    """Run a ServerApp on ``num_supernodes`` nodes, all in this process, and return its result.
 
     Args:
-        server_app: its main function runs in the calling thread. Flower's apps are taken as they are.
-        client_app: every node runs it in a thread of its own.
-        num_supernodes: how many nodes.
-        run_config: as ``--run-config``, or the table ``[tool.flwr.app.config]``: tables become names with dots.
+        server_app: brokerfl's or flwr's; its main function runs in the calling thread.
+        client_app: brokerfl's or flwr's; every node runs it in its own thread.
+        num_supernodes: the number of nodes.
+        run_config: as ``--run-config``, or the table ``[tool.flwr.app.config]``: tables become dotted names.
         node_configs: as ``--node-config``, one for each node; by default ``partition-id`` and ``num-partitions``.
 
     Raises:
-        ConfigError: a config holds something that is no boolean, number or string.
-        Exception: whatever the ServerApp's main function raised. What a ClientApp raises becomes an Error reply.
+        ConfigError: a config holds a value that is not a boolean, number or string.
+        Exception: raised by the ServerApp's main function. What a ClientApp raises becomes an Error reply.
     """
     with Federation(client_app, num_supernodes, node_configs=node_configs) as federation:
         return federation.run(server_app, run_config)

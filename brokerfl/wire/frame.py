@@ -1,14 +1,14 @@
-"""The frame: a version byte, a small msgpack header, and raw buffers beside it.
+"""The frame: a version byte, a small msgpack header, and raw buffers next to it.
 
-Owns the version, the one size limit, the names of a stream entry's fields, and the packing of headers, with the limits
-that both sides keep. It must not know what a header means.
+Owns the version, the limit on messages, the names of a stream entry's fields, and the packing of headers with the
+limits that both sides observe. It must not know what a header means.
 
 A stream entry holds these fields:
 
     i      the id of the message, or of the message replied to (ASCII). Readable in every version.
     h      version byte + msgpack header
     c      version byte + msgpack description of the content; absent in an Error reply
-    m      in place of c and the buffers of a large content: version byte + msgpack manifest of its chunks (`payload`)
+    m      for a large content, instead of c and the buffers: version byte + msgpack manifest of its chunks (`payload`)
     0, 1…  one raw buffer per array, in the order of the description
 """
 
@@ -21,7 +21,7 @@ from brokerfl.common import FrameError, MessageTooLarge
 
 VERSION = 1
 
-#: Most bytes of one content, unless a ServerApp or a node allows less: what may be asked of a receiver's memory.
+#: Most bytes of one content, unless a ServerApp or a node allows less: what a receiver must have memory for.
 MAX_MESSAGE_BYTES = 16 * 1024**3
 
 ID, HEAD, CONTENT, MANIFEST = b"i", b"h", b"c", b"m"
@@ -38,27 +38,27 @@ Fields = dict[bytes, bytes | memoryview]
 
 
 class FrameVersionError(FrameError):
-    """A frame of another version than this process speaks."""
+    """The frame has a version that this process does not speak."""
 
     def __init__(self, theirs: int) -> None:
         self.theirs = theirs
         super().__init__(
-            f"the frame has version {theirs}, this side speaks version {VERSION}: "
-            "run the same brokerfl version on the nodes and the ServerApp"
+            f"the frame has version {theirs}, but this side speaks version {VERSION}: "
+            "run the same version of brokerfl on the nodes and the ServerApp"
         )
 
 
 def pack(header: Any, limit: int = MAX_HEADER_BYTES) -> bytes:
     """Return the version byte and ``header`` in msgpack.
 
-    Its lists and maps are not counted: who packs many of them has to.
+    Its lists and maps are not counted: a caller that packs many has to count them.
 
     Args:
         header: what to pack.
-        limit: most bytes, as whoever unpacks it will ask for.
+        limit: most bytes, the same as for `unpack`.
 
     Raises:
-        ValueError: the header holds something msgpack cannot carry; the text names it.
+        ValueError: the header holds something that msgpack cannot carry; the text names it.
         MessageTooLarge: it is longer than ``limit`` bytes.
     """
     try:
@@ -66,7 +66,7 @@ def pack(header: Any, limit: int = MAX_HEADER_BYTES) -> bytes:
     except (OverflowError, UnicodeEncodeError, TypeError, ValueError) as error:
         raise ValueError(f"cannot be sent: {error}") from None
     if len(data) > limit:
-        raise MessageTooLarge(f"a header of {len(data):,} bytes is beyond the limit of {limit:,}")
+        raise MessageTooLarge(f"a header of {len(data):,} bytes exceeds the limit of {limit:,}")
     return data
 
 
@@ -74,7 +74,7 @@ def unpack(data: bytes | memoryview | None, limit: int = MAX_HEADER_BYTES) -> An
     """Return the header that `pack` made.
 
     Raises:
-        FrameVersionError: the version byte is another one.
+        FrameVersionError: it has another version.
         FrameError: it is missing, longer than ``limit`` bytes, or not msgpack.
     """
     if not data:
@@ -82,7 +82,7 @@ def unpack(data: bytes | memoryview | None, limit: int = MAX_HEADER_BYTES) -> An
     if data[0] != VERSION:
         raise FrameVersionError(data[0])
     if len(data) > limit:
-        raise FrameError(f"a header of {len(data):,} bytes is beyond the limit of {limit:,}")
+        raise FrameError(f"a header of {len(data):,} bytes exceeds the limit of {limit:,}")
     count = _Count()
     try:
         return msgpack.unpackb(
@@ -101,20 +101,20 @@ class _Count:
     def see(self, container: Any) -> Any:
         self._seen += 1
         if self._seen > MAX_CONTAINERS:
-            raise FrameError(f"a header with more than {MAX_CONTAINERS:,} lists and maps")
+            raise FrameError(f"the header has more than {MAX_CONTAINERS:,} lists and maps")
         return container
 
 
 def size_of(buffers: Mapping[bytes, bytes | memoryview]) -> int:
-    """Return the bytes of all ``buffers`` together, without their names."""
+    """Return the total size of ``buffers`` in bytes, without their names."""
     return sum(map(len, buffers.values()))
 
 
 def join_fields(fields: Mapping[bytes, bytes | memoryview]) -> bytes:
-    """Return all ``fields`` in one piece, for a place that holds no stream entries."""
+    """Return all ``fields`` as one value, for storage other than streams."""
     return msgpack.packb(dict(fields), use_bin_type=True)  # type: ignore[no-any-return]
 
 
 def split_fields(data: bytes) -> dict[bytes, bytes]:
-    """Return the fields that `join_fields` joined. Only for what this process wrote itself."""
+    """Return the fields that `join_fields` joined. Only for what a node wrote itself."""
     return msgpack.unpackb(data, strict_map_key=False)  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""Hashing: the sha256 of chunks, in threads of its own: it is the largest cost of sending a model, and leaves the GIL.
+"""Hashing: the sha256 of chunks, in separate threads: it is the largest cost of sending a model, and releases the GIL.
 
 Owns these threads. It must not know what chunks are part of.
 """
@@ -11,12 +11,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import sha256
 from itertools import islice
 
-#: Threads at most, and chunks that are hashed at once.
+#: Most threads, and most chunks that are hashed at once.
 _MOST = 4
 
-#: How much nicer the threads are that hash. The p95 of a tiny round beside large models was 7.1 to 7.3 times that of
-#: one alone with 0, 5.0 to 6.1 times with 10, 4.9 to 5.3 with 19 (``scripts/bench --only two-runs``); but beside busy
-#: threads 19 is left a sixtieth of a core, 10 a tenth (https://man7.org/linux/man-pages/man7/sched.7.html).
+#: How much nicer the hashing threads are. While another run moved large models, the p95 of a tiny round grew 7.1 to 7.3
+#: times with 0, 5.0 to 6.1 times with 10, and 4.9 to 5.3 times with 19 (``scripts/bench --only two-runs``). But when
+#: other threads are busy, 19 gets a sixtieth of a core and 10 a tenth
+#: (https://man7.org/linux/man-pages/man7/sched.7.html).
 NICENESS = 10
 
 _hashers: ThreadPoolExecutor | None = None
@@ -29,7 +30,7 @@ def digest_now(data: memoryview) -> bytes:
 
 
 def digest_soon(data: memoryview) -> "Future[bytes]":
-    """Return what will be the sha256 of one chunk."""
+    """Return the future sha256 of one chunk."""
     global _hashers
     with _making:
         if _hashers is None:
@@ -50,13 +51,13 @@ def digests_of(chunks: Iterator[memoryview]) -> Iterator[bytes]:
 
 
 def _give_way() -> None:
-    """Let messages of other runs pass: hashing is the bulk of the work on a model, and a message is soon done."""
-    if sys.platform == "linux":  # elsewhere it would be the whole process
+    """Let messages of other runs pass: hashing is most of the work on a model, and a message is quick."""
+    if sys.platform == "linux":  # elsewhere it would apply to the whole process
         os.nice(NICENESS)
 
 
 def _forget_hashers() -> None:
-    """A forked process has the pool without its threads."""
+    """A forked process inherits the pool without its threads."""
     global _hashers, _making
     _hashers, _making = None, threading.Lock()
 

@@ -17,7 +17,7 @@ from brokerfl.wire.record import decode_content
 _RANDOM_BYTES, _TAG_BYTES = 12, 4
 
 #: Bytes that the header of a message leaves free: its reply and its ledger entry repeat group and type, and an Error
-#: reply has a reason beside them.
+#: reply also has a reason.
 _ROOM_FOR_REPLY = 16 * 1024
 
 #: Seconds, about 30 years: a deadline in milliseconds stays far below 64 bits.
@@ -27,8 +27,8 @@ _LONGEST_TTL = 1e9
 def new_message_id(run_id: int) -> str:
     """Return a random id of 32 hex digits that `is_message_id` recognises as one of this run.
 
-    The last 8 digits are a digest of the run and the rest, so that "pulled before" and "never accepted" are told apart
-    without remembering every id a run ever used.
+    The last 8 digits are a digest of the run and the rest. They distinguish an id that was pulled before from one that
+    was never accepted, without remembering every id.
     """
     unique = os.urandom(_RANDOM_BYTES)
     return (unique + _tag(run_id, unique)).hex()
@@ -92,14 +92,14 @@ def encode_message(
     """Return the stream fields of one message.
 
     Args:
-        message_id: the id that field ``i`` shows: a message's own, or for a reply the id of the message it answers.
+        message_id: for field ``i``: a message's own id, or for a reply the id of the message it answers.
         metadata: the rest of the header.
-        content: what `payload.EncodedContent` carries; shared by the messages of a broadcast, not copied.
-        error: the error of an Error reply, in place of content.
+        content: the fields of a `payload.EncodedContent`; shared by the messages of a broadcast, not copied.
+        error: the error of an Error reply, instead of content.
 
     Raises:
-        ValueError: text that is not Unicode, numbers beyond 64 bits.
-        MessageTooLarge: a header beyond its limit; the text names what is long in it.
+        ValueError: a text is not Unicode, or a number exceeds 64 bits.
+        MessageTooLarge: the header exceeds its limit; the text names the longest part.
     """
     header = [
         metadata.run_id,
@@ -121,20 +121,20 @@ def encode_message(
             texts["error's reason"] = error.reason or ""
         name = max(texts, key=lambda name: len(texts[name]))
         raise MessageTooLarge(
-            f"{problem}: the {name} has {len(texts[name]):,} characters; put what is long into the content"
+            f"{problem}: the {name} has {len(texts[name]):,} characters; put long texts into the content"
         ) from None
     return {ID: message_id.encode(), HEAD: head, **(content or {})}
 
 
 def message_id_of(fields: Mapping[bytes, bytes | memoryview]) -> str:
-    """Return field ``i``, readable whatever the frame's version; "" where there is none."""
+    """Return field ``i``, which every version can read; "" if there is none."""
     return bytes(fields.get(ID, b"")).decode("ascii", "replace")
 
 
 def decode_message(fields: Mapping[bytes, bytes | memoryview]) -> Message:
     """Return the message that `encode_message` made.
 
-    Its `message_id` is field ``i`` for a message, "" for a reply. Arrays are read-only views on ``fields``.
+    Its `message_id` is field ``i`` for a message, "" for a reply. Arrays are read-only views of ``fields``.
 
     Raises:
         FrameVersionError: made by another version.
@@ -147,7 +147,7 @@ def decode_message(fields: Mapping[bytes, bytes | memoryview]) -> Message:
 
 
 def decode_header(fields: Mapping[bytes, bytes | memoryview]) -> tuple[Metadata, Error | None]:
-    """Return what a message says of itself, and the error that it has in place of content.
+    """Return the metadata of a message, and the error of an Error reply.
 
     Raises:
         FrameVersionError: made by another version.
@@ -155,7 +155,7 @@ def decode_header(fields: Mapping[bytes, bytes | memoryview]) -> tuple[Metadata,
     """
     header = unpack(fields.get(HEAD))
     if not isinstance(header, list) or len(header) != len(_HEADER):
-        raise FrameError("the header is not the list that this version writes")
+        raise FrameError("the header is not a list as this version writes it")
     for (name, kinds), value in zip(_HEADER, header, strict=True):
         if type(value) not in kinds:
             raise FrameError(f"the header's {name} is {reprlib.repr(value)}")

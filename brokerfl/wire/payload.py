@@ -1,11 +1,11 @@
-"""The payload: a large content as chunks, and the manifest that says how they make it up.
+"""The payload: a large content as chunks, and the manifest that says how they fit together.
 
 Owns where a content is divided, the layout of the manifest, and the checks on what it declares and on what arrives. It
 must not know Redis, or where chunks are kept.
 
-A content of more than `INLINE` bytes leaves its message, which then carries the manifest in its place. The buffers of
-the content are divided in their order: one of at least a chunk is cut into chunks of its own, smaller ones in a row
-share one. So a layer that did not change has the chunks it had, whatever became of the layers around it.
+A content of more than `INLINE` bytes leaves its message, which then carries the manifest instead. The buffers of the
+content are divided in order: one that fills a chunk or more is cut into chunks of its own; smaller ones in a row share
+a chunk. So a layer that did not change keeps its chunks, no matter what happened to the layers around it.
 """
 
 import mmap
@@ -33,19 +33,19 @@ from brokerfl.wire.frame import (
 from brokerfl.wire.hashing import digest_now, digest_soon, digests_of
 from brokerfl.wire.record import MAX_ARRAYS, check_description, digest_of, frozen
 
-#: Bytes of a content that travel in the message itself: below, a fetch costs more than what it saves
+#: Most bytes of a content that travel in the message itself: below this, a fetch costs more than it saves
 #: (``benchmarks/inline_limit.py``).
 INLINE = 64 * 1024
 
-#: Bytes of a content that are taken from a message itself: another version may have another limit.
+#: Most bytes of a content that are accepted in a message itself: another version may have another limit.
 MOST_INLINE = 1024 * 1024
 
-#: Bytes of a chunk. 1 MiB is as fast as it gets; 8 MiB are slower, and keep everyone else waiting. A little less, for
-#: jemalloc gives a value of exactly 1 MiB, with its header, a quarter more room than it needs.
+#: Bytes of a chunk. 1 MiB is as fast as it gets; 8 MiB are slower, and keep everyone else waiting. A little less,
+#: because jemalloc gives a value of exactly 1 MiB plus its header a quarter more room than it needs.
 CHUNK = 1024 * 1024 - 1024
 
-#: Chunks that are asked for, or sent, in one round trip: enough for 1 Gbit/s over a round trip of 30 ms. Not more, for
-#: Redis works off what one client sent before it turns to the next.
+#: Chunks that are requested, or sent, in one round trip: enough for 1 Gbit/s over a round trip of 30 ms. Not more,
+#: because Redis finishes what one client sent before it turns to the next.
 WINDOW = 4
 
 #: Most bytes of a manifest: it holds 48 bytes for each chunk, and up to 9 for each array.
@@ -54,10 +54,10 @@ MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 _DIGEST = 32
 _ENTRY = struct.Struct(">QQ")
 
-#: A packed array starts where any element type may start.
+#: A packed array starts where an element of any type may start.
 _ALIGNMENT = 16
 
-#: Bytes from which memory is asked of the system in huge pages, of 2 MiB on most.
+#: Least bytes for which memory is requested in huge pages, which have 2 MiB on most systems.
 _HUGE = 4 * 1024 * 1024
 
 
@@ -67,12 +67,12 @@ class MissingChunkError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Buffers that lie in one stretch of memory: a large one, or small ones in a row.
+    """Buffers that are contiguous in memory: one large buffer, or several small ones.
 
     Attributes:
         first: index of its first buffer.
         offsets: where each buffer starts in it.
-        size: its bytes.
+        size: in bytes.
         start: index of its first chunk.
     """
 
@@ -116,7 +116,7 @@ def divide(sizes: Iterable[int]) -> list[Piece]:
 
 @dataclass(frozen=True)
 class Manifest:
-    """How chunks make up a content.
+    """How chunks form a content.
 
     Attributes:
         sizes: bytes of its buffers: the description first, then each array.
@@ -130,12 +130,12 @@ class Manifest:
 
     @cached_property
     def pieces(self) -> list[Piece]:
-        """The pieces it makes."""
+        """The pieces of the content."""
         return divide(self.sizes)
 
     @cached_property
     def names(self) -> list[bytes]:
-        """What tells one piece from another: the digests of its chunks."""
+        """The name of each piece: the digests of its chunks."""
         return [b"".join(self.digests[piece.start : piece.chunks.stop]) for piece in self.pieces]
 
     def chunk_sizes(self) -> dict[bytes, int]:
@@ -153,25 +153,25 @@ class Manifest:
 
     @cached_property
     def encoded(self) -> bytes:
-        """What a message carries of it."""
+        """The manifest as a message carries it."""
         entries = b"".join(_ENTRY.pack(*map(int, entry.split("-"))) for entry in self.entries)
         return pack([list(self.sizes), b"".join(self.digests), entries], MAX_MANIFEST_BYTES)
 
     @cached_property
     def name(self) -> bytes:
-        """16 bytes that tell one content from another."""
+        """16 bytes that identify the content."""
         return sha256(pack([list(self.sizes), b"".join(self.digests)], MAX_MANIFEST_BYTES)).digest()[:16]
 
 
 def decode_manifest(data: bytes | memoryview, limit: int = MAX_MESSAGE_BYTES) -> Manifest:
-    """Return the manifest that was encoded as ``data``. Nothing is allocated on its word yet.
+    """Return the manifest encoded in ``data``. Nothing that it declares is allocated yet.
 
     Args:
         data: from another process.
         limit: most bytes that the content may have.
 
     Raises:
-        FrameError: malformed, contradictory, or a content beyond the limit.
+        FrameError: it is malformed or contradicts itself, or the content exceeds the limit.
     """
     match unpack(data, MAX_MANIFEST_BYTES):
         case [list(sizes), bytes(digests), bytes(entries)] if 0 < len(sizes) <= MAX_ARRAYS + 1 and all(
@@ -181,9 +181,9 @@ def decode_manifest(data: bytes | memoryview, limit: int = MAX_MESSAGE_BYTES) ->
         case _:
             raise FrameError("the manifest is malformed")
     if sizes[0] > MAX_CONTENT_BYTES:
-        raise FrameError(f"the description declares {sizes[0]:,} bytes, the limit is {MAX_CONTENT_BYTES:,} bytes")
+        raise FrameError(f"the description declares {sizes[0]:,} bytes; the limit is {MAX_CONTENT_BYTES:,} bytes")
     if sum(sizes) > limit:
-        raise FrameError(f"the content declares {sum(sizes):,} bytes, the limit is {limit:,} bytes")
+        raise FrameError(f"the content declares {sum(sizes):,} bytes; the limit is {limit:,} bytes")
     manifest = Manifest(
         tuple(sizes),
         tuple(digests[at : at + _DIGEST] for at in range(0, len(digests), _DIGEST)),
@@ -191,7 +191,7 @@ def decode_manifest(data: bytes | memoryview, limit: int = MAX_MESSAGE_BYTES) ->
     )
     count = manifest.pieces[-1].chunks.stop
     if len(digests) != count * _DIGEST or len(entries) not in (0, count * _ENTRY.size):
-        raise FrameError(f"the manifest does not name the {count} chunks that its sizes make")
+        raise FrameError(f"the manifest does not name the {count} chunks that its sizes require")
     return manifest
 
 
@@ -199,10 +199,10 @@ def decode_manifest(data: bytes | memoryview, limit: int = MAX_MESSAGE_BYTES) ->
 
 
 class Payload:
-    """A content that is divided into chunks. It shares the content's memory.
+    """A content divided into chunks. It shares the content's memory.
 
     Args:
-        content: what `record.encode_content` returned.
+        content: as `record.encode_content` returned it.
     """
 
     def __init__(self, content: Fields) -> None:
@@ -214,7 +214,7 @@ class Payload:
         return len(self._places)
 
     def chunk(self, index: int) -> memoryview:
-        """Return one chunk; what small arrays share is copied."""
+        """Return one chunk; one that several small arrays share is a copy."""
         piece, number = self._places[index]
         if len(piece.offsets) == 1:
             return self._buffers[piece.first][number * CHUNK : (number + 1) * CHUNK]
@@ -225,33 +225,33 @@ class Payload:
 
     @cached_property
     def manifest(self) -> Manifest:
-        """Its manifest, without entries. The first call hashes all of it."""
+        """Its manifest, without entries. The first access hashes the whole content."""
         digests = digests_of(map(self.chunk, range(len(self))))
         return Manifest(tuple(map(len, self._buffers)), tuple(digests))
 
 
-# Putting together.
+# Assembling.
 
-#: Yields the chunks of these indices; None for one that is not there.
+#: Yields the chunks with these indices; None for a missing one.
 Read = Callable[[Sequence[int]], Iterable[bytes | None]]
 
 
 def assemble(
     manifest: Manifest, read: Read, known: Mapping[bytes, memoryview] | None = None
 ) -> tuple[Fields, dict[bytes, memoryview]]:
-    """Fetch the chunks of a content, check each, and put them together.
+    """Fetch the chunks of a content, check each, and assemble them.
 
     Args:
         manifest: of the content.
         read: fetches at most `WINDOW` chunks.
-        known: pieces that are at hand, by the name that an earlier call gave them: they are not fetched.
+        known: pieces that an earlier call returned, by name: they are not fetched.
 
     Returns:
-        The content, read-only; and its pieces by name, on the same memory.
+        The content, read-only; and its pieces by name, sharing the same memory.
 
     Raises:
-        MissingChunkError: one is not there.
-        FrameError: one has another size or sha256 than declared, or the sizes do not fit the description.
+        MissingChunkError: a chunk is missing.
+        FrameError: a chunk does not have its declared size or sha256, or the sizes do not match the description.
     """
     known, names = known or {}, manifest.names
     wanted = [
@@ -261,7 +261,7 @@ def assemble(
     memories: list[memoryview] = []
     for name, piece in zip(names, manifest.pieces, strict=True):
         memories.append(known[name] if name in known else _fill(piece, chunks, checks))
-        if len(memories) == 1:  # it holds the description: no room is made for arrays that do not fit it
+        if len(memories) == 1:  # it holds the description: nothing is allocated for arrays that do not match it
             check_description(memories[0][: manifest.sizes[0]], manifest.sizes[1:])
     checks.finish()
     return _content(manifest, memories), dict(zip(names, memories, strict=True))
@@ -277,7 +277,7 @@ def _fetch(wanted: Sequence[int], read: Read, manifest: Manifest) -> Iterator[by
 
 
 def _fill(piece: Piece, chunks: Iterator[bytes], checks: "_Checks") -> memoryview:
-    """Return a piece, made of the chunks that come next."""
+    """Return a piece, made from the next chunks."""
     if len(piece.chunks) == 1:
         memory = memoryview(next(chunks))
         checks.check(piece.start, memory, piece.size)
@@ -293,24 +293,24 @@ def _fill(piece: Piece, chunks: Iterator[bytes], checks: "_Checks") -> memoryvie
 
 
 def _room(size: int) -> memoryview:
-    """Return new memory, in huge pages where the system has them: that spares hundreds of page faults a chunk.
+    """Return new memory, in huge pages if the system has them: that saves hundreds of page faults per chunk.
 
     Raises:
-        FrameError: there is none.
+        FrameError: there is not enough memory.
     """
     try:
         if size < _HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
             return memoryview(bytearray(size))
         room = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except (MemoryError, OSError) as error:
-        raise FrameError(f"this process has no memory for {size:,} bytes of it ({error})") from None
-    with suppress(OSError):  # a kernel without them
+        raise FrameError(f"this process cannot allocate {size:,} bytes for it ({error})") from None
+    with suppress(OSError):  # the kernel has none
         room.madvise(mmap.MADV_HUGEPAGE)
     return memoryview(room)
 
 
 class _Checks:
-    """Checks sizes at once, and hashes while the next chunks travel."""
+    """Checks sizes at once, and hashes while the next chunks are on their way."""
 
     def __init__(self, manifest: Manifest) -> None:
         self._digests = manifest.digests
@@ -318,7 +318,7 @@ class _Checks:
 
     def check(self, index: int, chunk: memoryview, size: int) -> None:
         if len(chunk) != size:
-            raise FrameError(f"chunk {index + 1} has {len(chunk):,} bytes, its manifest says {size:,}")
+            raise FrameError(f"chunk {index + 1} has {len(chunk):,} bytes, but its manifest says {size:,}")
         if len(self._digests) == 1:
             self._compare(index, digest_now(chunk))
         else:
@@ -330,7 +330,7 @@ class _Checks:
 
     def _compare(self, index: int, digest: bytes) -> None:
         if digest != self._digests[index]:
-            raise FrameError(f"chunk {index + 1} does not have the sha256 that its manifest says")
+            raise FrameError(f"chunk {index + 1} does not have the sha256 given in its manifest")
 
 
 def _content(manifest: Manifest, memories: Sequence[memoryview]) -> Fields:
@@ -342,23 +342,23 @@ def _content(manifest: Manifest, memories: Sequence[memoryview]) -> Fields:
     return content
 
 
-# A content that is about to be sent.
+# A content before it is sent.
 
 
 def is_large(content: Mapping[bytes, bytes | memoryview]) -> bool:
-    """Return whether a content leaves its message as chunks."""
+    """Return whether a content is sent as chunks rather than in its message."""
     return size_of(content) > INLINE
 
 
 class EncodedContent:
-    """A content as its message carries it: itself, or the manifest of a payload.
+    """A content as its message carries it: the content itself, or the manifest of a payload.
 
     Args:
-        content: what `record.encode_content` returned.
+        content: as `record.encode_content` returned it.
 
     Attributes:
         fields: what the message carries.
-        payload: what has to be sent beside the message; None where the content is small.
+        payload: what has to be sent besides the message; None for a small content.
     """
 
     def __init__(self, content: Fields) -> None:
@@ -367,20 +367,19 @@ class EncodedContent:
 
     @cached_property
     def name(self) -> bytes:
-        """16 bytes that tell one content from another."""
+        """16 bytes that identify the content."""
         return digest_of(self.fields) if self.payload is None else self.payload.manifest.name
 
 
 def manifest_of(fields: Mapping[bytes, bytes | memoryview], limit: int = MAX_MESSAGE_BYTES) -> Manifest | None:
-    """Return the manifest that a message or a reply carries; None where the content is in the message itself.
+    """Return the manifest that a message or a reply carries; None if the content is in the message itself.
 
     Args:
         fields: of the message.
         limit: most bytes that the content may have.
 
     Raises:
-        FrameError: see `decode_manifest`; or a content in the message that is beyond the limit, or beyond what any
-            sender leaves there.
+        FrameError: see `decode_manifest`; or the content in the message exceeds the limit, or `MOST_INLINE`.
     """
     encoded = fields.get(MANIFEST)
     if encoded is not None:
@@ -390,7 +389,7 @@ def manifest_of(fields: Mapping[bytes, bytes | memoryview], limit: int = MAX_MES
         size -= sum(len(fields.get(name, b"")) for name in (ID, HEAD))
         if size > min(limit, MOST_INLINE):
             raise FrameError(
-                f"the content has {size:,} bytes in the message itself, the limit is {min(limit, MOST_INLINE):,} bytes"
+                f"the content has {size:,} bytes in the message itself; the limit is {min(limit, MOST_INLINE):,} bytes"
             )
     return None
 

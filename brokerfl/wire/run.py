@@ -1,4 +1,4 @@
-"""What Redis holds of a run beside its messages: the run's frame, and the ledger's entries.
+"""What Redis holds of a run besides its messages: the run's frame, and the entries of its ledger.
 
 Owns their layout. It must not know keys or states.
 """
@@ -17,9 +17,9 @@ class Run:
 
     Attributes:
         run_id: random uint64, never 0 or 1.
-        app: what was started, ``module:attribute``.
+        app: the ServerApp, as ``module:attribute``.
         run_config: the run's configuration, given to every Context.
-        created_at: Unix time in seconds, by the clock of Redis.
+        created_at: Unix time in seconds, by Redis' clock.
     """
 
     run_id: int
@@ -29,17 +29,17 @@ class Run:
 
 
 def encode_run(run: Run) -> bytes:
-    """Return the frame of ``run``, without its id: the key or hash field that holds it says that.
+    """Return the frame of ``run`` without its id, which is in the name of the key or hash field that holds it.
 
     Raises:
-        ConfigError: the run config is too large, or holds something that is no boolean, number or string.
-        ValueError: it holds what msgpack cannot carry.
+        ConfigError: the run config is too large, or a value is not a boolean, number or string.
+        ValueError: it holds something that msgpack cannot carry.
     """
     for key, value in run.run_config.items():
         if not isinstance(key, str) or not isinstance(value, SCALARS):
             raise ConfigError(
-                f"the run config: {key!r} is a {type(value).__name__}: its keys are str, its values booleans, numbers "
-                "and strings"
+                f"the run config: {key!r} is a {type(value).__name__}, but keys must be str, and values booleans, "
+                "numbers or strings"
             )
     try:
         return pack([run.app, run.created_at, run.run_config])
@@ -49,7 +49,7 @@ def encode_run(run: Run) -> bytes:
         longest = max(sizes, key=sizes.__getitem__)
         raise ConfigError(
             f"the run config is too large: {error}, and {longest} has {sizes[longest]:,} characters: "
-            "send what is long in messages, or let the config name a file"
+            "send long texts in messages, or let the config name a file"
         ) from None
 
 
@@ -57,7 +57,7 @@ def decode_run(run_id: int, data: bytes) -> Run:
     """Return the run that `encode_run` made.
 
     Raises:
-        FrameError: malformed, or of another version.
+        FrameError: malformed, or written by another version.
     """
     match unpack(data):
         case [str(app), float(created_at), dict(config)] if all(
@@ -69,16 +69,16 @@ def decode_run(run_id: int, data: bytes) -> Run:
 
 @dataclass(frozen=True)
 class LedgerEntry:
-    """What the ledger's hash holds of one message.
+    """What the ledger's hash holds about one message.
 
     Attributes:
-        node_id: who is to execute it.
+        node_id: the node that is to execute it.
         group_id: its group.
         message_type: its type.
-        deadline: milliseconds of Redis TIME at which it expires.
-        sequence: which message of the run it was, counted from 1: after a resume the oldest is adopted first.
+        deadline: Unix time in milliseconds, by Redis' clock, at which it expires.
+        sequence: its number in the run, counted from 1: after a resume the oldest is adopted first.
         digest: of its content, as `record.digest_of` makes it; equal content is adopted before the oldest.
-        waits: it outlasts its node's absence; only its deadline ends it.
+        waits: it waits for a node that is offline; only its deadline ends it.
     """
 
     node_id: int
@@ -91,7 +91,7 @@ class LedgerEntry:
 
     @property
     def key(self) -> tuple[str, int, str]:
-        """What a message pushed after a resume must share with it to adopt it."""
+        """What a message pushed after a resume must have in common with it to adopt it."""
         return self.group_id, self.node_id, self.message_type
 
 
@@ -105,7 +105,7 @@ def decode_entry(data: bytes) -> LedgerEntry:
     """Return the ledger entry that `encode_entry` made.
 
     Raises:
-        FrameError: malformed, or of another version.
+        FrameError: malformed, or written by another version.
     """
     entry: Any = unpack(data)
     match entry:

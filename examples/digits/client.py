@@ -21,7 +21,7 @@ def train(message: Message, context: Context) -> Message:
     """Train the model of the message; reply with it, how many images there were, and the loss on them."""
     images, labels = own_digits(context)
     config: Mapping[str, Any] = message.content.configs_records["config"]
-    # What arrives is a read-only view on the message, and training changes arrays in place.
+    # What arrives is a read-only view of the message, and training changes arrays in place.
     parameters = [array.copy() for array in message.content.parameters_records["model"].to_numpy_ndarrays()]
     # The same run on the same nodes shuffles the same way; no two nodes and no two rounds do.
     rng = np.random.default_rng([config["seed"], config["round"], int(context.node_config["partition-id"])])

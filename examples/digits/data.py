@@ -20,7 +20,7 @@ HELD_OUT = 0.2
 #: Concentration of the Dirichlet distribution: the smaller, the more the nodes differ.
 ALPHA = 0.5
 
-#: Images that a node has at least, unless that is more than a quarter of an equal share.
+#: Least images of a node, unless that is more than a quarter of an equal share.
 MIN_SIZE = 20
 
 _MAX_DRAWS = 1000
@@ -41,13 +41,13 @@ def load_partition(partition_id: int, num_partitions: int) -> Digits:
         ValueError: there is no such partition, or too few images for so many.
     """
     if not 0 <= partition_id < num_partitions:
-        raise ValueError(f"partition-id={partition_id} is not in 0 to {num_partitions - 1}, num-partitions less one")
+        raise ValueError(f"partition-id={partition_id} is not in 0 to {num_partitions - 1} (num-partitions minus one)")
     digits, order, held_out = _shuffled()
     return _select(digits, _divide(digits[1], order[held_out:], num_partitions)[partition_id])
 
 
 def _shuffled() -> tuple[Digits, NDArray[np.int64], int]:
-    """Return all images and labels, an order of them, and how many of its first are held out."""
+    """Return all images and labels, an order of them, and how many of the first are held out."""
     pixels, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(SEED).permutation(len(labels))
     return ((pixels / 16).astype(np.float32), labels), order, int(HELD_OUT * len(labels))
@@ -59,7 +59,7 @@ def _select(digits: Digits, indices: NDArray[np.int64]) -> Digits:
 
 
 def _divide(labels: NDArray[np.int64], rest: NDArray[np.int64], num_partitions: int) -> list[NDArray[np.int64]]:
-    """Return the indices of each partition: the first draw that leaves none of them too small."""
+    """Return the indices of each partition: the first draw in which none is too small."""
     smallest = max(1, min(MIN_SIZE, len(rest) // num_partitions // 4))
     for seed in range(SEED, SEED + _MAX_DRAWS):
         partitions = _draw(labels, rest, num_partitions, seed)

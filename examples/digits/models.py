@@ -25,10 +25,10 @@ def create(model: str, seed: int) -> list[Floats]:
     """Return a new model: weights as He et al. draw them (2015, arXiv:1502.01852), zero biases.
 
     Raises:
-        ValueError: ``model`` is none of `LAYERS`.
+        ValueError: ``model`` is not in `LAYERS`.
     """
     if model not in LAYERS:
-        raise ValueError(f"the model {model!r} is none of {', '.join(LAYERS)}")
+        raise ValueError(f"the model {model!r} is not one of {', '.join(LAYERS)}")
     rng = np.random.default_rng(seed)
     parameters = []
     for inputs, outputs in pairwise(LAYERS[model]):

@@ -35,7 +35,7 @@ app = ServerApp()
 
 @dataclass
 class Round:
-    """What one round came to: how good the model is on the held-out digits, and what travelled.
+    """The result of one round: how good the model is on the held-out digits, and what travelled.
 
     Attributes:
         round: its number, from 1.
@@ -65,7 +65,7 @@ class Round:
 
 
 class Average:
-    """The weighted mean of the models added to it. It holds one model, however many were added."""
+    """The weighted mean of the models added to it. It holds one model, no matter how many were added."""
 
     def __init__(self) -> None:
         self.parameters: list[models.Floats] = []
@@ -115,7 +115,7 @@ def read_config(context: Context) -> dict[str, Any]:
             raise ValueError(f"the run config has {key}={value!r}, but it takes values like {DEFAULTS[key]!r}")
     config = DEFAULTS | context.run_config
     if config["model"] not in models.LAYERS:
-        raise ValueError(f"the run config has model={config['model']!r}, which is none of {', '.join(models.LAYERS)}")
+        raise ValueError(f"the run config has model={config['model']!r}, but it takes {' or '.join(models.LAYERS)}")
     if not 0 < config["fraction"] <= 1:
         raise ValueError(f"the run config has fraction={config['fraction']}, which is not above 0 and at most 1")
     config["lr"] = float(config["lr"] or models.LEARNING_RATES[config["model"]])
@@ -140,7 +140,7 @@ def save(context: Context, parameters: list[models.Floats], server_round: int) -
 def train(
     driver: Driver, parameters: list[models.Floats], config: dict[str, Any], server_round: int
 ) -> tuple[list[models.Floats], Round]:
-    """Let a sample of the nodes train the model; return the average of what they made of it."""
+    """Let a sample of the nodes train the model; return the average of the results."""
     # A node that has left is not waited for, as long as there is another one.
     online = driver.wait_for_nodes(1)
     rng = random.Random(f"{config['seed']} {server_round}")
@@ -166,10 +166,10 @@ def train(
         average.add(trained.to_numpy_ndarrays(), metrics["num-examples"])
         result.bytes += trained.count_bytes()
         result.nodes.append(str(reply.metadata.src_node_id))
-        del reply, trained  # before the next one is fetched: so there is one in memory, whatever the number of nodes
+        del reply, trained  # before the next one is fetched: so memory holds one, no matter how many nodes there are
 
     if not result.nodes:
-        log(WARNING, "Round %s: no node answered, going on with the old model", server_round)
+        log(WARNING, "Round %s: no node answered; continuing with the old model", server_round)
     parameters = average.parameters or parameters
     result.loss, result.accuracy = models.evaluate(parameters, *load_test_set())
     result.seconds = time.perf_counter() - started

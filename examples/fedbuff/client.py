@@ -39,7 +39,7 @@ def train(message: Message, context: Context) -> Message:
 
 
 def own_partition(context: Context) -> tuple[int, int]:
-    """Return which part of the digits is this node's, and of how many.
+    """Return which part of the digits is this node's, and how many parts there are.
 
     Raises:
         ValueError: the node was started without saying so.
@@ -54,7 +54,7 @@ def own_partition(context: Context) -> tuple[int, int]:
 
 
 def take_time(started: float, context: Context) -> None:
-    """Wait until a machine that is slower by the factor ``slowdown`` would have finished what began at ``started``."""
+    """Wait until a machine slower by the factor ``slowdown`` would have finished the work that began at ``started``."""
     took = max(time.perf_counter() - started, float(context.node_config.get("seconds", 0.2)))
     until = started + took * float(context.node_config.get("slowdown", 1))
     time.sleep(max(0.0, until - time.perf_counter()))

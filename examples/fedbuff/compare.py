@@ -23,13 +23,13 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 
-#: Seconds that a training takes on all nodes but the straggler.
+#: Seconds that a training takes on all nodes except the straggler.
 SECONDS = 0.2
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one run came to.
+    """The result of one run.
 
     Attributes:
         seconds: until the last version.
@@ -61,7 +61,7 @@ def main() -> None:
         redis = start_everything(stack, folder, given.nodes, given.slowdown)
         for seed in range(given.seeds):
             for name, (app, size) in apps.items():
-                # The straggler may still work on what the last run wants no more.
+                # The straggler may still work on a message that the last run no longer wants.
                 time.sleep(2 * SECONDS * given.slowdown)
                 history = folder / f"{app}-{size}-{seed}"
                 config = f"num-versions={given.updates // size} min-nodes={given.nodes} seed={seed}"
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def start_everything(stack: ExitStack, folder: Path, nodes: int, slowdown: float) -> list[str]:
-    """Start server and nodes, to be ended with the stack; return the options that name the server."""
+    """Start the server and the nodes, which end with the stack; return the options that name the server."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -93,7 +93,7 @@ def start_everything(stack: ExitStack, folder: Path, nodes: int, slowdown: float
 
 
 def command(name: str, *arguments: str) -> list[str]:
-    """Return the command line of one of brokerfl's commands, as it is installed beside this Python."""
+    """Return the command line of one of brokerfl's commands, as installed next to this Python."""
     return [str(Path(sys.executable).with_name(name)), *arguments]
 
 
@@ -118,7 +118,7 @@ def await_text(process: "subprocess.Popen[bytes]", log: Path, text: str) -> None
 
 
 def read_result(history: Path, target: float, count: int) -> Result:
-    """Return what the history of a run with so many nodes tells."""
+    """Return the result that the history of a run with so many nodes shows."""
     versions = [json.loads(line) for line in history.read_text().splitlines()]
     shares = Counter(update.split()[0] for version in versions for update in version["updates"])
     fewest = min(shares.values()) if len(shares) == count else 0

@@ -35,7 +35,7 @@ def load_partition(partition_id: int, num_partitions: int) -> Digits:
         ValueError: there is no such partition, or it got no image.
     """
     if not 0 <= partition_id < num_partitions:
-        raise ValueError(f"partition-id={partition_id} is not in 0 to {num_partitions - 1}, num-partitions less one")
+        raise ValueError(f"partition-id={partition_id} is not in 0 to {num_partitions - 1} (num-partitions minus one)")
     (images, labels), held_out = _shuffled()
     images, labels = images[held_out:], labels[held_out:]
     rng = np.random.default_rng(SEED)
@@ -52,7 +52,7 @@ def load_partition(partition_id: int, num_partitions: int) -> Digits:
 
 
 def _shuffled() -> tuple[Digits, int]:
-    """Return all images and labels in an order of our own, and how many of the first are held out."""
+    """Return all images and labels in a fixed order, and how many of the first are held out."""
     pixels, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(SEED).permutation(len(labels))
     return ((pixels[order] / 16).astype(np.float32), labels[order]), int(HELD_OUT * len(labels))

@@ -1,7 +1,7 @@
 """The ServerApp's side: asynchronous federated learning, FedBuff (Nguyen et al., 2022, arXiv:2106.06639).
 
-Every node is kept busy, whatever the others do. Each reply is what training changed, weighted by how old the version
-is that it started from; a buffer of so many makes a new version.
+Every node is kept busy, no matter what the others do. Each reply is what training changed, weighted by the age of the
+version that it started from; a full buffer of replies makes a new version.
 
 Run it with ``brokerfl-server server:app --run-config 'num-versions=50'``. All keys are in `DEFAULTS`.
 """
@@ -32,7 +32,7 @@ DEFAULTS: dict[str, Any] = {
     "history": "",
 }
 
-#: Seconds without a reply after which it looks for nodes that have come.
+#: Seconds without a reply after which it looks for new nodes.
 PATIENCE = 5.0
 
 app = ServerApp()
@@ -52,13 +52,13 @@ def main(driver: Driver, context: Context) -> None:
         idle = set(driver.wait_for_nodes(1)).difference(busy.values(), failing)
         busy |= push(driver, model, version, config, idle, "updates")
         if not busy:
-            raise RuntimeError("every node that is online fails; the log says why")
+            raise RuntimeError("every node that is online fails; the log shows why")
         reply = next(driver.replies(busy, timeout=PATIENCE), None)
         if reply is None:
             continue
         node_id = busy.pop(reply.metadata.reply_to_message)
         if failed(reply):
-            if reply.error.code != ErrorCode.NODE_UNAVAILABLE:  # such a node is not online until it is back
+            if reply.error.code != ErrorCode.NODE_UNAVAILABLE:  # such a node is offline until it is back
                 failing.add(node_id)
             continue
         buffer.add(reply, version)
@@ -67,15 +67,15 @@ def main(driver: Driver, context: Context) -> None:
         model, version = buffer.apply_to(model, config["server-lr"]), version + 1
         report(buffer, model, version, started, config["history"])
         save(context, model, version)
-        # One transaction saves the version and lets the replies that it is made of leave Redis. Only then is it sent:
-        # no node ever works on a version that a crash can undo.
+        # One transaction saves the version and settles the replies that it is made of. Only then is it sent: no node
+        # ever works on a version that a crash can undo.
         driver.checkpoint()
         buffer, failing = Buffer(), set()
     log(INFO, "Finished: %s updates made %s versions", version * config["buffer-size"], version)
 
 
 class Buffer:
-    """The weighted sum of the updates added to it. It holds one model, however many were added.
+    """The weighted sum of the updates added to it. It holds one model, no matter how many were added.
 
     Attributes:
         updates: node and number of each, such as "4635785750417912527 3".

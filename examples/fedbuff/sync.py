@@ -1,4 +1,4 @@
-"""The same in rounds, to compare with: every version is made of one update of each node, and waits for the slowest.
+"""The same in rounds, for comparison: every version is made of one update of each node, and waits for the slowest.
 
 With a buffer of as many updates as there are nodes and no staleness FedBuff is federated averaging, so all but the
 order of waiting is server.py's. Run it with ``brokerfl-server sync:app --run-config 'num-versions=20'``.
@@ -24,13 +24,13 @@ def main(driver: Driver, context: Context) -> None:
     started = time.perf_counter()
     while version < config["num-versions"]:
         buffer = Buffer()
-        # A new group each round: its push saves the state, and lets the replies of the last round leave Redis.
+        # A new group each round: its push saves the state and settles the replies of the last round.
         busy = push(driver, model, version, config, driver.wait_for_nodes(1), f"round {version + 1}")
         for reply in driver.replies(busy):
             if not failed(reply):
                 buffer.add(reply, version)
         if not buffer.updates:
-            raise RuntimeError("every node that is online fails; the log says why")
+            raise RuntimeError("every node that is online fails; the log shows why")
         model, version = buffer.apply_to(model, config["server-lr"]), version + 1
         report(buffer, model, version, started, config["history"])
         save(context, model, version)

@@ -1,4 +1,4 @@
-"""Echoes what it is sent. Run it with ``brokerfl-node client:app``."""
+"""Echoes what it receives. Run it with ``brokerfl-node client:app``."""
 
 from logging import INFO
 

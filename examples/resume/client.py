@@ -1,4 +1,4 @@
-"""Counts the messages it has executed. Run it with ``brokerfl-node client:app --name NAME``: only a name comes back.
+"""Counts the messages it has executed. Run it with ``brokerfl-node client:app --name NAME``; only named nodes return.
 
 Node config: ``seconds`` (2), which a message takes.
 """

@@ -1,4 +1,4 @@
-"""Rounds that go on where a crash interrupted them. Run it with ``brokerfl-server server:app``, then with --resume.
+"""Rounds that continue after a crash. Run it with ``brokerfl-server server:app``, then with --resume.
 
 Run config: ``num-rounds`` (10) and ``min-nodes`` (2).
 """
@@ -13,13 +13,13 @@ app = ServerApp()
 
 @app.main()
 def main(driver: Driver, context: Context) -> None:
-    """Add up what the nodes reply, round by round; `done` is what is known of the rounds that are over."""
+    """Add up what the nodes reply, round by round; `done` holds the rounds that are over and their sum."""
     done = context.state.metrics_records.setdefault("done", MetricsRecord({"rounds": 0, "sum": 0}))
     for server_round in range(done["rounds"] + 1, context.run_config.get("num-rounds", 10) + 1):
         log(INFO, "Starting server round %s", server_round)
         nodes = driver.wait_for_nodes(context.run_config.get("min-nodes", 2))
         messages = [driver.create_message(RecordSet(), MessageType.TRAIN, node, str(server_round)) for node in nodes]
-        # The first push of a new group saves the state, in the transaction that settles the replies before it.
+        # The first push of a new group saves the state, in the transaction that settles the earlier replies.
         replies = driver.send_and_receive(messages)
         done["sum"] += sum(reply.content.metrics_records["executed"]["n"] for reply in replies if reply.has_content())
         done["rounds"] = server_round

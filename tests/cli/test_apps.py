@@ -29,13 +29,16 @@ OTHERS = {
 APPS = {
     "no colon": (
         "client",
-        "the app 'client' is neither of the form module:attribute, such as client:app, nor a directory",
+        "the app 'client' is neither module:attribute, such as client:app, nor a directory",
     ),
-    "no attribute": ("client:", "the app 'client:' is neither of the form"),
+    "no attribute": ("client:", "the app 'client:' is neither module:attribute"),
     "no module": ("nowhere:app", r"there is no module 'nowhere' in \S+apps"),
     "no module in a package": ("package.nowhere:app", r"there is no module 'package.nowhere' in \S+apps"),
     "a file": ("client.py:app", r"there is no module 'client.py' in .*: write client:app, without .py"),
-    "a path": ("./client:app", "'./client' is no name of a module: write client:app, and --app-dir"),
+    "a path": (
+        "./client:app",
+        "'./client' is not a module name: write client:app, and give the directory with --app-dir",
+    ),
     "wrong attribute": ("others:app", "the module others has no attribute 'app'; it has others:mine, others:yours"),
     "wrong attribute, none right": ("three:nothing", "the module three has no attribute 'nothing'$"),
     "not an app": ("three:app", "three:app is of type int, not ClientApp$"),

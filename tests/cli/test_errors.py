@@ -25,7 +25,7 @@ USAGE = {
     "node config": ((*NODE, "--node-config", "partition"), "--node-config 'partition' cannot be read at 'partition'"),
     "node config's value": (
         (*NODE, "--node-config", "a=[1]"),
-        r"--node-config: the value of a is '\[1\]', which is no",
+        r"--node-config: the value of a is '\[1\]': it must be a boolean, number or string; quote a string",
     ),
     "run config": (
         (*SERVER, "--run-config", "lr = 0.1"),
@@ -42,7 +42,7 @@ USAGE = {
         for option in options
         for seconds in ("nan", "inf", "1e18")
     },
-    "seed": ((*SERVER, "--run-config", "seed=99999999999999999999999"), "--run-config: seed is 9+, and only integers"),
+    "seed": ((*SERVER, "--run-config", "seed=99999999999999999999999"), "--run-config: seed is 9+, but only integers"),
     "run config's bytes": ((*SERVER, "--run-config", "a='\udcff'"), r"--run-config: 'a': '\\udcff' is not UTF-8"),
     "name's bytes": ((*NODE, "--name", "a\udcff"), r"Invalid value for '--name': 'a\\udcff' is not UTF-8"),
     "label's bytes": ((*NODE, "--label", "a=\udcff"), r"Invalid value for '--label': 'a=\\udcff' is not UTF-8"),

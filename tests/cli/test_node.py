@@ -219,7 +219,7 @@ def test_signals_that_come_together_are_one(commands: Commands, broker: Broker, 
 def test_an_empty_name_is_none(commands: Commands) -> None:
     """A variable of a shell that is not set makes no unnamed node by mistake."""
     node = commands.run("brokerfl-node", "client:app", "--name", "", code=2)
-    assert "Invalid value for '--name': the name is empty: leave the option out for a node without one" in node.err
+    assert "Invalid value for '--name': the name is empty: for an unnamed node, leave the option out" in node.err
 
 
 def test_a_node_leaves_when_its_grace_is_over(commands: Commands, broker: Broker, gate: Path) -> None:
@@ -228,7 +228,7 @@ def test_a_node_leaves_when_its_grace_is_over(commands: Commands, broker: Broker
     server = commands.server("--run-config", "nodes=1")
     node.wait_for("Training begins")
     node.send(signal.SIGTERM)
-    assert "was not finished in 0.2 s; leaving without it" in node.ends(143).text
+    assert "did not finish in 0.2 s; leaving without it" in node.ends(143).text
     assert f"Round 1: Error 5 of {node_id(node)}\n" in server.ends(0).text
 
 

@@ -46,7 +46,7 @@ def rows(commands: Commands, *arguments: str) -> list[dict[str, object]]:
 def test_nothing_there_is_said_in_a_line(commands: Commands, broker: Broker) -> None:
     """Without runs and nodes each command prints a line that helps on, and json is an empty list."""
     expected = {
-        ("runs",): "no runs; --all shows those that have ended\n",
+        ("runs",): "no runs; --all also lists those that have ended\n",
         ("runs", "--all"): "no runs\n",
         ("nodes",): "no nodes; brokerfl-node client:app starts one\n",
         ("runs", "--format", "json"): "[]\n",

@@ -66,7 +66,7 @@ def test_an_outage_that_is_too_long_detaches_the_run(commands: Commands, server:
     node, server_app = in_a_round(commands, "--outage-limit", "0.3")
     server.stop()
     text = server_app.ends(10).err
-    assert f"Run {run_id(server_app)} is detached: Redis was away for more than 0.3 s: " in text
+    assert f"Run {run_id(server_app)} is detached: Redis was unreachable for more than 0.3 s: " in text
     assert f"brokerfl-server server:app --resume {run_id(server_app)}" in text
     assert "Traceback" not in text
     commands.write("gate", "")

@@ -88,10 +88,10 @@ def test_ctrl_c_prints_the_command_that_resumes(commands: Commands, broker: Brok
     server.send(signal.SIGINT)
     text = server.ends(130).err
     assert statuses(commands) == {run_id(server): "detached"}
-    words = shlex.split(text.split("To go on:\n")[1].splitlines()[0])
+    words = shlex.split(text.split("To resume it:\n")[1].splitlines()[0])
     assert set(words) >= {"brokerfl-server", "server:app", "--resume", run_id(server), *options}
     assert "--run-config" not in words
-    assert f"To delete them: brokerfl stop {run_id(server)} --redis {broker.url}\n" in text
+    assert f"To delete it: brokerfl stop {run_id(server)} --redis {broker.url}\n" in text
     del commands.env["BROKERFL_REDIS_URL"]
     again = commands.start(*words)
     again.wait_for("resumed")
@@ -187,7 +187,7 @@ def test_options_that_make_no_sense(commands: Commands) -> None:
     closed = ("--redis", "redis://127.0.0.1:1")
     for option in ("--takeover", "--another-app"):
         alone = commands.run("brokerfl-server", "server:app", option, *closed, code=2)
-        assert error_of(alone) == f"Error: {option} is given without --resume: name the run that is to go on"
+        assert error_of(alone) == f"Error: {option} needs --resume RUN, the run to continue"
     no_id = commands.run("brokerfl-server", "server:app", "--resume", "abc", *closed, code=2)
     assert "Invalid value for '--resume': 'abc' is not a valid run id" in no_id.err
 

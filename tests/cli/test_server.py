@@ -110,11 +110,11 @@ def remaining(broker: Broker) -> set[str]:
 def assert_detached(server: Process, commands: Commands, broker: Broker) -> None:
     """It said how to go on and how to stop the run, the list shows it, and doing as told deletes it."""
     run = run_id(server)
-    assert f"To go on:\n    brokerfl-server server:app --resume {run}" in server.err
-    assert f"To delete them: brokerfl stop {run}\n" in server.err
+    assert f"To resume it:\n    brokerfl-server server:app --resume {run}" in server.err
+    assert f"To delete it: brokerfl stop {run}\n" in server.err
     assert runs(commands) == {run: "detached"}
     assert remaining(broker)
-    assert commands.run("brokerfl", "stop", run).out == f"Run {run} is stopped; its keys are deleted.\n"
+    assert commands.run("brokerfl", "stop", run).out == f"Run {run} is stopped and its keys are deleted.\n"
     assert remaining(broker) == set()
     assert runs(commands) == {}
 
@@ -250,7 +250,7 @@ def test_a_killed_server_can_be_stopped(commands: Commands, broker: Broker, when
     if when == "after its lease":
         eventually(lambda: not broker.scan(f"{PREFIX}:{{run:{run}}}:lease"), DEADLINE)
         assert runs(commands) == {run: "detached"}
-    assert commands.run("brokerfl", "stop", run).out == f"Run {run} is stopped; its keys are deleted.\n"
+    assert commands.run("brokerfl", "stop", run).out == f"Run {run} is stopped and its keys are deleted.\n"
     assert remaining(broker) == set()
     ended = json.loads(commands.run("brokerfl", "runs", "--all", "--format", "json").out)
     assert [(row["run"], row["status"]) for row in ended] == [(run, "stopped")]

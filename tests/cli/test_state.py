@@ -384,7 +384,7 @@ def test_dead_replay_has_the_state_and_changes_nothing(commands: Commands, broke
 
 def test_dead_forget_deletes_it(commands: Commands, killer: str) -> None:
     """`brokerfl dead forget` takes a message out of the journal of a node that runs, which goes on undisturbed."""
-    assert commands.run("brokerfl", "dead", "forget", killer).out == f"Message {killer} is forgotten.\n"
+    assert commands.run("brokerfl", "dead", "forget", killer).out == f"Message {killer} is deleted.\n"
     assert dead(commands) == []
     assert sum_of(start_server(commands, 2)) == total(1, 2)
 

@@ -97,7 +97,7 @@ def test_a_server_that_ends_by_itself_ends_up(commands: Commands) -> None:
     process, client = up(commands)
     with client:
         client.shutdown(nosave=True)
-    assert process.ends(1).err == "Error: the server ended by itself with exit code 0\n"
+    assert process.ends(1).err == "Error: the server ended unexpectedly with exit code 0\n"
 
 
 def test_a_package_without_the_server_is_named(commands: Commands) -> None:

@@ -141,7 +141,7 @@ def test_a_file_that_holds_no_url(commands: Commands) -> None:
         "missing": "the URL file missing cannot be read: No such file or directory",
         "empty": "the URL file empty must hold one URL and nothing else",
         "two": "the URL file two must hold one URL and nothing else",
-        "binary": "the URL file binary cannot be read: not a text",
+        "binary": "the URL file binary cannot be read: not text",
     }
     for name in lines:
         commands.start("brokerfl", "runs", "--redis-file", name)
@@ -152,4 +152,4 @@ def test_a_file_that_holds_no_url(commands: Commands) -> None:
 def test_two_urls_are_one_too_many(commands: Commands) -> None:
     """--redis together with --redis-file ends with 2: nobody can tell which was meant."""
     process = commands.run("brokerfl", "runs", "--redis", TYPED, "--redis-file", "client.py", code=2)
-    assert error_of(process) == "Error: --redis and --redis-file both say where Redis is: give one of them"
+    assert error_of(process) == "Error: --redis and --redis-file both say where Redis is: give only one"

@@ -28,7 +28,7 @@ def test_a_node_with_a_lower_limit_reads_nothing(
         limit_messages(nodes.nodes[0], LAYER - 1)
         [reply] = to_all(driver, [node], model(layer(1)))
         reason = reason_of(reply, ErrorCode.MESSAGE_UNAVAILABLE)
-        assert f"bytes, the limit is {LAYER - 1:,} bytes" in reason
+        assert f"bytes; the limit is {LAYER - 1:,} bytes" in reason
         assert read == []
         [reply] = to_all(driver, [node], model(layer(1, CHUNK)), "2")
         assert reply.has_content()

@@ -43,7 +43,7 @@ def spoil(backend: Backend, key: str, how: str) -> None:
     [
         ("missing", "chunk 3 of 6 is gone from Redis"),
         ("no string", "chunk 3 of 6 is gone from Redis"),
-        ("shorter", "chunk 3 has 1,023 bytes, its manifest says 1,024"),
+        ("shorter", "chunk 3 has 1,023 bytes, but its manifest says 1,024"),
         ("other", "chunk 3 does not have the sha256"),
     ],
 )

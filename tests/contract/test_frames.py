@@ -28,10 +28,10 @@ def send_raw(backend: Backend, driver: Driver, node: int, change: dict[str, byte
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        pytest.param({"h": b"\x02whatever"}, "version 2, this side speaks version 1", id="another version"),
+        pytest.param({"h": b"\x02whatever"}, "version 2, but this side speaks version 1", id="another version"),
         pytest.param({"h": b""}, "no header", id="no header"),
         pytest.param({"h": b"\x01\xc1"}, "not msgpack", id="not msgpack"),
-        pytest.param({"h": b"\x01\x90"}, "not the list", id="another list"),
+        pytest.param({"h": b"\x01\x90"}, "not a list as this version writes it", id="another list"),
         pytest.param({"c": b"\x01\x80"}, "three kinds of records", id="another content"),
     ],
 )
@@ -76,7 +76,7 @@ def test_a_reply_of_another_version_is_error_4(backend: Backend) -> None:
         backend.admin.xadd(driver.connection.keys.bell(driver.run.run_id), {"n": str(node)})
         [error] = driver.replies([message_id])
         assert error.error.code == ErrorCode.REPLY_MESSAGE_UNAVAILABLE
-        assert "version 7, this side speaks version 1" in (error.error.reason or "")
+        assert "version 7, but this side speaks version 1" in (error.error.reason or "")
         gate.go.set()
 
 
@@ -100,7 +100,7 @@ def test_a_message_above_the_limit_is_a_clear_error(backend: Backend, monkeypatc
 
 def test_a_run_config_above_the_limit_is_refused(backend: Backend) -> None:
     """No node could read it: a ConfigError names the value and both sizes, and there is no run."""
-    with pytest.raises(ConfigError, match=r"70,0\d\d bytes is beyond the limit of 65,536.*'prompt' has 70,000 char"):
+    with pytest.raises(ConfigError, match=r"70,0\d\d bytes exceeds the limit of 65,536.*'prompt' has 70,000 char"):
         Driver(backend.connect(), "server:app", {"n": 1, "prompt": "x" * 70_000})
     assert list_runs(backend.connect()) == []
     assert [*backend.admin.scan_iter()] == []
@@ -124,7 +124,7 @@ def test_a_header_above_the_limit_is_refused_at_the_push(backend: Backend) -> No
             "group_id": ("", "g" * 60_000),
             "message_type": (".x" + "y" * 59_993, "1"),
         }.items():
-            with pytest.raises(ValueError, match=rf"is beyond the limit.*the {name} has 60,000 characters"):
+            with pytest.raises(ValueError, match=rf"exceeds the limit.*the {name} has 60,000 characters"):
                 driver.push_messages([good, driver.create_message(number(1), "train" + action, node, group)])
         assert not backend.admin.exists(driver.connection.keys.ledger(driver.run.run_id))
         for group in ("g" * 49_000, "é" * 24_500):

@@ -82,7 +82,7 @@ def test_a_reply_with_a_chunk_missing_is_asked_for_again(
         assert send(driver, node, LAYER).has_content()
 
 
-@pytest.mark.parametrize(("how", "reason"), [("shorter", "its manifest says"), ("other", "sha256")])
+@pytest.mark.parametrize(("how", "reason"), [("shorter", "but its manifest says"), ("other", "sha256")])
 def test_a_reply_with_a_chunk_that_differs_is_error_4(backend: Backend, how: str, reason: str) -> None:
     """A reply of which a chunk is not what was sent is Error 4 with the reason, and the run goes on."""
     with serving(backend, Counter().app) as node, driving(backend) as driver:

@@ -300,7 +300,7 @@ def test_an_outage_that_is_too_long_ends_a_legacy_server(commands: Commands, leg
         server = commands.start(*LEGACY_RUN, "--outage-limit", "0.3")
         for node in nodes:
             node.wait_for("Round 1 begins")
-    assert f"Run {run_id(server)} is detached: Redis was away for more than 0.3 s: " in server.ends(10).err
+    assert f"Run {run_id(server)} is detached: Redis was unreachable for more than 0.3 s: " in server.ends(10).err
     assert server.err.count("[ROUND") == 1
     assert "Traceback" not in server.text
 
@@ -575,10 +575,10 @@ COMPONENTS = '[tool.flwr.app.components]\nserverapp = "an_app:app"\nclientapp = 
 
 #: What is wrong: pyproject.toml, if there is one; the exit code; what the line says of the project's folder.
 WRONG: dict[str, tuple[str | None, int, str]] = {
-    "no file": (None, 3, r"{}/pyproject.toml does not exist: make one that names the clientapp under \[tool"),
-    "no components": ("[project]\n", 3, r"{}/pyproject.toml names no clientapp: write it under \[tool.flwr.app.compon"),
-    "no clientapp": (COMPONENTS.partition("client")[0], 3, "{}/pyproject.toml names no clientapp: write it under"),
-    "no TOML": ("[tool.flwr\n", 2, r"{}/pyproject.toml is no TOML: Expected ']' .*\(at line 1, column 11\)$"),
+    "no file": (None, 3, r"{}/pyproject.toml does not exist: create one that names the clientapp under \[tool"),
+    "no components": ("[project]\n", 3, r"{}/pyproject.toml names no clientapp: add it under \[tool.flwr.app.compon"),
+    "no clientapp": (COMPONENTS.partition("client")[0], 3, "{}/pyproject.toml names no clientapp: add it under"),
+    "no TOML": ("[tool.flwr\n", 2, r"{}/pyproject.toml is not valid TOML: Expected ']' .*\(at line 1, column 11\)$"),
     "no text": ("\N{LATIN SMALL LETTER E WITH ACUTE}", 2, "{}/pyproject.toml cannot be read: 'utf-8' codec can't"),
     "no module": (COMPONENTS.replace("an_app", "p.nowhere"), 3, "there is no module 'p.nowhere' in {} "),
     "no attribute": (COMPONENTS.replace(":app", ""), 3, r"{}/pyproject.toml: the clientapp in \[.*\] is 'an_app'"),
@@ -614,7 +614,7 @@ def test_a_project_that_is_named_twice_or_is_not_there(commands: Commands) -> No
     twice = commands.start("brokerfl-node", ".", "--app-dir", ".", *CLOSED)
     nowhere = commands.start("brokerfl-node", "./nowhere", *CLOSED)
     assert error_of(twice.ends(2)).startswith("Error: the app '.' is a directory, and --app-dir (or BROKERFL_APP_DIR)")
-    assert error_of(nowhere.ends(3)).startswith("Error: the app './nowhere' is neither of the form module:attribute")
+    assert error_of(nowhere.ends(3)).startswith("Error: the app './nowhere' is neither module:attribute")
 
 
 @needs_flwr
@@ -637,5 +637,5 @@ def test_flwr_is_not_installed(commands: Commands) -> None:
     path = os.pathsep.join(filter(None, [str(commands.folder / "none"), os.environ.get("PYTHONPATH")]))
     for command in ("brokerfl-node", "brokerfl-server"):
         process = commands.run(command, ".", *CLOSED, code=40, PYTHONPATH=path)
-        missing = "an_app is an app of Flower, which needs flwr: pip install 'brokerfl[flower]'"
+        missing = "an_app is a Flower app and needs flwr: pip install 'brokerfl[flower]'"
         assert error_of(process) == f"Error: {missing}"

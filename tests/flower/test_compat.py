@@ -55,7 +55,7 @@ def test_an_untested_version_is_told_of(
     pretend(monkeypatch, version)
     loaded()
     [record] = caplog.records
-    text = f"flwr {version} is outside of the versions that brokerfl is tested with, 1.13 to 1.42"
+    text = f"brokerfl is tested with flwr 1.13 to 1.42, not with {version}, which is installed"
     assert (record.levelname, record.getMessage()) == ("WARNING", text)
 
 
@@ -87,7 +87,7 @@ for _ in range(2):
     process = python(code)
     assert process.returncode == 0, process.stderr
     assert process.stdout.count("1 node") == 2
-    assert (process.stdout + process.stderr).count("flwr 1.99.0 is outside of the versions") == 1
+    assert (process.stdout + process.stderr).count("not with 1.99.0, which is installed") == 1
 
 
 # Names.

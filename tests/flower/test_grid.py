@@ -159,7 +159,7 @@ def test_what_is_no_message_is_refused() -> None:
     def main(grid: Any, context: Any) -> None:
         [node] = grid.get_node_ids()
         message = message_to(grid, node, number(1))
-        with pytest.raises(TypeError, match="a Message of flwr is needed, not dict"):
+        with pytest.raises(TypeError, match="expected flwr's Message, not dict"):
             grid.push_messages([message, {}])
         grid.send_and_receive([message])
 
@@ -275,7 +275,7 @@ def test_a_client_that_raises() -> None:
     run_simulation(server(main), app, 1)
     assert {code for code, _ in errors} == {ErrorCode.CLIENT_APP_RAISED_EXCEPTION}
     assert errors[0][1] == "ZeroDivisionError: mine"
-    assert "returned dict to a query message, not a Message" in errors[1][1]
+    assert "answered a query message with dict, not with a Message" in errors[1][1]
 
 
 def test_an_error_of_the_clients_own() -> None:

@@ -354,11 +354,11 @@ def lying_npy() -> bytes:
 LIES: dict[str, tuple[OurArray, str]] = {
     "an array that hides its size": (
         OurArray("uint8", (1,), "numpy.ndarray", lying_npy()),
-        f"takes {HUGE} bytes, the .npy file has 100",
+        f"takes {HUGE} bytes, but the .npy file has 100",
     ),
     "a legacy array": (
         OurArray("", (), "flwr:numpy.ndarray", lying_npy()),
-        f"takes {HUGE} bytes, the .npy file has 100",
+        f"takes {HUGE} bytes, but the .npy file has 100",
     ),
     "half a header": (
         OurArray("", (), "flwr:numpy.ndarray", lying_npy()[:40]),
@@ -370,15 +370,15 @@ LIES: dict[str, tuple[OurArray, str]] = {
     ),
     "an unknown version": (
         OurArray("", (), "flwr:numpy.ndarray", b"\x93NUMPY\x09\0\x10\0" + bytes(40)),
-        "an .npy file of version (9, 0), not 1.0 or 2.0",
+        "the .npy file has version (9, 0), not 1.0 or 2.0",
     ),
     "a stype of its own": (
         OurArray("x", (), "x", lying_npy()),
-        f"takes {HUGE} bytes, the .npy file has 100",
+        f"takes {HUGE} bytes, but the .npy file has 100",
     ),
     "a twice marked stype": (
         OurArray("x", (), "flwr:flwr:numpy.ndarray", lying_npy()),
-        f"takes {HUGE} bytes, the .npy file has 100",
+        f"takes {HUGE} bytes, but the .npy file has 100",
     ),
     "a dtype that numpy has not": (
         OurArray("bfloat16", (2,), "numpy.ndarray", bytes(4)),

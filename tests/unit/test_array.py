@@ -180,8 +180,8 @@ def test_raw_data_that_look_like_npy() -> None:
     [
         (npy(np.zeros(4, "float32")), r"\(4,\), not float32 of shape \(3,\)"),
         (npy(np.zeros(3, "int32")), "int32 of shape .*, not float32"),
-        (npy(np.zeros(3, "float32"))[:-1], "takes 12 bytes, the .npy file has 11"),
-        (npy(np.zeros(3, "float32")) + b"x", "takes 12 bytes, the .npy file has 13"),
+        (npy(np.zeros(3, "float32"))[:-1], "takes 12 bytes, but the .npy file has 11"),
+        (npy(np.zeros(3, "float32")) + b"x", "takes 12 bytes, but the .npy file has 13"),
         (npy(np.zeros(3, "float32"), (3, 0)), r"version \(3, 0\)"),
         (b"\x93NUMPY\x01\x00\xff\xff" + b"x" * 20, "array header"),
         (npy(np.zeros(3, "float32")).replace(b"(3,), }   ", b"(3**1,), }"), "malformed|Cannot parse"),
@@ -205,7 +205,7 @@ def test_npy_with_objects() -> None:
 @pytest.mark.parametrize("size", [0, 11, 13])
 def test_wrong_size(size: int) -> None:
     """Data that do not fit dtype and shape are a ValueError that names both sizes."""
-    with pytest.raises(ValueError, match=rf"float32 of shape \(3,\) takes 12 bytes, the data have {size}"):
+    with pytest.raises(ValueError, match=rf"float32 of shape \(3,\) takes 12 bytes, but the data have {size}"):
         Array("float32", (3,), SType.NUMPY, bytes(size)).numpy()
 
 

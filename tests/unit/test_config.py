@@ -44,8 +44,8 @@ def test_what_cannot_be_read_is_named(text: str) -> None:
     [
         ("last=False", "", "write last=false, or last='\"False\"' for a string"),
         ("last=TRUE", True, "write last=true"),
-        ("rounds=abc", 3, "rounds is 'abc', which is no number, as 3 is that it replaces"),
-        ("last=yes", True, "last is 'yes', which is no boolean, as True is that it replaces"),
+        ("rounds=abc", 3, "rounds is 'abc': it must be a number, like the default 3"),
+        ("last=yes", True, "last is 'yes': it must be a boolean, like the default true"),
     ],
 )
 def test_a_word_that_was_meant_to_be_something_else_is_named(text: str, default: ConfigScalar, why: str) -> None:
@@ -60,8 +60,8 @@ def test_a_word_that_was_meant_to_be_something_else_is_named(text: str, default:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("seed=18446744073709551616", r"seed is 18446744073709551616, and only integers from .* can be sent"),
-        ("seed=-9223372036854775809", r"seed is -9223372036854775809, and only integers from .* can be sent"),
+        ("seed=18446744073709551616", r"seed is 18446744073709551616, but only integers from .* can be sent"),
+        ("seed=-9223372036854775809", r"seed is -9223372036854775809, but only integers from .* can be sent"),
         ("site='\udcff'", r"'site': '\\udcff' is not UTF-8"),
         ("s\udcff=1", r"'s\\udcff': 1 is not UTF-8"),
     ],

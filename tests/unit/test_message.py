@@ -67,11 +67,11 @@ def test_either_content_or_error() -> None:
 @pytest.mark.parametrize("bad", [{}, 5, "text", MetricsRecord()])
 def test_content_is_a_record_set(bad: object) -> None:
     """Something else than a RecordSet as content, or than an Error as error, is a TypeError that names it."""
-    with pytest.raises(TypeError, match=f"RecordSet is needed, not {type(bad).__name__}"):
+    with pytest.raises(TypeError, match=f"expected RecordSet, not {type(bad).__name__}"):
         Message(metadata(), bad)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="RecordSet is needed"):
+    with pytest.raises(TypeError, match="expected RecordSet, not"):
         Message(metadata(), RecordSet()).create_reply(bad)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=f"Error is needed, not {type(bad).__name__}"):
+    with pytest.raises(TypeError, match=f"expected Error, not {type(bad).__name__}"):
         Message(metadata(), error=bad)  # type: ignore[arg-type]
 
 

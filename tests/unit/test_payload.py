@@ -245,7 +245,7 @@ def test_a_manifest_of_rubbish_is_a_frame_error() -> None:
     for rubbish in (b"", b"\x01", b"\x01\xc1", b"\x01\x93", bytes(payload.MAX_MANIFEST_BYTES + 1)):
         with pytest.raises(FrameError):
             decode_manifest(rubbish)
-    with pytest.raises(FrameError, match=r"beyond the limit of 4,194,304"):
+    with pytest.raises(FrameError, match=r"exceeds the limit of 4,194,304"):
         decode_manifest(b"\x01" + bytes(payload.MAX_MANIFEST_BYTES))
     with pytest.raises(FrameVersionError, match="version 9"):
         decode_manifest(b"\x09\x93")
@@ -255,7 +255,7 @@ def test_the_limit_is_the_receivers() -> None:
     """A content beyond what the receiver allows is refused by its declared sizes, and the error says both numbers."""
     manifest = Manifest((10, CHUNK + 1), (bytes(32),) * 3)
     assert decode_manifest(manifest.encoded, manifest.size) == manifest
-    with pytest.raises(FrameError, match=rf"declares {CHUNK + 11:,} bytes, the limit is {CHUNK + 10:,} bytes"):
+    with pytest.raises(FrameError, match=rf"declares {CHUNK + 11:,} bytes; the limit is {CHUNK + 10:,} bytes"):
         decode_manifest(manifest.encoded, manifest.size - 1)
 
 
@@ -359,7 +359,7 @@ def test_a_chunk_that_differs_is_refused(index: int, fault: str) -> None:
         "empty": b"",
         "other": bytes((chunk[0] ^ 1,)) + chunk[1:],
     }[fault]
-    reason = "sha256" if fault == "other" else rf"bytes, its manifest says {len(chunk):,}"
+    reason = "sha256" if fault == "other" else rf"bytes, but its manifest says {len(chunk):,}"
     with pytest.raises(FrameError, match=f"chunk {index % len(manifest.digests) + 1} .*{reason}"):
         assemble(manifest, store.read)
 

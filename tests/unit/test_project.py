@@ -69,13 +69,13 @@ def test_without_a_config_anything_may_be_given(tmp_path: Path, text: str | None
         ("[tool.flwr.app.config.a]\nb = [1]", r"config\]: a.b is a list"),
         (
             "[tool.flwr.app.config.a]\nb = 99999999999999999999",
-            r"config\]: a.b is 9+, and only integers from -2\*\*63 to",
+            r"config\]: a.b is 9+, but only integers from -2\*\*63 to",
         ),
         ("[tool.flwr.app]\nconfig = 3", r"\[tool.flwr.app\]: `config` is a int, not a table"),
         ("[tool.flwr.app]\nconfig = 'x=1'", "`config` is a str, not a table"),
         ("[tool.flwr.app]\nconfig = [1]", "`config` is a list, not a table"),
         ("[[tool.flwr.app.config]]\nx = 1", "`config` is a list, not a table"),
-        ("[tool", "is no TOML"),
+        ("[tool", "is not valid TOML"),
     ],
 )
 def test_what_cannot_be_read_is_named(tmp_path: Path, text: str, problem: str) -> None:
@@ -111,7 +111,9 @@ def test_an_app_is_a_module_or_a_directory(tmp_path: Path, monkeypatch: pytest.M
     ):
         found, where = find_project(app, app_dir)
         assert (found, where.folder) == (reference, folder)
-    with pytest.raises(ConfigError, match=r"the app '\.' is a directory, and --app-dir .* names one too: give one"):
+    with pytest.raises(
+        ConfigError, match=r"the app '\.' is a directory, and --app-dir .* names another: give only one"
+    ):
         find_project(".", "inner")
 
 

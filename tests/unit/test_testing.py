@@ -82,5 +82,7 @@ def test_tables_of_a_config_are_flattened_and_other_values_are_named() -> None:
         run_simulation(server_app, client_app, 1, run_config={"a": [1]})  # type: ignore[dict-item]
     with pytest.raises(ConfigError, match="node_configs: a is a NoneType"):
         run_simulation(server_app, client_app, 1, node_configs=[{"a": None}])  # type: ignore[dict-item]
-    with pytest.raises(ConfigError, match="'a' is a list: its keys are str, its values booleans, numbers and strings"):
+    with pytest.raises(
+        ConfigError, match="'a' is a list, but keys must be str, and values booleans, numbers or strings"
+    ):
         Driver(fake_connection(), "server:app", {"a": [1]})  # type: ignore[dict-item]

@@ -122,9 +122,9 @@ def test_what_is_packed_can_be_unpacked() -> None:
         fits = "x" * (limit - before)
         assert unpack(pack(fits, *options), *options) == fits
         assert len(pack(fits, *options)) == limit
-        with pytest.raises(MessageTooLarge, match=f"{limit + 1:,} bytes is beyond the limit of {limit:,}"):
+        with pytest.raises(MessageTooLarge, match=f"{limit + 1:,} bytes exceeds the limit of {limit:,}"):
             pack(fits + "x", *options)
-        with pytest.raises(FrameError, match=f"{limit + 1:,} bytes is beyond the limit of {limit:,}"):
+        with pytest.raises(FrameError, match=f"{limit + 1:,} bytes exceeds the limit of {limit:,}"):
             unpack(pack(fits + "x", 2 * limit), *options)
 
 
@@ -189,7 +189,7 @@ def test_headers_come_back() -> None:
 
 def test_another_version_is_named() -> None:
     """A header with another version byte raises an error that names both versions."""
-    with pytest.raises(FrameVersionError, match="version 9, this side speaks version 1"):
+    with pytest.raises(FrameVersionError, match="version 9, but this side speaks version 1"):
         unpack(b"\x09" + pack([])[1:])
 
 

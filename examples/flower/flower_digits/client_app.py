@@ -29,5 +29,5 @@ def evaluate(message: Message, context: Context) -> Message:
 
 
 def own_digits(context: Context) -> task.Digits:
-    """Return the digits that the node config says are this node's."""
+    """Return this node's digits, according to the node config."""
     return task.load_partition(context.node_config["partition-id"], context.node_config["num-partitions"])

@@ -21,7 +21,7 @@ def main(grid: Grid, context: Context) -> None:
     digits = task.load_test_set()
 
     def after_round(server_round: int, arrays: ArrayRecord) -> MetricRecord:
-        """Keep where the run is: an interrupted run goes on from there. Measure the model on digits no node has."""
+        """Save the progress, from which a resumed run continues; measure the model on digits that no node has."""
         state["arrays"] = arrays
         state["progress"] = MetricRecord({"round": done + server_round})
         loss, accuracy = task.evaluate(arrays.to_numpy_ndarrays(), digits)
