@@ -597,6 +597,11 @@ def forget_received(node: Node) -> None:
     node._payloads._received.clear()
 
 
+def forget_payloads(node: Node) -> None:
+    """As a node that has neither received nor sent anything large."""
+    node._payloads.clear()
+
+
 def hold_reply(node: Node, run_id: int, content: RecordSet, since: float) -> None:
     """It holds a large reply to a message "m" of this run, since a local monotonic time."""
     node._payloads._held[run_id] = ("m", "1", Payload(encode_content(content)), since)

@@ -52,10 +52,7 @@ class Committer:
         Args:
             sending: the messages; none of them for a checkpoint.
             contents: the large ones of theirs, which were uploaded.
-            moves_on: the run moves on, even if no group is new.
-
-        Raises:
-            RunError, OutageLimit, RedisOutOfMemory, MessageTooLarge: nothing was changed.
+            moves_on: even if no group is new.
         """
         while not self._session.with_room(lambda: self._commit(sending, contents, moves_on)):
             for content in contents:

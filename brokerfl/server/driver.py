@@ -24,11 +24,11 @@ class Driver:
     for this process every call but `push_messages` raises RunStopped, RunFenced, RunLost or OutageLimit.
 
     Args:
-        connection: the Redis in the middle.
-        app: what was started, as the operator sees it; for a resumed run "", or the same.
+        connection: to Redis.
+        app: the app's name, as the operator sees it; for a resumed run the same, or "".
         run_config: given to the Context of the ServerApp and of every node; for a resumed run None, or the same.
-        resume: the id of a detached run to take up, instead of creating one.
-        takeover: resume it even if its ServerApp seems alive; from then on that one may write nothing.
+        resume: the id of a detached run to resume, instead of creating one.
+        takeover: resume it even if its ServerApp seems to be alive, which from then on can write nothing.
         options: times and limits: the fields of `Settings`.
 
     Attributes:
@@ -37,9 +37,9 @@ class Driver:
 
     Raises:
         RunNotFound, RunStopped: there is no run to resume.
-        RunAttached: the run to be resumed has a ServerApp that lives.
-        ConfigError: the run to be resumed has another run config, or is another app's; a run config beyond 64 KiB, or
-            one that holds something else than booleans, numbers and strings; too long a retention.
+        RunAttached: the run has a live ServerApp.
+        ConfigError: the run has another run config or belongs to another app; the run config exceeds 64 KiB or holds a
+            value that is not a boolean, number or string; the retention is too long.
         ValueError: the run config holds what cannot be sent.
         TypeError: there is no such option.
     """
@@ -87,14 +87,10 @@ class Driver:
         return self._session.through_outage(lambda: online_nodes(self._connection))
 
     def wait_for_nodes(self, n: int, timeout: float | None = None) -> list[int]:
-        """Wait until at least ``n`` nodes are online and return their ids.
-
-        Args:
-            n: how many.
-            timeout: seconds; None waits for ever.
+        """Wait until at least ``n`` nodes are online, for ``timeout`` seconds or forever, and return their ids.
 
         Raises:
-            TimeoutError: fewer came in time; the text says how many.
+            TimeoutError: fewer nodes came online in time; the text says how many.
         """
         until = _until(timeout)
         while True:
@@ -118,8 +114,8 @@ class Driver:
             content: what to send. It is read when the message is pushed, not now.
             message_type: ``train``, ``evaluate`` or ``query``, with an action or without: ``train.warmup``.
             dst_node_id: which node.
-            group_id: usually the round. Pushing a group that was never pushed before says that the run moves on:
-                replies handed over so far leave Redis.
+            group_id: usually the round. Pushing a group that was never pushed before moves the run on: replies handed
+                over so far are settled.
             ttl: seconds from the push after which the message counts as expired; 12 hours by default.
 
         Raises:
@@ -141,24 +137,22 @@ class Driver:
     def push_messages(
         self, messages: Iterable[Message], *, deliver_when_online: bool = False, checkpoint: bool = False
     ) -> list[str]:
-        """Send messages; return their ids in the same order, ``""`` where one was refused. The messages have them too.
+        """Send messages and return their ids in order; "" for one that was refused. The messages have them too.
 
-        Refused are messages to a node that the registry does not know, messages whose ttl has passed, and all of them
-        when the run is not running any more. Contents are frozen now: what the caller changes afterwards is not sent.
-
-        In a resumed run, a message of the same group, node and type as one that is still open is that one: its id is
-        returned, and the node does not execute it again.
+        A message is refused if its node is not registered, if its ttl has passed, or if the run is over. Contents are
+        frozen now: what the caller changes afterwards is not sent. In a resumed run, a message adopts an unsettled one
+        of the same group, node and type: that one's id is returned, and the node does not execute it again.
 
         Args:
             messages: made by `create_message`.
-            deliver_when_online: wait for nodes that are offline, or not registered yet, until the messages' ttl; else
-                they are Error 5.
-            checkpoint: the run moves on, whatever the group: as `checkpoint` does, in the transaction of the push. For
-                apps whose groups do not tell rounds apart; so in a resumed run only a message of equal content is the
-                one that is still open.
+            deliver_when_online: wait for nodes that are offline, or not registered yet, until the messages' ttl,
+                instead of Error 5.
+            checkpoint: move the run on, as `checkpoint` does, in the transaction of the push, whatever the group. For
+                apps whose groups do not tell rounds apart; so in a resumed run, only a message of equal content is
+                adopted.
 
         Raises:
-            TypeError, ValueError: something that is no message of this run or cannot be sent; nothing was pushed.
+            TypeError, ValueError: something is not a message of this run or cannot be sent; nothing was pushed.
             MessageTooLarge: a content beyond `brokerfl.wire.frame.MAX_MESSAGE_BYTES`, or more than the run may have in
                 Redis, or a group_id of more than about 48,000 bytes; nothing was pushed.
             RedisOutOfMemory: Redis is full; nothing was pushed.
@@ -175,9 +169,9 @@ class Driver:
         return ids
 
     def checkpoint(self) -> None:
-        """Save `context.state` and let the replies handed over so far leave Redis, in one transaction.
+        """Move the run on: in one transaction, save `context.state` and settle the replies handed over so far.
 
-        For asynchronous apps, which push one group for ever. Call it when what the replies taught is in the state.
+        For asynchronous apps, which push only one group. Call it once the state holds what the replies taught.
 
         Raises:
             RedisOutOfMemory, MessageTooLarge, TypeError, ValueError: there is no room for the state, or it cannot be
@@ -186,23 +180,21 @@ class Driver:
         self._hold.pusher.checkpoint()
 
     def start_over(self) -> None:
-        """Take back what a former life of the run left open, so that nothing pushed from now on adopts it.
+        """Cancel what the run had not settled before it was resumed, so that nothing pushed from now on adopts it.
 
-        For a resumed app whose state says that it begins anew. In a new run there is nothing to take back.
+        For a resumed app that starts from the beginning. In a new run it does nothing.
         """
         self._hold.pusher.start_over()
 
     def settle(self, *replies: Message) -> None:
-        """Let replies leave Redis now, before the run moves on, so that it need not hold those of all nodes at once.
+        """Settle replies now, before the run moves on, so that Redis need not hold those of all nodes at once.
 
-        For apps that fold large replies. Nothing is saved: should this process die before the next commit, what it
-        folded is gone with it, and the resumed app has these messages executed again when it pushes them again.
-
-        Args:
-            replies: that `replies` or `pull_messages` gave out; others are passed over.
+        For apps that fold large replies. Nothing is saved: if this process dies before the next commit, the resumed app
+        has these messages executed again when it pushes them. What `replies` or `pull_messages` did not return is
+        ignored.
 
         Raises:
-            TypeError: something that is no message.
+            TypeError: something is not a Message.
         """
         for reply in replies:
             if not isinstance(reply, Message):
@@ -210,9 +202,9 @@ class Driver:
         self._hold.committer.settle([reply.metadata.reply_to_message for reply in replies])
 
     def cancel_messages(self, message_ids: Iterable[str]) -> None:
-        """Take messages back: each ends as an Error reply 3 at once, unless its reply is there.
+        """Cancel messages: each ends at once as Error 3, unless its reply has arrived.
 
-        A node that has not begun does not execute it; one that has sees ``context.cancelled()``.
+        A node that has not started does not execute it; one that has sees ``context.cancelled()``.
 
         Raises:
             RedisOutOfMemory: Redis is full and forgot something that has to be written first; nothing was cancelled.
@@ -223,10 +215,10 @@ class Driver:
     # Collecting.
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Return the replies to ``message_ids`` that are here now; never blocks.
+        """Return the replies to ``message_ids`` that have arrived, each only once; do not wait for others.
 
-        An id that was pulled already yields nothing; one that no push of this run returned yields an Error reply.
-        Whether a node is gone is seen while somebody looks: pull at least every 10 seconds, or wait with `replies`.
+        The content of a large reply is fetched from Redis first. An id that no push of this run returned is Error 3.
+        Nodes are checked only while the app pulls or waits: pull at least every 10 seconds, or use `replies`.
         """
         wanted, foreign = self._sort(message_ids)
         self._hold.waits.poll()
@@ -240,9 +232,8 @@ class Driver:
         deletes each (``del reply``) before it asks for the next.
 
         Args:
-            message_ids: as `push_messages` returned them; ``""`` is passed over.
-            timeout: seconds for all of them; then the iteration ends. None waits until every message ended as a reply
-                or as an Error reply.
+            message_ids: as `push_messages` returned them; ``""`` is ignored.
+            timeout: seconds for all of them together; then the iteration ends. None waits until all are answered.
         """
         wanted, foreign = self._sort(message_ids)
         return self._iterate(wanted, foreign, _until(timeout))
@@ -264,13 +255,10 @@ class Driver:
         Every message ends as one reply here: a refused one as an Error reply too.
 
         Args:
-            messages: as for `push_messages`.
-            timeout: seconds; then what has come is returned. The rest can still be pulled, by id.
+            messages: as for `push_messages`, which also says what is raised.
+            timeout: seconds; then the replies so far are returned. The others can still be pulled by id.
             deliver_when_online: as for `push_messages`.
             checkpoint: as for `push_messages`.
-
-        Raises:
-            TypeError, ValueError, MessageTooLarge, RedisOutOfMemory: as `push_messages`.
         """
         batch = list(messages)
         ids = self.push_messages(batch, deliver_when_online=deliver_when_online, checkpoint=checkpoint)
@@ -297,19 +285,15 @@ class Driver:
     # The run's life.
 
     def end(self) -> None:
-        """End the run: all its keys are deleted. What is pushed later is refused.
-
-        Raises:
-            RunStopped, RunFenced, RunLost, OutageLimit: it was over already, or Redis is unreachable.
-        """
+        """End the run: all its keys are deleted. What is pushed later is refused."""
         self._hold.end()
 
     def abandon(self) -> None:
-        """Every wait, now and later and in whatever thread, raises RunStopped. `detach` is still to come."""
+        """From now on, every wait in any thread raises RunStopped. Call `detach` next."""
         self._hold.abandon()
 
     def detach(self) -> None:
-        """Let go of the run without ending it: its keys stay for the retention time. Redis may be unreachable."""
+        """Detach from the run without ending it: its keys stay for the retention time. Redis may be unreachable."""
         self._hold.detach()
 
 

@@ -19,13 +19,7 @@ from brokerfl.broker.outbox import Outboxes
 from brokerfl.broker.owner import Owner
 from brokerfl.broker.runs import Footprint, has_ended
 from brokerfl.broker.transactions import Transactions
-from brokerfl.common import (
-    SUPERLINK_NODE_ID,
-    BrokerflError,
-    Context,
-    RunError,
-    RunStopped,
-)
+from brokerfl.common import SUPERLINK_NODE_ID, BrokerflError, Context, RunError, RunStopped
 from brokerfl.server.book import Book
 from brokerfl.server.commit import Committer
 from brokerfl.server.push import Pusher
@@ -52,32 +46,18 @@ class Options(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Settings:
-    """How a run is held.
+    """How a run is held: times in seconds, sizes in bytes."""
 
-    Attributes:
-        lease: seconds after which a silent ServerApp counts as detached.
-        retention: seconds a detached run keeps its messages; at most 30 days.
-        offline_grace: seconds a named node may be offline before its open messages become Error 5.
-        outage_limit: seconds to wait while Redis is unreachable before `OutageLimit`.
-        max_message: most bytes that a reply may have: what nodes may ask of this process's memory.
-        max_run: most bytes of broadcast contents that the run may have in Redis at once; None for no limit.
-    """
-
-    lease: float = LEASE
-    retention: float = RETENTION
-    offline_grace: float = OFFLINE_GRACE
-    outage_limit: float = OUTAGE_LIMIT
-    max_message: int = MAX_MESSAGE_BYTES
-    max_run: int | None = None
+    lease: float = LEASE  # after that a silent ServerApp counts as detached
+    retention: float = RETENTION  # for so long a detached run keeps its messages; at most 30 days
+    offline_grace: float = OFFLINE_GRACE  # for so long a named node may be offline, until its open messages are Error 5
+    outage_limit: float = OUTAGE_LIMIT  # for so long Redis may be unreachable, until the run detaches
+    max_message: int = MAX_MESSAGE_BYTES  # the largest reply that is accepted
+    max_run: int | None = None  # the most of broadcast contents that the run may have in Redis at once
 
 
 class Hold:
-    """One run in the hands of this process.
-
-    Args:
-        owner: this process, as the run's owner.
-        settings: how it is held.
-    """
+    """One run in the hands of this process, its ``owner``."""
 
     def __init__(self, owner: Owner, settings: Settings) -> None:
         self.run, self.owner = owner.run, owner
@@ -114,11 +94,7 @@ class Hold:
         self._heartbeat.start()
 
     def take_up(self) -> None:
-        """See what is there of a run that was resumed.
-
-        Raises:
-            RunError, OutageLimit: the run is over; it is let go of.
-        """
+        """See what is there of a run that was resumed; let go of it if that fails."""
         try:
             self.session.through_outage(lambda: self.owner.renew_lifetimes(self.footprint()))
             self.session.take_up()
@@ -145,11 +121,7 @@ class Hold:
         return Footprint(set(self.book.contacted), self.blobs.digests())
 
     def end(self) -> None:
-        """End the run: all its keys are deleted.
-
-        Raises:
-            RunStopped, RunFenced, RunLost, OutageLimit: it was over already, or Redis is unreachable.
-        """
+        """End the run: all its keys are deleted."""
         self._heartbeat.stop()
         if self._is_closed:
             return

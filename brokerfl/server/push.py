@@ -27,29 +27,25 @@ from brokerfl.wire.run import LedgerEntry
 MOST_BYTES = 64 * 1024 * 1024
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Draft:
-    """What a message of a push becomes.
-
-    Attributes:
-        message: a new one, or the orphan that it adopts.
-        entry: what the ledger is to hold of it.
-        fields: what is sent; None where it is not at hand, or not needed.
-        is_new: it adopts nothing.
-        is_replaced: the orphan's content is lost, and this one takes its place.
-    """
+    """What a message of a push becomes: a new one, or the orphan that it adopts."""
 
     message: OpenMessage
-    entry: LedgerEntry
-    fields: Fields | None
+    entry: LedgerEntry  # what the ledger is to hold of it
+    fields: Fields | None  # what is sent; None where it is not at hand, or not needed
     is_new: bool = False
-    is_replaced: bool = False
+    is_replaced: bool = False  # the orphan's content is lost, and this one takes its place
 
     @property
     def is_due(self) -> bool:
         """Whether it is to be sent: what is adopted is not, unless Redis lost it."""
         is_lost = self.message.state in (State.LOST, State.ORPHAN_LOST)
         return self.fields is not None and (self.is_new or self.is_replaced or is_lost)
+
+    def postponed(self, elapsed: int) -> "_Draft":
+        """Return it with a deadline that is so many milliseconds later."""
+        return replace(self, entry=replace(self.entry, deadline=self.entry.deadline + elapsed))
 
 
 class Pusher:
@@ -78,11 +74,7 @@ class Pusher:
         Args:
             batch: the messages.
             waits: they outlast their nodes' absence, and may go to nodes that are not registered yet.
-            moves_on: what was handed over until now is settled, and the state is saved, as with a new group. Of what a
-                former life left open, only messages of equal content are adopted.
-
-        Raises:
-            RunError, OutageLimit, RedisOutOfMemory, TypeError, ValueError, MessageTooLarge: nothing was pushed.
+            moves_on: as with a new group; and only orphans of equal content are adopted.
         """
         with self._pushing:
             self._session.check()
@@ -111,8 +103,7 @@ class Pusher:
         large = [content for content in contents if content.payload is not None and content.name in needed]
         for content in large:
             self._uploader.upload(content)
-        due = [draft for draft in drafts if draft.is_due]
-        _postpone(due, milliseconds(time.monotonic() - began))
+        due = _postponed((draft for draft in drafts if draft.is_due), time.monotonic() - began)
         for part in _parts(due):
             self._committer.commit(part, large, moves_on=moves_on)
         if moves_on and not due:
@@ -122,11 +113,7 @@ class Pusher:
         self._book.keep(())
 
     def checkpoint(self) -> None:
-        """Settle what was handed over, and save the context.
-
-        Raises:
-            RedisOutOfMemory: Redis is full; nothing was saved.
-        """
+        """Settle what was handed over, and save the context."""
         self._session.check()
         try:
             self._committer.commit()
@@ -175,27 +162,29 @@ class Pusher:
         Where that is a small one, which is not at hand, and the present one is large, none is: it would be sent only
         to be at hand.
         """
-        draft, first = _Draft(orphan, orphan.entry, None), orphan.entry.digest
+        first = orphan.entry.digest
         if not (orphan.is_open or orphan.data_entries):
-            return draft
+            return _Draft(orphan, orphan.entry, None)
         carried: Fields | None = content.fields if content.payload is None or first == content.name else None
+        is_replaced = False
         with self._session.writing:
             manifest = None if first == content.name else self._uploader.manifest(first)
             if manifest is not None:
                 carried = {MANIFEST: manifest.encoded}
             elif first != content.name and orphan.is_open:
-                draft.is_replaced = orphan.state is State.ORPHAN_LOST or first in self._uploader.names
-        if draft.is_replaced:
-            draft.entry, carried = replace(orphan.entry, digest=content.name), content.fields
-        draft.fields = None if carried is None else encode_message(orphan.message_id, meta, carried)
-        return draft
+                is_replaced = orphan.state is State.ORPHAN_LOST or first in self._uploader.names
+        entry, carried = (
+            (replace(orphan.entry, digest=content.name), content.fields) if is_replaced else (orphan.entry, carried)
+        )
+        fields = None if carried is None else encode_message(orphan.message_id, meta, carried)
+        return _Draft(orphan, entry, fields, is_replaced=is_replaced)
 
 
-def _postpone(due: Iterable[_Draft], elapsed: int) -> None:
-    """A ttl counts from the push, not from the start of an upload that took ``elapsed`` milliseconds."""
-    for draft in due if elapsed > 1000 else ():
-        if draft.is_new:
-            draft.entry = replace(draft.entry, deadline=draft.entry.deadline + elapsed)
+def _postponed(drafts: Iterable[_Draft], elapsed: float) -> list[_Draft]:
+    """A ttl counts from the push, not from the start of an upload that took ``elapsed`` seconds."""
+    if elapsed <= 1:
+        return list(drafts)
+    return [draft.postponed(milliseconds(elapsed)) if draft.is_new else draft for draft in drafts]
 
 
 def _parts(due: Iterable[_Draft]) -> Iterator[list[Sending]]:

@@ -30,7 +30,9 @@ class Receiver:
 
     def reset(self) -> None:
         """Read everything again: Redis may have forgotten, and ids come anew."""
-        self._outboxes.reset()
+        with self._book.changed:
+            self._book.answers.doubt()
+            self._outboxes.reset()
 
     def wait(self, block: float | None) -> set[int] | None:
         """Return the nodes that rang; see `Outboxes.wait`."""

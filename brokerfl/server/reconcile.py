@@ -77,11 +77,10 @@ class Reconciler:
         return False
 
     def compare(self) -> None:
-        """Look for every open message; send again what is neither in its inbox nor in its outbox.
+        """Look for every open message, and every large reply that was read before; send again what is nowhere.
 
         Raises:
-            RunStopped, RunFenced, RedisForgot: the run is no longer ours, or Redis forgot again.
-            RedisUnreachable, RedisOutOfMemory: to be repeated.
+            RunStopped, RunFenced, RedisForgot, RedisUnreachable, RedisOutOfMemory: as `restore`.
         """
         nodes = self._book.contacted
         seen = [
@@ -95,7 +94,7 @@ class Reconciler:
             self._repair(lost, strays)
 
     def _repair(self, lost: list[Parcel], strays: list[tuple[int, str]]) -> None:
-        parcels = self._book.still_open(lost)
+        parcels = self._book.still_lost(lost)
         results = self._owner.fence.execute(self._transactions.repair(parcels, strays))
         self._book.sent(parcels, results)
         if parcels:

@@ -43,11 +43,9 @@ class Replies:
     # Handing over.
 
     def each(self, message_ids: set[str], until: float | None) -> Iterator[Message]:
-        """Yield replies as they come; each is handed over when the iterator goes past it, or is left.
+        """Yield replies as they come, until a local monotonic time; None waits for all.
 
-        Args:
-            message_ids: to what.
-            until: local monotonic time at which to end; None waits for all.
+        Each is handed over when the iterator goes past it, or is left.
         """
         wanted = Wanted(message_ids)
         while (found := self._next(wanted, until)) is not None:
@@ -60,11 +58,7 @@ class Replies:
                 self._answers.hand_over([message])
 
     def all(self, message_ids: set[str], until: float | None) -> list[Message]:
-        """Return what `each` yields; handed over whole.
-
-        Raises:
-            RunError, OutageLimit: the run is over; nothing was handed over.
-        """
+        """Return what `each` yields; handed over whole, or not at all."""
         wanted, replies = Wanted(message_ids), []
         with self._handing_over() as taken:
             while (found := self._next(wanted, until)) is not None:
@@ -73,11 +67,7 @@ class Replies:
         return replies
 
     def here(self, message_ids: set[str]) -> list[Message]:
-        """Return the replies that are here now; handed over whole.
-
-        Raises:
-            RunError, OutageLimit: the run is over; nothing was handed over.
-        """
+        """Return the replies that are here now; handed over whole, or not at all."""
         replies: list[Message] = []
         with self._handing_over() as taken:
             while (message := self._answers.take(message_ids)) is not None:

@@ -170,10 +170,7 @@ class Session:
     # Comparing.
 
     def reconcile(self, *, always: bool = False) -> None:
-        """Compare with Redis if a connection was lost since the last time, even one that redis-py mended unseen.
-
-        Args:
-            always: also when there seems to be no reason.
+        """Compare with Redis if a connection was lost since the last time, even one that redis-py mended; or always.
 
         Raises:
             RunStopped, RunFenced, RunLost: the run is over for this process.
@@ -192,11 +189,7 @@ class Session:
             self._losses, self._was_cut, self._is_stale = losses, False, False
 
     def reconcile_in_time(self, patience: float) -> bool:
-        """As `reconcile`, but not while another thread repeats a transaction for longer than ``patience`` seconds.
-
-        Returns:
-            Whether book and Redis agree now.
-        """
+        """As `reconcile`, unless another thread writes for so many seconds; return whether book and Redis agree."""
         if not self.is_stale:
             return True
         if not self.writing.acquire(timeout=patience):
@@ -217,11 +210,7 @@ class Session:
                 self.writing.release()
 
     def take_up(self) -> None:
-        """A resumed run: see what is there. Nothing is restored, for this process remembers nothing.
-
-        Raises:
-            RunStopped, RunFenced: the run is over for this process.
-        """
+        """A resumed run: see what is there. Nothing is restored, for this process remembers nothing."""
         try:
             with self.writing:
                 self._reconciler.compare()

@@ -30,15 +30,10 @@ class Uploader:
         self._blobs = blobs
 
     def upload(self, content: EncodedContent, *, patient: bool = True) -> None:
-        """Bring the chunks of a large content to Redis, those that it lacks: before any message names them.
-
-        Args:
-            content: the content.
-            patient: wait for room in a full Redis.
+        """Bring the chunks of a large content to Redis, those that it lacks; if ``patient``, wait for room.
 
         Raises:
             MessageTooLarge: the run would have more in Redis than it may.
-            RunError, OutageLimit: the run is over.
             RedisOutOfMemory: Redis is full, or deletes what it is sent; some chunks may be there.
         """
         payload = content.payload

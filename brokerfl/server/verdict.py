@@ -36,12 +36,7 @@ class Verdicts:
         self._blobs = blobs
 
     def sweep(self) -> None:
-        """Look at everything that no ring tells of: owner, leases, outboxes, deadlines.
-
-        Raises:
-            RunStopped, RunFenced: the run is no longer ours.
-            RedisForgot, RedisUnreachable: to be repeated.
-        """
+        """Look at everything that no ring tells of: owner, leases, outboxes, deadlines."""
         owner = self._transactions.owner
         owner.fence.look()
         owing = self._book.owing()
@@ -64,11 +59,7 @@ class Verdicts:
         self._book.answers.fail((message.message_id, error) for message, error in verdicts)
 
     def cancel(self, message_ids: Iterable[str]) -> None:
-        """Answer open messages with Error 3 and take them back.
-
-        Raises:
-            RedisOutOfMemory: Redis is full and forgot something that has to be written first.
-        """
+        """Answer open messages with Error 3 and take them back."""
         self._session.check()
         wanted, reason = set(message_ids), Error(ErrorCode.MESSAGE_UNAVAILABLE, "the message was cancelled")
 

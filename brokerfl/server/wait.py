@@ -61,10 +61,7 @@ class Waits:
     def next(self, wanted: Wanted, until: float | None) -> OpenMessage | None:
         """Take the first reply to a message that is wanted; wait for it until the local monotonic time ``until``.
 
-        Removes from ``wanted`` what was found, and what another call took.
-
-        Returns:
-            None when none is left to wait for, or at ``until``.
+        Removes from ``wanted`` what was found, and what another call took. None means that none is left, or no time.
         """
         with self._changed:
             while True:

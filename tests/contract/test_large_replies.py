@@ -15,14 +15,18 @@ from tests.stage import (
     LAYER,
     Streams,
     ask,
+    cut,
     dropped,
+    forget_payloads,
     held_replies,
     layer,
     model,
+    owing,
     reason_of,
     saved_reply,
     send,
     serving,
+    spares_of,
 )
 
 #: TLS changes nothing here; test_messages.py has it.
@@ -122,6 +126,26 @@ def test_a_dropped_large_reply_leaves_no_payload(backend: Backend) -> None:
         send(driver, node, group="2")
         driver.pull_messages([])
         assert streams.lengths() == (0, 1, 0)
+
+
+def test_a_payload_that_redis_forgot_after_the_reply_was_read_is_asked_for_at_once(backend: Backend) -> None:
+    """The comparison has the node upload it again while it is there and holds it, not when the app wants the reply."""
+    counter = Counter()
+    with serving(backend, counter.app) as node, driving(backend) as driver:
+        streams = Streams(backend, driver, node)
+        message_id = ask(driver, node, LAYER)
+        eventually(lambda: (driver.pull_messages([]), owing(driver))[1] == [])
+        for stream in (streams.outbox, streams.data):
+            backend.admin.xtrim(stream, maxlen=0)
+        cut(driver)
+        eventually(lambda: (driver.pull_messages([]), spares_of(driver, message_id))[1])
+        forget_payloads(node)
+        [reply] = driver.replies([message_id])
+        assert reply.content.parameters_records["p"]["a"].data == bytes(LAYER)
+        driver.checkpoint()
+        driver.pull_messages([])
+        assert streams.lengths() == (0, 0, 0)
+    assert counter.calls == 1
 
 
 @pytest.mark.parametrize("held", [True, False])

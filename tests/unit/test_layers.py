@@ -4,9 +4,12 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+
+from brokerfl.server.book import OpenMessage
 
 PACKAGE = Path(__file__).parent.parent.parent / "brokerfl"
 
@@ -75,3 +78,69 @@ def test_the_core_needs_no_extra() -> None:
         "from brokerfl.common import Context, Message, MessageType, RecordSet, log\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+# Who may write what.
+
+#: Modules of the one package that writes messages, and the attributes that it writes.
+MESSAGE = PACKAGE / "server" / "book" / "message.py"
+FIELDS = {each.name for each in fields(OpenMessage)}
+
+#: What only broker/ has to do with: a client of redis-py, its sockets, and what commands are put into.
+REDIS = {"redis", "sockets", "pipeline", "execute_command"}
+
+
+def written(tree: ast.AST) -> Iterator[str]:
+    """Yield the attributes that are written of anything but ``self`` and the metadata of an app's Message."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store | ast.Del):
+            of = ast.unparse(node.value)
+            if of != "self" and not of.endswith(".metadata"):
+                yield node.attr
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_a_message_writes_what_is_known_of_it(path: Path) -> None:
+    """No attribute of a message of the book is written outside its own methods, which only the book calls."""
+    if layer_of(path) != "server" or path == MESSAGE:
+        return
+    tree = ast.parse(path.read_text())
+    assert FIELDS.isdisjoint(written(tree))
+    names = {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    assert names.isdisjoint({"setattr", "delattr", "vars"})
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_broker_issues_commands(path: Path) -> None:
+    """Outside broker/ nobody has a pipeline, a socket or redis-py's client in hand."""
+    if layer_of(path) in ("broker", "testing"):
+        return
+    tree = ast.parse(path.read_text())
+    attributes = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    assert attributes.isdisjoint(REDIS)
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    assert "Pipeline" not in {alias.name for node in imports for alias in node.names}
+
+
+@pytest.mark.parametrize("key", ["ledger", "meta", "run_nodes"])
+def test_the_books_have_one_owner(key: str) -> None:
+    """Ledger, meta and nodes of a run are named in one file; `keys` lists them for lifetimes and deletion."""
+    users = [
+        path.name
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr == key and ast.unparse(node.value).endswith(("keys", "self"))
+    ]
+    assert set(users) == {"books.py", "keys.py"}
+
+
+def test_constructors_and_modules_of_the_server_stay_small() -> None:
+    """A constructor has at most five arguments, a module at most 350 lines."""
+    for path in MODULES:
+        if layer_of(path) not in ("server", "client"):
+            continue
+        assert len(path.read_text().splitlines()) <= 350, path
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+                given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                assert len(given) <= 6, f"{path}:{node.lineno} takes {len(given) - 1} arguments"  # self is one

@@ -44,8 +44,9 @@ class Answers:
             if message is None or message.node_id != node_id:
                 self.dropped += 1
                 return node_id, outbox_entry, data
-            if outbox_entry == message.outbox_entry:
-                return None  # read again after a reconnect
+            if outbox_entry == message.outbox_entry:  # read again after a reconnect
+                self._index.doubtful.pop(message_id, None)
+                return None
             if message.is_open and milliseconds_of(outbox_entry) <= message.entry.deadline:
                 self._index.note(message, message.answer(reply, outbox_entry, data))
                 return None
@@ -53,6 +54,12 @@ class Answers:
             if message.data_entries == data:  # a second copy of the reply that counts: the payload is still needed
                 return node_id, outbox_entry, ()
             return None if message.spare((outbox_entry, reply, data)) else (node_id, outbox_entry, data)
+
+    def doubt(self) -> None:
+        """All outboxes are about to be read again: a large reply that is gone from there lost its chunks too."""
+        with self.changed:
+            large = (each.message_id for each in self._index.messages.values() if each.data_entries)
+            self._index.doubtful = dict.fromkeys(large)
 
     def fail(self, verdicts: Iterable[tuple[str, Error]]) -> None:
         """Make an Error the reply of each of these open messages; one that is answered keeps its reply."""

@@ -46,11 +46,10 @@ class Book:
 
     Args:
         snapshot: what the books in Redis hold: the messages in them are orphans.
-        state_name: the name of the ServerApp's saved state, as a content.
+        state_name: the name of the state that the last commit saved, as a content.
 
     Attributes:
         changed: guards all of it; notified when a wait may be over.
-        state_name: the name of the state that the last commit saved.
         answers: the replies.
     """
 
@@ -165,11 +164,7 @@ class Book:
             return self._orphans.reserve(entry, now, exactly=exactly)
 
     def adopt(self, adopted: Iterable[tuple[OpenMessage, Fields | None]]) -> bool:
-        """The push that reserved these orphans succeeded: they are its messages, with the fields it has for each.
-
-        Returns:
-            Whether Redis has lost one of them meanwhile.
-        """
+        """The push that reserved these orphans succeeded, with these fields; return whether Redis lost one of them."""
         with self.changed:
             is_any_lost = False
             for message, fields in adopted:
@@ -219,8 +214,8 @@ class Book:
 
         Args:
             sending: what enters, or is sent once more, unless it was answered meanwhile.
-            settled: messages whose replies the app has, from `handed_over`: they leave.
-            cancelled: orphans: they leave.
+            settled: messages whose replies the app has; they leave.
+            cancelled: orphans; they leave.
             state: the ServerApp's, where it is another one than the last commit saved.
             contents: the names of what the run has in Redis.
         """
@@ -257,11 +252,7 @@ class Book:
             self._under_way, self._index.unsent = None, {}
 
     def apply(self, results: Sequence[Any] | None) -> Applied:
-        """The transaction of the change under way was executed.
-
-        Args:
-            results: what Redis answered for each of its parcels; None where that was lost.
-        """
+        """The transaction of the change under way was executed; ``results`` are None where its answer was lost."""
         with self.changed:
             assert self._under_way is not None, "a plan comes first"
             change, sending, settled, cancelled = self._under_way
@@ -326,12 +317,13 @@ class Book:
             seen: every entry, as node id, entry id and message id.
 
         Returns:
-            The open messages to be sent again: those that Redis lost, and whose fields are at hand. And the entries,
-            as node id and entry id, that belong to no open message.
+            What is to be sent again: open messages that Redis lost, whose fields are at hand; and those whose large
+            replies it lost, which their nodes hold in memory, and not for long. And the entries, as node id and entry
+            id, that belong to nothing of it.
         """
         with self.changed:
-            owed = self._index.owed()
-            found: dict[str, list[str]] = {message.message_id: [] for message in owed}
+            owed, in_doubt = self._index.owed(), self._index.in_doubt()
+            found: dict[str, list[str]] = {message.message_id: [] for message in (*owed, *in_doubt)}
             strays = []
             for node_id, entry_id, message_id in seen:
                 if message_id in found and self._index.messages[message_id].node_id == node_id:
@@ -340,11 +332,12 @@ class Book:
                     strays.append((node_id, entry_id))
             for message in owed:
                 self._index.note(message, message.find(found[message.message_id]))
-            again = [(message, message.fields) for message in owed if message.state is State.LOST]
-            return [message.parcel(fields) for message, fields in again if fields is not None], strays
+            lost = [message for message in owed if message.state is State.LOST]
+            lost += [message for message in in_doubt if not found[message.message_id]]
+            return [message.parcel(fields) for message in lost if (fields := message.fields) is not None], strays
 
-    def still_open(self, parcels: Iterable[Parcel]) -> list[Parcel]:
-        """Return those of these messages that nobody has answered meanwhile."""
+    def still_lost(self, parcels: Iterable[Parcel]) -> list[Parcel]:
+        """Return those of these messages that nobody has answered meanwhile, or whose replies are in doubt."""
         with self.changed:
-            messages = ((parcel, self._index.messages.get(parcel.message_id)) for parcel in parcels)
-            return [parcel for parcel, message in messages if message is not None and message.is_open]
+            due = {message.message_id for message in (*self._index.owed(), *self._index.in_doubt())}
+            return [parcel for parcel in parcels if parcel.message_id in due]

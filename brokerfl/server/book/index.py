@@ -12,24 +12,16 @@ from brokerfl.server.book.state import OWING, TAKEN, State, Step
 
 
 class Index:
-    """The messages of one run that are not settled.
-
-    Attributes:
-        changed: the lock of the book; notified when a wait may be over.
-        messages: by id, in the order in which they were accepted.
-        by_node: the same, by node and id.
-        unsent: those that are under way.
-        answered: the ids of those whose replies can be taken, in the order of their arrival.
-        taken: those whose replies are taken, or handed over.
-    """
+    """The messages of one run that are not settled."""
 
     def __init__(self) -> None:
-        self.changed = threading.Condition()
+        self.changed = threading.Condition()  # the book's lock; notified when a wait may be over
         self.messages: dict[str, OpenMessage] = {}
         self.by_node: dict[int, dict[str, OpenMessage]] = {}
-        self.unsent: dict[str, OpenMessage] = {}
-        self.answered: OrderedDict[str, None] = OrderedDict()
-        self.taken: dict[str, OpenMessage] = {}
+        self.unsent: dict[str, OpenMessage] = {}  # those that are under way
+        self.answered: OrderedDict[str, None] = OrderedDict()  # those to be taken, in the order of their arrival
+        self.taken: dict[str, OpenMessage] = {}  # and those handed over
+        self.doubtful: dict[str, None] = {}  # those whose large replies Redis may have forgotten, with their chunks
         self._owing: Counter[int] = Counter()
         self._events: list[Event] = []
 
@@ -82,6 +74,10 @@ class Index:
     def owed(self) -> list[OpenMessage]:
         """Return the messages that were accepted and that nobody has answered."""
         return [each for node in self._owing for each in self.by_node[node].values() if each.state in OWING]
+
+    def in_doubt(self) -> list[OpenMessage]:
+        """Return the messages that are doubtful."""
+        return [self.messages[message_id] for message_id in self.doubtful if message_id in self.messages]
 
     def collect(self) -> list[Event]:
         """Return the events since the last call."""

@@ -29,16 +29,7 @@ class IllegalStep(AssertionError):  # noqa: N818  (it says what was tried)
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One step that one message took.
-
-    Attributes:
-        step: what happened.
-        message_id: to which message.
-        node_id: whose it is.
-        group_id: in which group.
-        before: where the message was.
-        state: where it is now.
-    """
+    """One step that one message took, from one state to another."""
 
     step: Step
     message_id: str
@@ -50,35 +41,20 @@ class Event:
 
 @dataclass(slots=True, eq=False)
 class OpenMessage:
-    """One message of the run.
-
-    Attributes:
-        message_id: its id.
-        entry: what the ledger holds of it.
-        fields: what was sent, as long as it may have to be sent again; None where it is not at hand.
-        state: where it is.
-        inbox_entries: where it is in its inbox, as far as is known.
-        began: where it first was there; "" as long as it is unsent, None where that is not known.
-        outbox_entry: where its reply is.
-        data_entries: where the chunks of a large reply are.
-        reply: what was read, or the verdict.
-        taken_by: the thread that took the reply.
-        reopened: how often the payload of its reply was missing.
-        spares: later copies of a large reply.
-    """
+    """One message of the run."""
 
     message_id: str
-    entry: LedgerEntry
-    fields: Fields | None = None
+    entry: LedgerEntry  # what the ledger holds of it
+    fields: Fields | None = None  # what was sent, while it may have to be sent again; None where it is not at hand
     state: State = State.UNSENT
-    inbox_entries: tuple[str, ...] = ()
-    began: str | None = ""
-    outbox_entry: str = ""
-    data_entries: Entries = ()
-    reply: Fields | Error | None = None
-    taken_by: int = 0
-    reopened: int = 0
-    spares: tuple[Copy, ...] = ()
+    inbox_entries: tuple[str, ...] = ()  # where it is in its inbox, as far as is known
+    began: str | None = ""  # where it first was there; "" while it is unsent, None where that is not known
+    outbox_entry: str = ""  # where its reply is
+    data_entries: Entries = ()  # where the chunks of a large reply are
+    reply: Fields | Error | None = None  # what was read, or the verdict
+    taken_by: int = 0  # the thread that took the reply
+    reopened: int = 0  # how often the payload of its reply was missing
+    spares: tuple[Copy, ...] = ()  # later copies of a large reply
 
     @property
     def node_id(self) -> int:
@@ -194,6 +170,6 @@ class OpenMessage:
         return self.go(Step.TAKEN)
 
     def hand_over(self) -> Event:
-        """The app has its reply for good; its bytes are let go."""
-        self.reply = self.fields = None
+        """The app has its reply for good; its bytes are let go. Redis may still lose the chunks of a large one."""
+        self.reply = None
         return self.go(Step.HANDED_OVER)

@@ -19,16 +19,10 @@ CLOCK_STEP = 60_000
 
 
 class Sending(NamedTuple):
-    """A message that a commit is to send: a new one, or an orphan that is lost.
-
-    Attributes:
-        message: the message.
-        entry: what the ledger is to hold of it: an orphan may get another content.
-        fields: what is sent.
-    """
+    """A message that a commit is to send: a new one, or an orphan that is lost."""
 
     message: OpenMessage
-    entry: LedgerEntry
+    entry: LedgerEntry  # what the ledger is to hold of it: an orphan may get another content
     fields: Fields
 
     @property
@@ -40,14 +34,7 @@ class Sending(NamedTuple):
 def idle(
     contents: Iterable[bytes], needs: Mapping[bytes, int], sending: Iterable[Sending], gone: Iterable[OpenMessage]
 ) -> tuple[bytes, ...]:
-    """Return which of ``contents`` nothing needs when these messages are sent or gone.
-
-    Args:
-        contents: their names.
-        needs: how often each is needed now.
-        sending: what is sent, maybe with another content than before.
-        gone: what leaves.
-    """
+    """Return which of ``contents`` nothing needs when these messages are sent or gone; ``needs`` counts before that."""
     more: Counter[bytes] = Counter(one.entry.digest for one in sending)
     more.subtract(one.message.entry.digest for one in sending if not one.is_new)
     more.subtract(message.entry.digest for message in gone)
@@ -61,12 +48,8 @@ def needed_from(gone: Sequence[OpenMessage], by_node: Mapping[int, Mapping[str, 
     that never came, tells where to look. An open message may have chunks from when it came into its inbox; where that
     is not known, its node is left alone.
 
-    Args:
-        gone: the messages that leave.
-        by_node: those that are there, by node and id.
-
     Returns:
-        By node the first entry of its data stream that may be needed; "" for none that is there.
+        By node the first entry of its data stream that may be needed; "" for none.
     """
     leaving = {message.message_id for message in gone}
     suspects = {
