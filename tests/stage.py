@@ -371,7 +371,7 @@ def compare(driver: Driver) -> None:
 
 def transact(driver: Driver) -> None:
     """Make a transaction that writes nothing of its own."""
-    driver._hold.session.transact(lambda: Transaction("nothing", lambda pipe: None))
+    driver._hold.session.transact(lambda: Transaction("nothing", ()))
 
 
 def unaware(driver: Driver) -> None:

@@ -173,13 +173,15 @@ class Blobs:
                 self._users[digest] = self._users.get(digest, 0) + 1
         return found
 
-    def upload(self, pipe: Pipeline, payload: Payload, indices: Iterable[int]) -> None:
-        """Put some chunks of a content into ``pipe``; the first ones with the manifest by which all are found again."""
-        manifest = payload.manifest
+    def write_manifest(self, pipe: Pipeline, manifest: Manifest) -> None:
+        """Put the manifest by which the chunks are found again into ``pipe``, where Redis lacks it."""
         if not self._broadcasts[manifest.name].is_noted:
             self._write(pipe, {manifest.name: manifest.encoded})
+
+    def write_chunks(self, pipe: Pipeline, payload: Payload, indices: Iterable[int]) -> None:
+        """Put some chunks of a content into ``pipe``."""
         for index in indices:
-            self._set(pipe, manifest.digests[index], payload.chunk(index))
+            self._set(pipe, payload.manifest.digests[index], payload.chunk(index))
 
     def _write(self, pipe: Pipeline, manifests: Mapping[bytes, bytes]) -> None:
         key = self._connection.keys.blobs(self._run_id)
@@ -207,12 +209,14 @@ class Blobs:
 
     # Deleting.
 
-    def remove(self, pipe: Pipeline, names: Iterable[bytes]) -> None:
-        """Put the deletion of contents into ``pipe``, and of the chunks that no other content has."""
-        gone = list(names)
-        if gone:
-            pipe.hdel(self._connection.keys.blobs(self._run_id), *gone)
-            remove_blobs(pipe, self._connection.keys, self._run_id, self._only_in(gone))
+    def remove_manifests(self, pipe: Pipeline, names: Collection[bytes]) -> None:
+        """Put the deletion of contents into ``pipe``, but for their chunks."""
+        if names:
+            pipe.hdel(self._connection.keys.blobs(self._run_id), *names)
+
+    def remove_chunks(self, pipe: Pipeline, names: Iterable[bytes]) -> None:
+        """Put the deletion of the chunks into ``pipe`` that only these contents have."""
+        remove_blobs(pipe, self._connection.keys, self._run_id, self._only_in(names))
 
     def _only_in(self, names: Iterable[bytes]) -> list[bytes]:
         counts: dict[bytes, int] = {}
@@ -222,7 +226,7 @@ class Blobs:
         return [digest for digest, count in counts.items() if count == self._users[digest]]
 
     def removed(self, names: Iterable[bytes]) -> None:
-        """What `remove` put into a pipe was executed."""
+        """These contents are not in Redis any more."""
         with self._counting:
             for name in names:
                 for digest, size in self._broadcasts.pop(name).manifest.chunk_sizes().items():
@@ -257,9 +261,12 @@ class Blobs:
             self._present.add(digest)
             self._held[digest] = self._held[digest][0], time.monotonic()
 
-    def write_all_again(self, pipe: Pipeline) -> None:
+    def write_manifests_again(self, pipe: Pipeline) -> None:
         """Put all manifests into ``pipe``: Redis may have forgotten them, or that some were deleted."""
-        remove_blobs(pipe, self._connection.keys, self._run_id, self._strays)
         pipe.unlink(self._connection.keys.blobs(self._run_id))
         if self._broadcasts:
             self._write(pipe, {name: found.manifest.encoded for name, found in self._broadcasts.items()})
+
+    def remove_strays(self, pipe: Pipeline) -> None:
+        """Put the deletion of the chunks into ``pipe`` that `look` found and no content has."""
+        remove_blobs(pipe, self._connection.keys, self._run_id, self._strays)

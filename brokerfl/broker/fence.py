@@ -10,6 +10,7 @@ lapsed.
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 from redis.client import Pipeline
@@ -25,22 +26,39 @@ from brokerfl.common import BrokerflError, RedisOutOfMemory, RunFenced, RunLost,
 STOP = "stop"
 
 
+#: Puts commands into the pipeline it is given; may be called again.
+Build = Callable[[Pipeline], Any]
+
+
+class Slot(Enum):
+    """Whose keys a step of a transaction touches. On a Cluster, keys of different slots are on different servers."""
+
+    RUN = "run"  # `P:{run:R}:…` and the bell
+    NODE = "node"  # `P:{N}:…`, of any number of nodes
+    OWN = "own"  # chunks, and the registry: a slot each
+
+
 @dataclass(frozen=True)
 class Transaction:
     """What a run's owner does in one MULTI … EXEC; `transactions` has them all.
 
     Attributes:
         name: what it does.
-        build: puts its commands into the pipeline it is given; may be called again.
+        steps: its commands in their order, divided by the slots they touch.
         answers: of how many commands, the last ones, the results are wanted.
         frees: the commands only read and delete. A full Redis 7.0 refuses even those inside a MULTI, so they are then
             run outside of one, right after the owner was checked: a takeover in between would not be noticed.
     """
 
     name: str
-    build: Callable[[Pipeline], Any]
+    steps: tuple[tuple[Slot, Build], ...]
     answers: int = 0
     frees: bool = False
+
+    def build(self, pipe: Pipeline) -> None:
+        """Put all commands into ``pipe``."""
+        for _, step in self.steps:
+            step(pipe)
 
 
 class RedisForgot(Exception):  # noqa: N818  (it says what Redis did)
@@ -113,7 +131,7 @@ class Fence:
                 results = self._execute_outside(transaction.build)
         return results[len(results) - transaction.answers :]
 
-    def _execute(self, build: Callable[[Pipeline], Any], reclaims: bool) -> list[Any]:
+    def _execute(self, build: Build, reclaims: bool) -> list[Any]:
         with map_errors(self._connection.url):
             try:
                 while True:
@@ -199,7 +217,7 @@ class Fence:
         self._check_score(score)
         raise RunLost(f"run {self._run_id} is gone from Redis: it was deleted, or it expired")
 
-    def _execute_outside(self, build: Callable[[Pipeline], Any]) -> list[Any]:
+    def _execute_outside(self, build: Build) -> list[Any]:
         with map_errors(self._connection.url):
             self.look()
             pipe = self._connection.sockets.pipe()
@@ -216,7 +234,7 @@ class Fence:
             RunStopped, RunFenced, RedisForgot, RedisUnreachable: as `execute`.
         """
         lives = milliseconds(self._retention)
-        self.execute(Transaction("seal", lambda pipe: pipe.pexpire(self._key, lives), frees=True))
+        self.execute(Transaction("seal", ((Slot.RUN, lambda pipe: pipe.pexpire(self._key, lives)),), frees=True))
 
     def look(self) -> None:
         """Ask Redis who the owner is, and judge it.

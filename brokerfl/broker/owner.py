@@ -6,7 +6,7 @@ travel.
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from redis.client import Pipeline
 
@@ -14,7 +14,7 @@ from brokerfl.broker.blobs import expire_blobs
 from brokerfl.broker.books import Books, Snapshot
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import execute_unless_changed, map_errors
-from brokerfl.broker.fence import STOP, Fence, Transaction
+from brokerfl.broker.fence import STOP, Fence, Slot, Transaction
 from brokerfl.broker.inbox import expire_streams
 from brokerfl.broker.keys import GROUP, LEASE, MOST_RETENTION, RETENTION, milliseconds
 from brokerfl.broker.lease import await_lapse
@@ -46,7 +46,8 @@ def create_run(
         pipe.set(keys.identity, secrets.token_hex(16), nx=True)
         prune(pipe, keys, run.created_at)
         pipe.set(keys.owner(run.run_id), owner.fence.value)
-        owner.write(pipe, Snapshot(), Footprint())
+        owner.write(pipe, Snapshot())
+        owner.enter(pipe)
         pipe.execute()
     return owner
 
@@ -123,7 +124,7 @@ def _try_to_take_over(
             pipe.multi()
             pipe.set(keys.owner(run_id), fence.value)
             pipe.set(keys.run_lease(run_id), fence.value, px=milliseconds(lease))
-            owner.expire(pipe, Footprint())
+            owner.expire(pipe)
             if execute_unless_changed(pipe):
                 return owner
 
@@ -160,34 +161,41 @@ class Owner:
         self._renewed = time.monotonic()
         self._seen = time.monotonic()
 
-    def write(self, pipe: Pipeline, snapshot: Snapshot, footprint: Footprint) -> None:
-        """Put into ``pipe`` that the run is there, and is ours. Safe to repeat.
+    def write(self, pipe: Pipeline, snapshot: Snapshot) -> None:
+        """Put into ``pipe`` what the run has in its slot besides owner, context and manifests. Safe to repeat.
 
         Args:
             pipe: the transaction that creates the run, or restores it where Redis forgot it.
             snapshot: what its books hold.
-            footprint: what it may have outside its own slot.
         """
         keys, run_id = self.connection.keys, self.run.run_id
         self.books.write(pipe, snapshot)
         pipe.set(keys.run_lease(run_id), self.fence.value, px=milliseconds(self.lease))
         pipe.xgroup_create(keys.bell(run_id), GROUP, id="0", mkstream=True)
-        pipe.zadd(keys.runs, {str(run_id): round(self.run.created_at * 1000)})
-        self.expire(pipe, footprint)
+        self.expire(pipe)
+
+    def enter(self, pipe: Pipeline) -> None:
+        """Put into ``pipe`` that the run is in the registry."""
+        pipe.zadd(self.connection.keys.runs, {str(self.run.run_id): round(self.run.created_at * 1000)})
 
     def read_identity(self) -> bytes | None:
         """Return the identity of the Redis data set; None where it has none."""
         with map_errors(self.connection.url):
             return self.connection.redis.get(self.connection.keys.identity)  # type: ignore[no-any-return]
 
-    def expire(self, pipe: Pipeline, footprint: Footprint) -> None:
-        """Put into ``pipe`` the lifetime of every key of the run."""
-        keys, run_id, lives = self.connection.keys, self.run.run_id, milliseconds(self.retention)
-        for key in keys.of_run(run_id):
-            pipe.pexpire(key, lives)
-        for node in footprint.nodes:
-            expire_streams(pipe, keys, node, run_id, self.retention)
-        expire_blobs(pipe, keys, run_id, footprint.chunks, self.retention)
+    def expire(self, pipe: Pipeline) -> None:
+        """Put into ``pipe`` the lifetimes of the keys in the run's slot."""
+        for key in self.connection.keys.of_run(self.run.run_id):
+            pipe.pexpire(key, milliseconds(self.retention))
+
+    def expire_streams(self, pipe: Pipeline, node_ids: Iterable[int]) -> None:
+        """Put into ``pipe`` the lifetimes of what the run has at these nodes."""
+        for node_id in node_ids:
+            expire_streams(pipe, self.connection.keys, node_id, self.run.run_id, self.retention)
+
+    def expire_chunks(self, pipe: Pipeline, digests: Iterable[bytes]) -> None:
+        """Put into ``pipe`` the lifetimes of chunks."""
+        expire_blobs(pipe, self.connection.keys, self.run.run_id, digests, self.retention)
 
     def renew(self, footprint: Callable[[], Footprint]) -> None:
         """Renew the lease, and every quarter of the retention time the lifetimes.
@@ -200,7 +208,8 @@ class Owner:
         with map_errors(self.connection.url):
             if not self.connection.redis.pexpire(key, lives):
                 # Gone after a long outage: only a fenced transaction may set it again.
-                self.fence.execute(Transaction("renew", lambda pipe: pipe.set(key, self.fence.value, px=lives)))
+                renew = (Slot.RUN, lambda pipe: pipe.set(key, self.fence.value, px=lives))
+                self.fence.execute(Transaction("renew", (renew,)))
         if time.monotonic() - self._renewed > self.retention / 4:
             self.renew_lifetimes(footprint())
         self._seen = time.monotonic()
@@ -208,7 +217,9 @@ class Owner:
     def renew_lifetimes(self, footprint: Footprint) -> None:
         """Give every key of the run its whole lifetime again."""
         with map_errors(self.connection.url), self.connection.redis.pipeline(transaction=False) as pipe:
-            self.expire(pipe, footprint)
+            self.expire(pipe)
+            self.expire_streams(pipe, footprint.nodes)
+            self.expire_chunks(pipe, footprint.chunks)
             pipe.execute(raise_on_error=False)
         self._renewed = time.monotonic()
 

@@ -20,7 +20,7 @@ from brokerfl.broker.blobs import chunks_of, remove_blobs
 from brokerfl.broker.books import Summary, ask_summary, nodes_of, note_stop, read_frame, summary_of
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import execute_unless_changed, map_errors
-from brokerfl.broker.fence import STOP, Fence, RedisForgot, Transaction
+from brokerfl.broker.fence import STOP, Build, Fence, RedisForgot, Slot, Transaction
 from brokerfl.broker.keys import BELL_LENGTH, LEASE, MOST_RETENTION, RETENTION, Keys, milliseconds, parse_id
 from brokerfl.broker.process import describe, is_dead, new_token
 from brokerfl.common import RedisOutOfMemory, RunNotFound
@@ -60,17 +60,30 @@ class Footprint:
     chunks: Collection[bytes] = ()
 
 
-def delete_run(pipe: Pipeline, connection: Connection, run_id: int, footprint: Footprint, stopped: bool) -> None:
-    """Put into ``pipe`` the deletion of every key of a run, and that it has ended."""
+def deletion(connection: Connection, run_id: int, footprint: Footprint, *, stopped: bool) -> Transaction:
+    """Return the deletion of every key of a run, and the mark that it has ended.
+
+    The run's own keys come behind the others, so that a deletion that breaks off can be begun again. The mark is last,
+    for it takes memory: what went before has made room for it.
+    """
     keys = connection.keys
-    remove_blobs(pipe, keys, run_id, footprint.chunks)
-    for node in footprint.nodes:
-        pipe.unlink(*keys.of_node_and_run(node, run_id))
-        pipe.hdel(keys.node_runs(node), str(run_id))
-    pipe.unlink(keys.run_lease(run_id), *keys.of_run(run_id))
-    # Last, for it takes memory: what went before has made room for it.
-    mark = milliseconds(connection.time()) + (_STOPPED_MARK if stopped else 0)
-    pipe.zadd(keys.runs, {str(run_id): -mark}, xx=True)
+
+    def at_nodes(pipe: Pipeline) -> None:
+        for node in footprint.nodes:
+            pipe.unlink(*keys.of_node_and_run(node, run_id))
+            pipe.hdel(keys.node_runs(node), str(run_id))
+
+    def mark(pipe: Pipeline) -> None:
+        ended_at = milliseconds(connection.time()) + (_STOPPED_MARK if stopped else 0)
+        pipe.zadd(keys.runs, {str(run_id): -ended_at}, xx=True)
+
+    steps: tuple[tuple[Slot, Build], ...] = (
+        (Slot.OWN, lambda pipe: remove_blobs(pipe, keys, run_id, footprint.chunks)),
+        (Slot.NODE, at_nodes),
+        (Slot.RUN, lambda pipe: pipe.unlink(keys.run_lease(run_id), *keys.of_run(run_id))),
+        (Slot.OWN, mark),
+    )
+    return Transaction("delete", steps, frees=True)
 
 
 def read_run(connection: Connection, run_id: int) -> Run:
@@ -113,16 +126,13 @@ def stop_run(connection: Connection, run_id: int, *, patience: float = 2 * LEASE
     except RedisOutOfMemory:  # a full Redis takes no new owner, but lets us delete the old one with all the rest
         fence = None
     footprint = Footprint(nodes_of(connection, run_id), chunks_of(connection, run_id))
-
-    def build(pipe: Pipeline) -> None:
-        delete_run(pipe, connection, run_id, footprint, stopped=True)
-
+    delete = deletion(connection, run_id, footprint, stopped=True)
     if fence is not None:
         with suppress(RedisForgot):  # the ServerApp ended it meanwhile
-            fence.execute(Transaction("delete", build, frees=True))
+            fence.execute(delete)
     else:
         with map_errors(connection.url), connection.redis.pipeline(transaction=False) as pipe:
-            build(pipe)
+            delete.build(pipe)
             pipe.execute(raise_on_error=False)
 
 

@@ -1,43 +1,47 @@
 """The transactions: everything that may happen atomically.
 
-Owns what a run's owner does in one MULTI … EXEC, and in which order: first the steps in the run's own slot, then those
-in nodes' slots. It must not know what a message's state is, or what became of a transaction.
+Owns what a run's owner does in one MULTI … EXEC, and which slot each step of it touches (`fence.Slot`): on one server
+all steps are one EXEC, on a Cluster those outside the run's slot will have to follow it. It must not know what a
+message's state is, or what became of a transaction.
 
-    create     owner, books, bell and lease of a new run; `owner.create_run`
-    take over  a new owner and its lease; `owner.resume_run`
-    renew      a lease that lapsed during an outage; `owner.Owner.renew`
-    seal       an owner's transactions that are still on their way come to nothing; `fence.Fence.seal`
-    upload     the manifest of a content, and some of its chunks
-    commit     run: ledger, counts, nodes, context, manifests and chunks nobody needs
-               node: chunks nobody needs, cancelled messages out, first contact, messages in
-    send       run: nodes. node: first contact, messages in
-    verdict    node: messages out, a ring, and one more look into the outbox
-    restore    run: owner, books, context, manifests, bell, lease, lifetimes: whatever Redis forgot
-    rewrite    chunks that Redis forgot
-    repair     node: entries out that belong to no open message; first contact and messages in, as in send
-    delete     every key of a run, and the mark that it ended; also by `runs.stop_run`
-    stop       another owner, the status, a ring; `runs.stop_run`
-    publish    node: replies out, their messages gone, rings; `outbox.publish`
-    forget     node: runs whose inboxes are gone; `inbox.Inboxes`
-    register   a node's identity, info, doorbell; `nodes.Registration`
+                 run's slot                                nodes' slots, and slots of their own
+    create       owner, books, lease, bell                 registry                            `owner.create_run`
+    take over    owner, lease                              -                                   `owner.resume_run`
+    renew        lease                                     -                                   `owner.Owner.renew`
+    seal         owner: what is on its way has no effect   -                                   `fence.Fence.seal`
+    upload       manifest                                  chunks                              `Transactions`
+    commit       books, context, manifests                 unneeded chunks; cancelled messages out, first contact,
+                                                           messages in
+    send         books: nodes                              strays out, first contact, messages in
+    verdict      -                                         messages out, a ring, one more look into the outbox
+    restore      owner, books, context, manifests, bell    lifetimes, registry
+    rewrite      -                                         chunks that Redis forgot
+    delete       everything                                everything, registry                `runs.deletion`
+    stop         owner, status, a ring                     -                                   `runs.stop_run`
+    publish      a ring                                    a node's replies in, its messages out   `outbox.publish`
+    forget       -                                         runs of a node whose inboxes are gone   `inbox.Inboxes`
+    register     -                                         a node's identity, info, doorbell       `nodes.Registration`
 
 All but create, take over, stop and those of nodes run behind the fence.
 """
 
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 
 from redis.client import Pipeline
 
 from brokerfl.broker.blobs import Blobs
 from brokerfl.broker.books import Change, Parcel, Snapshot
 from brokerfl.broker.context import SavedContext
-from brokerfl.broker.fence import Transaction
+from brokerfl.broker.fence import Build, Slot, Transaction
 from brokerfl.broker.inbox import add_message, first_contact, remove_message, ring
 from brokerfl.broker.outbox import Outboxes, Settled, remove_replies, trim_data
 from brokerfl.broker.owner import Owner
-from brokerfl.broker.runs import Footprint, delete_run
+from brokerfl.broker.runs import Footprint, deletion
 from brokerfl.wire.payload import Payload
 from brokerfl.wire.run import encode_run
+
+Steps = tuple[tuple[Slot, Build], ...]
 
 
 class Transactions:
@@ -60,61 +64,66 @@ class Transactions:
         self._frame = encode_run(owner.run)
 
     def commit(self, change: Change) -> Transaction:
-        """Change the books, and what follows from that at the nodes. Answers with the entry of each parcel."""
+        """Change the books, and what follows from that elsewhere. Answers with the entry of each parcel."""
 
-        def build(pipe: Pipeline) -> None:
+        def in_run(pipe: Pipeline) -> None:
             self.owner.books.change(pipe, change)
             if change.state is not None:
                 self._context.write(pipe, change.state)
-            self._blobs.remove(pipe, change.idle)
+            self._blobs.remove_manifests(pipe, change.idle)
+
+        def at_nodes(pipe: Pipeline) -> None:
             for node_id, needed_from in change.needed_from.items():
                 trim_data(pipe, self._keys, node_id, self._run_id, needed_from)
             self._take_back(pipe, change.cancelled)
-            self._take_back(pipe, change.parcels, rings=False)
+            self._ring(pipe, change.cancelled)
+            self._take_back(pipe, change.parcels)
             self._deliver(pipe, change.parcels, change.contacted)
 
-        return Transaction("commit", build, answers=len(change.parcels), frees=change.frees)
+        def own(pipe: Pipeline) -> None:
+            self._blobs.remove_chunks(pipe, change.idle)
 
-    def send(self, parcels: Sequence[Parcel]) -> Transaction:
-        """Put accepted messages into inboxes, behind a first contact. Answers with the entry of each."""
-        nodes = {parcel.node_id for parcel in parcels}
+        steps = ((Slot.RUN, in_run), (Slot.OWN, own), (Slot.NODE, at_nodes))
+        return Transaction("commit", steps, answers=len(change.parcels), frees=change.frees)
 
-        def build(pipe: Pipeline) -> None:
-            self.owner.books.add_nodes(pipe, nodes)
-            self._deliver(pipe, parcels, nodes)
+    def send(self, parcels: Sequence[Parcel], strays: Iterable[tuple[int, str]] = ()) -> Transaction:
+        """Put accepted messages into inboxes, behind a first contact. Answers with the entry of each.
 
-        return Transaction("send", build, answers=len(parcels))
+        Args:
+            parcels: the messages.
+            strays: entries, as node id and entry id, that belong to no open message; they are removed.
+        """
+        nodes = dict.fromkeys(parcel.node_id for parcel in parcels)
 
-    def repair(self, parcels: Sequence[Parcel], strays: Iterable[tuple[int, str]]) -> Transaction:
-        """As `send`, after entries (node id, entry id) are removed that belong to no open message."""
-        sending = self.send(parcels)
-
-        def build(pipe: Pipeline) -> None:
+        def at_nodes(pipe: Pipeline) -> None:
             for node_id, entry_id in strays:
                 remove_message(pipe, self._keys, node_id, self._run_id, entry_id)
-            sending.build(pipe)
+            self._deliver(pipe, parcels, nodes)
 
-        return Transaction("repair", build, answers=sending.answers, frees=not parcels)
+        steps = ((Slot.RUN, lambda pipe: self.owner.books.add_nodes(pipe, nodes)), (Slot.NODE, at_nodes))
+        return Transaction("send", steps, answers=len(parcels), frees=not parcels)
 
     def verdict(self, parcels: Sequence[Parcel], nodes: Collection[int]) -> Transaction:
         """Take messages back. Answers with what has come into the outbox of each of ``nodes``, which are theirs."""
 
-        def build(pipe: Pipeline) -> None:
+        def at_nodes(pipe: Pipeline) -> None:
             self._take_back(pipe, parcels)
+            self._ring(pipe, parcels)
             for node_id in nodes:
                 self._outboxes.read_more(pipe, node_id)
 
-        return Transaction("verdict", build, answers=len(nodes), frees=True)
+        return Transaction("verdict", ((Slot.NODE, at_nodes),), answers=len(nodes), frees=True)
 
-    def _take_back(self, pipe: Pipeline, parcels: Sequence[Parcel], *, rings: bool = True) -> None:
+    def _take_back(self, pipe: Pipeline, parcels: Iterable[Parcel]) -> None:
         for parcel in parcels:
             if parcel.former:
                 remove_message(pipe, self._keys, parcel.node_id, self._run_id, *parcel.former)
-        if rings:
-            for node_id in dict.fromkeys(parcel.node_id for parcel in parcels):
-                ring(pipe, self._keys, node_id)
 
-    def _deliver(self, pipe: Pipeline, parcels: Sequence[Parcel], contacted: Iterable[int]) -> None:
+    def _ring(self, pipe: Pipeline, parcels: Iterable[Parcel]) -> None:
+        for node_id in dict.fromkeys(parcel.node_id for parcel in parcels):
+            ring(pipe, self._keys, node_id)
+
+    def _deliver(self, pipe: Pipeline, parcels: Iterable[Parcel], contacted: Iterable[int]) -> None:
         """The result of each entry is its id, or None where the node has no inbox for this run: first contact again."""
         for node_id in contacted:
             first_contact(pipe, self._keys, node_id, self._run_id, self._frame, self.owner.retention)
@@ -123,40 +132,49 @@ class Transactions:
 
     def upload(self, payload: Payload, indices: Sequence[int]) -> Transaction:
         """Bring some chunks of a content to Redis, the first ones with its manifest."""
-        return Transaction("upload", lambda pipe: self._blobs.upload(pipe, payload, indices))
+        steps: Steps = (
+            (Slot.RUN, lambda pipe: self._blobs.write_manifest(pipe, payload.manifest)),
+            (Slot.OWN, lambda pipe: self._blobs.write_chunks(pipe, payload, indices)),
+        )
+        return Transaction("upload", steps)
 
     def restore(self, snapshot: Snapshot, footprint: Footprint) -> Transaction:
-        """Write the run's own keys again, as this process remembers them."""
+        """Write again what the run has in its slot as this process remembers it, with the lifetimes of all its keys."""
 
-        def build(pipe: Pipeline) -> None:
+        def in_run(pipe: Pipeline) -> None:
             self._context.write_again(pipe)
-            self._blobs.write_all_again(pipe)
-            self.owner.write(pipe, snapshot, footprint)  # last, for it gives all of them their lifetime
+            self._blobs.write_manifests_again(pipe)
+            self.owner.write(pipe, snapshot)
 
-        return Transaction("restore", build)
+        def own(pipe: Pipeline) -> None:
+            self._blobs.remove_strays(pipe)
+            self.owner.expire_chunks(pipe, footprint.chunks)
+            self.owner.enter(pipe)
+
+        steps: Steps = (
+            (Slot.RUN, in_run),
+            (Slot.NODE, lambda pipe: self.owner.expire_streams(pipe, footprint.nodes)),
+            (Slot.OWN, own),
+        )
+        return Transaction("restore", steps)
 
     def rewrite(self, digests: Sequence[bytes]) -> Transaction:
         """Write chunks again that Redis forgot."""
-        return Transaction("rewrite", lambda pipe: self._blobs.write_chunks_again(pipe, digests))
+        return Transaction("rewrite", ((Slot.OWN, lambda pipe: self._blobs.write_chunks_again(pipe, digests)),))
 
     def delete(self, footprint: Footprint) -> Transaction:
         """Delete every key of the run."""
-
-        def build(pipe: Pipeline) -> None:
-            delete_run(pipe, self.owner.connection, self._run_id, footprint, stopped=False)
-
-        return Transaction("delete", build, frees=True)
+        return deletion(self.owner.connection, self._run_id, footprint, stopped=False)
 
     def dropping(self, dropped: Sequence[Settled], transaction: Transaction) -> Transaction:
         """The same, and before it delete replies that fitted nothing: only the run's owner may."""
         if not dropped:
             return transaction
 
-        def build(pipe: Pipeline) -> None:
+        def at_nodes(pipe: Pipeline) -> None:
             remove_replies(pipe, self.owner.connection, self._run_id, dropped)
-            transaction.build(pipe)
 
-        return Transaction(transaction.name, build, transaction.answers, transaction.frees)
+        return replace(transaction, steps=((Slot.NODE, at_nodes), *transaction.steps))
 
     def saved(self, change: Change) -> None:
         """A commit was executed: note what Redis has of the context and of the contents."""

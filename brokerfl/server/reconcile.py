@@ -95,7 +95,7 @@ class Reconciler:
 
     def _repair(self, lost: list[Parcel], strays: list[tuple[int, str]]) -> None:
         parcels = self._book.still_lost(lost)
-        results = self._owner.fence.execute(self._transactions.repair(parcels, strays))
+        results = self._owner.fence.execute(self._transactions.send(parcels, strays))
         self._book.sent(parcels, results)
         if parcels:
             count = "1 message" if len(parcels) == 1 else f"{len(parcels)} messages"
