@@ -13,33 +13,47 @@ before or after the server executes it:
     freeze   another process takes the victim's place and does all the rest; then the victim wakes
 """
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import pytest
-from fakeredis import FakeRedis, FakeServer
+from fakeredis import FakeServer
 from redis.client import Pipeline
 from redis.exceptions import ConnectionError, WatchError
 
-from brokerfl.broker.connection import NO_RETRY, Connection
+from brokerfl.broker import process as identity
+from brokerfl.broker.connection import Connection
 from brokerfl.broker.heartbeat import Heartbeat
-from brokerfl.broker.keys import LEASE, Keys
+from brokerfl.broker.keys import LEASE, Keys, milliseconds
 from brokerfl.broker.nodes import Registration
 from brokerfl.broker.runs import list_runs, stop_run
 from brokerfl.broker.sockets import Command, Sockets
 from brokerfl.client import ClientApp
 from brokerfl.client.journal import Journal
 from brokerfl.client.node import Node
-from brokerfl.common import BrokerflError, Context, Message, MetricsRecord, RedisUnreachable, RunError, RunStopped
+from brokerfl.common import (
+    BrokerflError,
+    Context,
+    Message,
+    MetricsRecord,
+    NodeNameTaken,
+    RedisUnreachable,
+    RunError,
+    RunStopped,
+)
 from brokerfl.server import Driver
-from brokerfl.wire import payload
+from brokerfl.wire import hashing, payload
 from brokerfl.wire.record import decode_content
 from tests.apps import number
 from tests.conftest import PREFIX
+from tests.crash.direct import DirectClient
 
 #: Virtual seconds after which a case counts as hanging. No accident takes longer than a lease and an offline grace.
 PATIENCE = 300.0
@@ -91,15 +105,22 @@ class World:
     Args:
         accident: what is to happen.
         nodes: how many nodes.
+
+    Attributes:
+        is_utmost: to forget more writes, or to wake after more turns, would have been the same.
+        at_the_end: how many commands each had sent when the ServerApp had ended.
     """
 
     def __init__(self, accident: Accident, nodes: int = 2) -> None:
         self.accident = accident
         self.happened = False
+        self.is_utmost = True
+        self.sleeps = accident.wakes_after
         self.redis_server = FakeServer()
-        self.admin = FakeRedis(server=self.redis_server)
+        self.admin = DirectClient(self.redis_server)
         self.counts: dict[str, int] = {}
         self.ready: dict[str, int] = {}
+        self.at_the_end: dict[str, int] = {}
         self.commands: dict[str, list[str]] = {}
         self.log: list[list[tuple[tuple[Any, ...], Any]]] = []
         self.executions: list[Execution] = []
@@ -140,7 +161,15 @@ class World:
             self.in_turn = False
         return len(self.log) != before
 
+    def look_at_the_clock(self) -> float:
+        """Return virtual seconds; every look takes a microsecond, so that none depends on the machine."""
+        self.clock += 1e-6
+        return self.clock
+
     def pass_time(self, seconds: float) -> None:
+        if self.in_turn:  # a node waits, perhaps for a lease: who lives renews it
+            for process in self.nodes:
+                process.renew()
         self.clock += seconds
         assert self.clock < PATIENCE, "the run hangs"
 
@@ -154,13 +183,15 @@ class World:
     def wake_sleepers(self, at_the_end: bool = False) -> None:
         """Who is frozen wakes some turns after that, at the latest when all is over."""
         for sleeper in list(self.asleep):
-            self.accident.wakes_after -= 1
-            if self.accident.wakes_after < 0 or at_the_end:
+            self.sleeps -= 1
+            self.is_utmost = self.is_utmost and self.sleeps >= 0
+            if self.sleeps < 0 or at_the_end:
                 self.asleep.remove(sleeper)
                 sleeper.wake()
 
     def finish(self) -> None:
         """Let everybody who is still there have some turns after the end."""
+        self.at_the_end = dict(self.counts)
         self.is_over = True
         self.in_turn = True
         self.wake_sleepers(at_the_end=True)
@@ -225,6 +256,7 @@ class World:
 
         Not back to before the nodes were registered: a Redis without its identity has lost all data, and says so.
         """
+        self.is_utmost = len(self.log) - writes <= self.durable
         self.log = self.log[: max(self.durable, len(self.log) - writes)]
         self.admin.flushall()
         for unit in self.log:
@@ -264,7 +296,7 @@ def _with_id(args: tuple[Any, ...], answer: Any) -> tuple[Any, ...]:
 
 def stop_everything(world: World) -> None:
     """Stop whatever run there is."""
-    connection = Connection(FakeRedis(server=world.redis_server), Keys(PREFIX), "admin")
+    connection = Connection(DirectClient(world.redis_server), Keys(PREFIX), "admin")
     for run in list_runs(connection):
         if not run.ended_at:
             stop_run(connection, run.run_id, patience=0.1)
@@ -282,7 +314,7 @@ class Wire:
         self.name = name
         self.dead = False
         self.broken = False
-        client = _Client(server=world.redis_server, retry=NO_RETRY)
+        client = _Client(world.redis_server)
         client.wire = self
         self.connection = Connection(client, Keys(PREFIX), name)
         self.connection.sockets = _Sockets(client, self)
@@ -340,12 +372,12 @@ def without_block(args: Command) -> tuple[Command, int | None]:
     return (*args[:place], *args[place + 2 :]), int(args[place + 1])
 
 
-class _Client(FakeRedis):
+class _Client(DirectClient):
     wire: Wire
 
     def _send_command_parse_response(self, conn: Any, command_name: Any, *args: Any, **options: Any) -> Any:
         def execute() -> Any:
-            return FakeRedis._send_command_parse_response(self, conn, command_name, *args, **options)
+            return DirectClient._send_command_parse_response(self, conn, command_name, *args, **options)
 
         return self.wire.world.command(self.wire, [args], execute)
 
@@ -417,13 +449,14 @@ class NodeProcess:
         self.starts = 0
         self.frozen: Frozen | None = None
         self.has_left = False
+        self.was_refused = False
         self.start()
 
     def start(self) -> None:
         self.starts += 1
         self.wire = self.world.wire(self.wire_name)
-        registration = Registration(self.wire.connection, self.name, home=self.wire_name)
-        self.node = Node(self._app(), self.wire.connection, registration, journal=self.journal)
+        self.registration = Registration(self.wire.connection, self.name, home=self.wire_name)
+        self.node = Node(self._app(), self.wire.connection, self.registration, journal=self.journal)
         self.is_registered = False
 
     def turn(self) -> None:
@@ -453,11 +486,19 @@ class NodeProcess:
         assert frozen.error is None, frozen.error
         self.world.nodes.append(self)
 
+    def renew(self) -> None:
+        """What its heartbeat does, for those who look at its lease."""
+        lease = Keys(PREFIX).node_lease(self.node.node_id)
+        if self.world.admin.get(lease) == self.registration._token.encode():
+            self.world.admin.pexpire(lease, milliseconds(LEASE))
+
     def _turn(self) -> None:
         try:
             if not self.is_registered:
                 self._register()
-            if self.node.is_stopping():
+            if self.was_refused:
+                self.has_left = True
+            elif self.node.is_stopping():
                 self.node.leave()
                 self.has_left = True
             else:
@@ -467,10 +508,12 @@ class NodeProcess:
             self.start()
 
     def _register(self) -> None:
-        while not self.is_registered:
+        while not self.is_registered and not self.was_refused:
             try:
                 self.node.register()
                 self.is_registered = True
+            except NodeNameTaken:  # whose place it was to take woke before it came
+                self.was_refused = True
             except RedisUnreachable:  # whoever started it starts it again
                 self.world.release(Keys(PREFIX).node_lease(self.node.node_id))
 
@@ -632,19 +675,32 @@ def enter(world: World) -> None:
 
 @contextmanager
 def virtual_time() -> Iterator[None]:
-    """Nothing sleeps and no heart beats: the clock is that of the world that was entered last."""
-    real = time.monotonic
+    """Nothing sleeps, no heart beats, nobody logs: the clock is that of the world that was entered last."""
 
     def sleep(seconds: float) -> None:
         _entered[0].run_nodes()
         _entered[0].pass_time(max(seconds, 0.001))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(time, "monotonic", lambda: real() + (_entered[0].clock if _entered else 0.0))
+        patch.setattr(time, "monotonic", lambda: _entered[0].look_at_the_clock() if _entered else 0.0)
         patch.setattr(time, "sleep", sleep)
         patch.setattr(Heartbeat, "start", lambda self: None)
+        patch.setattr(hashing, "_hashers", _AtOnce())
+        for name in ("_host", "_started"):  # which ask the system
+            patch.setattr(identity, name, cache(getattr(identity, name)))
+        logging.disable()
         yield
+        logging.disable(logging.NOTSET)
         _entered.clear()
+
+
+class _AtOnce:
+    """In the place of threads that hash."""
+
+    def submit(self, function: Callable[..., Any], *args: Any) -> "Future[Any]":
+        done: Future[Any] = Future()
+        done.set_result(function(*args))
+        return done
 
 
 # The books.
