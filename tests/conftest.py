@@ -3,9 +3,11 @@
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis as redis_py
@@ -23,9 +25,47 @@ REQUIRED = os.environ.get("BROKERFL_REQUIRE_BACKENDS") == "1"
 BACKENDS = ("fakeredis", "valkey", "redis", "redis-tls")
 
 
+#: In so many days everything of tests/crash is played.
+DAYS = 30
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let ``scripts/test tests/crash --every-accident`` run tens of thousands of cases."""
-    parser.addoption("--every-accident", action="store_true", help="all cases of tests/crash, not one in some")
+    """What tests/crash plays. By default it is a choice, and today's slice of all cases."""
+    group = parser.getgroup("crash", "tests/crash")
+    group.addoption("--every-accident", action="store_true", help="all cases, tens of thousands: --slice 0/1")
+    group.addoption("--slice", type=_slice, metavar="I/N", help="every N-th case, the I-th of them, from 0 to N-1")
+    group.addoption("--seed", type=int, help="of everything random; by default the day, as the report's header says")
+
+
+def _slice(text: str) -> tuple[int, int]:
+    index, count = map(int, text.split("/"))
+    if not 0 <= index < count:
+        raise ValueError(f"{text}: I is from 0 to N-1")
+    return index, count
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Settle what tests/crash plays, once for all workers."""
+    option, today = config.option, int(time.time() // 86_400)
+    if hasattr(config, "workerinput"):
+        option.chosen, option.slice, option.seed = config.workerinput["crash"]
+        return
+    option.chosen = not option.every_accident and option.slice is None
+    option.slice = option.slice or ((0, 1) if option.every_accident else (today % DAYS, DAYS))
+    option.seed = today if option.seed is None else option.seed
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker of pytest-xdist."""
+    option = node.config.option
+    node.workerinput["crash"] = option.chosen, option.slice, option.seed
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Say how to play the same again."""
+    index, count = config.option.slice
+    return f"tests/crash: --slice {index}/{count} --seed {config.option.seed}"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

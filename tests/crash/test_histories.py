@@ -4,7 +4,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
@@ -180,22 +180,48 @@ class Histories(RuleBasedStateMachine):
         check_books(self.world, Outcome(run_id=self.run_id))
 
 
-def test_any_history_ends_right(request: pytest.FixtureRequest) -> None:
-    """Pushes, replies, commits, kills, takeovers, cuts and forgetting in any order: the sum is right, no key left."""
-    every = request.config.getoption("--every-accident")
+def play_histories(count: int, number: object, shrinks: bool) -> None:
+    """Play ``count`` histories: those that belong to ``number``, the usual ones for None."""
+    machine = Histories if number is None else seed(number)(type("Histories", (Histories,), {}))
     with virtual_time():
         run_state_machine_as_test(
-            Histories,
+            machine,
             settings=settings(
-                max_examples=2000 if every else 60,
+                max_examples=count,
                 stateful_step_count=40,
                 deadline=None,
-                derandomize=not every,
+                derandomize=number is None,
                 database=None,
-                phases=list(Phase) if every else [Phase.generate],  # shrinking takes minutes
+                phases=list(Phase) if shrinks else [Phase.generate],  # shrinking takes minutes
                 suppress_health_check=list(HealthCheck),
             ),
         )
+
+
+def test_any_history_ends_right(part: tuple[int, int], request: pytest.FixtureRequest) -> None:
+    """Pushes, replies, commits, kills, takeovers, cuts and forgetting in any order: the sum is right, no key left."""
+    option = request.config.option
+    index, slices = option.slice
+    first, parts = part
+    if option.chosen:
+        play_histories(60, None, shrinks=False)
+    play_histories(
+        max(60, 2000 // slices // parts), f"{option.seed} {index}/{slices} {first}/{parts}", shrinks=not option.chosen
+    )
+
+
+def test_a_node_that_brought_a_forgotten_reply_again_may_die() -> None:
+    """Redis forgets a large reply that the ServerApp has read, then its node dies, one after the other."""
+    with virtual_time():
+        history = Histories()
+        history.begin(are_chunked=True)
+        history.push()
+        history.pull()
+        history.pull()
+        history.forget(writes=2)
+        history.pull()
+        history.kill_node(index=1)
+        history.teardown()
 
 
 def test_a_stop_in_any_state_deletes_everything() -> None:
