@@ -4,7 +4,6 @@ Owns what belongs into a commit, and that the book is told when it was executed.
 or how replies are waited for.
 """
 
-from collections import Counter
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from logging import INFO
@@ -12,7 +11,7 @@ from logging import INFO
 from brokerfl.broker.books import Parcel
 from brokerfl.broker.fence import Transaction
 from brokerfl.common import BrokerflError, Context, Error, ErrorCode, RedisOutOfMemory, log
-from brokerfl.server.book import Applied, Book, OpenMessage, Sending, Step
+from brokerfl.server.book import Applied, Book, OpenMessage, Sending
 from brokerfl.server.receive import Receiver
 from brokerfl.server.session import Session
 from brokerfl.server.upload import Uploader
@@ -29,9 +28,6 @@ class Committer:
         receiver: deletes the replies that were settled.
         uploader: brings large contents to Redis.
         context: the ServerApp's; its state is saved by every commit.
-
-    Attributes:
-        steps: how many messages took each step, up to the last commit.
     """
 
     def __init__(self, session: Session, book: Book, receiver: Receiver, uploader: Uploader, context: Context) -> None:
@@ -42,7 +38,6 @@ class Committer:
         self._uploader = uploader
         self._context = context
         self._run_id = context.run_id
-        self.steps: Counter[Step] = Counter()
 
     def commit(
         self, sending: Sequence[Sending] = (), contents: Collection[EncodedContent] = (), *, moves_on: bool = False
@@ -127,7 +122,6 @@ class Committer:
             raise
         self._transactions.saved(self._book.under_way)
         applied = self._book.apply(results)
-        self.steps.update(event.step for event in self._book.events())
         self._receiver.free(applied.freed)
         if cancelled:
             log(INFO, "Run %s: %s messages that were not pushed again are cancelled", self._run_id, len(cancelled))

@@ -4,6 +4,7 @@ Owns how the parts of a ServerApp's side are put together, the heartbeat, and th
 must not know what an app calls; that is the Driver's.
 """
 
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypedDict
@@ -20,7 +21,7 @@ from brokerfl.broker.owner import Owner
 from brokerfl.broker.runs import Footprint, has_ended
 from brokerfl.broker.transactions import Transactions
 from brokerfl.common import SUPERLINK_NODE_ID, BrokerflError, Context, RunError, RunStopped
-from brokerfl.server.book import Book
+from brokerfl.server.book import Book, Event, Step
 from brokerfl.server.commit import Committer
 from brokerfl.server.push import Pusher
 from brokerfl.server.receive import Receiver
@@ -77,7 +78,8 @@ class Hold:
         )
         outboxes = Outboxes(connection, run_id)
         transactions = Transactions(owner, saved, blobs, outboxes)
-        self.book = book = Book(snapshot, state_name)
+        self.steps: Counter[Step] = Counter()  # how many messages took each
+        self.book = book = Book(snapshot, state_name, self._count)
         receiver = Receiver(outboxes, book)
         liveness = Liveness(settings.offline_grace, settings.lease)
         reconciler = Reconciler(transactions, book, receiver, blobs, identity)
@@ -92,6 +94,9 @@ class Hold:
         interval = min(settings.lease / 3, settings.retention / 4)
         self._heartbeat = Heartbeat(f"heartbeat of run {run_id}", interval, self._renew, self.waits.end)
         self._heartbeat.start()
+
+    def _count(self, event: Event) -> None:
+        self.steps[event.step] += 1
 
     def take_up(self) -> None:
         """See what is there of a run that was resumed; let go of it if that fails."""

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from brokerfl.broker.keys import milliseconds
 from brokerfl.broker.nodes import registered
 from brokerfl.common import BrokerflError, Message, Metadata
-from brokerfl.server.book import Book, OpenMessage, Sending, State
+from brokerfl.server.book import Book, OpenMessage, Sending
+from brokerfl.server.book.state import LOST
 from brokerfl.server.commit import Committer
 from brokerfl.server.session import Session
 from brokerfl.server.upload import Uploader
@@ -27,7 +28,7 @@ from brokerfl.wire.run import LedgerEntry
 MOST_BYTES = 64 * 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Draft:
     """What a message of a push becomes: a new one, or the orphan that it adopts."""
 
@@ -40,8 +41,7 @@ class _Draft:
     @property
     def is_due(self) -> bool:
         """Whether it is to be sent: what is adopted is not, unless Redis lost it."""
-        is_lost = self.message.state in (State.LOST, State.ORPHAN_LOST)
-        return self.fields is not None and (self.is_new or self.is_replaced or is_lost)
+        return self.fields is not None and (self.is_new or self.is_replaced or self.message.state in LOST)
 
     def postponed(self, elapsed: int) -> "_Draft":
         """Return it with a deadline that is so many milliseconds later."""
@@ -172,7 +172,7 @@ class Pusher:
             if manifest is not None:
                 carried = {MANIFEST: manifest.encoded}
             elif first != content.name and orphan.is_open:
-                is_replaced = orphan.state is State.ORPHAN_LOST or first in self._uploader.names
+                is_replaced = orphan.state in LOST or first in self._uploader.names
         entry, carried = (
             (replace(orphan.entry, digest=content.name), content.fields) if is_replaced else (orphan.entry, carried)
         )

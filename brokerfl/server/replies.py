@@ -15,9 +15,8 @@ from brokerfl.server.commit import Committer
 from brokerfl.server.session import Session
 from brokerfl.server.wait import Waits, Wanted
 from brokerfl.wire.frame import Fields
-from brokerfl.wire.message import decode_message
 from brokerfl.wire.payload import MissingChunkError, assemble, manifest_of
-from brokerfl.wire.reply import as_reply, error_reply
+from brokerfl.wire.reply import decode_reply, error_reply
 
 
 class Replies:
@@ -114,7 +113,9 @@ class Replies:
             return error_reply(self._run_id, message.message_id, message.entry, message.reply)
         assert message.reply is not None, "the reply was handed over already"
         try:
-            return self._reply(message, decode_message({**message.reply, **self._fetch(message, message.reply, until)}))
+            fetched = self._fetch(message, message.reply, until)
+            fields = {**message.reply, **fetched} if fetched else message.reply
+            return decode_reply(self._run_id, message.message_id, message.entry, fields)
         except MissingChunkError as error:
             return None if self._committer.send_again(message) else self._unreadable(message, str(error))
         except FrameError as error:
@@ -148,11 +149,6 @@ class Replies:
 
         content, _ = assemble(manifest, read)
         return content
-
-    def _reply(self, message: OpenMessage, sent: Message) -> Message:
-        if sent.metadata.run_id != self._run_id:
-            return self._unreadable(message, "it names another run")
-        return as_reply(self._run_id, message.message_id, message.entry, sent)
 
     def _unreadable(self, message: OpenMessage, reason: str) -> Message:
         error = Error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, f"the reply cannot be read: {reason}")

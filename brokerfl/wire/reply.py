@@ -4,20 +4,51 @@ Owns the shape of a reply's metadata, and the Error replies that no node wrote. 
 """
 
 import time
+from collections.abc import Mapping
 
-from brokerfl.common import SUPERLINK_NODE_ID, Error, ErrorCode, Message, Metadata
+from brokerfl.common import SUPERLINK_NODE_ID, Error, ErrorCode, FrameError, Message, Metadata
+from brokerfl.wire.message import decode_header
+from brokerfl.wire.record import decode_content
 from brokerfl.wire.run import LedgerEntry
 
 
-def as_reply(run_id: int, message_id: str, entry: LedgerEntry, sent: Message) -> Message:
-    """Return what a node sent as a reply: who sent it and what it answers is the ledger's word, not the frame's."""
-    metadata = _metadata(run_id, message_id, entry, sent.metadata.created_at, sent.metadata.ttl)
-    return Message(metadata, error=sent.error) if sent.has_error() else Message(metadata, content=sent.content)
+def decode_reply(
+    run_id: int, message_id: str, entry: LedgerEntry, fields: Mapping[bytes, bytes | memoryview]
+) -> Message:
+    """Return what a node sent as a reply: who sent it and what it answers is the ledger's word, not the frame's.
+
+    Args:
+        run_id: the run.
+        message_id: of the message that it answers.
+        entry: what the ledger holds of that.
+        fields: the reply's, with its content.
+
+    Raises:
+        FrameError: malformed, of another version, or another run's.
+    """
+    metadata, error = decode_header(fields)
+    if metadata.run_id != run_id:
+        raise FrameError("it names another run")
+    metadata.message_id, metadata.reply_to_message = f"{message_id}-reply", message_id
+    metadata.src_node_id, metadata.dst_node_id = entry.node_id, SUPERLINK_NODE_ID
+    metadata.group_id, metadata.message_type = entry.group_id, entry.message_type
+    return Message(metadata, content=decode_content(fields)) if error is None else Message(metadata, error=error)
 
 
 def error_reply(run_id: int, message_id: str, entry: LedgerEntry, error: Error) -> Message:
     """Return the Error reply to a message."""
-    return Message(_metadata(run_id, message_id, entry, time.time(), 0.0), error=error)
+    metadata = Metadata(
+        run_id=run_id,
+        message_id=f"{message_id}-reply",
+        src_node_id=entry.node_id,
+        dst_node_id=SUPERLINK_NODE_ID,
+        reply_to_message=message_id,
+        group_id=entry.group_id,
+        created_at=time.time(),
+        ttl=0.0,
+        message_type=entry.message_type,
+    )
+    return Message(metadata, error=error)
 
 
 def unknown_reply(run_id: int, message_id: str) -> Message:
@@ -34,17 +65,3 @@ def refused_reply(run_id: int, message: Message, is_registered: bool) -> Message
     else:
         error = Error(ErrorCode.NODE_UNAVAILABLE, f"there is no node {meta.dst_node_id} in the registry")
     return error_reply(run_id, "", LedgerEntry(meta.dst_node_id, meta.group_id, meta.message_type, 0), error)
-
-
-def _metadata(run_id: int, message_id: str, entry: LedgerEntry, created_at: float, ttl: float) -> Metadata:
-    return Metadata(
-        run_id=run_id,
-        message_id=f"{message_id}-reply",
-        src_node_id=entry.node_id,
-        dst_node_id=SUPERLINK_NODE_ID,
-        reply_to_message=message_id,
-        group_id=entry.group_id,
-        created_at=created_at,
-        ttl=ttl,
-        message_type=entry.message_type,
-    )

@@ -13,7 +13,7 @@ from brokerfl.broker.stream import milliseconds_of
 from brokerfl.common import Error
 from brokerfl.server.book.index import Index
 from brokerfl.server.book.message import MOST_REOPENED, Entries, Event, OpenMessage
-from brokerfl.server.book.state import State, Step
+from brokerfl.server.book.state import GIVEN, State, Step
 from brokerfl.wire.frame import Fields
 
 
@@ -30,7 +30,7 @@ class Answers:
     """
 
     def __init__(self, index: Index) -> None:
-        self.changed = index.changed
+        self._lock, self.changed = index.lock, index.changed
         self.dropped = self.takes = 0
         self._index = index
 
@@ -39,7 +39,7 @@ class Answers:
 
         It is judged by its arrival: the entry's id carries the server's time.
         """
-        with self.changed:
+        with self._lock:
             message = self._index.find(message_id)
             if message is None or message.node_id != node_id:
                 self.dropped += 1
@@ -57,13 +57,13 @@ class Answers:
 
     def doubt(self) -> None:
         """All outboxes are about to be read again: a large reply that is gone from there lost its chunks too."""
-        with self.changed:
+        with self._lock:
             large = (each.message_id for each in self._index.messages.values() if each.data_entries)
             self._index.doubtful = dict.fromkeys(large)
 
     def fail(self, verdicts: Iterable[tuple[str, Error]]) -> None:
         """Make an Error the reply of each of these open messages; one that is answered keeps its reply."""
-        with self.changed:
+        with self._lock:
             for message_id, error in verdicts:
                 message = self._index.find(message_id)
                 if message is not None and message.is_open:
@@ -72,23 +72,23 @@ class Answers:
 
     def waits(self, message_id: str) -> bool:
         """Return whether a reply to this id may still be handed over."""
-        with self.changed:
+        with self._lock:
             return message_id in self._index.messages and message_id not in self._index.taken
 
     def take(self, message_ids: set[str]) -> OpenMessage | None:
         """Take the reply among ``message_ids`` that arrived first, for this thread; None when there is none yet."""
-        with self.changed:
-            found = next((message_id for message_id in self._index.answered if message_id in message_ids), None)
-            if found is None:
-                return None
-            self.takes += 1
-            message = self._index.messages[found]
-            self._index.note(message, message.take(threading.get_ident()))
-            return message
+        with self._lock:
+            for message_id in self._index.answered:
+                if message_id in message_ids:
+                    self.takes += 1
+                    message = self._index.messages[message_id]
+                    self._index.note(message, message.take(threading.get_ident()))
+                    return message
+            return None
 
     def put_back(self, messages: Sequence[OpenMessage]) -> None:
         """Replies that were taken could not be handed over now: the first of them is the first to be taken again."""
-        with self.changed:
+        with self._lock:
             for message in reversed(messages):
                 self._put_back(message, lambda message: message.go(Step.PUT_BACK))
 
@@ -105,7 +105,7 @@ class Answers:
         Returns:
             The former copy, to be deleted; None where there is no other.
         """
-        with self.changed:
+        with self._lock:
             former = message.copy
             return former if message.spares and self._put_back(message, OpenMessage.use_spare) else None
 
@@ -115,7 +115,7 @@ class Answers:
         Returns:
             What there is of its reply, to be deleted, and what is to be sent once more; None where it cannot be.
         """
-        with self.changed:
+        with self._lock:
             former = message.copy
             if message.state is not State.TAKEN or message.reopened >= MOST_REOPENED or message.fields is None:
                 return None
@@ -124,15 +124,15 @@ class Answers:
 
     def yielded(self, message: OpenMessage) -> None:
         """An iterator is about to yield a reply that was taken."""
-        with self.changed:
+        with self._lock:
             if message.state is State.TAKEN:
                 self._index.note(message, message.go(Step.YIELDED))
 
     def hand_over(self, messages: Iterable[OpenMessage]) -> None:
         """Replies have reached the app for good."""
-        with self.changed:
+        with self._lock:
             for message in messages:
-                if message.state in (State.TAKEN, State.YIELDED):  # else it was settled meanwhile
+                if message.state in GIVEN:  # else it was settled meanwhile
                     self._index.note(message, message.hand_over())
 
     def handed_over(self) -> list[OpenMessage]:
@@ -142,11 +142,11 @@ class Answers:
         yielded may not have been folded yet.
         """
         thread = threading.get_ident()
-        with self.changed:
+        with self._lock:
             return [each for each in self._index.taken.values() if each.is_handed_over_to(thread)]
 
     def handed_over_of(self, message_ids: Iterable[str]) -> list[OpenMessage]:
         """Return those of these messages whose replies the app has, whichever thread was given them."""
-        with self.changed:
+        with self._lock:
             found = [self._index.taken[each] for each in dict.fromkeys(message_ids) if each in self._index.taken]
             return [message for message in found if message.state is not State.TAKEN]

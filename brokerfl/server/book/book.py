@@ -10,7 +10,7 @@ answer to their transaction, so replies find them, and nothing else does.
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from brokerfl.broker.books import Change, Parcel, Snapshot
@@ -47,15 +47,18 @@ class Book:
     Args:
         snapshot: what the books in Redis hold: the messages in them are orphans.
         state_name: the name of the state that the last commit saved, as a content.
+        tell: is told of every step that a message takes; it must not call the book.
 
     Attributes:
         changed: guards all of it; notified when a wait may be over.
         answers: the replies.
     """
 
-    def __init__(self, snapshot: Snapshot, state_name: bytes) -> None:
-        self._index = Index()
-        self.changed = self._index.changed
+    def __init__(
+        self, snapshot: Snapshot, state_name: bytes, tell: Callable[[Event], object] = lambda event: None
+    ) -> None:
+        self._index = Index(tell)
+        self._lock, self.changed = self._index.lock, self._index.changed
         self.answers = Answers(self._index)
         self._orphans = Orphans()
         self._groups: set[str] = set()
@@ -69,8 +72,9 @@ class Book:
         for message_id, entry in sorted(snapshot.entries.items(), key=lambda item: item[1].sequence):
             orphan = OpenMessage(message_id, entry, state=State.ORPHAN, began=None)
             self._index.load(orphan)
-            self._count(orphan)
             self._orphans.add(orphan)
+            self._groups.add(entry.group_id)
+            self._needs[entry.digest] += 1
             self._sequence = entry.sequence
 
     def __contains__(self, message_id: str) -> bool:
@@ -79,52 +83,33 @@ class Book:
     def __len__(self) -> int:
         return len(self._index.messages)
 
-    def _count(self, message: OpenMessage) -> None:
-        self._groups.add(message.entry.group_id)
-        self._needs[message.entry.digest] += 1
-
-    def _leave(self, message: OpenMessage, step: Step) -> None:
-        self._index.leave(message, step)
-        self._orphans.remove(message)
-        self._unneed(message.entry.digest)
-
-    def _unneed(self, name: bytes) -> None:
-        self._needs[name] -= 1
-        if not self._needs[name]:
-            del self._needs[name]
-
-    def events(self) -> list[Event]:
-        """Return what happened to messages since the last call, and forget it."""
-        with self.changed:
-            return self._index.collect()
-
     # Looking.
 
     @property
     def contacted(self) -> Collection[int]:
         """The nodes that may hold keys of the run; of a change under way too, lest a first ring is passed over."""
-        with self.changed:
+        with self._lock:
             return self._contacted.union(self._under_way.change.contacted if self._under_way else ())
 
     def contacted_among(self, node_ids: Iterable[int]) -> set[int]:
         """Return which of these nodes may hold keys of the run."""
-        with self.changed:
+        with self._lock:
             first = self._under_way.change.contacted if self._under_way else ()
             return {node_id for node_id in node_ids if node_id in self._contacted or node_id in first}
 
     def find(self, message_id: str) -> OpenMessage | None:
         """Return a message that is not settled, or that is under way."""
-        with self.changed:
+        with self._lock:
             return self._index.find(message_id)
 
     def owing(self) -> list[int]:
         """Return the nodes that owe a reply."""
-        with self.changed:
+        with self._lock:
             return self._index.owing()
 
     def awaited(self) -> list[OpenMessage]:
         """Return the open messages on which a verdict may be passed: neither orphans nor what a push is adopting."""
-        with self.changed:
+        with self._lock:
             return [
                 message
                 for message in self._index.owed()
@@ -133,12 +118,12 @@ class Book:
 
     def is_new_group(self, group_ids: Iterable[str]) -> bool:
         """Return whether one of ``group_ids`` was never pushed: then the run moves on."""
-        with self.changed:
+        with self._lock:
             return not self._groups.issuperset(group_ids)
 
     def snapshot(self) -> Snapshot:
         """Return what the books in Redis are to hold."""
-        with self.changed:
+        with self._lock:
             entries = {message_id: message.entry for message_id, message in self._index.messages.items()}
             return Snapshot(entries, self.contacted, self._pushed, self._replied)
 
@@ -146,13 +131,13 @@ class Book:
 
     def next_sequence(self) -> int:
         """Return the number of the next message."""
-        with self.changed:
+        with self._lock:
             self._sequence += 1
             return self._sequence
 
     def keep(self, names: Collection[bytes]) -> None:
         """Let no plan count these contents as idle: they are on their way, and what needs them is not accepted yet."""
-        with self.changed:
+        with self._lock:
             self._kept = names
 
     def reserve(self, entry: LedgerEntry, now: float, *, exactly: bool = False) -> OpenMessage | None:
@@ -160,12 +145,12 @@ class Book:
 
         See `Orphans.reserve`.
         """
-        with self.changed:
+        with self._lock:
             return self._orphans.reserve(entry, now, exactly=exactly)
 
     def adopt(self, adopted: Iterable[tuple[OpenMessage, Fields | None]]) -> bool:
         """The push that reserved these orphans succeeded, with these fields; return whether Redis lost one of them."""
-        with self.changed:
+        with self._lock:
             is_any_lost = False
             for message, fields in adopted:
                 self._adopt(message)
@@ -180,15 +165,15 @@ class Book:
 
     def claim(self, message_id: str) -> None:
         """The app waits for this id, which it may remember over a resume: that adopts it too."""
-        with self.changed:
+        with self._lock:
             message = self._index.messages.get(message_id)
-            if message is not None:
+            if message is not None and message.state in ORPHANS:
                 self._orphans.remove(message)
                 self._adopt(message)
 
     def disown(self, accepted: Iterable[OpenMessage]) -> None:
         """A push failed: what it reserved are orphans again, and so is what it had accepted, for it may be repeated."""
-        with self.changed:
+        with self._lock:
             self._orphans.unreserve()
             for message in accepted:
                 if message.state in (State.SENT, State.LOST, State.ANSWERED):
@@ -197,7 +182,7 @@ class Book:
 
     def orphans(self) -> list[OpenMessage]:
         """Return what nobody has adopted, nor is adopting."""
-        with self.changed:
+        with self._lock:
             return self._orphans.free()
 
     # Plan and apply.
@@ -219,7 +204,7 @@ class Book:
             state: the ServerApp's, where it is another one than the last commit saved.
             contents: the names of what the run has in Redis.
         """
-        with self.changed:
+        with self._lock:
             gone, saved = (*settled, *cancelled), state.name if state else self.state_name
             self._index.unsent = {one.message.message_id: one.message for one in sending if one.is_new}
             nodes = dict.fromkeys(one.entry.node_id for one in sending)
@@ -248,40 +233,49 @@ class Book:
 
     def discard(self) -> None:
         """The transaction of the change under way was not executed."""
-        with self.changed:
+        with self._lock:
             self._under_way, self._index.unsent = None, {}
 
     def apply(self, results: Sequence[Any] | None) -> Applied:
         """The transaction of the change under way was executed; ``results`` are None where its answer was lost."""
-        with self.changed:
+        with self._lock:
             assert self._under_way is not None, "a plan comes first"
             change, sending, settled, cancelled = self._under_way
-            for one in sending:
-                self._accept(one)
+            gone = (*settled, *cancelled)
+            self._accept(sending)
             self._contacted.update(change.contacted)
             self._pushed, self._replied = change.messages, change.replies
             vanished, refused = self._note_entries(change.parcels, results)
-            freed = [copy for message in (*settled, *cancelled) for copy in message.copies]
-            for message in settled:
-                self._leave(message, Step.SETTLED)
+            freed = [copy for message in gone for copy in message.copies]
+            self._index.leave(settled, Step.SETTLED)
+            self._index.leave(cancelled, Step.CANCELLED)
             for message in cancelled:
-                self._leave(message, Step.CANCELLED)
+                self._orphans.remove(message)
+            self._unneed(message.entry.digest for message in gone)
             if change.state is not None:
                 self.state_name = change.state.name
             self.discard()
             return Applied(vanished, refused, freed)
 
-    def _accept(self, one: Sending) -> None:
-        message = one.message
-        if one.is_new:
-            self._index.note(message, message.accept(one.entry))
-            self._index.enter(message)
-            self._count(message)
-        else:
-            self._needs[one.entry.digest] += 1
-            self._unneed(message.entry.digest)
-            message.replace(one.entry)
-            self._send(message)
+    def _accept(self, sending: Sequence[Sending]) -> None:
+        new = [one for one in sending if one.is_new]
+        self._needs.update([one.entry.digest for one in sending])
+        self._unneed(one.message.entry.digest for one in sending if not one.is_new)
+        self._groups.update([one.entry.group_id for one in new])
+        self._index.enter(one.message for one in new)
+        for one in sending:
+            if one.is_new:
+                self._index.note(one.message, one.message.accept(one.entry))
+            else:
+                one.message.replace(one.entry)
+                self._send(one.message)
+
+    def _unneed(self, names: Iterable[bytes]) -> None:
+        less = Counter(names)
+        self._needs.subtract(less)
+        for name in less:
+            if not self._needs[name]:
+                del self._needs[name]
 
     def _send(self, message: OpenMessage) -> None:
         if message.is_open:
@@ -289,7 +283,7 @@ class Book:
 
     def sent(self, parcels: Sequence[Parcel], results: Sequence[Any]) -> Applied:
         """These messages were sent once more."""
-        with self.changed:
+        with self._lock:
             for parcel, result in zip(parcels, results, strict=True):
                 if isinstance(result, bytes) and parcel.message_id in self._index.messages:
                     self._send(self._index.messages[parcel.message_id])
@@ -321,7 +315,7 @@ class Book:
             replies it lost, which their nodes hold in memory, and not for long. And the entries, as node id and entry
             id, that belong to nothing of it.
         """
-        with self.changed:
+        with self._lock:
             owed, in_doubt = self._index.owed(), self._index.in_doubt()
             found: dict[str, list[str]] = {message.message_id: [] for message in (*owed, *in_doubt)}
             strays = []
@@ -338,6 +332,6 @@ class Book:
 
     def still_lost(self, parcels: Iterable[Parcel]) -> list[Parcel]:
         """Return those of these messages that nobody has answered meanwhile, or whose replies are in doubt."""
-        with self.changed:
+        with self._lock:
             due = {message.message_id for message in (*self._index.owed(), *self._index.in_doubt())}
             return [parcel for parcel in parcels if parcel.message_id in due]

@@ -5,11 +5,12 @@ must not know any other message, Redis, or threads.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from brokerfl.broker.books import Parcel
 from brokerfl.broker.outbox import Settled
 from brokerfl.common import Error
-from brokerfl.server.book.state import OPEN, TRANSITIONS, State, Step
+from brokerfl.server.book.state import GIVEN, OPEN, TRANSITIONS, State, Step
 from brokerfl.wire.frame import Fields
 from brokerfl.wire.run import LedgerEntry
 
@@ -23,12 +24,15 @@ Entries = tuple[str, ...]
 Copy = tuple[str, Fields, Entries]
 
 
+#: The steps of every message: see `state` on what it takes to read them off the Enum.
+_ACCEPTED, _ANSWERED, _TAKEN, _HANDED_OVER = Step.ACCEPTED, Step.ANSWERED, Step.TAKEN, Step.HANDED_OVER
+
+
 class IllegalStep(AssertionError):  # noqa: N818  (it says what was tried)
     """A step that the table in `state` does not have: a mistake in the code that tried it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """One step that one message took, from one state to another."""
 
     step: Step
@@ -67,8 +71,8 @@ class OpenMessage:
         return self.state in OPEN
 
     def is_handed_over_to(self, thread: int) -> bool:
-        """Whether the app has its reply, as far as this thread can tell."""
-        return self.state is State.HANDED_OVER or (self.state is State.YIELDED and self.taken_by == thread)
+        """Whether the app has its reply, which was taken, as far as this thread can tell."""
+        return self.state not in GIVEN or (self.state is State.YIELDED and self.taken_by == thread)
 
     def parcel(self, fields: Fields) -> Parcel:
         """Return what goes into its inbox, instead of what is there."""
@@ -91,18 +95,19 @@ class OpenMessage:
         Raises:
             IllegalStep: it cannot be taken from where the message is.
         """
-        before, following = self.state, TRANSITIONS[self.state].get(step)
+        before, entry = self.state, self.entry
+        following = TRANSITIONS[before].get(step)
         if following is None:
             raise IllegalStep(f"message {self.message_id}, which is {before.value}, cannot be {step.value}")
         self.state = following
-        return Event(step, self.message_id, self.node_id, self.entry.group_id, before, following)
+        return Event(step, self.message_id, entry.node_id, entry.group_id, before, following)
 
     # In the inbox.
 
     def accept(self, entry: LedgerEntry) -> Event:
         """The transaction of its push was executed."""
         self.entry = entry
-        return self.go(Step.ACCEPTED)
+        return self.go(_ACCEPTED)
 
     def replace(self, entry: LedgerEntry) -> None:
         """It was sent once more, with another content: Redis had lost the first one."""
@@ -136,7 +141,7 @@ class OpenMessage:
         self.reply, self.outbox_entry, self.data_entries = reply, outbox_entry, data_entries
         if not data_entries:  # else the payload may prove to be missing
             self.fields = None
-        return self.go(Step.ANSWERED)
+        return self.go(_ANSWERED)
 
     def spare(self, copy: Copy) -> bool:
         """Keep another copy of a large reply: the payload of the one that counts may prove to be missing.
@@ -167,9 +172,9 @@ class OpenMessage:
     def take(self, thread: int) -> Event:
         """A thread fetches its reply."""
         self.taken_by = thread
-        return self.go(Step.TAKEN)
+        return self.go(_TAKEN)
 
     def hand_over(self) -> Event:
         """The app has its reply for good; its bytes are let go. Redis may still lose the chunks of a large one."""
         self.reply = None
-        return self.go(Step.HANDED_OVER)
+        return self.go(_HANDED_OVER)

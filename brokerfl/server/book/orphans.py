@@ -42,7 +42,7 @@ class Orphans:
             now: in milliseconds of Redis TIME. One that has expired without a reply is passed over.
             exactly: only one with equal content.
         """
-        for name in _names(entry)[: 1 if exactly else 2]:
+        for name in _names(entry)[: 1 if exactly else 2] if self._free else ():
             for orphan in self._by_name.get(name, OrderedDict()).values():
                 if not orphan.is_open or orphan.entry.deadline > now:
                     self.remove(orphan)

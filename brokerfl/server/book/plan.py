@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from brokerfl.broker.stream import place_of
 from brokerfl.server.book.message import OpenMessage
-from brokerfl.server.book.state import State
+from brokerfl.server.book.state import NEW
 from brokerfl.wire.frame import Fields
 from brokerfl.wire.run import LedgerEntry
 
@@ -28,7 +28,7 @@ class Sending(NamedTuple):
     @property
     def is_new(self) -> bool:
         """Whether the ledger does not hold it yet."""
-        return self.message.state in (State.UNSENT, State.EARLY)
+        return self.message.state in NEW
 
 
 def idle(
