@@ -34,7 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("crash", "tests/crash")
     group.addoption("--every-accident", action="store_true", help="all cases, tens of thousands: --slice 0/1")
     group.addoption("--slice", type=_slice, metavar="I/N", help="every N-th case, the I-th of them, from 0 to N-1")
-    group.addoption("--seed", type=int, help="of everything random; by default the day, as the report's header says")
+    group.addoption("--seed", type=int, help="of histories and pauses; by default the day, as the header says")
 
 
 def _slice(text: str) -> tuple[int, int]:

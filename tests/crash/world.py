@@ -38,6 +38,7 @@ from brokerfl.broker.sockets import Command, Sockets
 from brokerfl.client import ClientApp
 from brokerfl.client.journal import Journal
 from brokerfl.client.node import Node
+from brokerfl.client.publisher import Publisher
 from brokerfl.common import (
     BrokerflError,
     Context,
@@ -457,6 +458,7 @@ class NodeProcess:
         self.wire = self.world.wire(self.wire_name)
         self.registration = Registration(self.wire.connection, self.name, home=self.wire_name)
         self.node = Node(self._app(), self.wire.connection, self.registration, journal=self.journal)
+        self.publisher = self.node._service.publisher
         self.is_registered = False
 
     def turn(self) -> None:
@@ -502,10 +504,21 @@ class NodeProcess:
                 self.node.leave()
                 self.has_left = True
             else:
+                gathered = self.publisher._wake.is_set()
                 self.node.turn(0.001)
+                if gathered:
+                    self._publish()
         except Killed:
             self.world.release(Keys(PREFIX).node_lease(self.node.node_id))
             self.start()
+
+    def _publish(self) -> None:
+        """What its thread does, one message later: replies gather for a moment."""
+        self.publisher._wake.clear()
+        try:
+            self.publisher._flush_through_outage()
+        except BrokerflError as error:
+            self.node._fail(error)
 
     def _register(self) -> None:
         while not self.is_registered and not self.was_refused:
@@ -685,6 +698,7 @@ def virtual_time() -> Iterator[None]:
         patch.setattr(time, "monotonic", lambda: _entered[0].look_at_the_clock() if _entered else 0.0)
         patch.setattr(time, "sleep", sleep)
         patch.setattr(Heartbeat, "start", lambda self: None)
+        patch.setattr(Publisher, "_start", lambda self: None)  # `NodeProcess` does what its thread does
         patch.setattr(hashing, "_hashers", _AtOnce())
         for name in ("_host", "_started"):  # which ask the system
             patch.setattr(identity, name, cache(getattr(identity, name)))
