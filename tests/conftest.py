@@ -26,7 +26,7 @@ BACKENDS = ("fakeredis", "valkey", "redis", "redis-tls")
 
 
 #: In so many days everything of tests/crash is played.
-DAYS = 30
+DAYS = 20
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
