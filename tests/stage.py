@@ -343,7 +343,7 @@ def known_chunks(driver: Driver) -> set[bytes]:
 def needs(driver: Driver) -> list[int]:
     """How many messages and states need each content that the run has in Redis."""
     book = driver._hold.book
-    return [book._needs[name] + (name == book.state_name) for name in driver._hold.blobs.names]
+    return [book._needs.get(name, 0) + (name == book.state_name) for name in driver._hold.blobs.names]
 
 
 def is_stale(driver: Driver) -> bool:

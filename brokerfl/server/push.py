@@ -45,7 +45,7 @@ class _Draft:
 
     def postponed(self, elapsed: int) -> "_Draft":
         """Return it with a deadline that is so many milliseconds later."""
-        return replace(self, entry=replace(self.entry, deadline=self.entry.deadline + elapsed))
+        return replace(self, entry=self.entry._replace(deadline=self.entry.deadline + elapsed))
 
 
 class Pusher:
@@ -174,7 +174,7 @@ class Pusher:
             elif first != content.name and orphan.is_open:
                 is_replaced = orphan.state in LOST or first in self._uploader.names
         entry, carried = (
-            (replace(orphan.entry, digest=content.name), content.fields) if is_replaced else (orphan.entry, carried)
+            (orphan.entry._replace(digest=content.name), content.fields) if is_replaced else (orphan.entry, carried)
         )
         fields = None if carried is None else encode_message(orphan.message_id, meta, carried)
         return _Draft(orphan, entry, fields, is_replaced=is_replaced)

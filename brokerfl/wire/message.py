@@ -8,6 +8,7 @@ import os
 import reprlib
 from collections.abc import Mapping
 from hashlib import blake2s
+from itertools import product
 from typing import Any
 
 from brokerfl.common import Error, FrameError, Message, MessageTooLarge, Metadata, is_message_type
@@ -156,9 +157,10 @@ def decode_header(fields: Mapping[bytes, bytes | memoryview]) -> tuple[Metadata,
     header = unpack(fields.get(HEAD))
     if not isinstance(header, list) or len(header) != len(_HEADER):
         raise FrameError("the header is not a list as this version writes it")
-    for (name, kinds), value in zip(_HEADER, header, strict=True):
-        if type(value) not in kinds:
-            raise FrameError(f"the header's {name} is {reprlib.repr(value)}")
+    if tuple(map(type, header)) not in _TYPES:
+        for (name, kinds), value in zip(_HEADER, header, strict=True):
+            if type(value) not in kinds:
+                raise FrameError(f"the header's {name} is {reprlib.repr(value)}")
     run_id, src, dst, group_id, message_type, reply_to, created_at, ttl, error = header
     metadata = Metadata(
         run_id=run_id,
@@ -185,6 +187,9 @@ _HEADER: tuple[tuple[str, tuple[type, ...]], ...] = (
     ("ttl", (float,)),
     ("error", (list, type(None))),
 )
+
+#: The same, as it is asked of a whole header.
+_TYPES = frozenset(product(*(kinds for _, kinds in _HEADER)))
 
 
 def _error(item: list[Any]) -> Error:

@@ -396,8 +396,9 @@ def manifest_of(fields: Mapping[bytes, bytes | memoryview], limit: int = MAX_MES
 
 def entries_of(reply: Mapping[bytes, bytes | memoryview]) -> tuple[str, ...]:
     """Return where the chunks of a reply are; nothing of one that cannot be read, whose chunks end with the run."""
+    if MANIFEST not in reply:
+        return ()
     try:
-        manifest = manifest_of(reply)
+        return decode_manifest(reply[MANIFEST]).entries
     except FrameError:
         return ()
-    return manifest.entries if manifest is not None else ()

@@ -4,7 +4,7 @@ Owns their layout. It must not know keys or states.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from brokerfl.common import ConfigError, FrameError, MessageTooLarge, UserConfig
 from brokerfl.common.config import SCALARS
@@ -67,8 +67,7 @@ def decode_run(run_id: int, data: bytes) -> Run:
     raise FrameError(f"the frame of run {run_id} is malformed")
 
 
-@dataclass(frozen=True)
-class LedgerEntry:
+class LedgerEntry(NamedTuple):
     """What the ledger's hash holds about one message.
 
     Attributes:

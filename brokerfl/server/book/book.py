@@ -9,7 +9,6 @@ nothing has to be undone. From plan to apply the messages that are new are *unde
 answer to their transaction, so replies find them, and nothing else does.
 """
 
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -62,7 +61,7 @@ class Book:
         self.answers = Answers(self._index)
         self._orphans = Orphans()
         self._groups: set[str] = set()
-        self._needs: Counter[bytes] = Counter()
+        self._needs: dict[bytes, int] = {}
         self._kept: Collection[bytes] = ()
         self.state_name = state_name
         self._contacted = set(snapshot.nodes)
@@ -74,7 +73,7 @@ class Book:
             self._index.load(orphan)
             self._orphans.add(orphan)
             self._groups.add(entry.group_id)
-            self._needs[entry.digest] += 1
+            self._needs[entry.digest] = self._needs.get(entry.digest, 0) + 1
             self._sequence = entry.sequence
 
     def __contains__(self, message_id: str) -> bool:
@@ -241,41 +240,45 @@ class Book:
         with self._lock:
             assert self._under_way is not None, "a plan comes first"
             change, sending, settled, cancelled = self._under_way
-            gone = (*settled, *cancelled)
-            self._accept(sending)
+            for one in sending:
+                self._accept(one)
             self._contacted.update(change.contacted)
             self._pushed, self._replied = change.messages, change.replies
             vanished, refused = self._note_entries(change.parcels, results)
-            freed = [copy for message in gone for copy in message.copies]
-            self._index.leave(settled, Step.SETTLED)
-            self._index.leave(cancelled, Step.CANCELLED)
+            freed = [copy for message in (*settled, *cancelled) for copy in message.copies]
+            step = Step.SETTLED
+            for message in settled:
+                self._leave(message, step)
             for message in cancelled:
+                self._leave(message, Step.CANCELLED)
                 self._orphans.remove(message)
-            self._unneed(message.entry.digest for message in gone)
             if change.state is not None:
                 self.state_name = change.state.name
             self.discard()
             return Applied(vanished, refused, freed)
 
-    def _accept(self, sending: Sequence[Sending]) -> None:
-        new = [one for one in sending if one.is_new]
-        self._needs.update([one.entry.digest for one in sending])
-        self._unneed(one.message.entry.digest for one in sending if not one.is_new)
-        self._groups.update([one.entry.group_id for one in new])
-        self._index.enter(one.message for one in new)
-        for one in sending:
-            if one.is_new:
-                self._index.note(one.message, one.message.accept(one.entry))
-            else:
-                one.message.replace(one.entry)
-                self._send(one.message)
+    def _accept(self, one: Sending) -> None:
+        message, entry = one.message, one.entry
+        self._needs[entry.digest] = self._needs.get(entry.digest, 0) + 1
+        if one.is_new:
+            self._index.note(message, message.accept(entry))
+            self._index.enter(message)
+            self._groups.add(entry.group_id)
+        else:
+            self._unneed(message.entry.digest)
+            message.replace(entry)
+            self._send(message)
 
-    def _unneed(self, names: Iterable[bytes]) -> None:
-        less = Counter(names)
-        self._needs.subtract(less)
-        for name in less:
-            if not self._needs[name]:
-                del self._needs[name]
+    def _leave(self, message: OpenMessage, step: Step) -> None:
+        self._index.leave(message, step)
+        self._unneed(message.entry.digest)
+
+    def _unneed(self, name: bytes) -> None:
+        left = self._needs[name] - 1
+        if left:
+            self._needs[name] = left
+        else:
+            del self._needs[name]
 
     def _send(self, message: OpenMessage) -> None:
         if message.is_open:

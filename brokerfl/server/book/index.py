@@ -6,7 +6,7 @@ message takes a step.
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from brokerfl.server.book.message import Event, OpenMessage
 from brokerfl.server.book.state import OWING, TAKEN, State, Step
@@ -62,25 +62,23 @@ class Index:
         else:
             del self._owing[node_id]
 
-    def enter(self, messages: Iterable[OpenMessage]) -> None:
-        """Messages were accepted."""
-        for message in messages:
-            self.messages[message.message_id] = message
-            self.by_node.setdefault(message.entry.node_id, {})[message.message_id] = message
+    def enter(self, message: OpenMessage) -> None:
+        """A message was accepted."""
+        self.messages[message.message_id] = message
+        self.by_node.setdefault(message.entry.node_id, {})[message.message_id] = message
 
     def load(self, orphan: OpenMessage) -> None:
         """A message was accepted in a former life of the run."""
-        self.enter([orphan])
+        self.enter(orphan)
         self._move(orphan, State.UNSENT)
 
-    def leave(self, messages: Iterable[OpenMessage], step: Step) -> None:
-        """Messages leave by their last step."""
-        for message in messages:
-            self.note(message, message.go(step))
-            of_node = self.by_node[message.entry.node_id]
-            del self.messages[message.message_id], of_node[message.message_id]
-            if not of_node:
-                del self.by_node[message.entry.node_id]
+    def leave(self, message: OpenMessage, step: Step) -> None:
+        """A message leaves by its last step."""
+        self.note(message, message.go(step))
+        of_node = self.by_node[message.entry.node_id]
+        del self.messages[message.message_id], of_node[message.message_id]
+        if not of_node:
+            del self.by_node[message.entry.node_id]
 
     def find(self, message_id: str) -> OpenMessage | None:
         """Return a message that is not settled, or that is under way."""

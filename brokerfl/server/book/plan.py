@@ -4,7 +4,7 @@ Owns which contents are needed, and which chunks of replies nobody needs. It mus
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from brokerfl.broker.stream import place_of
@@ -32,9 +32,11 @@ class Sending(NamedTuple):
 
 
 def idle(
-    contents: Iterable[bytes], needs: Mapping[bytes, int], sending: Iterable[Sending], gone: Iterable[OpenMessage]
+    contents: Collection[bytes], needs: Mapping[bytes, int], sending: Iterable[Sending], gone: Iterable[OpenMessage]
 ) -> tuple[bytes, ...]:
     """Return which of ``contents`` nothing needs when these messages are sent or gone; ``needs`` counts before that."""
+    if not contents:
+        return ()
     more: Counter[bytes] = Counter(one.entry.digest for one in sending)
     more.subtract(one.message.entry.digest for one in sending if not one.is_new)
     more.subtract(message.entry.digest for message in gone)
