@@ -160,8 +160,8 @@ class Blobs:
         more = sum(size for digest, size in manifest.chunk_sizes().items() if digest not in self._users)
         if self._size + more > self._limit:
             raise MessageTooLarge(
-                f"the content needs {more:,} bytes, and run {self._run_id} has {self._size:,} in Redis: together more "
-                f"than the {self._limit:,} that it may have"
+                f"the content needs {more:,} bytes and run {self._run_id} already has {self._size:,} in Redis, which "
+                f"together exceed its limit of {self._limit:,}"
             )
 
     def _enter(self, manifest: Manifest) -> _Broadcast:

@@ -143,7 +143,7 @@ class Connection:
         if policy != "noeviction":
             log(
                 WARNING,
-                "maxmemory-policy of %s is %s: Redis may throw messages away. Set it to noeviction.",
+                "maxmemory-policy of %s is %s: Redis may evict messages. Set it to noeviction.",
                 self.url,
                 policy,
             )
@@ -160,7 +160,7 @@ class Connection:
                 ) from None
             if translate(error) is not None:
                 raise
-            raise ConfigError(f"what answers at {self.url} cannot be used: {text}") from None
+            raise ConfigError(f"the server at {self.url} cannot be used: {text}") from None
 
     def wait_until_up(self, until: float, stop: Callable[[], bool] = lambda: False) -> bool:
         """Wait with jittered back-off until Redis answers again; say once that it went and once that it is back.
@@ -183,7 +183,7 @@ class Connection:
             self._probe()
             return True
         except RedisUnreachable as error:
-            log(WARNING, "%s: waiting for it to come back", str(error).rstrip("."))
+            log(WARNING, "%s; waiting until it answers again", str(error).rstrip("."))
             return self._wait_for_answer(until, stop)
         finally:
             self._up_at = time.monotonic()

@@ -55,7 +55,7 @@ class SavedContext:
                 lambda window: read_blobs(self._connection, self._run_id, [digests[index] for index in window]),
             )
         except MissingChunkError as error:
-            raise RunLost(f"run {self._run_id} cannot be resumed: of its state, {error}") from None
+            raise RunLost(f"run {self._run_id} cannot be resumed: its state is incomplete ({error})") from None
         return decode_content(content), manifest.name
 
     def write(self, pipe: Pipeline, state: EncodedContent) -> None:

@@ -167,7 +167,7 @@ class EmbeddedServer:
                 pass
             time.sleep(0.01)
         words = self._log_path().read_text(errors="replace").strip().splitlines()
-        raise BrokerflError("the embedded server did not start: " + ("; ".join(words[-3:]) or "it said nothing"))
+        raise BrokerflError("the embedded server did not start: " + ("; ".join(words[-3:]) or "it printed nothing"))
 
     def stop(self) -> None:
         """Stop it gracefully (the append-only file is written out) and remove what it left; hard if it does not end."""

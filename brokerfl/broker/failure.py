@@ -62,7 +62,7 @@ def translate(error: BaseException, url: str = "Redis") -> Exception | None:
             text = "it asks for a password (redis://:password@host or redis://user:password@host)"
         return RedisAuthError(f"{url} refuses the login: {text}")
     if isinstance(error, NoPermissionError) or text.startswith("NOPERM"):
-        return RedisAuthError(f"{url} refuses a right that brokerfl needs: {text}")
+        return RedisAuthError(f"{url} denies a permission that brokerfl needs: {text}")
     if isinstance(error, OutOfMemoryError) or "OOM command not allowed" in text:
         return RedisOutOfMemory(f"{url} is full (maxmemory): {text}")
     if isinstance(error, (*_PASSING_CLASSES, OSError)) or text.startswith(_PASSING):
@@ -128,9 +128,12 @@ def _tls_reason(error: BaseException) -> str:
     if "CERTIFICATE_VERIFY_FAILED" in text:
         return f"the server's certificate is not trusted; check --ca-cert ({text})"
     if "CERTIFICATE_REQUIRED" in text:
-        return "the server wants to know who we are: give --cert and --key"
+        return "the server requires a client certificate: give --cert and --key"
     if "PEM lib" in text or "KEY_VALUES_MISMATCH" in text or "NO_CERTIFICATE_OR_CRL" in text:
-        return f"a file of --ca-cert, --cert, --key is no PEM file, or certificate and key do not fit ({text})"
+        return (
+            "a file given with --ca-cert, --cert or --key is not a PEM file, or certificate and key do not match "
+            f"({text})"
+        )
     if "WRONG_VERSION_NUMBER" in text:
         return "the server does not speak TLS on this port; use redis:// or the TLS port"
     return text

@@ -78,7 +78,8 @@ class Keys:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9._:-]+", self.prefix):
             raise ConfigError(
-                f"the prefix {self.prefix!r} may hold only letters, digits and . _ : - (they become part of every key)"
+                f"the prefix {self.prefix!r} may contain only letters, digits and . _ : - "
+                "(it becomes part of every key)"
             )
 
     # The registry.

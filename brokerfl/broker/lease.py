@@ -40,7 +40,7 @@ def await_lapse(
     Raises:
         Exception: what ``refusal`` made: the holder renewed it.
     """
-    log(INFO, "%s is held by %s; waiting to see whether it lives", what, holder_of(connection, key))
+    log(INFO, "%s is held by %s; waiting to see whether it is alive", what, holder_of(connection, key))
     last: int | None = None
     while not stop():
         with map_errors(connection.url):

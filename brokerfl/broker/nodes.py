@@ -148,8 +148,8 @@ class Registration:
         if home and home.decode() != self._home:
             log(
                 WARNING,
-                "Node %r kept its state elsewhere before: what it learned in runs that go on (context.state) is not "
-                "in the state directory it has now, and what it had answered may be executed again",
+                "Node %r used another state directory before: its context.state of current runs is not in this one, "
+                "and messages that it had answered may be executed again",
                 self.name,
             )
 

@@ -151,7 +151,7 @@ class Outboxes:
         errors = [translate(answer, self._connection.url) for answer in deleted if isinstance(answer, Exception)]
         refusal = next(filter(None, errors), None)
         if refusal is not None and not self._is_refused:
-            log(WARNING, "Replies that were settled cannot be deleted: %s", refusal)
+            log(WARNING, "Settled replies cannot be deleted: %s", refusal)
         self._is_refused = refusal is not None
         return not isinstance(refusal, RedisUnreachable)
 

@@ -81,20 +81,18 @@ def resume_run(
     run = read_run(connection, run_id)
     if run.app and app not in ("", run.app):
         raise ConfigError(
-            f"run {run_id} is one of {run.app}, not of {app}: go to the directory of that app, or give --another-app "
-            "if it only has another name now"
+            f"run {run_id} belongs to {run.app}, not to {app}: use that app, or pass --another-app if it was only "
+            "renamed"
         )
     if run_config is not None and run_config != run.run_config:
         raise ConfigError(
             f"run {run_id} was started with the run config {run.run_config}, not {run_config}: "
-            "resume it without one, or start a new run"
+            "resume it without a run config, or start a new run"
         )
     connection.read_time()
 
     def refusal(holder: str) -> Exception:
-        return RunAttached(
-            f"run {run_id} is run by another ServerApp, {holder}; --takeover takes it away from that one"
-        )
+        return RunAttached(f"run {run_id} has another ServerApp, {holder}; --takeover takes the run from it")
 
     while (owner := _try_to_take_over(connection, run, takeover, lease, retention)) is None:
         await_lapse(connection, connection.keys.run_lease(run_id), f"Run {run_id}", refusal)
@@ -148,8 +146,8 @@ class Owner:
     def __init__(self, connection: Connection, run: Run, fence: Fence, lease: float, retention: float) -> None:
         if not retention <= MOST_RETENTION:
             raise ConfigError(
-                f"a retention of {retention:g} s is too long: at most {MOST_RETENTION:.0f} s (30 days), for that long "
-                "Redis knows that a run has ended"
+                f"a retention of {retention:g} s is too long: the limit is {MOST_RETENTION:.0f} s (30 days), after "
+                "which Redis forgets that a run has ended"
             )
         self.connection = connection
         self.run = run

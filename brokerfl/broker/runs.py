@@ -157,7 +157,7 @@ def _take_over_to_stop(connection: Connection, run_id: int) -> Fence:
 def absent(connection: Connection, run_id: int) -> str:
     """Return why a run cannot be found, in words."""
     if has_ended(connection, run_id):
-        return f"run {run_id} has ended already"
+        return f"run {run_id} has already ended"
     return f"there is no run {run_id} under the prefix {connection.keys.prefix!r}; see brokerfl runs"
 
 

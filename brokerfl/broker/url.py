@@ -48,13 +48,13 @@ def check_url(url: str, insecure: bool) -> SplitResult:
             raise ConfigError(unreadable)
         database = parts.path.strip("/")
         if database and not database.isdecimal():
-            raise ConfigError(f"{shown} cannot be read: the database {database!r} is no number")
+            raise ConfigError(f"{shown} cannot be read: the database {database!r} is not a number")
     for name in set(parse_qs(parts.query, keep_blank_values=True)).difference(_PARAMETERS):
-        raise ConfigError(f"{shown} has a parameter {name!r}; those that may be are {', '.join(_PARAMETERS)}")
+        raise ConfigError(f"{shown} has the unknown parameter {name!r}; the allowed ones are {', '.join(_PARAMETERS)}")
     if parts.scheme == "redis" and not insecure and not _is_loopback(parts.hostname or "localhost"):
         raise InsecureURL(
-            f"{masked(url)} is plain text to a host that is not this machine: models and passwords could be read on "
-            "the way. Use rediss://, or pass --insecure if the network is trusted"
+            f"{masked(url)} is plain text to another machine: models and passwords could be read on the way. "
+            "Use rediss://, or pass --insecure if you trust the network"
         )
     return parts
 

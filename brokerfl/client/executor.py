@@ -110,7 +110,7 @@ class Executor:
                 return None
             run = self._runs.get(work.run_id)
             if run is None:
-                return self._refuse(work, ErrorCode.MESSAGE_UNAVAILABLE, "the run's frame cannot be read by this node")
+                return self._refuse(work, ErrorCode.MESSAGE_UNAVAILABLE, "this node cannot read the run's frame")
             state = None if self._runner.has_state_of(work.run_id) else self._load_state(work.run_id, commit)
             crashes = self._journal.begin(work.run_id, work.message_id, worker)
             try:  # a payload that is too large for this machine kills the node too
@@ -189,7 +189,7 @@ class Executor:
                 return reply
             payload = self._payloads.held(work.run_id, work.message_id)
             if payload is None:
-                reason = f"node {node_id} had answered, and the payload of its reply is gone from Redis"
+                reason = f"node {node_id} answered, but the content of its reply is gone from Redis"
                 return self._refuse(work, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, reason)
             uploaded = self._upload(work, decode_header(reply)[0].group_id, payload)
         except FrameError as error:  # another version made it

@@ -54,7 +54,7 @@ class Folder:
         except BlockingIOError:
             raise NodeNameTaken(
                 f"another process uses the state directory {self.path}: "
-                "a node of this name runs on this machine already"
+                "a node with this name already runs on this machine"
             ) from None
 
     def _read_home(self) -> str:

@@ -128,7 +128,7 @@ class Journal:
                 self._count_crashes()
                 self._load()
             except sqlite3.DatabaseError as error:
-                advice = "make room" if "full" in str(error) else "move it away to start afresh"
+                advice = "make room" if "full" in str(error) else "move it away to start with a new state"
                 raise JournalError(f"the node's journal {self._path} cannot be opened ({error}): {advice}") from None
             return strange
 

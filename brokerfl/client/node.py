@@ -193,7 +193,7 @@ class Node:
             self._close_publisher()
             self._registration.leave()
         except BrokerflError as error:
-            log(WARNING, "The node left without telling Redis: %s", error)
+            log(WARNING, "The node left, but could not tell Redis: %s", error)
         if isinstance(self._stop.failure, NodeNameTaken):
             self._ring()  # whoever has the name now takes up what this process read without having executed it
         self._journal.close()
@@ -206,7 +206,7 @@ class Node:
 
     def _renew(self) -> None:
         if not self._registration.renew():
-            raise NodeNameTaken(f"another process took over node {self.node_id} while this one did not answer")
+            raise NodeNameTaken(f"another process took over node {self.node_id} while this one did not respond")
         if self._connection.losses == self._losses:  # else the loop has yet to hold on
             self._payloads.release()  # which it does not do while it executes
 
@@ -264,10 +264,17 @@ class Node:
         if identity == self._identity:
             return
         if self._identity:
-            log(WARNING, "Redis at %s lost its data, or is another one: the node starts afresh", self._connection.url)
+            log(
+                WARNING,
+                "Redis at %s lost its data or was replaced; the node starts with a new state",
+                self._connection.url,
+            )
         strange = self._service.start_afresh(identity)
         if strange and not self._identity:
-            log(WARNING, "The state directory belongs to another Redis, or one that lost its data; starting afresh")
+            log(
+                WARNING,
+                "The state directory belongs to another Redis, or to one that lost its data; starting with a new state",
+            )
         self._identity = identity
 
     def _read_ahead(self) -> int:
@@ -285,7 +292,7 @@ class Node:
                 self._worklist.add(delivery, message_id)
                 continue
             if delivery.fields:  # without any, the ServerApp took it back after it had been delivered
-                log(WARNING, "An entry of run %s names no message; it is removed", delivery.run_id)
+                log(WARNING, "Removed an entry of run %s that names no message", delivery.run_id)
             discard_message(self._connection, self.node_id, delivery.run_id, delivery.entry_id)
 
     def _serve(self, work: Work, worker: int) -> None:

@@ -146,7 +146,9 @@ class Payloads:
             remove_data(self._connection, self._node_id, run_id, gone)
             if not is_wanted():
                 raise _UnwantedError
-            raise RedisOutOfMemory(f"{self._connection.url} is full (maxmemory): it takes no chunk of a reply")
+            raise RedisOutOfMemory(
+                f"{self._connection.url} is full (maxmemory): there is no room for a chunk of a reply"
+            )
         return True
 
     def has_uploaded(self, run_id: int, manifest: Manifest) -> bool:

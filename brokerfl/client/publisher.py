@@ -122,7 +122,7 @@ class Publisher:
             if is_published:
                 self._remove_late(work, self._worklist.done(work, sent.inbox_entries))
             else:
-                log(INFO, "Run %s is over; a late reply to it was dropped", work.run_id)
+                log(INFO, "Run %s is over; a late reply was dropped", work.run_id)
                 self._worklist.give_up(work, sent.inbox_entries)
 
     def _remove_late(self, work: Work, entries: list[str]) -> None:

@@ -25,14 +25,14 @@ def encode_reply(node_id: int, run_id: int, message_id: str, asked: Metadata, re
     """
     if not isinstance(reply, Message):
         raise TypeError(
-            f"the function for {asked.message_type} messages returned {type(reply).__name__}, not a "
+            f"the function for {asked.message_type} messages returned {type(reply).__name__} instead of a "
             "Message: return message.create_reply(…)"
         )
     header = _header(node_id, run_id, message_id, asked.group_id, asked.message_type, reply.metadata.ttl)
     if reply.has_error():
         code, reason = reply.error.code, reply.error.reason
         if not isinstance(code, int) or not isinstance(reason, str | None):
-            raise TypeError(f"an Error is made of an int and a str, not of {code!r} and {reason!r}")
+            raise TypeError(f"an Error needs an int and a str, not {code!r} and {reason!r}")
         reason = None if reason is None else printable(reason[:_LONGEST_REASON])
         return encode_message(message_id, header, error=Error(int(code), reason)), {}
     return encode_message(message_id, header), encode_content(reply.content)

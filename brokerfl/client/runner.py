@@ -178,7 +178,7 @@ class _RunContext:
         for data in fields.values():
             if len(data) > MOST_BYTES:
                 raise MessageTooLarge(
-                    f"an array of context.state has {len(data):,} bytes, the limit is {MOST_BYTES:,} bytes: divide it"
+                    f"an array of context.state has {len(data):,} bytes; the limit is {MOST_BYTES:,} bytes: split it"
                 )
         digest = digest_of(fields)
         if digest == self._digest:
@@ -192,4 +192,4 @@ def _text(error: BaseException) -> str:
     try:
         return str(error)
     except Exception:
-        return "(its text cannot be had)"
+        return "(its text is not available)"

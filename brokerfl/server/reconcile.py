@@ -55,7 +55,7 @@ class Reconciler:
             RedisUnreachable, RedisOutOfMemory: to be repeated.
         """
         if self._owner.read_identity() != self._identity:
-            raise RunLost(f"Redis lost its data: what it has now knows nothing of run {self._run_id}")
+            raise RunLost(f"Redis lost its data, and run {self._run_id} with them")
         has_forgotten = self._has_forgotten(was_cut)
         self._blobs.look()
         snapshot = self._book.snapshot()
@@ -65,7 +65,7 @@ class Reconciler:
             self._owner.fence.execute(self._transactions.rewrite(chunks))
             self._blobs.written_again(chunks)
         if has_forgotten:
-            log(INFO, "Redis forgot its last writes; run %s was written again", self._run_id)
+            log(INFO, "Redis had lost its last writes; run %s was restored", self._run_id)
 
     def _has_forgotten(self, was_cut: bool) -> bool:
         try:
@@ -99,4 +99,4 @@ class Reconciler:
         self._book.sent(parcels, results)
         if parcels:
             count = "1 message" if len(parcels) == 1 else f"{len(parcels)} messages"
-            log(INFO, "Redis had forgotten %s of run %s; sent again", count, self._run_id)
+            log(INFO, "Redis had lost %s of run %s; sent again", count, self._run_id)

@@ -132,7 +132,7 @@ class Replies:
             return {}
         entries = manifest.entries
         if len(entries) != len(manifest.digests):
-            raise MissingChunkError("its node had nowhere to put its chunks")
+            raise MissingChunkError("its node could not store its chunks in Redis")
 
         def read(window: Sequence[int]) -> Iterator[bytes | None]:
             wanted = [entries[index] for index in window]

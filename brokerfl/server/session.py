@@ -163,7 +163,7 @@ class Session:
             if not kept:
                 raise
             raise RedisOutOfMemory(
-                f"{error}; {kept} replies that this run was given stay in Redis until it moves on: "
+                f"{error}; {kept} replies that were handed over stay in Redis until the run moves on: "
                 "push the next group in smaller parts, or call driver.checkpoint() first"
             ) from error
 

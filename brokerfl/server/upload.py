@@ -47,7 +47,7 @@ class Uploader:
             for window in windows:
                 persist(partial(self._upload_window, payload, window))
         raise RedisOutOfMemory(
-            "Redis deletes chunks as soon as it has them: give it more memory, and set maxmemory-policy to noeviction"
+            "Redis evicts chunks as soon as it stores them: give it more memory, and set maxmemory-policy to noeviction"
         )
 
     def _lacking(self, payload: Payload) -> list[list[int]]:

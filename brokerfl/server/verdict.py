@@ -78,5 +78,5 @@ def _verdict(message: OpenMessage, now: float, gone: set[int]) -> Error | None:
         reason = "Redis lost the message, and the resumed ServerApp did not push it again"
         return Error(ErrorCode.MESSAGE_UNAVAILABLE, reason)
     if message.node_id in gone and not message.entry.waits:
-        return Error(ErrorCode.NODE_UNAVAILABLE, f"node {message.node_id} is unavailable: its lease lapsed")
+        return Error(ErrorCode.NODE_UNAVAILABLE, f"node {message.node_id} is unavailable: its lease has lapsed")
     return None

@@ -39,7 +39,7 @@ class Buffers:
         data = self._fields.get(b"%d" % self._next)
         if data is None or len(data) != size:
             found = "none" if data is None else f"{len(data)} bytes"
-            raise FrameError(f"array {self._next} declares {size} bytes, its buffer holds {found}")
+            raise FrameError(f"array {self._next} declares {size} bytes, but its buffer holds {found}")
         self._next += 1
         return data
 
@@ -219,7 +219,7 @@ def _check_size(dtype: str, shape: Sequence[int], size: int, *, exactly: bool) -
     if itemsize is None:
         raise FrameError(f"an array has dtype {reprlib.repr(dtype)}, which brokerfl does not carry")
     if len(shape) > MAX_DIMENSIONS:
-        raise FrameError(f"an array has {len(shape)} dimensions, at most {MAX_DIMENSIONS} are allowed")
+        raise FrameError(f"an array has {len(shape)} dimensions; at most {MAX_DIMENSIONS} are allowed")
     expected = itemsize * math.prod(shape)
     if size < expected or (exactly and size != expected):
-        raise FrameError(f"an array of dtype {dtype} and shape {tuple(shape)} needs {expected} bytes, it has {size}")
+        raise FrameError(f"an array of dtype {dtype} and shape {tuple(shape)} needs {expected} bytes, but has {size}")

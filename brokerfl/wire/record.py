@@ -62,13 +62,13 @@ def encode_content(content: RecordSet) -> Fields:
         ) from None
     if len(buffers) > MAX_ARRAYS:
         raise MessageTooLarge(
-            f"the content has {len(buffers):,} arrays and long bytes, at most {MAX_ARRAYS:,} are allowed"
+            f"the content has {len(buffers):,} arrays and long bytes; at most {MAX_ARRAYS:,} are allowed"
         )
     if len(fields[CONTENT]) > MAX_CONTAINERS:  # each takes a byte at least
         count = _count_containers(described, len(buffers))
         if count > MAX_CONTAINERS:
             raise MessageTooLarge(
-                f"the content makes {count:,} lists and maps, at most {MAX_CONTAINERS:,} are allowed, one for each "
+                f"the content makes {count:,} lists and maps; at most {MAX_CONTAINERS:,} are allowed, one for each "
                 "record and list and two for each array: put numbers into fewer, longer lists, or into arrays"
             )
     for index, buffer in enumerate(buffers):
@@ -76,7 +76,7 @@ def encode_content(content: RecordSet) -> Fields:
     size = size_of(fields)
     if size > MAX_MESSAGE_BYTES:
         raise MessageTooLarge(
-            f"the content has {size:,} bytes, the limit is {MAX_MESSAGE_BYTES:,} bytes: send fewer or smaller arrays"
+            f"the content has {size:,} bytes; the limit is {MAX_MESSAGE_BYTES:,} bytes: send fewer or smaller arrays"
         )
     return fields
 
@@ -110,7 +110,7 @@ def check_description(data: bytes | memoryview, sizes: Sequence[int]) -> None:
             size for kind, records in kinds for record in records.values() for size in CODECS[kind].sizes(record)
         ]
     if declared != list(sizes):
-        raise FrameError("the arrays that the content describes are not the ones that its manifest holds")
+        raise FrameError("the content describes other arrays than its manifest holds")
 
 
 def _laid_out(described: _Described, order: list[type[Record[Any]]]) -> list[Any]:
@@ -172,7 +172,7 @@ def _in_order(kinds: list[dict[str, Record[Any]]], order: bytes | None = None) -
         return
     sorted_order = b"".join(bytes([kind]) * len(records) for kind, records in enumerate(kinds))
     if not isinstance(order, bytes) or len(order) != len(sorted_order) or bytes(sorted(order)) != sorted_order:
-        raise FrameError("the order of the records is not one of the records")
+        raise FrameError("the order of the records does not list the records")
     remaining = [iter(records.items()) for records in kinds]
     for kind in order:
         yield next(remaining[kind])

@@ -58,7 +58,7 @@ def test_a_run_has_only_so_much_in_redis(backend: Backend) -> None:
         assert chunks_in(backend) == set()
         to_all(driver, [node], model(layer(1)), "1")
         both = [driver.create_message(model(layer(seed)), "train", node, "2") for seed in (2, 3)]
-        with pytest.raises(MessageTooLarge, match="together more than"):
+        with pytest.raises(MessageTooLarge, match="together exceed its limit"):
             driver.push_messages(both)
         assert backend.admin.hlen(keys.ledger(run)) == 1
         driver.checkpoint()
