@@ -1,10 +1,10 @@
-"""Reconciling: after a lost connection, and after a resume, the ServerApp and Redis compare what they know.
+"""Reconciling: after a lost connection or a resume, compares the run with what Redis has of it.
 
-Owns that one routine. It must not know how replies are waited for, or why the connection was lost.
+Owns that one routine. It must not know how replies are awaited, or why the connection was lost.
 
 A Redis that was killed forgets about a second of what it acknowledged (``appendfsync everysec``). So the owner of a run
 writes the run's slot again from memory, and looks for every open message in its inbox, then in its outbox: what is in
-neither is sent again under the same id. The inbox comes first, for a message moves from there to the outbox.
+neither is sent again under the same id. The inbox comes first, because a message moves from there to the outbox.
 """
 
 from logging import INFO
@@ -24,7 +24,7 @@ class Reconciler:
     """Compares one run with Redis. Used by the thread that holds `Session.writing`.
 
     Args:
-        transactions: what is written again.
+        transactions: for what is written again.
         book: the run's messages.
         receiver: reads the outboxes.
         blobs: what the run has broadcast.
@@ -46,11 +46,11 @@ class Reconciler:
         """Write the run's own keys as this process remembers them.
 
         Args:
-            was_cut: a connection was lost: Redis may have been killed. While all hold, no owner means that the run is
-                over.
+            was_cut: a connection was lost, so Redis may have been killed. Otherwise a missing owner means that the run
+                is over.
 
         Raises:
-            RunStopped, RunFenced: the run is no longer ours.
+            RunStopped, RunFenced: the run no longer belongs to this process.
             RunLost: Redis lost all its data, or another ServerApp ended the run.
             RedisUnreachable, RedisOutOfMemory: to be repeated.
         """
@@ -77,10 +77,10 @@ class Reconciler:
         return False
 
     def compare(self) -> None:
-        """Look for every open message, and every large reply that was read before; send again what is nowhere.
+        """Look for every open message, and every large reply read before; send again what is nowhere.
 
         Raises:
-            RunStopped, RunFenced, RedisForgot, RedisUnreachable, RedisOutOfMemory: as `restore`.
+            RunStopped, RunFenced, RedisForgot, RedisUnreachable, RedisOutOfMemory: as for `restore`.
         """
         nodes = self._book.contacted
         seen = [

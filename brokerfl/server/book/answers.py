@@ -1,7 +1,7 @@
 """Answers: the replies of a run's messages, from the outbox to the app.
 
-Owns which reply counts, that each is taken by one thread, and when it is handed over, so that a commit may settle it.
-It must not know how replies are read or waited for.
+Owns which reply counts, that only one thread takes it, and when it is handed over, so that a commit may settle it. It
+must not know how replies are read or awaited.
 """
 
 import threading
@@ -24,9 +24,9 @@ class Answers:
         index: the messages.
 
     Attributes:
-        changed: the lock of the book.
-        dropped: replies that fitted nothing open: another node's, late, or a second one.
-        takes: how often `take` found something.
+        changed: the book's lock.
+        dropped: how many replies matched no open message: from another node, late, or a second one.
+        takes: how often `take` found a reply.
     """
 
     def __init__(self, index: Index) -> None:
@@ -37,7 +37,7 @@ class Answers:
     def answer(self, node_id: int, outbox_entry: str, message_id: str, reply: Fields, data: Entries) -> Settled | None:
         """Take in a reply that was read from ``node_id``'s outbox. Returns what is to be deleted of it.
 
-        It is judged by its arrival: the entry's id carries the server's time.
+        The time of its arrival decides whether it is late: the entry's id carries the server's time.
         """
         with self.changed:
             message = self._index.find(message_id)
@@ -56,13 +56,13 @@ class Answers:
             return None if message.spare((outbox_entry, reply, data)) else (node_id, outbox_entry, data)
 
     def doubt(self) -> None:
-        """All outboxes are about to be read again: a large reply that is gone from there lost its chunks too."""
+        """All outboxes are about to be read again: a large reply no longer in its outbox lost its chunks too."""
         with self.changed:
             large = (each.message_id for each in self._index.messages.values() if each.data_entries)
             self._index.doubtful = dict.fromkeys(large)
 
     def fail(self, verdicts: Iterable[tuple[str, Error]]) -> None:
-        """Make an Error the reply of each of these open messages; one that is answered keeps its reply."""
+        """Make an Error the reply to each of these messages that is still open."""
         with self.changed:
             for message_id, error in verdicts:
                 message = self._index.find(message_id)
@@ -71,12 +71,12 @@ class Answers:
             self.changed.notify_all()
 
     def waits(self, message_id: str) -> bool:
-        """Return whether a reply to this id may still be handed over."""
+        """Return whether a reply to this id may still be taken."""
         with self.changed:
             return message_id in self._index.messages and message_id not in self._index.taken
 
     def take(self, message_ids: set[str]) -> OpenMessage | None:
-        """Take the reply among ``message_ids`` that arrived first, for this thread; None when there is none yet."""
+        """Take, for this thread, the reply to ``message_ids`` that arrived first; None if there is none yet."""
         with self.changed:
             found = next((message_id for message_id in self._index.answered if message_id in message_ids), None)
             if found is None:
@@ -87,33 +87,33 @@ class Answers:
             return message
 
     def put_back(self, messages: Sequence[OpenMessage]) -> None:
-        """Replies that were taken could not be handed over now: the first of them is the first to be taken again."""
+        """These replies were taken but could not be handed over: they are the next to be taken, in the same order."""
         with self.changed:
             for message in reversed(messages):
                 self._put_back(message, lambda message: message.go(Step.PUT_BACK))
 
     def _put_back(self, message: OpenMessage, step: Callable[[OpenMessage], Event]) -> bool:
-        if message.state is not State.TAKEN:  # it was cancelled meanwhile
+        if message.state is not State.TAKEN:  # it was cancelled in the meantime
             return False
         self._index.note(message, step(message))
         self._index.answered.move_to_end(message.message_id, last=False)
         return True
 
     def use_spare(self, message: OpenMessage) -> Settled | None:
-        """A reply that was taken is none, for its payload is missing: a later copy is the first to be taken.
+        """The payload of a taken reply is missing: the latest copy becomes the reply, and is the next to be taken.
 
         Returns:
-            The former copy, to be deleted; None where there is no other.
+            The former copy, to be deleted; None if there is no other.
         """
         with self.changed:
             former = message.copy
             return former if message.spares and self._put_back(message, OpenMessage.use_spare) else None
 
     def reopen(self, message: OpenMessage) -> tuple[Settled, Parcel] | None:
-        """A reply that was taken is none, for its payload is missing: the message is open again, a few times.
+        """The payload of a taken reply is missing: the message is open again, at most `MOST_REOPENED` times.
 
         Returns:
-            What there is of its reply, to be deleted, and what is to be sent once more; None where it cannot be.
+            What is left of the reply, to be deleted, and what is to be sent again; None if that is not possible.
         """
         with self.changed:
             former = message.copy
@@ -123,30 +123,30 @@ class Answers:
             return former, message.parcel(message.fields)
 
     def yielded(self, message: OpenMessage) -> None:
-        """An iterator is about to yield a reply that was taken."""
+        """An iterator is about to yield a taken reply."""
         with self.changed:
             if message.state is State.TAKEN:
                 self._index.note(message, message.go(Step.YIELDED))
 
     def hand_over(self, messages: Iterable[OpenMessage]) -> None:
-        """Replies have reached the app for good."""
+        """The app has these replies for good."""
         with self.changed:
             for message in messages:
-                if message.state in (State.TAKEN, State.YIELDED):  # else it was settled meanwhile
+                if message.state in (State.TAKEN, State.YIELDED):  # else it was settled in the meantime
                     self._index.note(message, message.hand_over())
 
     def handed_over(self) -> list[OpenMessage]:
-        """Return what a commit by this thread settles: what was handed over to the app.
+        """Return what a commit by this thread settles: the messages whose replies were handed over.
 
-        So is what an iterator of this thread has yielded: its loop's body has seen it. What one of another thread has
-        yielded may not have been folded yet.
+        A reply that an iterator of this thread has yielded counts, because the body of its loop has seen it. One that
+        another thread's iterator has yielded may not have been folded yet.
         """
         thread = threading.get_ident()
         with self.changed:
             return [each for each in self._index.taken.values() if each.is_handed_over_to(thread)]
 
     def handed_over_of(self, message_ids: Iterable[str]) -> list[OpenMessage]:
-        """Return those of these messages whose replies the app has, whichever thread was given them."""
+        """Return those of these messages whose replies the app has, in any thread."""
         with self.changed:
             found = [self._index.taken[each] for each in dict.fromkeys(message_ids) if each in self._index.taken]
             return [message for message in found if message.state is not State.TAKEN]

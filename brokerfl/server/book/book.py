@@ -1,12 +1,12 @@
 """The book of one run: what its pushes and commits do to its messages.
 
-Owns the plan of each commit, which contents are needed, and the run's counters. It must not know Redis, or what becomes
-of replies.
+Owns the plan of each commit, which contents are needed, and the run's counters. It must not know Redis, or what happens
+to replies.
 
-What changes both the book and Redis goes in three steps: `plan` says what is due, as one `Change`; its transaction is
-executed; `apply` does in the book what the change says. Where the transaction fails, `discard` forgets the plan, and
-nothing has to be undone. From plan to apply the messages that are new are *under way*: a reply may be faster than the
-answer to their transaction, so replies find them, and nothing else does.
+What changes both the book and Redis takes three steps: `plan` returns what is due, as one `Change`; its transaction is
+executed; `apply` does the same to the book. If the transaction fails, `discard` forgets the plan, and nothing has to be
+undone. From plan to apply, new messages are *under way*: a reply may be faster than the answer to their transaction, so
+replies find them, and nothing else does.
 """
 
 from collections import Counter
@@ -27,10 +27,10 @@ from brokerfl.wire.run import LedgerEntry
 
 
 class Applied(NamedTuple):
-    """What became of parcels, and what a change left to be deleted."""
+    """What happened to parcels, and what a change left to be deleted."""
 
-    vanished: list[Parcel]  # found no inbox
-    refused: list[tuple[Parcel, Exception]]  # somebody made another thing of the inbox
+    vanished: list[Parcel]  # there was no inbox
+    refused: list[tuple[Parcel, Exception]]  # the key of the inbox has another type
     freed: list[Settled]  # replies
 
 
@@ -45,11 +45,11 @@ class Book:
     """The messages of one run, from their push to the commit that settles them.
 
     Args:
-        snapshot: what the books in Redis hold: the messages in them are orphans.
-        state_name: the name of the state that the last commit saved, as a content.
+        snapshot: what the books in Redis hold; its messages are orphans.
+        state_name: the name, as a content, of the state that the last commit saved.
 
     Attributes:
-        changed: guards all of it; notified when a wait may be over.
+        changed: the lock that guards everything; notified when a wait may be over.
         answers: the replies.
     """
 
@@ -94,7 +94,7 @@ class Book:
             del self._needs[name]
 
     def events(self) -> list[Event]:
-        """Return what happened to messages since the last call, and forget it."""
+        """Return the steps of messages since the last call, and forget them."""
         with self.changed:
             return self._index.collect()
 
@@ -102,7 +102,7 @@ class Book:
 
     @property
     def contacted(self) -> Collection[int]:
-        """The nodes that may hold keys of the run; of a change under way too, lest a first ring is passed over."""
+        """The nodes that may hold keys of the run, with those under way, so that no first ring is ignored."""
         with self.changed:
             return self._contacted.union(self._under_way.change.contacted if self._under_way else ())
 
@@ -123,7 +123,7 @@ class Book:
             return self._index.owing()
 
     def awaited(self) -> list[OpenMessage]:
-        """Return the open messages on which a verdict may be passed: neither orphans nor what a push is adopting."""
+        """Return the open messages that may get a verdict: neither orphans nor messages that a push is adopting."""
         with self.changed:
             return [
                 message
@@ -132,12 +132,12 @@ class Book:
             ]
 
     def is_new_group(self, group_ids: Iterable[str]) -> bool:
-        """Return whether one of ``group_ids`` was never pushed: then the run moves on."""
+        """Return whether one of these groups was never pushed before: then the run moves on."""
         with self.changed:
             return not self._groups.issuperset(group_ids)
 
     def snapshot(self) -> Snapshot:
-        """Return what the books in Redis are to hold."""
+        """Return what the books in Redis should hold."""
         with self.changed:
             entries = {message_id: message.entry for message_id, message in self._index.messages.items()}
             return Snapshot(entries, self.contacted, self._pushed, self._replied)
@@ -151,12 +151,12 @@ class Book:
             return self._sequence
 
     def keep(self, names: Collection[bytes]) -> None:
-        """Let no plan count these contents as idle: they are on their way, and what needs them is not accepted yet."""
+        """Keep plans from counting these contents as idle: the messages that need them are not accepted yet."""
         with self.changed:
             self._kept = names
 
     def reserve(self, entry: LedgerEntry, now: float, *, exactly: bool = False) -> OpenMessage | None:
-        """Return the orphan that a message pushed again stands for; nobody else adopts it until `adopt` or `disown`.
+        """Return the orphan that a message adopts, and reserve it until `adopt` or `disown`.
 
         See `Orphans.reserve`.
         """
@@ -164,7 +164,7 @@ class Book:
             return self._orphans.reserve(entry, now, exactly=exactly)
 
     def adopt(self, adopted: Iterable[tuple[OpenMessage, Fields | None]]) -> bool:
-        """The push that reserved these orphans succeeded, with these fields; return whether Redis lost one of them."""
+        """The push that reserved these orphans succeeded, with these fields; return whether Redis has lost any."""
         with self.changed:
             is_any_lost = False
             for message, fields in adopted:
@@ -179,7 +179,7 @@ class Book:
             self._index.note(message, message.adopt())
 
     def claim(self, message_id: str) -> None:
-        """The app waits for this id, which it may remember over a resume: that adopts it too."""
+        """The app waits for this id, which it may remember across a resume: this adopts the message, too."""
         with self.changed:
             message = self._index.messages.get(message_id)
             if message is not None:
@@ -187,7 +187,7 @@ class Book:
                 self._adopt(message)
 
     def disown(self, accepted: Iterable[OpenMessage]) -> None:
-        """A push failed: what it reserved are orphans again, and so is what it had accepted, for it may be repeated."""
+        """A push failed, and may be repeated: what it reserved and what it got accepted are orphans again."""
         with self.changed:
             self._orphans.unreserve()
             for message in accepted:
@@ -196,7 +196,7 @@ class Book:
                     self._orphans.add(message)
 
     def orphans(self) -> list[OpenMessage]:
-        """Return what nobody has adopted, nor is adopting."""
+        """Return the orphans that no push is adopting."""
         with self.changed:
             return self._orphans.free()
 
@@ -213,11 +213,11 @@ class Book:
         """Return what one commit changes. It is under way until `apply` or `discard`, or until the next plan.
 
         Args:
-            sending: what enters, or is sent once more, unless it was answered meanwhile.
+            sending: messages to enter, or to send again unless they were answered in the meantime.
             settled: messages whose replies the app has; they leave.
             cancelled: orphans; they leave.
-            state: the ServerApp's, where it is another one than the last commit saved.
-            contents: the names of what the run has in Redis.
+            state: the ServerApp's, if it differs from what the last commit saved.
+            contents: the names of the contents that the run has in Redis.
         """
         with self.changed:
             gone, saved = (*settled, *cancelled), state.name if state else self.state_name
@@ -242,7 +242,7 @@ class Book:
 
     @property
     def under_way(self) -> Change:
-        """The last plan, which is neither applied nor discarded."""
+        """The last plan, neither applied nor discarded yet."""
         assert self._under_way is not None, "a plan comes first"
         return self._under_way.change
 
@@ -252,7 +252,7 @@ class Book:
             self._under_way, self._index.unsent = None, {}
 
     def apply(self, results: Sequence[Any] | None) -> Applied:
-        """The transaction of the change under way was executed; ``results`` are None where its answer was lost."""
+        """The transaction of the change under way was executed; ``results`` is None if its answer was lost."""
         with self.changed:
             assert self._under_way is not None, "a plan comes first"
             change, sending, settled, cancelled = self._under_way
@@ -288,7 +288,7 @@ class Book:
             self._index.note(message, message.go(Step.SENT))
 
     def sent(self, parcels: Sequence[Parcel], results: Sequence[Any]) -> Applied:
-        """These messages were sent once more."""
+        """These messages were sent again."""
         with self.changed:
             for parcel, result in zip(parcels, results, strict=True):
                 if isinstance(result, bytes) and parcel.message_id in self._index.messages:
@@ -317,9 +317,9 @@ class Book:
             seen: every entry, as node id, entry id and message id.
 
         Returns:
-            What is to be sent again: open messages that Redis lost, whose fields are at hand; and those whose large
-            replies it lost, which their nodes hold in memory, and not for long. And the entries, as node id and entry
-            id, that belong to nothing of it.
+            What is to be sent again, if its fields are at hand: open messages that Redis lost, and messages whose large
+            replies it lost, which their nodes hold in memory only briefly. And the entries, as node id and entry id,
+            that belong to neither.
         """
         with self.changed:
             owed, in_doubt = self._index.owed(), self._index.in_doubt()
@@ -337,7 +337,7 @@ class Book:
             return [message.parcel(fields) for message in lost if (fields := message.fields) is not None], strays
 
     def still_lost(self, parcels: Iterable[Parcel]) -> list[Parcel]:
-        """Return those of these messages that nobody has answered meanwhile, or whose replies are in doubt."""
+        """Return those of these messages that are still open, or whose replies are in doubt."""
         with self.changed:
             due = {message.message_id for message in (*self._index.owed(), *self._index.in_doubt())}
             return [parcel for parcel in parcels if parcel.message_id in due]

@@ -1,7 +1,7 @@
 """The index: the messages of one run, found by id, by node and by state.
 
-Owns that what is looked up by state is in step with the states, and the events that nobody has collected yet. It must
-not know why a message takes a step.
+Owns the lookups by state, which it keeps in step with the states, and the events not collected yet. It must not know
+why a message takes a step.
 """
 
 import threading
@@ -12,16 +12,16 @@ from brokerfl.server.book.state import OWING, TAKEN, State, Step
 
 
 class Index:
-    """The messages of one run that are not settled."""
+    """The unsettled messages of one run."""
 
     def __init__(self) -> None:
         self.changed = threading.Condition()  # the book's lock; notified when a wait may be over
         self.messages: dict[str, OpenMessage] = {}
         self.by_node: dict[int, dict[str, OpenMessage]] = {}
-        self.unsent: dict[str, OpenMessage] = {}  # those that are under way
-        self.answered: OrderedDict[str, None] = OrderedDict()  # those to be taken, in the order of their arrival
-        self.taken: dict[str, OpenMessage] = {}  # and those handed over
-        self.doubtful: dict[str, None] = {}  # those whose large replies Redis may have forgotten, with their chunks
+        self.unsent: dict[str, OpenMessage] = {}  # the ones under way
+        self.answered: OrderedDict[str, None] = OrderedDict()  # replies to be taken, in the order of their arrival
+        self.taken: dict[str, OpenMessage] = {}  # replies taken, and those handed over
+        self.doubtful: dict[str, None] = {}  # large replies that Redis may have forgotten, with their chunks
         self._owing: Counter[int] = Counter()
         self._events: list[Event] = []
 
@@ -51,12 +51,12 @@ class Index:
         self.by_node.setdefault(message.node_id, {})[message.message_id] = message
 
     def load(self, orphan: OpenMessage) -> None:
-        """A message was accepted in a former life of the run."""
+        """A message was accepted before the resume."""
         self.enter(orphan)
         self._move(orphan, State.UNSENT)
 
     def leave(self, message: OpenMessage, step: Step) -> None:
-        """A message leaves by its last step."""
+        """A message takes its last step, and leaves."""
         self.note(message, message.go(step))
         of_node = self.by_node[message.node_id]
         del self.messages[message.message_id], of_node[message.message_id]
@@ -64,7 +64,7 @@ class Index:
             del self.by_node[message.node_id]
 
     def find(self, message_id: str) -> OpenMessage | None:
-        """Return a message that is not settled, or that is under way."""
+        """Return a message that is unsettled or under way."""
         return self.messages.get(message_id) or self.unsent.get(message_id)
 
     def owing(self) -> list[int]:
@@ -72,11 +72,11 @@ class Index:
         return list(self._owing)
 
     def owed(self) -> list[OpenMessage]:
-        """Return the messages that were accepted and that nobody has answered."""
+        """Return the messages that were accepted and are still open."""
         return [each for node in self._owing for each in self.by_node[node].values() if each.state in OWING]
 
     def in_doubt(self) -> list[OpenMessage]:
-        """Return the messages that are doubtful."""
+        """Return the messages whose replies are doubtful."""
         return [self.messages[message_id] for message_id in self.doubtful if message_id in self.messages]
 
     def collect(self) -> list[Event]:
