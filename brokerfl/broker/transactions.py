@@ -1,27 +1,27 @@
-"""The transactions: everything that may happen atomically.
+"""The transactions: everything that happens atomically.
 
-Owns what a run's owner does in one MULTI … EXEC, and in which order: first the steps in the run's own slot, then those
-in nodes' slots. It must not know what a message's state is, or what became of a transaction.
+Owns what a run's owner does in one MULTI … EXEC, and in which order: first the commands in the run's own slot, then
+those in nodes' slots. It must not know a message's state, or whether a transaction was executed.
 
     create     owner, books, bell and lease of a new run; `owner.create_run`
-    take over  a new owner and its lease; `owner.resume_run`
+    take over  another owner and its lease; `owner.resume_run`
     renew      a lease that lapsed during an outage; `owner.Owner.renew`
-    seal       an owner's transactions that are still on their way come to nothing; `fence.Fence.seal`
+    seal       an owner's transactions that are still on their way take no effect; `fence.Fence.seal`
     upload     the manifest of a content, and some of its chunks
-    commit     run: ledger, counts, nodes, context, manifests and chunks nobody needs
-               node: chunks nobody needs, cancelled messages out, first contact, messages in
+    commit     run: ledger, counts, nodes, context, removal of manifests and chunks no longer needed
+               node: removal of chunks no longer needed, cancelled messages out, first contact, messages in
     send       run: nodes. node: first contact, messages in
     verdict    node: messages out, a ring, and one more look into the outbox
-    restore    run: owner, books, context, manifests, bell, lease, lifetimes: whatever Redis forgot
+    restore    run: owner, books, context, manifests, bell, lease, lifetimes, which Redis may have forgotten
     rewrite    chunks that Redis forgot
     repair     node: entries out that belong to no open message; first contact and messages in, as in send
     delete     every key of a run, and the mark that it ended; also by `runs.stop_run`
     stop       another owner, the status, a ring; `runs.stop_run`
-    publish    node: replies out, their messages gone, rings; `outbox.publish`
+    publish    node: replies into the outbox, messages out of the inbox, rings; `outbox.publish`
     forget     node: runs whose inboxes are gone; `inbox.Inboxes`
     register   a node's identity, info, doorbell; `nodes.Registration`
 
-All but create, take over, stop and those of nodes run behind the fence.
+All except create, take over, stop and those of nodes go through the fence.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -44,10 +44,10 @@ class Transactions:
     """Makes the transactions of one run.
 
     Args:
-        owner: in whose name; public.
+        owner: the run's owner; also an attribute.
         context: the ServerApp's saved state.
         blobs: what the run has broadcast.
-        outboxes: the cursors behind which a verdict looks once more.
+        outboxes: have the cursors from which a verdict looks once more.
     """
 
     def __init__(self, owner: Owner, context: SavedContext, blobs: Blobs, outboxes: Outboxes) -> None:
@@ -60,7 +60,7 @@ class Transactions:
         self._frame = encode_run(owner.run)
 
     def commit(self, change: Change) -> Transaction:
-        """Change the books, and what follows from that at the nodes. Answers with the entry of each parcel."""
+        """Change the books, and what follows from that at the nodes. Its results are the entries of the parcels."""
 
         def build(pipe: Pipeline) -> None:
             self.owner.books.change(pipe, change)
@@ -76,7 +76,7 @@ class Transactions:
         return Transaction("commit", build, answers=len(change.parcels), frees=change.frees)
 
     def send(self, parcels: Sequence[Parcel]) -> Transaction:
-        """Put accepted messages into inboxes, behind a first contact. Answers with the entry of each."""
+        """Put accepted messages into inboxes, after a first contact. Its results are the entries of the messages."""
         nodes = {parcel.node_id for parcel in parcels}
 
         def build(pipe: Pipeline) -> None:
@@ -86,7 +86,7 @@ class Transactions:
         return Transaction("send", build, answers=len(parcels))
 
     def repair(self, parcels: Sequence[Parcel], strays: Iterable[tuple[int, str]]) -> Transaction:
-        """As `send`, after entries (node id, entry id) are removed that belong to no open message."""
+        """Like `send`, after the removal of entries (node id, entry id) that belong to no open message."""
         sending = self.send(parcels)
 
         def build(pipe: Pipeline) -> None:
@@ -97,7 +97,7 @@ class Transactions:
         return Transaction("repair", build, answers=sending.answers, frees=not parcels)
 
     def verdict(self, parcels: Sequence[Parcel], nodes: Collection[int]) -> Transaction:
-        """Take messages back. Answers with what has come into the outbox of each of ``nodes``, which are theirs."""
+        """Take messages out of the inboxes. Its results are what is new in the outboxes of ``nodes``, theirs."""
 
         def build(pipe: Pipeline) -> None:
             self._take_back(pipe, parcels)
@@ -115,14 +115,14 @@ class Transactions:
                 ring(pipe, self._keys, node_id)
 
     def _deliver(self, pipe: Pipeline, parcels: Sequence[Parcel], contacted: Iterable[int]) -> None:
-        """The result of each entry is its id, or None where the node has no inbox for this run: first contact again."""
+        """The result of each entry is its id, or None if the node has no inbox for this run: contact it again."""
         for node_id in contacted:
             first_contact(pipe, self._keys, node_id, self._run_id, self._frame, self.owner.retention)
         for parcel in parcels:
             add_message(pipe, self._keys, parcel.node_id, self._run_id, parcel.fields)
 
     def upload(self, payload: Payload, indices: Sequence[int]) -> Transaction:
-        """Bring some chunks of a content to Redis, the first ones with its manifest."""
+        """Upload some chunks of a content, the first ones with its manifest."""
         return Transaction("upload", lambda pipe: self._blobs.upload(pipe, payload, indices))
 
     def restore(self, snapshot: Snapshot, footprint: Footprint) -> Transaction:
@@ -131,12 +131,12 @@ class Transactions:
         def build(pipe: Pipeline) -> None:
             self._context.write_again(pipe)
             self._blobs.write_all_again(pipe)
-            self.owner.write(pipe, snapshot, footprint)  # last, for it gives all of them their lifetime
+            self.owner.write(pipe, snapshot, footprint)  # last, because it sets the lifetimes of all of them
 
         return Transaction("restore", build)
 
     def rewrite(self, digests: Sequence[bytes]) -> Transaction:
-        """Write chunks again that Redis forgot."""
+        """Write the chunks that Redis forgot."""
         return Transaction("rewrite", lambda pipe: self._blobs.write_chunks_again(pipe, digests))
 
     def delete(self, footprint: Footprint) -> Transaction:
@@ -148,7 +148,7 @@ class Transactions:
         return Transaction("delete", build, frees=True)
 
     def dropping(self, dropped: Sequence[Settled], transaction: Transaction) -> Transaction:
-        """The same, and before it delete replies that fitted nothing: only the run's owner may."""
+        """The same, after the deletion of replies that matched nothing: only the run's owner may do that."""
         if not dropped:
             return transaction
 

@@ -1,4 +1,4 @@
-"""Redis URLs: which ones are accepted, and how one is shown without its password.
+"""Redis URLs: which are accepted, and how one is shown without its password.
 
 Owns that syntax. It must not know how a connection is made.
 """
@@ -19,7 +19,7 @@ _PARAMETERS = ("db", "username", "password")
 def masked(url: str) -> str:
     """Return ``url`` with its password, if any, replaced by ``***``.
 
-    It may be a URL that cannot be read, so all up to the last @ counts, whatever the password holds.
+    The URL may be malformed, so everything up to the last @ counts, no matter what the password contains.
     """
     return _QUERY_PASSWORD.sub(r"\1***", _PASSWORD.sub(r"\1:***@", url))
 
@@ -28,8 +28,8 @@ def check_url(url: str, insecure: bool) -> SplitResult:
     """Return the parts of a Redis URL.
 
     Raises:
-        ConfigError: it cannot be read; the text never holds the password.
-        InsecureURL: plain text to a host that is not loopback, and ``insecure`` is false.
+        ConfigError: it cannot be read; the text never contains the password.
+        InsecureURL: plain text to another machine, and ``insecure`` is false.
     """
     shown = f"the Redis URL {masked(url)}"
     unreadable = f"{shown} cannot be read (in a password write / as %2F, ? as %3F, # as %23, @ as %40, [ as %5B)"
