@@ -6,7 +6,7 @@ from brokerfl.common import Context, Message, split_message_type
 
 ClientAppCallable = Callable[[Message, Context], Message]
 
-#: A mod wraps a call: it is given the message, the context and the next callable.
+#: A mod wraps a call: it gets the message, the context and the next callable.
 Mod = Callable[[Message, Context, ClientAppCallable], Message]
 
 
@@ -37,7 +37,7 @@ class ClientApp:
 
         Args:
             action: a Python identifier.
-            mods: wrap this function only, inside those of the app.
+            mods: wrap only this function, inside those of the app.
 
         Raises:
             ValueError: ``action`` is not an identifier; from the decorator, if the action already has a function.
