@@ -1,6 +1,6 @@
-"""Replies as the app sees them: made from what the ledger says of a message and what its node sent.
+"""Replies as the app sees them: made from a message's ledger entry and what its node sent.
 
-Owns the shape of a reply's metadata, and the Error replies that no node wrote. It must not know Redis or waiting.
+Owns the shape of a reply's metadata, and the Error replies that no node sent. It must not know Redis or waiting.
 """
 
 import time
@@ -10,7 +10,7 @@ from brokerfl.wire.run import LedgerEntry
 
 
 def as_reply(run_id: int, message_id: str, entry: LedgerEntry, sent: Message) -> Message:
-    """Return what a node sent as a reply: who sent it and what it answers is the ledger's word, not the frame's."""
+    """Return what a node sent as a reply. Its sender and what it answers come from the ledger, not from the frame."""
     metadata = _metadata(run_id, message_id, entry, sent.metadata.created_at, sent.metadata.ttl)
     return Message(metadata, error=sent.error) if sent.has_error() else Message(metadata, content=sent.content)
 
