@@ -180,7 +180,7 @@ class Executor:
         return reply
 
     def _repeat(self, work: Work, reply: Fields) -> Fields | None:
-        """Return the reply that the journal has; None when its payload is gone, and nobody wants it any more."""
+        """Return the reply that the journal has; None if its payload is gone and it is no longer wanted."""
         log(DEBUG, "Message %s was executed before; its reply is published again", work.message_id)
         node_id = self._runner.node_id
         try:

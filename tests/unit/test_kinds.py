@@ -224,4 +224,4 @@ def test_entry_and_codec_come_together(change: str, name: str) -> None:
     code = f"from brokerfl.common.record import *\n{change}\nimport brokerfl.wire.record"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
-    assert done.stderr.endswith(f"in the table of RecordSet and in CODECS, which is not so for {name}\n")
+    assert done.stderr.endswith(f"in the table of RecordSet and in CODECS, unlike {name}\n")
