@@ -136,7 +136,7 @@ def test_a_run_keeps_its_run_config(commands: Commands, broker: Broker) -> None:
     before = keys_of(broker, run)
     other = commands.run("brokerfl-server", "server:app", "--resume", run, "--run-config", "num-rounds=4", code=2)
     assert error_of(other).startswith(f"Error: run {run} was started with the run config {{'num-rounds': 3, ")
-    assert "not {'num-rounds': 4}: resume it without one" in error_of(other)
+    assert "not {'num-rounds': 4}: resume it without a run config" in error_of(other)
     assert keys_of(broker, run) == before
     commands.env["BROKERFL_RUN_CONFIG"] = "num-rounds=5"  # for runs that begin
     again = resumed(commands, run, "--run-config", "min-nodes=2", "--run-config", "num-rounds=3")
