@@ -1,10 +1,10 @@
-"""The blobs: the chunks of what a run broadcasts, stored once however many messages need them.
+"""The blobs: the chunks of what a run broadcasts, stored once no matter how many messages need them.
 
-Owns the strings `P:blob:R:{D}`, named by the sha256 of what they hold, and the hash `P:{run:R}:blobs`: the manifests of
-the contents that the run may have uploaded, by their names. It must not know messages, or whether a content is needed.
+Owns the strings `P:blob:R:{D}`, named by the sha256 of their value, and the hash `P:{run:R}:blobs`: the manifests of
+the contents that the run may have uploaded, by name. It must not know messages, or whether a content is needed.
 
-Only the ServerApp that owns the run writes and deletes blobs, each time in a fenced transaction: so nobody frees a
-chunk that a new message relies on.
+Only the ServerApp that owns the run writes and deletes blobs, always in a fenced transaction, so that nobody deletes a
+chunk that a new message needs.
 """
 
 import threading
@@ -20,9 +20,9 @@ from brokerfl.broker.keys import Keys, milliseconds
 from brokerfl.common import FrameError, MessageTooLarge
 from brokerfl.wire.payload import WINDOW, Manifest, Payload, decode_manifest
 
-#: Seconds. ``appendfsync everysec`` forgets what it acknowledged in the last second, two where the disk is slow
-#: (https://redis.io/docs/latest/operate/oss_and_stack/management/persistence/): for so long, and some more, what was
-#: uploaded stays in memory as well, counted only while Redis answers.
+#: Seconds that an uploaded chunk also stays in memory, counted only while Redis answers. With ``appendfsync everysec``,
+#: Redis forgets what it acknowledged in the last second, or two if the disk is slow
+#: (https://redis.io/docs/latest/operate/oss_and_stack/management/persistence/).
 KEEP_UPLOADED = 5.0
 
 
@@ -49,7 +49,7 @@ def remove_blobs(pipe: Pipeline, keys: Keys, run_id: int, digests: Iterable[byte
 
 
 def expire_blobs(pipe: Pipeline, keys: Keys, run_id: int, digests: Iterable[bytes], retention: float) -> None:
-    """Put the lifetime of chunks into ``pipe``, in seconds. The result of each is whether it is there."""
+    """Put the lifetime of chunks, in seconds, into ``pipe``. Each result says whether the chunk is there."""
     for digest in digests:
         pipe.pexpire(keys.blob(run_id, digest), milliseconds(retention))
 
@@ -64,11 +64,11 @@ def _readable(found: Iterable[bytes]) -> Iterator[Manifest]:
 
 @dataclass(slots=True)
 class _Broadcast:
-    """A content that the run has in Redis, or is about to have.
+    """A content that the run has in Redis, or is about to upload.
 
     Attributes:
         manifest: its manifest.
-        is_noted: Redis has the manifest.
+        is_noted: whether Redis has the manifest.
     """
 
     manifest: Manifest
@@ -78,10 +78,10 @@ class _Broadcast:
 class Blobs:
     """What one run has broadcast and may still have in Redis.
 
-    Used by the thread that holds the run's `Session.writing`; `digests` by any.
+    Only for the thread that holds the run's `Session.writing`, except for `digests`.
 
     Args:
-        connection: where the run lives.
+        connection: to the run's Redis.
         run_id: the run.
         retention: seconds that a chunk lives after it was written or renewed.
         limit: most bytes that the run may have in Redis at once; None for no limit.
@@ -94,7 +94,7 @@ class Blobs:
         self._limit = limit
         self._broadcasts: dict[bytes, _Broadcast] = {}
         self._users: dict[bytes, int] = {}
-        self._counting = threading.Lock()  # for who reads `digests` meanwhile
+        self._counting = threading.Lock()  # other threads may read `digests`
         self._size = 0
         self._present: set[bytes] = set()
         self._strays: set[bytes] = set()
@@ -110,7 +110,7 @@ class Blobs:
         self._present = self._look(self.digests())
 
     def _look(self, digests: Collection[bytes]) -> set[bytes]:
-        """Return those of some chunks that Redis has, with a new lifetime."""
+        """Return which of these chunks Redis has, and renew their lifetimes."""
         with map_errors(self._connection.url), self._connection.redis.pipeline(transaction=False) as pipe:
             expire_blobs(pipe, self._connection.keys, self._run_id, digests, self._retention)
             answers = pipe.execute() if digests else []
@@ -127,7 +127,7 @@ class Blobs:
         return self._broadcasts.keys()
 
     def manifest(self, name: bytes) -> Manifest | None:
-        """Return the manifest of a content if all of its chunks are there."""
+        """Return the manifest of a content if Redis has all of its chunks."""
         found = self._broadcasts.get(name)
         return found.manifest if found is not None and self._present.issuperset(found.manifest.digests) else None
 
@@ -136,10 +136,10 @@ class Blobs:
     def enter(self, payload: Payload) -> list[list[int]]:
         """Note a content that is about to be sent; return which of its chunks Redis lacks, divided for `upload`.
 
-        Redis is asked: somebody may have deleted what it had, without a connection having been lost. Safe to repeat.
+        Redis is asked, because chunks may have been deleted while no connection was lost. Safe to repeat.
 
         Raises:
-            MessageTooLarge: the run would have more in Redis than it may.
+            MessageTooLarge: the run would exceed its limit in Redis.
             RedisUnreachable, RedisAuthError: Redis could not be asked.
         """
         manifest = payload.manifest
@@ -160,8 +160,8 @@ class Blobs:
         more = sum(size for digest, size in manifest.chunk_sizes().items() if digest not in self._users)
         if self._size + more > self._limit:
             raise MessageTooLarge(
-                f"the content needs {more:,} bytes, and run {self._run_id} has {self._size:,} in Redis: together more "
-                f"than the {self._limit:,} that it may have"
+                f"the content needs {more:,} bytes and run {self._run_id} already has {self._size:,} in Redis, which "
+                f"together exceed its limit of {self._limit:,}"
             )
 
     def _enter(self, manifest: Manifest) -> _Broadcast:
@@ -193,7 +193,7 @@ class Blobs:
         pipe.set(key, chunk, px=milliseconds(self._retention))
 
     def uploaded(self, payload: Payload, indices: Iterable[int]) -> None:
-        """These chunks are in Redis. While a killed Redis might forget them, they are held in memory too."""
+        """These chunks are in Redis. As long as a killed Redis might forget them, hold them in memory, too."""
         self._broadcasts[payload.manifest.name].is_noted = True
         for index in indices:
             digest = payload.manifest.digests[index]
@@ -202,7 +202,7 @@ class Blobs:
                 self._held[digest] = memoryview(bytes(payload.chunk(index))), time.monotonic()
 
     def release(self) -> None:
-        """Let go of what Redis has had for long enough. To be called only when it has not been away since."""
+        """Release the chunks that Redis has had for long enough. Call only if no connection was lost since."""
         for digest, (_, since) in list(self._held.items()):
             if time.monotonic() - since > KEEP_UPLOADED:
                 self._held.pop(digest, None)
@@ -251,12 +251,12 @@ class Blobs:
             yield again[at : at + WINDOW]
 
     def write_chunks_again(self, pipe: Pipeline, digests: Iterable[bytes]) -> None:
-        """Put chunks into ``pipe`` that Redis had forgotten."""
+        """Put chunks that Redis forgot into ``pipe``."""
         for digest in digests:
             self._set(pipe, digest, self._held[digest][0])
 
     def written_again(self, digests: Iterable[bytes]) -> None:
-        """They are there again."""
+        """Redis has these chunks again."""
         for digest in digests:
             self._present.add(digest)
             self._held[digest] = self._held[digest][0], time.monotonic()

@@ -1,14 +1,14 @@
-"""The books of a run: what Redis holds of it beside its messages.
+"""The books of a run: what Redis holds of it besides its messages.
 
 Owns the hashes `P:{run:R}:ledger` and `P:{run:R}:meta` and the set `P:{run:R}:nodes`: nothing else reads or writes
-them. It must not know what a message's state is, who may write, or what happens at a node.
+them. It must not know a message's state, who may write, or what happens at a node.
 
     ledger   every message that was accepted and is not settled: id → entry
     meta     the run's frame, its status, and how many messages it pushed and replies it settled
     nodes    every node that may hold keys of the run
 
-A `Change` says what one commit does to a run; the step that writes its part of it is `Books.change`. Steps put
-commands into a transaction, which `transactions` puts together.
+A `Change` says what one commit does to a run; `Books.change` writes the part of it that concerns the books. The methods
+put commands into a transaction, which `transactions` puts together.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -31,10 +31,10 @@ class Parcel(NamedTuple):
     """A message on its way into its node's inbox.
 
     Attributes:
-        node_id: whose inbox.
-        message_id: its id.
-        fields: what is sent; nothing where it is only taken back.
-        former: the inbox entries that it had before, which go.
+        node_id: the node.
+        message_id: the message's id.
+        fields: what is sent; empty if the message is only taken out of the inbox.
+        former: its former inbox entries, which are removed.
     """
 
     node_id: int
@@ -48,17 +48,17 @@ class Change:
     """What one commit does to a run: all of it or nothing.
 
     Attributes:
-        entered: what the ledger is to hold of the messages that are sent, by id.
-        new: the ids of those that are new.
+        entered: the ledger entries of the messages that are sent, by id.
+        new: the ids of the new ones.
         parcels: what goes into inboxes.
         contacted: the nodes among theirs that the run has not contacted before.
-        settled: ids of the messages whose replies the app has: they leave.
-        cancelled: messages that nobody adopted: they leave, and their inbox entries go.
-        state: the ServerApp's, where it is another one than the last commit saved.
-        idle: names of the contents that nobody needs from then on.
-        needed_from: by node the first entry of its data stream that may be needed from then on; "" for none.
-        messages: how many the run has pushed then.
-        replies: of how many of them the reply is settled then.
+        settled: the ids of the messages whose replies the app has: they leave.
+        cancelled: messages that were not adopted: they leave, and their inbox entries are removed.
+        state: the ServerApp's, if it differs from what the last commit saved.
+        idle: the names of the contents that are no longer needed.
+        needed_from: for each node the first entry of its data stream that may still be needed; "" for none.
+        messages: how many messages the run has pushed, with these.
+        replies: how many of them are settled, with these.
     """
 
     entered: Mapping[str, LedgerEntry] = field(default_factory=dict)
@@ -78,7 +78,7 @@ class Change:
 
     @property
     def leaving(self) -> tuple[str, ...]:
-        """The ids that leave the ledger."""
+        """The ids of the messages that leave the ledger."""
         return self.settled + tuple(parcel.message_id for parcel in self.cancelled)
 
     @property
@@ -89,11 +89,11 @@ class Change:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that the books hold: as they were read, or as they are to be written again.
+    """Everything that the books hold: as they were read, or as they are to be restored.
 
     Attributes:
         entries: the ledger, by message id.
-        nodes: that may hold keys of the run.
+        nodes: the nodes that may hold keys of the run.
         messages: how many the run has pushed.
         replies: how many of them are settled.
     """
@@ -105,10 +105,10 @@ class Snapshot:
 
 
 class Books:
-    """The steps that write one run's books.
+    """Writes the books of one run.
 
     Args:
-        connection: where the run lives.
+        connection: to the run's Redis.
         run: the run.
         retention: seconds the books live after they were written.
     """
@@ -121,7 +121,7 @@ class Books:
         self._lives = milliseconds(retention)
 
     def write(self, pipe: Pipeline, snapshot: Snapshot) -> None:
-        """Write all of them anew; the lifetimes are still to come."""
+        """Write all of them again, without their lifetimes."""
         pipe.unlink(self._ledger)
         if snapshot.entries:
             pipe.hset(self._ledger, mapping=_encoded(snapshot.entries))
@@ -131,7 +131,7 @@ class Books:
             pipe.sadd(self._nodes, *map(str, snapshot.nodes))
 
     def change(self, pipe: Pipeline, change: Change) -> None:
-        """Write what a commit changes. A hash vanishes when it is empty, and comes back without a lifetime."""
+        """Write what a commit changes. A hash vanishes when it is empty, and returns without a lifetime."""
         if change.entered:
             pipe.hset(self._ledger, mapping=_encoded(change.entered))
             pipe.hset(self._meta, "messages", change.messages)
@@ -139,7 +139,7 @@ class Books:
         if leaving := change.leaving:
             pipe.hdel(self._ledger, *leaving)
         if change.settled:
-            # Outside a MULTI best effort: a full Redis refuses to count, and lets us delete.
+            # Best effort outside a MULTI: a full Redis refuses to count, but still deletes.
             pipe.hset(self._meta, "replies", change.replies)
         if change.entered or change.settled:
             pipe.pexpire(self._meta, self._lives)
@@ -152,7 +152,7 @@ class Books:
             pipe.pexpire(self._nodes, self._lives)
 
     def has(self, message_id: str) -> bool:
-        """Ask Redis whether a message is in the ledger."""
+        """Return whether a message is in the ledger in Redis."""
         with map_errors(self._connection.url):
             return bool(self._connection.redis.hexists(self._ledger, message_id))
 
@@ -180,7 +180,7 @@ def read_books(connection: Connection, run_id: int) -> Snapshot:
 
 
 def read_frame(connection: Connection, run_id: int) -> Run | None:
-    """Return a run; None where Redis has no books of it.
+    """Return a run; None if Redis has no books of it.
 
     Raises:
         FrameError: it was created by another version.
@@ -191,7 +191,7 @@ def read_frame(connection: Connection, run_id: int) -> Run | None:
 
 
 def nodes_of(connection: Connection, run_id: int) -> set[int]:
-    """Return the nodes that may hold keys of a run: those it noted, and those its ledger names."""
+    """Return the nodes that may hold keys of a run: those in its set, and those in its ledger."""
     keys = connection.keys
     with map_errors(connection.url):
         members = connection.redis.smembers(keys.run_nodes(run_id))
@@ -226,7 +226,7 @@ def ask_summary(pipe: Pipeline, keys: Keys, run_id: int) -> None:
 
 
 def summary_of(run_id: int, meta: Mapping[bytes, bytes], nodes: int) -> Summary | None:
-    """Return what the answers to `ask_summary` say; None where the run has no books."""
+    """Return what the answers to `ask_summary` say; None if the run has no books."""
     if not meta:
         return None
     try:

@@ -1,6 +1,6 @@
-"""The connection: TLS, timeouts, the server's version and clock, and waiting for a Redis that is away.
+"""The connection: TLS, timeouts, the server's version and clock, and waiting for a Redis that is unreachable.
 
-Owns the client's settings. It must not know keys' meanings.
+Owns the client's settings. It must not know what keys mean.
 """
 
 import random
@@ -41,26 +41,26 @@ BLOCK = 2.0
 _SOCKET_TIMEOUT = BLOCK + 5.0
 _CONNECT_TIMEOUT = 5.0
 
-#: When TCP asks a silent peer whether it lives, how often (seconds) and how many times, as redis-py has it; and the
-#: milliseconds without a sign after which it gives up what it has sent.
+#: When TCP probes a silent peer, how often (seconds) and how many times, as in redis-py; and after how many
+#: milliseconds without an acknowledgement it gives up.
 _TCP_OPTIONS = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 20_000}
 
-#: Bytes from which redis-py's packer leaves an argument where it is, as redis-py itself sets it.
+#: Bytes from which on redis-py's packer does not copy an argument, as in redis-py itself.
 _CUTOFF = 6000
 
-#: A repeated XADD is a duplicate and a repeated XREADGROUP strands a batch: the loops repeat, not the client.
+#: A repeated XADD is a duplicate and a repeated XREADGROUP strands a batch: the loops retry, not the client.
 NO_RETRY = Retry(NoBackoff(), 0)
 
-#: Streams with NOMKSTREAM came with 6.2, PEXPIRE GT with 7.0; 7.0.15 is the oldest server the tests run on.
+#: NOMKSTREAM came with 6.2, PEXPIRE GT with 7.0; 7.0.15 is the oldest server that the tests use.
 OLDEST_SERVER = (7, 0)
 
-#: Seconds: an answer that is followed by the next failure within this time was none, and the wait grows.
+#: Seconds. If the next failure comes this soon after an answer, the outage was not over, and the pauses grow.
 _FLAP = 1.0
 
 
 @dataclass(frozen=True)
 class TLS:
-    """Paths of PEM files: who is trusted, and for mutual TLS who we are."""
+    """Paths of PEM files: the trusted CA and, for mutual TLS, the client's certificate and key."""
 
     ca_cert: str | None = None
     cert: str | None = None
@@ -79,15 +79,15 @@ class Connection:
         redis: the redis-py client. Its calls raise redis-py's errors: wrap them in `map_errors`.
         sockets: the same server, for the commands of the message path.
         keys: the keys under the prefix.
-        url: where it points, without the password.
-        persists: whether the server keeps an append-only file, as far as it tells: one that is killed then forgets its
-            last writes only, and they are repeated from memory.
-        losses: how often one of its sockets was connected again, which redis-py does unseen when it finds one broken
-            before a command: what Redis knew before is then to be compared.
+        url: its URL, without the password.
+        persists: whether the server keeps an append-only file, as far as known. If it is killed, it then forgets only
+            its last writes, which are repeated from memory.
+        losses: how often one of its sockets was reconnected. redis-py does so silently if it finds one broken before a
+            command; what Redis knows must then be compared.
     """
 
     def __init__(self, client: redis.Redis, keys: Keys, url: str = "") -> None:
-        # Any, for redis-py annotates every answer as the union of what any server and protocol may answer.
+        # Any, because redis-py annotates every answer as the union of what any server and protocol may answer.
         self.redis: Any = client
         self.sockets = Sockets(client)
         self.keys = keys
@@ -103,14 +103,14 @@ class Connection:
         return f"<Connection {self.url} prefix={self.keys.prefix}>"
 
     def read_time(self) -> float:
-        """Ask Redis for its TIME; return it in seconds and remember how far the local clock is off."""
+        """Ask Redis for its TIME; return it in seconds, and remember its offset from the local clock."""
         asked = time.monotonic()
         with map_errors(self.url):
             answer = self.redis.time()
         return self.set_time(answer, asked)
 
     def set_time(self, answer: tuple[int, int], asked: float) -> float:
-        """Take an answer to TIME, asked for at the local monotonic time ``asked``: it is from about halfway."""
+        """Use an answer to TIME, asked for at the local monotonic time ``asked``; it is from about halfway."""
         now = answer[0] + answer[1] / 1e6
         self._offset = now - (asked + time.monotonic()) / 2
         return now
@@ -120,12 +120,12 @@ class Connection:
         return time.monotonic() + self._offset
 
     def check_server(self) -> None:
-        """Look at the server once.
+        """Check the server's version and settings.
 
         Raises:
             RedisTooOld: it is older than `OLDEST_SERVER`.
-            ConfigError: it has no such database, or speaks another protocol.
-            RedisUnreachable, RedisAuthError, RedisTLSError: it does not let us in.
+            ConfigError: it does not have this database, or speaks another protocol.
+            RedisUnreachable, RedisAuthError, RedisTLSError: no connection or login.
         """
         with map_errors(self.url):
             self._ping()
@@ -143,7 +143,7 @@ class Connection:
         if policy != "noeviction":
             log(
                 WARNING,
-                "maxmemory-policy of %s is %s: Redis may throw messages away. Set it to noeviction.",
+                "maxmemory-policy of %s is %s: Redis may evict messages. Set it to noeviction.",
                 self.url,
                 policy,
             )
@@ -160,37 +160,37 @@ class Connection:
                 ) from None
             if translate(error) is not None:
                 raise
-            raise ConfigError(f"what answers at {self.url} cannot be used: {text}") from None
+            raise ConfigError(f"the server at {self.url} cannot be used: {text}") from None
 
     def wait_until_up(self, until: float, stop: Callable[[], bool] = lambda: False) -> bool:
-        """Wait with jittered back-off until Redis answers again; say once that it went and once that it is back.
+        """Wait with jittered back-off until Redis answers again; log the outage once, and its end once.
 
         Args:
             until: local monotonic time at which to give up.
-            stop: looked at before each try; true gives up.
+            stop: called before each attempt; true gives up.
 
         Returns:
             Whether Redis answers.
 
         Raises:
-            RedisAuthError, RedisTLSError: it answers, but no longer lets us in.
+            RedisAuthError, RedisTLSError: it answers, but refuses the login or the connection.
         """
         patience = min(max(0.0, until - time.monotonic()), threading.TIMEOUT_MAX)
         if not self._waiting.acquire(timeout=patience):
             return False
-        try:  # a second thread finds Redis answering and says nothing
+        try:  # a second thread finds that Redis answers, and logs nothing
             self._wait_out_flaps(until)
             self._probe()
             return True
         except RedisUnreachable as error:
-            log(WARNING, "%s: waiting for it to come back", str(error).rstrip("."))
+            log(WARNING, "%s; waiting until it answers again", str(error).rstrip("."))
             return self._wait_for_answer(until, stop)
         finally:
             self._up_at = time.monotonic()
             self._waiting.release()
 
     def _wait_out_flaps(self, until: float) -> None:
-        """A replica, or a server that cuts what we send, answers the probe and fails the next command: back off."""
+        """Back off from a server that answers the probe but fails the next command, as a replica does."""
         now = time.monotonic()
         self._flaps = self._flaps + 1 if now - self._up_at < _FLAP else 0
         if self._flaps:
@@ -198,7 +198,7 @@ class Connection:
             time.sleep(max(0.0, min(pause, until - now)))
 
     def _probe(self) -> None:
-        """TIME is answered even while data are being loaded, a read is not."""
+        """Redis answers TIME even while it loads its data, but not a read."""
         with map_errors(self.url):
             self.redis.exists(self.keys.identity)
         self.read_time()
@@ -220,7 +220,7 @@ class Connection:
         return True
 
     def reset(self) -> None:
-        """Give up the idle sockets: after a signal tore a command apart, one may hold an answer nobody waits for."""
+        """Close the idle sockets: if a signal interrupted a command, one may hold an answer that nobody waits for."""
         self.sockets.close()
         self.redis.connection_pool.disconnect(inuse_connections=False)
 
@@ -241,15 +241,15 @@ def connect(
 
     Args:
         url: ``redis://``, ``rediss://`` (TLS) or ``unix://``, with user name, password and database number.
-        prefix: what every key starts with.
+        prefix: the start of every key.
         tls: files for ``rediss://``.
-        insecure: allow plain text to a host that is not loopback.
-        check: look at the server at once (`Connection.check_server`).
+        insecure: allow plain text to another machine.
+        check: check the server at once (`Connection.check_server`).
 
     Raises:
         ConfigError: the URL cannot be read, or TLS files are given for a plain URL.
-        InsecureURL: plain text to a remote host.
-        RedisUnreachable, RedisAuthError, RedisTLSError, RedisTooOld: see there.
+        InsecureURL: plain text to another machine.
+        RedisUnreachable, RedisAuthError, RedisTLSError, RedisTooOld: as for `Connection.check_server`.
     """
     tls = tls or TLS()
     parts = check_url(url, insecure)
@@ -279,7 +279,7 @@ def _tcp_options() -> dict[str, Any]:
 
 
 class _Greeting:
-    """What a socket does when it is connected: redis-py's own, and count those that were connected before."""
+    """Called when a socket is connected: does what redis-py does, and counts reconnects."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -293,9 +293,9 @@ class _Greeting:
 
 
 class _Packer:
-    """Packs commands: hiredis where it is installed, but redis-py's own packer for a chunk, which it does not copy.
+    """Packs commands with hiredis if it is installed, but a chunk with redis-py's own packer, which does not copy it.
 
-    hiredis takes only bytes, so that a memoryview is copied twice (850 MB/s; 7 GB/s without).
+    hiredis takes only bytes, so a memoryview is copied twice (850 MB/s; 7 GB/s without).
     """
 
     def __init__(self, encode: Callable[[Any], Any]) -> None:

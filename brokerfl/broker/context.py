@@ -1,7 +1,7 @@
-"""The saved context: what a ServerApp's `context.state` was at the last commit, in Redis and in memory.
+"""The saved context: a ServerApp's `context.state` as of the last commit, in Redis and in memory.
 
-Owns the hash `P:{run:R}:context`: the fields of an encoded RecordSet, or the manifest of one that is large, whose
-chunks are blobs like those of a broadcast. It must not know when to commit.
+Owns the hash `P:{run:R}:context`: the fields of an encoded RecordSet, or the manifest of a large one, whose chunks are
+blobs like those of a broadcast. It must not know when to commit.
 """
 
 from redis.client import Pipeline
@@ -20,9 +20,9 @@ class SavedContext:
     """The committed state of one run. One thread at a time.
 
     Args:
-        connection: where the run lives.
+        connection: to the run's Redis.
         run_id: the run.
-        retention: seconds the hash lives after it was written.
+        retention: seconds that the hash lives after it was written.
     """
 
     def __init__(self, connection: Connection, run_id: int, retention: float) -> None:
@@ -55,19 +55,19 @@ class SavedContext:
                 lambda window: read_blobs(self._connection, self._run_id, [digests[index] for index in window]),
             )
         except MissingChunkError as error:
-            raise RunLost(f"run {self._run_id} cannot be resumed: of its state, {error}") from None
+            raise RunLost(f"run {self._run_id} cannot be resumed: its state is incomplete ({error})") from None
         return decode_content(content), manifest.name
 
     def write(self, pipe: Pipeline, state: EncodedContent) -> None:
-        """Save ``state``, whose chunks are in Redis already."""
+        """Save ``state``, whose chunks are already in Redis."""
         self._put(pipe, self._fields_of(state))
 
     def saved(self, state: EncodedContent) -> None:
-        """The commit that saves it was executed."""
+        """The commit that saves ``state`` was executed."""
         self._fields = self._fields_of(state)
 
     def write_again(self, pipe: Pipeline) -> None:
-        """Save once more what the last commit saved: Redis may have forgotten it."""
+        """Save again what the last commit saved: Redis may have forgotten it."""
         self._put(pipe, self._fields)
 
     def _fields_of(self, state: EncodedContent) -> Fields:

@@ -43,7 +43,7 @@ def find_server() -> Path:
 
 
 def free_port() -> int:
-    """Return a TCP port on the loopback interface that nobody uses now."""
+    """Return a free TCP port on the loopback interface."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -56,7 +56,7 @@ class EmbeddedServer:
         port: TCP port; None takes a free one.
         data: directory for the append-only file; None keeps nothing on disk.
         binary: the server to start; None starts the bundled one.
-        options: more options of the server, as its command line takes them.
+        options: more options for the server's command line.
 
     Attributes:
         url: what to connect to.
@@ -90,9 +90,9 @@ class EmbeddedServer:
 
         Raises:
             MissingExtra: there is no bundled server.
-            PortInUse: something listens on the port already.
+            PortInUse: the port is in use.
             ConfigError: the data directory cannot be used, or another server uses it.
-            BrokerflError: it did not start; the text has its last words.
+            BrokerflError: it did not start; the text has the last lines of its output.
         """
         binary = self._binary or find_server()
         self._scratch = Path(tempfile.mkdtemp(prefix="brokerfl-"))
@@ -167,10 +167,10 @@ class EmbeddedServer:
                 pass
             time.sleep(0.01)
         words = self._log_path().read_text(errors="replace").strip().splitlines()
-        raise BrokerflError("the embedded server did not start: " + ("; ".join(words[-3:]) or "it said nothing"))
+        raise BrokerflError("the embedded server did not start: " + ("; ".join(words[-3:]) or "it printed nothing"))
 
     def stop(self) -> None:
-        """Stop it gracefully (the append-only file is written out) and remove what it left; hard if it does not end."""
+        """Stop it, so that it flushes its append-only file, and remove what it left; kill it if it does not end."""
         if self._process is not None:
             self._process.terminate()
             try:
@@ -202,6 +202,6 @@ class EmbeddedServer:
 
 
 def die_with_parent() -> None:
-    """Call it in a child before exec: on Linux, SIGTERM comes when the parent is gone, even by kill -9: prctl(2)."""
+    """Ask for SIGTERM when the parent ends, even by kill -9 (Linux, prctl(2)). Call it in a child before exec."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)

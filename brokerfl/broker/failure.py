@@ -1,6 +1,6 @@
 """Failures: what redis-py's exceptions mean.
 
-Owns the one table that maps them to brokerfl's. It must not know what was asked.
+Owns the mapping to brokerfl's exceptions. It must not know which command failed.
 """
 
 import re
@@ -27,18 +27,18 @@ from redis.exceptions import (
 
 from brokerfl.common import RedisAuthError, RedisOutOfMemory, RedisTLSError, RedisUnreachable
 
-#: What redis-py puts before the error of a pipeline: the command, with our data in it.
+#: What redis-py puts before the error of a pipeline: the command, with its data.
 _PIPELINED = re.compile(r"^Command # \d+ \(.*\) of pipeline caused error: ", re.DOTALL)
 
-#: Errors of a server that is there but cannot do it now: wait, then ask again. redis-py takes the code off the text
-#: of those that it has a class for.
+#: Errors of a server that answers but cannot do it now: wait, then ask again. redis-py removes the code from the text
+#: of those for which it has a class.
 _PASSING_CLASSES = (ConnectionError, TimeoutError, ReadOnlyError, MasterDownError, ClusterDownError, TryAgainError)
 _PASSING = ("LOADING", "READONLY", "UNBLOCKED", "CLUSTERDOWN", "MASTERDOWN", "NOREPLICAS", "MISCONF", "BUSY ")
 
 
 @contextmanager
 def map_errors(url: str = "Redis") -> Iterator[None]:
-    """Turn redis-py's exceptions into brokerfl's; anything unknown passes."""
+    """Turn redis-py's exceptions into brokerfl's; others pass unchanged."""
     try:
         yield
     except (RedisError, OSError) as error:
@@ -49,7 +49,7 @@ def map_errors(url: str = "Redis") -> Iterator[None]:
 
 
 def translate(error: BaseException, url: str = "Redis") -> Exception | None:
-    """Return the brokerfl exception that ``error`` means, None when it is none of those below."""
+    """Return the brokerfl exception that ``error`` means; None if there is none."""
     text = _PIPELINED.sub("", str(error))
     if isinstance(error, WatchError) and not _is_changed(error):
         return RedisUnreachable(f"Redis at {url} does not answer: {text}")
@@ -62,7 +62,7 @@ def translate(error: BaseException, url: str = "Redis") -> Exception | None:
             text = "it asks for a password (redis://:password@host or redis://user:password@host)"
         return RedisAuthError(f"{url} refuses the login: {text}")
     if isinstance(error, NoPermissionError) or text.startswith("NOPERM"):
-        return RedisAuthError(f"{url} refuses a right that brokerfl needs: {text}")
+        return RedisAuthError(f"{url} denies a permission that brokerfl needs: {text}")
     if isinstance(error, OutOfMemoryError) or "OOM command not allowed" in text:
         return RedisOutOfMemory(f"{url} is full (maxmemory): {text}")
     if isinstance(error, (*_PASSING_CLASSES, OSError)) or text.startswith(_PASSING):
@@ -71,7 +71,7 @@ def translate(error: BaseException, url: str = "Redis") -> Exception | None:
 
 
 def found_or_none(answer: Any, url: str) -> Any:
-    """Return what was read; None where somebody made another thing of the key.
+    """Return what was read; None if the key has another type.
 
     Raises:
         RedisUnreachable, RedisAuthError: Redis could not be asked.
@@ -85,7 +85,7 @@ def found_or_none(answer: Any, url: str) -> Any:
 
 
 def execute_unless_changed(pipe: Pipeline) -> bool:
-    """Execute the MULTI of ``pipe``; return whether that was done: False means that a watched key changed.
+    """Execute the MULTI of ``pipe``; return whether it was executed: False means that a watched key changed.
 
     Raises:
         WatchError, RedisError, OSError: as redis-py, for `map_errors`.
@@ -102,17 +102,17 @@ def execute_unless_changed(pipe: Pipeline) -> bool:
 def _is_changed(error: WatchError) -> bool:
     """Whether a watched key changed, so that EXEC did nothing.
 
-    redis-py raises WatchError as well when the connection breaks after a WATCH, even in the middle of EXEC: then
-    nobody knows whether it was executed, and repeating it would push twice.
+    redis-py also raises WatchError when the connection breaks after a WATCH, even in the middle of EXEC. Then it is
+    unknown whether EXEC was executed, and repeating it might push twice.
     """
     return not isinstance(error.__context__, ConnectionError | TimeoutError)
 
 
 def _is_tls(error: BaseException) -> bool:
-    """Whether the two sides cannot agree on TLS; a handshake that was cut is only a broken connection."""
+    """Whether the two sides cannot agree on TLS; an interrupted handshake is only a broken connection."""
     cause: BaseException | None = error
     seen: set[int] = set()
-    while cause is not None and id(cause) not in seen:  # an app may raise what caused it
+    while cause is not None and id(cause) not in seen:  # an app may build a cycle of causes
         seen.add(id(cause))
         if isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError):
             return False
@@ -128,9 +128,12 @@ def _tls_reason(error: BaseException) -> str:
     if "CERTIFICATE_VERIFY_FAILED" in text:
         return f"the server's certificate is not trusted; check --ca-cert ({text})"
     if "CERTIFICATE_REQUIRED" in text:
-        return "the server wants to know who we are: give --cert and --key"
+        return "the server requires a client certificate: give --cert and --key"
     if "PEM lib" in text or "KEY_VALUES_MISMATCH" in text or "NO_CERTIFICATE_OR_CRL" in text:
-        return f"a file of --ca-cert, --cert, --key is no PEM file, or certificate and key do not fit ({text})"
+        return (
+            "a file given with --ca-cert, --cert or --key is not a PEM file, or certificate and key do not match "
+            f"({text})"
+        )
     if "WRONG_VERSION_NUMBER" in text:
         return "the server does not speak TLS on this port; use redis:// or the TLS port"
     return text

@@ -3,8 +3,8 @@
 Owns the run's `owner` key: ``counter:token``. A takeover and a stop add one to the counter, and from then on every
 transaction of the former owner fails. It must not know what is written behind it.
 
-The lease is not what is watched: its renewal would break the WATCH, and a frozen process does not notice that it
-lapsed.
+The owner key is watched, not the lease: a renewal of the lease would break the WATCH, and a frozen process does not
+notice that it lapsed.
 """
 
 import threading
@@ -40,14 +40,14 @@ class Slot(Enum):
 
 @dataclass(frozen=True)
 class Transaction:
-    """What a run's owner does in one MULTI … EXEC; `transactions` has them all.
+    """What a run's owner does in one MULTI … EXEC; `transactions` lists them all.
 
     Attributes:
         name: what it does.
         steps: its commands in their order, divided by the slots they touch.
         answers: of how many commands, the last ones, the results are wanted.
         frees: the commands only read and delete. A full Redis 7.0 refuses even those inside a MULTI, so they are then
-            run outside of one, right after the owner was checked: a takeover in between would not be noticed.
+            run without one, right after the owner was checked: a takeover in between would not be noticed.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Transaction:
 
 
 class RedisForgot(Exception):  # noqa: N818  (it says what Redis did)
-    """Redis does not know this owner, nor a later one: it forgot its last writes, or the run is over.
+    """Redis knows neither this owner nor a later one: it forgot its last writes, or the run is over.
 
     Attributes:
         is_gone: there is no owner at all.
@@ -77,11 +77,11 @@ class Fence:
     """Runs transactions in the name of one owner of one run. Safe to share between threads.
 
     Args:
-        connection: where the run lives.
+        connection: to the run's Redis.
         run_id: the run.
-        counter: which owner in turn this is; the first has 1.
-        token: this owner's own.
-        retention: seconds the owner key lives when it had to be written again.
+        counter: the number of this owner; the first has 1.
+        token: identifies this owner.
+        retention: seconds that the owner key lives if it has to be written again.
     """
 
     def __init__(
@@ -105,20 +105,20 @@ class Fence:
         return f"{self._counter}:{self._token}"
 
     def execute(self, transaction: Transaction, *, reclaims: bool = False) -> list[Any]:
-        """Run a transaction, if this owner still may write.
+        """Run a transaction if this owner may still write.
 
         Args:
             transaction: what to do.
-            reclaims: where Redis forgot this owner, it is written again by the same transaction.
+            reclaims: if Redis forgot this owner, write it again in the same transaction.
 
         Returns:
-            The results that are wanted. An error that a single command met is in its place, such as WRONGTYPE where a
-            node made something else of a key of its own: it does not stop the others.
+            The results that the transaction asks for. The error of a single command takes the place of its result, such
+            as WRONGTYPE if a node changed the type of one of its own keys; it does not stop the other commands.
 
         Raises:
             RunStopped, RunFenced: this owner may no longer write; nothing was written.
-            RedisForgot: Redis does not know this owner any more; nothing was written.
-            RunLost: the run ended elsewhere; only where ``reclaims``.
+            RedisForgot: Redis no longer knows this owner; nothing was written.
+            RunLost: the run was ended elsewhere; only with ``reclaims``.
             RedisUnreachable: unknown whether it was written.
             RedisOutOfMemory: nothing was written.
         """
@@ -144,7 +144,7 @@ class Fence:
                     results = self._transact(commands_of(pipe))
                     if results is not None:
                         return results[1:] if forgotten else results
-                    # Its ttl was renewed, or it changed hands: look again.
+                    # The key's lifetime was renewed, or the owner changed: look again.
             except (BrokerflError, ResponseError, RedisForgot):
                 self._is_watching = False
                 raise
@@ -153,9 +153,9 @@ class Fence:
                 raise
 
     def _watched(self) -> bytes | None:
-        """Return what the owner key holds, or held when it was watched: should it change, the next EXEC does nothing.
+        """Return what the owner key holds, or held when it was watched: if it changes, the next EXEC does nothing.
 
-        The key is watched again right behind each EXEC, in the same round trip. On a new socket nothing is watched.
+        The key is watched again right after each EXEC, in the same round trip. On a new socket nothing is watched.
         """
         if self._socket is not None and not self._socket.is_connected:
             self._drop()
@@ -192,7 +192,7 @@ class Fence:
         except RedisForgot:
             if not reclaims:
                 raise
-        # Whoever ends a run deletes its owner and marks it, in one transaction: what is read here is the truth.
+        # The end of a run deletes the owner and sets the mark in one transaction, so the mark is reliable here.
         if owner is None:
             [score] = self._connection.sockets.talk(
                 self._socket, [("ZSCORE", self._connection.keys.runs, str(self._run_id))]
@@ -207,7 +207,7 @@ class Fence:
             raise RunLost(f"run {self._run_id} was ended by another ServerApp")
 
     def explain(self) -> None:
-        """Raise why the run has no owner any more.
+        """Raise the reason why the run no longer has an owner.
 
         Raises:
             RunStopped, RunLost: always one of them.
@@ -225,23 +225,23 @@ class Fence:
             return self._connection.sockets.exchange(commands_of(pipe))
 
     def seal(self) -> None:
-        """See to it that no transaction of this owner that is still on its way takes effect.
+        """Make sure that no transaction of this owner that is still on its way takes effect.
 
         A connection that timed out may deliver its EXEC minutes later, when it was repeated and the run has moved on.
-        A new lifetime breaks the WATCH it holds, and is allowed when memory is full.
+        Renewing the key's lifetime breaks that connection's WATCH, and is allowed when memory is full.
 
         Raises:
-            RunStopped, RunFenced, RedisForgot, RedisUnreachable: as `execute`.
+            RunStopped, RunFenced, RedisForgot, RedisUnreachable: as for `execute`.
         """
         lives = milliseconds(self._retention)
         self.execute(Transaction("seal", ((Slot.RUN, lambda pipe: pipe.pexpire(self._key, lives)),), frees=True))
 
     def look(self) -> None:
-        """Ask Redis who the owner is, and judge it.
+        """Ask Redis who the owner is, and check it.
 
         Raises:
-            RunStopped, RunFenced: the run is no longer this owner's.
-            RedisForgot: Redis does not know this owner any more.
+            RunStopped, RunFenced: the run no longer belongs to this owner.
+            RedisForgot: Redis no longer knows this owner.
             RedisUnreachable: Redis does not answer.
         """
         with map_errors(self._connection.url):
@@ -249,11 +249,11 @@ class Fence:
         self.check(owner)
 
     def check(self, owner: bytes | None) -> None:
-        """Judge a value read from the owner key.
+        """Check a value read from the owner key.
 
         Raises:
-            RunStopped, RunFenced: the run is no longer this owner's.
-            RedisForgot: Redis does not know this owner any more.
+            RunStopped, RunFenced: the run no longer belongs to this owner.
+            RedisForgot: Redis no longer knows this owner.
         """
         if owner is None:
             raise RedisForgot(is_gone=True)

@@ -13,8 +13,8 @@ from brokerfl.common import RedisOutOfMemory, RedisUnreachable, log
 class Heartbeat:
     """Calls ``beat`` every ``interval`` seconds in a thread of its own, from `start` until `stop`.
 
-    An outage is not its business: whoever waits for messages says that Redis is away. Any other exception of ``beat``
-    ends it and goes to ``on_error``.
+    It ignores outages: the threads that wait for messages report them. Any other exception of ``beat`` ends it and is
+    passed to ``on_error``.
     """
 
     def __init__(
@@ -27,11 +27,11 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
-        """Begin; the first beat comes after one interval."""
+        """Start; the first beat comes after one interval."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End it and wait for a beat that is under way."""
+        """Stop, and wait for a beat in progress."""
         self._stopped.set()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join()

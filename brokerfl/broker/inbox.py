@@ -2,8 +2,8 @@
 
 Owns the streams `P:{N}:in:R`, the doorbell `P:{N}:ctl` and the hash `P:{N}:runs`. It must not know what a message says.
 
-Only a ServerApp creates an inbox, with the outbox and the data stream, in one MULTI: so no node revives a run that
-ended.
+Only a ServerApp creates an inbox, together with the outbox and the data stream in one MULTI, so that no node revives a
+run that ended.
 """
 
 import time
@@ -23,19 +23,19 @@ from brokerfl.common import RedisOutOfMemory
 from brokerfl.wire.frame import Fields
 from brokerfl.wire.message import message_id_of
 
-#: Entries that are asked for at once, when it is asked what was delivered and not settled.
+#: Most entries that one question about delivered messages returns.
 MOST_PENDING = 1000
 
 
 def first_contact(pipe: Pipeline, keys: Keys, node_id: int, run_id: int, frame: bytes, retention: float) -> None:
-    """Put the first contact of a run and a node into ``pipe``. Safe to repeat: BUSYGROUP stops nothing.
+    """Put the first contact of a run and a node into ``pipe``. Safe to repeat: BUSYGROUP does not stop the rest.
 
     Args:
         pipe: a transaction of the run.
-        keys: all key names.
+        keys: the key names.
         node_id: the node.
         run_id: the run.
-        frame: what the node needs to know of the run.
+        frame: what the node needs to know about the run.
         retention: seconds that the streams live.
     """
     for key in keys.of_node_and_run(node_id, run_id):
@@ -46,7 +46,7 @@ def first_contact(pipe: Pipeline, keys: Keys, node_id: int, run_id: int, frame: 
 
 
 def expire_streams(pipe: Pipeline, keys: Keys, node_id: int, run_id: int, retention: float) -> None:
-    """Put the lifetimes of what a run has at a node into ``pipe``, in seconds."""
+    """Put the lifetimes, in seconds, of what a run has at a node into ``pipe``."""
     lives = milliseconds(retention)
     for key in keys.of_node_and_run(node_id, run_id):
         pipe.pexpire(key, lives)
@@ -56,38 +56,38 @@ def expire_streams(pipe: Pipeline, keys: Keys, node_id: int, run_id: int, retent
 
 
 def add_message(pipe: Pipeline, keys: Keys, node_id: int, run_id: int, fields: Fields) -> None:
-    """Put one message into ``pipe``. Its result is the entry's id, or None: no inbox, so first contact again."""
+    """Put one message into ``pipe``. The result is the entry's id, or None without an inbox: contact the node again."""
     pipe.xadd(keys.inbox(node_id, run_id), fields, nomkstream=True)  # type: ignore[arg-type]
 
 
 def ring(pipe: Pipeline, keys: Keys, node_id: int) -> None:
-    """Put "look at your runs again" into ``pipe``. Never creates the doorbell: the node does."""
+    """Put "look at your runs again" into ``pipe``. Only the node creates its doorbell."""
     pipe.xadd(keys.ctl(node_id), {"r": ""}, maxlen=BELL_LENGTH, nomkstream=True)
 
 
 def ring_doorbell(connection: Connection, node_id: int) -> None:
-    """Ring at once: a node wakes its own blocking read that way."""
+    """Ring now: a node wakes its own blocking read this way."""
     with map_errors(connection.url), connection.redis.pipeline(transaction=False) as pipe:
         ring(pipe, connection.keys, node_id)
         pipe.execute()
 
 
 def remove_message(pipe: Pipeline, keys: Keys, node_id: int, run_id: int, *entry_ids: str) -> None:
-    """Put into ``pipe`` that a message is not to be executed, or has been. XACK frees nothing, XDEL does."""
+    """Put the removal of a message from its inbox into ``pipe``. XACK frees no memory, XDEL does."""
     inbox = keys.inbox(node_id, run_id)
     pipe.xack(inbox, GROUP, *entry_ids)
     pipe.xdel(inbox, *entry_ids)
 
 
 def discard_message(connection: Connection, node_id: int, run_id: int, entry_id: str) -> None:
-    """Remove a message that gets no reply: it expired, or was deleted already."""
+    """Remove a message that gets no reply: it expired, or was already deleted."""
     with map_errors(connection.url), connection.redis.pipeline(transaction=False) as pipe:
         remove_message(pipe, connection.keys, node_id, run_id, entry_id)
         pipe.execute(raise_on_error=False)
 
 
 def entries_of(connection: Connection, node_id: int, run_id: int) -> Iterator[tuple[str, str]]:
-    """Yield (entry id, message id) of everything in an inbox; nothing when it is gone or is no stream."""
+    """Yield (entry id, message id) of everything in an inbox; nothing if it is gone or is not a stream."""
     inbox, after = connection.keys.inbox(node_id, run_id), "-"
     while True:
         with map_errors(connection.url):
@@ -105,7 +105,7 @@ def entries_of(connection: Connection, node_id: int, run_id: int) -> Iterator[tu
 
 
 def is_wanted(connection: Connection, node_id: int, run_id: int, entry_ids: Iterable[str]) -> bool:
-    """Return whether a delivered message is still to be executed: nobody took it back, and its run goes on."""
+    """Return whether a delivered message should still be executed: it was not taken back, and its run continues."""
     inbox = connection.keys.inbox(node_id, run_id)
     with map_errors(connection.url), connection.redis.pipeline(transaction=False) as pipe:
         for entry_id in entry_ids:
@@ -118,7 +118,7 @@ def is_wanted(connection: Connection, node_id: int, run_id: int, entry_ids: Iter
 
 
 def pending_entries(connection: Connection, node_id: int, run_id: int) -> set[str]:
-    """Return the entries, at most `MOST_PENDING`, that `is_wanted` would say yes to; none when the run is over."""
+    """Return the entries, at most `MOST_PENDING`, for which `is_wanted` is true; none if the run is over."""
     command = ("XPENDING", connection.keys.inbox(node_id, run_id), GROUP, "-", "+", MOST_PENDING)
     with map_errors(connection.url):
         [answer] = connection.sockets.exchange([command])
@@ -134,10 +134,10 @@ class Delivery:
     """One entry of an inbox.
 
     Attributes:
-        run_id: whose.
+        run_id: the run.
         entry_id: its id.
-        fields: empty when it was deleted before it was read again.
-        is_old: it had been delivered before, and may have been settled since.
+        fields: empty if it was deleted before it was read again.
+        is_old: it had been delivered before, and may have been taken back since.
     """
 
     run_id: int
@@ -151,8 +151,8 @@ class Inboxes:
 
     Args:
         connection: used by one thread at a time.
-        node_id: whose inboxes; also the consumer's name.
-        on_runs: called with the frames by run id whenever they were read; those of runs without an inbox are left out.
+        node_id: the node; also the consumer's name.
+        on_runs: called with the frames by run id after each read, without runs that have no inbox.
     """
 
     def __init__(
@@ -168,10 +168,10 @@ class Inboxes:
         self._runs: dict[str, int] = {}
 
     def refresh(self) -> bool:
-        """Read again which runs there are. Returns whether that changed anything.
+        """Read again which runs there are. Returns whether anything changed.
 
-        Leaves out the inboxes that are missing, or are no streams: a single one fails the whole read of many. A run
-        whose inbox is missing is over: it expired, and what the hash says of it goes.
+        Inboxes that are missing or are not streams are left out: a single one would make the whole read fail. A run
+        whose inbox is missing is over: it expired, and its field is removed from the hash.
         """
         connection, keys = self._connection, self._connection.keys
         frames = runs_of(connection, self._node_id)
@@ -189,10 +189,10 @@ class Inboxes:
         return before != self._runs
 
     def _forget(self, missing: dict[int, str]) -> None:
-        """Take runs out of the hash whose inboxes are missing.
+        """Remove the runs whose inboxes are missing from the hash.
 
-        A first contact makes inbox and field in one transaction, so nothing is taken away from it: where one came in
-        between, all stay until its doorbell has this node look again. So they do while Redis is full.
+        A first contact makes inbox and field in one transaction, so it is never undone: if one comes in between, all
+        fields stay until its ring makes this node look again. They also stay while Redis is full.
         """
         connection = self._connection
         with (
@@ -208,12 +208,12 @@ class Inboxes:
             execute_unless_changed(pipe)
 
     def drain(self) -> list[Delivery]:
-        """Return everything that was delivered to this node and not settled. To be called after every connect."""
+        """Return everything that was delivered to this node and is still in the inboxes. Call after every connect."""
         self.refresh()
         return self.pending()
 
     def pending(self) -> list[Delivery]:
-        """Return what was delivered from the inboxes that are known, and not settled."""
+        """Return what was delivered from the known inboxes and is still there."""
         found: list[Delivery] = []
         for key in list(self._runs):
             last = "0"
@@ -228,12 +228,12 @@ class Inboxes:
     def read(self, count: int, block: float = BLOCK, without: Collection[int] = ()) -> list[Delivery]:
         """Return new messages: at most ``count`` of each run, as soon as there is one, or none after ``block`` seconds.
 
-        When a run came or went, it returns early with nothing.
+        If a run came or ended, it may return early with nothing.
 
         Args:
             count: most messages of one run.
             block: seconds.
-            without: ids of runs to be left out.
+            without: ids of runs to leave out.
         """
         streams = {self._ctl: ">", **{key: ">" for key, run_id in self._runs.items() if run_id not in without}}
         return self._read(streams, count, round(block * 1000))
@@ -257,15 +257,15 @@ class Inboxes:
                 found.append(Delivery(self._runs[key], entry_id, fields))
         if rung:
             new = self._answer(rung)
-            # Whoever had the id before may have read something and not executed it.
+            # The process that had the id before may have read something without executing it.
             known = {(delivery.run_id, delivery.entry_id) for delivery in found}
             found += [old for old in self.pending() if (old.run_id, old.entry_id) not in known]
-            if new:  # not after all that was read ahead for the other runs
+            if new:  # do not let new runs wait behind what was read ahead for the others
                 found += self._read(dict.fromkeys(new, ">"), count, block=None)
         return found
 
     def _answer(self, rung: Iterable[str]) -> set[str]:
-        """A doorbell carries no truth: forget the rings, look at the runs. Returns the inboxes that are new."""
+        """A ring carries no information: delete the rings, look at the runs. Returns the new inboxes."""
         known = set(self._runs)
         with map_errors(self._connection.url), self._connection.redis.pipeline(transaction=False) as pipe:
             pipe.xack(self._ctl, GROUP, *rung)
@@ -275,9 +275,9 @@ class Inboxes:
         return set(self._runs) - known
 
     def _recover(self) -> None:
-        """A stream is missing, or its group: a run ended, or somebody deleted what we read.
+        """A stream or its group is missing: a run ended, or somebody deleted a key.
 
-        The doorbell is ours to create. An inbox is not, but a group on one that exists revives nothing.
+        The node creates its doorbell, but never an inbox. A group on an inbox that exists revives nothing.
         """
         with self._connection.redis.pipeline(transaction=False) as pipe:
             pipe.xgroup_create(self._ctl, GROUP, id="0", mkstream=True)
@@ -291,6 +291,6 @@ class Inboxes:
 
 
 def _is_missing(error: Exception) -> bool:
-    """Redis 7.0 says UNBLOCKED to a blocked read, newer ones NOGROUP, fakeredis a text of its own for a missing key."""
+    """Redis 7.0 answers UNBLOCKED to a blocked read, newer ones NOGROUP; fakeredis has a text of its own."""
     text = str(error)
     return text.startswith(("NOGROUP", "UNBLOCKED", "WRONGTYPE")) or "requires the key to exist" in text

@@ -3,13 +3,13 @@
 Owns the names and the lifetimes; nothing else spells a key. It must not know what the values mean.
 
 ``N`` is a node id and ``R`` a run id, both decimal uint64, ``D`` the sha256 of a chunk in hex: user text never becomes
-part of a key. The braces are hash tags, so that on a Cluster all keys of a node, and all keys of a run, share a slot,
-and the chunks of a model spread over all.
+part of a key. The braces are hash tags: on a Cluster, all keys of a node share a slot, all keys of a run do, and the
+chunks of a model are spread over all slots.
 
     key               type              lives
-    P:id              string            for ever: the identity of this Redis data set
-    P:nodes           set               for ever; a member goes when its info is gone
-    P:runs            sorted set        for ever; a member goes `MOST_RETENTION` after its run ended
+    P:id              string            forever: the identity of this Redis data set
+    P:nodes           set               forever; a member goes when its info is gone
+    P:runs            sorted set        forever; a member goes `MOST_RETENTION` after its run ended
     P:{N}:info        hash              a named node: `RETENTION` after it was last seen; an unnamed one: its lease
     P:{N}:lease       string            the node's lease
     P:{N}:ctl         stream            as info
@@ -28,32 +28,32 @@ from dataclasses import dataclass
 
 from brokerfl.common import ConfigError
 
-#: Seconds. A detached run keeps its messages this long; an attached ServerApp renews every quarter of it.
+#: Seconds that a detached run keeps its messages; an attached ServerApp renews four times in this time.
 RETENTION = 24 * 3600.0
 
-#: Seconds. The longest retention that a run may have, and how long `P:runs` tells of every run that it has ended: a
-#: ServerApp that was cut off and finds neither owner nor end takes its run for one that Redis forgot, and writes it
-#: again, as long as it was silent for less than its own retention. Who ends or prunes a run does not know that one: a
-#: ServerApp that took the run over may have another.
+#: Seconds: the longest retention of a run, and how long `P:runs` says that a run has ended. A ServerApp that was cut
+#: off for less than its own retention and finds neither an owner nor an end assumes that Redis forgot the run, and
+#: writes it again. Its retention is unknown to whoever ends or prunes the run: a ServerApp that took the run over may
+#: have another one.
 MOST_RETENTION = 30 * 24 * 3600.0
 
-#: Seconds. A lease is renewed three times in its life.
+#: Seconds that a lease lasts; it is renewed three times in this time.
 LEASE = 15.0
 
-#: Seconds a named node may be offline before its open messages become Error 5.
+#: Seconds that a named node may be offline before its open messages become Error 5.
 OFFLINE_GRACE = 60.0
 
 #: The consumer group of every stream; the consumer is the node id.
 GROUP = "brokerfl"
 
-#: About how many entries a doorbell or a bell keeps. They carry no truth, so the oldest may go.
+#: About how many entries a doorbell or a bell keeps. They carry no information, so the oldest may be dropped.
 BELL_LENGTH = 1000
 
 DEFAULT_PREFIX = "brokerfl"
 
 
 def parse_id(text: bytes) -> int | None:
-    """Return the node or run id in ``text``; None when it is none: what others wrote is not trusted to be a number."""
+    """Return the node or run id in ``text``; None if it is not one: what others wrote may be anything."""
     if len(text) > 20 or not text.isdigit():
         return None
     number = int(text)
@@ -61,7 +61,7 @@ def parse_id(text: bytes) -> int | None:
 
 
 def milliseconds(seconds: float) -> int:
-    """Return ``seconds`` as Redis wants a lifetime: whole milliseconds, at least one."""
+    """Return ``seconds`` as a lifetime for Redis: whole milliseconds, at least one."""
     return max(1, round(seconds * 1000))
 
 
@@ -70,7 +70,7 @@ class Keys:
     """The keys under one prefix.
 
     Raises:
-        ConfigError: the prefix is empty or holds anything but letters, digits, ``.``, ``_``, ``:`` and ``-``.
+        ConfigError: the prefix is empty or contains anything except letters, digits, ``.``, ``_``, ``:`` and ``-``.
     """
 
     prefix: str = DEFAULT_PREFIX
@@ -78,7 +78,8 @@ class Keys:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9._:-]+", self.prefix):
             raise ConfigError(
-                f"the prefix {self.prefix!r} may hold only letters, digits and . _ : - (they become part of every key)"
+                f"the prefix {self.prefix!r} may contain only letters, digits and . _ : - "
+                "(it becomes part of every key)"
             )
 
     # The registry.
@@ -154,7 +155,7 @@ class Keys:
         return f"{self.prefix}:bell:{{run:{run_id}}}"
 
     def of_run(self, run_id: int) -> tuple[str, ...]:
-        """Return all keys of a run but its lease, in the order in which the end deletes them: the owner last."""
+        """Return all keys of a run except its lease, in the order in which they are deleted: the owner last."""
         return (
             self.ledger(run_id),
             self.context(run_id),

@@ -1,7 +1,7 @@
-"""Leases: whether the holder of one lives. Owns that question for nodes and runs alike; must not know what is held.
+"""Leases: whether the holder of one is alive. Owns that question for nodes and runs; must not know what is held.
 
-A lease whose holder is a dead process of this host is free at once. Any other is watched for one lease time: it is
-renewed, so somebody lives there; or it lapses.
+A lease whose holder is a dead process of this host is free at once. Any other is watched for one lease time: if it is
+renewed, its holder is alive; otherwise it lapses.
 """
 
 import time
@@ -28,19 +28,19 @@ def await_lapse(
     refusal: Callable[[str], Exception],
     stop: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Return when the lease ``key`` has lapsed, or when ``stop`` says so.
+    """Return when the lease ``key`` has lapsed, or ``stop`` returns true.
 
     Args:
-        connection: where the lease is.
+        connection: to the lease's Redis.
         key: its name.
-        what: what it is the lease of, for the log.
-        refusal: makes the exception to raise, of the holder in words.
-        stop: looked at every 0.2 seconds.
+        what: what is leased, for the log.
+        refusal: makes the exception to raise, given the holder in words.
+        stop: called every 0.2 seconds.
 
     Raises:
         Exception: what ``refusal`` made: the holder renewed it.
     """
-    log(INFO, "%s is held by %s; waiting to see whether it lives", what, holder_of(connection, key))
+    log(INFO, "%s is held by %s; waiting to see whether it is alive", what, holder_of(connection, key))
     last: int | None = None
     while not stop():
         with map_errors(connection.url):

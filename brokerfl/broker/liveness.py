@@ -2,8 +2,8 @@
 
 Owns that rule and the memory it needs. It must not know Redis or messages.
 
-A node is absent only when it was seen absent continuously since the observer's own last reconnect: an outage lets every
-lease lapse, and nodes that are alive need a lease time to renew theirs.
+A node is absent only if it was seen absent continuously since the observer's own last reconnect: in an outage every
+lease lapses, and nodes that are alive need a lease time to renew theirs.
 """
 
 import time
@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from brokerfl.broker.keys import LEASE, OFFLINE_GRACE
 from brokerfl.broker.nodes import Absence
 
-#: Seconds without a look after which an absence is not continuous any more; looks come about once a second.
+#: Seconds without a look after which an absence no longer counts as continuous; looks come about once a second.
 _STALE = 10.0
 
 
@@ -32,14 +32,14 @@ class Liveness:
         self._looked = time.monotonic()
 
     def reconnected(self) -> None:
-        """The observer had lost its connection: what it saw before is void."""
+        """The observer had lost its connection: forget what it saw before."""
         self._since.clear()
         self._not_before = time.monotonic() + self._lease
 
     def unavailable(self, absences: Iterable[Absence]) -> set[int]:
-        """Return the nodes to give up, given those that hold no lease now."""
+        """Return the nodes that are unavailable, given those that hold no lease now."""
         now = time.monotonic()
-        if now - self._looked > _STALE:  # nobody waited: what happened in between was not seen
+        if now - self._looked > _STALE:  # nobody was waiting, so what happened in between was not seen
             self._since.clear()
         self._looked = now
         seen = {absence.node_id: absence for absence in absences}

@@ -1,6 +1,6 @@
 """Nodes: their ids, the registry, and the lease that says who is online.
 
-Owns `P:nodes` and each node's info, lease and doorbell as the node itself keeps them. It must not know runs' messages.
+Owns `P:nodes`, and each node's info, lease and doorbell as the node itself writes them. It must not know messages.
 """
 
 import json
@@ -22,7 +22,7 @@ from brokerfl.common import NodeNameTaken, log
 
 
 def node_id_of(prefix: str, name: str) -> int:
-    """Return the id of the node called ``name``: the first 8 bytes of a sha256, so that a restart has the same id."""
+    """Return the id of the node ``name``: the first 8 bytes of a sha256, so that it has the same id after a restart."""
     number = int.from_bytes(sha256(f"{prefix}\0{name}".encode()).digest()[:8], "big")
     return number if number > 1 else number + 2  # 0 and 1 are taken: nobody, and the ServerApp
 
@@ -34,7 +34,7 @@ def new_id() -> int:
 
 @dataclass(frozen=True)
 class NodeInfo:
-    """What the registry tells about a node. ``name`` is "" for an unnamed node, ``since`` Unix time in seconds."""
+    """What the registry knows about a node. ``name`` is "" for an unnamed node, ``since`` Unix time in seconds."""
 
     node_id: int
     online: bool
@@ -48,14 +48,14 @@ class Registration:
     """This process's claim to one node id: taken by `register`, kept by `renew`, given up by `leave`.
 
     Args:
-        connection: where to register.
-        name: the node's name; "" for an unnamed node, whose id is random and never comes back.
+        connection: to the registry's Redis.
+        name: the node's name; "" for an unnamed node, whose id is random and never used again.
         labels: shown to operators.
         lease: seconds after which a silent node counts as offline.
         home: the identity of the state directory that this process has locked; "" for none.
 
     Attributes:
-        identity: of the Redis data set, as last seen.
+        identity: the identity of the Redis data set, as last seen.
         renewed_at: local monotonic time at which the lease was last renewed.
     """
 
@@ -81,8 +81,8 @@ class Registration:
     def register(self, stop: Callable[[], bool] = lambda: False) -> None:
         """Take the lease and enter the registry.
 
-        A lease of a dead process of this host, or of one that used this node's state directory, is taken over at once;
-        any other is watched for one lease time: renewed, the name is taken; lapsed, it is ours.
+        The lease of a dead process of this host, or of one that used this node's state directory, is taken over at
+        once. Any other is watched for one lease time: if it is renewed, the name is taken; otherwise the lease is free.
 
         Raises:
             NodeNameTaken: a living process holds the name.
@@ -100,7 +100,7 @@ class Registration:
         return NodeNameTaken(f"the name {self.name!r} is in use by {holder}: give each node its own --name")
 
     def _take_lease(self) -> bool:
-        """Take the lease if it is free; return whether it is ours now. Heartbeat and loop may both try at once."""
+        """Take the lease if it is free; return whether this process holds it. Heartbeat and loop may try at once."""
         keys, redis = self._connection.keys, self._connection.redis
         lease = keys.node_lease(self.node_id)
         with map_errors(self._connection.url), redis.pipeline() as pipe:
@@ -117,7 +117,7 @@ class Registration:
                     return True
 
     def _is_gone(self, holder: str) -> bool:
-        """Whoever held the lease from this state directory is dead, for it is locked by this process now."""
+        """A holder that used this state directory is dead too, because this process has locked the directory."""
         return is_dead(holder) or (self._home != "" and home_of(holder) == self._home)
 
     def read_identity(self) -> bytes:
@@ -148,8 +148,8 @@ class Registration:
         if home and home.decode() != self._home:
             log(
                 WARNING,
-                "Node %r kept its state elsewhere before: what it learned in runs that go on (context.state) is not "
-                "in the state directory it has now, and what it had answered may be executed again",
+                "Node %r used another state directory before: its context.state of current runs is not in this one, "
+                "and messages that it had answered may be executed again",
                 self.name,
             )
 
@@ -170,9 +170,9 @@ class Registration:
             pipe.pexpire(key, lives)  # type: ignore[attr-defined]
 
     def renew(self) -> bool:
-        """Renew lease and registry, and set the clock. Returns False when another process holds the id now.
+        """Renew lease and registry, and set the clock. Returns False if another process holds the id now.
 
-        PEXPIRE is allowed when memory is full, and the lease is asked for in the same round trip.
+        PEXPIRE is allowed when memory is full, and the lease is read in the same round trip.
         """
         keys, node, asked_at = self._connection.keys, self.node_id, time.monotonic()
         with map_errors(self._connection.url), self._connection.redis.pipeline(transaction=False) as pipe:
@@ -189,7 +189,7 @@ class Registration:
         if isinstance(now, tuple):
             self._connection.set_time(now, asked_at)
         is_ours = holder == self._token.encode()
-        # A Redis that forgot its last writes may remember the lease of our predecessor.
+        # A Redis that forgot its last writes may still have the lease of a predecessor.
         if holder is not None and not is_ours and not self._is_gone(holder.decode()):
             return False
         if not is_ours and not self._take_lease():
@@ -200,11 +200,11 @@ class Registration:
         return True
 
     def is_due(self) -> bool:
-        """Whether the lease may have lapsed unnoticed: this process was frozen, or Redis away."""
+        """Whether the lease may have lapsed unnoticed: this process was frozen, or Redis was unreachable."""
         return time.monotonic() - self.renewed_at > self.lease / 2
 
     def leave(self) -> None:
-        """Give up the lease; an unnamed node also leaves the registry, since its id never comes back."""
+        """Give up the lease; an unnamed node also leaves the registry, because its id is never used again."""
         keys, node = self._connection.keys, self.node_id
         with map_errors(self._connection.url):
             if self._connection.redis.get(keys.node_lease(node)) != self._token.encode():
@@ -218,13 +218,13 @@ class Registration:
 
 
 def list_nodes(connection: Connection) -> list[NodeInfo]:
-    """Return every registered node, online first, and take out of the registry those whose info is gone."""
+    """Return every registered node, online ones first, and remove those whose info is gone from the registry."""
     found = [_node_info(node, bool(online), info) for node, online, info in _look_at_all(connection)]
     return sorted(found, key=lambda info: not info.online)
 
 
 def _look_at_all(connection: Connection) -> list[tuple[int, bool, dict[bytes, bytes]]]:
-    """Return (node id, online, info) of every registered node. What a node made of its own keys hurts only itself."""
+    """Return (node id, online, info) of every registered node. Malformed keys of one node do not affect the others."""
     keys = connection.keys
     with map_errors(connection.url):
         members = connection.redis.smembers(keys.nodes)
@@ -242,7 +242,7 @@ def _look_at_all(connection: Connection) -> list[tuple[int, bool, dict[bytes, by
                 found.append((node, online == 1, info if isinstance(info, dict) else {}))
             else:
                 gone.append(str(node).encode())
-        if gone:  # one that registers at this moment puts itself back with its next renewal
+        if gone:  # a node that registers at this moment enters again with its next renewal
             connection.redis.srem(keys.nodes, *gone)
     return found
 
@@ -263,7 +263,7 @@ def online_nodes(connection: Connection) -> list[int]:
 
 
 def registered(connection: Connection, node_ids: Iterable[int]) -> set[int]:
-    """Return which of ``node_ids`` the registry knows, online or not."""
+    """Return which of ``node_ids`` are registered, online or not."""
     asked = list(node_ids)
     if not asked:
         return set()
@@ -274,14 +274,14 @@ def registered(connection: Connection, node_ids: Iterable[int]) -> set[int]:
 
 @dataclass(frozen=True)
 class Absence:
-    """A node without a lease: ``comes_back`` tells a named node, which may be restarted, from one that never will."""
+    """A node without a lease. ``comes_back`` is true for a named node, which may be restarted."""
 
     node_id: int
     comes_back: bool
 
 
 def absent_nodes(connection: Connection, node_ids: Iterable[int]) -> list[Absence]:
-    """Return those of ``node_ids`` that hold no lease now. Sets the clock in the same round trip."""
+    """Return those of ``node_ids`` that hold no lease now. Also sets the clock, in the same round trip."""
     keys, asked, asked_at = connection.keys, list(node_ids), time.monotonic()
     with map_errors(connection.url), connection.redis.pipeline(transaction=False) as pipe:
         pipe.time()

@@ -3,8 +3,9 @@
 Owns the streams `P:{N}:out:R` and `P:{N}:data:R`, and the bell `P:bell:{run:R}`. It must not know what a reply says, or
 which message is open.
 
-One outbox per node: its key says who wrote an entry, and a hostile node can only spoil its own. The bell is read from a
-cursor, so no reader takes another's ring; it carries no truth, so a lost or forged one costs only time.
+Each node has its own outbox: the key says who wrote an entry, and a hostile node can spoil only its own. The bell is
+read from a cursor, so no reader takes another's ring; a ring carries no information, so a lost or forged one costs only
+time.
 """
 
 import time
@@ -28,7 +29,7 @@ from brokerfl.wire.frame import Fields
 
 @dataclass(frozen=True)
 class Outgoing:
-    """A finished reply and the inbox entries it settles: more than one when the message was pushed again."""
+    """A finished reply, and the inbox entries it answers: more than one if the message was sent again."""
 
     run_id: int
     inbox_entries: tuple[str, ...]
@@ -36,15 +37,15 @@ class Outgoing:
 
 
 def publish(connection: Connection, node_id: int, replies: Iterable[Outgoing]) -> list[bool]:
-    """Put replies into the outboxes, settle their messages, and ring, in one transaction.
+    """Put replies into the outboxes, remove their messages from the inboxes, and ring, in one transaction.
 
-    Redis without memory refuses XADD but not XDEL: outside a MULTI a message would go without its reply having come.
+    A full Redis refuses XADD but not XDEL: without a MULTI a message could be removed although its reply was refused.
 
     Returns:
-        For each reply whether it was taken; False means that its run is over, or its outbox no stream any more.
+        For each reply whether it was published; False means that its run is over, or its outbox is no longer a stream.
 
     Raises:
-        RedisUnreachable: unknown whether it happened; repeating is safe, a second reply is dropped.
+        RedisUnreachable: unknown whether it happened; repeating is safe, because a second reply is dropped.
         RedisOutOfMemory: nothing happened.
     """
     keys, batch, pipe = connection.keys, list(replies), connection.sockets.pipe()
@@ -61,7 +62,7 @@ def publish(connection: Connection, node_id: int, replies: Iterable[Outgoing]) -
 
 Reply = tuple[int, str, dict[bytes, bytes]]
 
-#: A reply to be deleted: node id, entry id, and the entries of its payload in the data stream.
+#: A reply to delete: node id, entry id, and the entries of its payload in the data stream.
 Settled = tuple[int, str, tuple[str, ...]]
 
 #: The field of a data stream's entry that holds a chunk.
@@ -72,7 +73,7 @@ class Outboxes:
     """The outboxes of one run, as its ServerApp reads them. One thread at a time.
 
     Args:
-        connection: where the run lives.
+        connection: to the run's Redis.
         run_id: the run.
     """
 
@@ -84,16 +85,16 @@ class Outboxes:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the cursors: after a reconnect everything is read again, and known replies are recognised."""
+        """Forget the cursors: after a reconnect everything is read again; known replies are recognised."""
         self._bell_cursor = "0"
         self._cursors: dict[int, str] = {}
         self._heard: list[int | None] = []
 
     def wait(self, block: float | None) -> set[int] | None:
-        """Return the nodes that rang, waiting for the first ``block`` seconds; None does not wait.
+        """Return the nodes that rang, waiting up to ``block`` seconds for the first; None does not wait.
 
         Returns:
-            None when somebody rang without being a node: look at the owner.
+            None if a ring did not come from a node: look at the owner.
         """
         if not self._heard and not self._listen(block):
             return None
@@ -101,14 +102,14 @@ class Outboxes:
         return None if None in heard else {node for node in heard if node is not None}
 
     def _listen(self, block: float | None) -> bool:
-        """Hear who rings; return whether there is a bell."""
+        """Read who rang; return whether there is a bell."""
         with map_errors(self._connection.url):
             [response] = self._connection.sockets.exchange([_read({self._bell: self._bell_cursor}, block)])
         if isinstance(response, ResponseError):
             error = translate(response, self._connection.url)
             if error is not None:
                 raise error from response
-            time.sleep(block or 0.0)  # somebody made another thing of the bell: sweeps do without
+            time.sleep(block or 0.0)  # the key of the bell has another type: sweeps work without it
             return False
         for _, entry_id, fields in entries(response):
             self._hear(entry_id, fields)
@@ -119,16 +120,16 @@ class Outboxes:
         self._heard.append(parse_id(fields.get(b"n", b"")))
 
     def read(self, node_ids: Iterable[int], settled: Iterable[Settled] = ()) -> tuple[list[Reply], bool]:
-        """Read the outboxes of ``node_ids``, and delete what is settled.
+        """Read the outboxes of ``node_ids``, and delete settled replies.
 
-        Whoever has rung meanwhile is heard in the same round trip.
+        New rings are read in the same round trip.
 
         Args:
-            node_ids: whose outboxes.
-            settled: replies of which a commit is the last reader; deleted in the same round trip.
+            node_ids: the nodes.
+            settled: replies to delete in the same round trip.
 
         Returns:
-            What is new as (node id, entry id, fields), new until `advance`; and whether all was deleted.
+            What is new as (node id, entry id, fields), new until `advance`; and whether everything was deleted.
         """
         keys, nodes = self._connection.keys, list(node_ids)
         pipe = self._connection.sockets.pipe()
@@ -139,7 +140,7 @@ class Outboxes:
             answers = self._connection.sockets.exchange([*commands_of(pipe), *map(_read, asked)])
             deleted, results = answers[: len(pipe)], answers[len(pipe) :]
             if results and isinstance(results[0], ResponseError):
-                # A node that made something else of its outbox must not stop the others: one XREAD each.
+                # A node that changed the type of its outbox must not stop the others: one XREAD each.
                 asked = [{key: cursor} for key, cursor in asked[0].items()]
                 results = self._connection.sockets.exchange([*map(_read, asked)])
         by_key = dict(zip(streams, nodes, strict=True))
@@ -147,11 +148,11 @@ class Outboxes:
         return replies, self._is_done(deleted)
 
     def _is_done(self, deleted: list[Any]) -> bool:
-        """Whether nothing is to be repeated: Redis may be unable to write just now; an ACL that forbids it stays."""
+        """Whether nothing has to be repeated: Redis may be unable to write now, but an ACL that forbids it is final."""
         errors = [translate(answer, self._connection.url) for answer in deleted if isinstance(answer, Exception)]
         refusal = next(filter(None, errors), None)
         if refusal is not None and not self._is_refused:
-            log(WARNING, "Replies that were settled cannot be deleted: %s", refusal)
+            log(WARNING, "Settled replies cannot be deleted: %s", refusal)
         self._is_refused = refusal is not None
         return not isinstance(refusal, RedisUnreachable)
 
@@ -164,7 +165,7 @@ class Outboxes:
                 yield nodes[key], entry_id, fields
 
     def read_more(self, pipe: Pipeline, node_id: int) -> None:
-        """Put a last look into one outbox into ``pipe``: what is there wins over a verdict."""
+        """Put a last look into one outbox into ``pipe``: a reply there wins over a verdict."""
         outbox = self._connection.keys.outbox(node_id, self._run_id)
         pipe.xrange(outbox, f"({self._cursors.get(node_id, '0')}", "+")
 
@@ -176,7 +177,7 @@ class Outboxes:
                 yield node_id, entry_id, fields
 
     def advance(self, node_id: int, entry_id: str) -> bool:
-        """Note that a reply was taken; False if it was before, by another thread that read it as well."""
+        """Note that a reply was read; False if it was already, by another thread that read it as well."""
         if place_of(entry_id) <= place_of(self._cursors.get(node_id, "0-0")):
             return False
         self._cursors[node_id] = entry_id
@@ -189,7 +190,7 @@ def _read(streams: Mapping[str, str], block: float | None = None) -> Command:
 
 
 def remove_replies(pipe: Pipeline, connection: Connection, run_id: int, settled: Iterable[Settled]) -> None:
-    """Put into ``pipe`` the deletion of replies, with the payloads of large ones."""
+    """Put into ``pipe`` the deletion of replies and of their payloads."""
     outboxes: dict[int, list[str]] = {}
     data: dict[int, list[str]] = {}
     for node, entry_id, data_entries in settled:
@@ -203,14 +204,14 @@ def remove_replies(pipe: Pipeline, connection: Connection, run_id: int, settled:
 
 
 def trim_data(pipe: Pipeline, keys: Keys, node_id: int, run_id: int, needed_from: str) -> None:
-    """Put into ``pipe`` the deletion of chunks that belong to no reply: an upload that broke off left them.
+    """Put into ``pipe`` the deletion of chunks that belong to no reply, left by an interrupted upload.
 
     Args:
         pipe: the transaction after which nothing before ``needed_from`` is needed.
-        keys: all key names.
-        node_id: whose data stream.
+        keys: the key names.
+        node_id: the node.
         run_id: the run.
-        needed_from: the first entry that may be needed; "" for none that is there.
+        needed_from: the first entry that may still be needed; "" for none.
     """
     if needed_from:
         pipe.xtrim(keys.data(node_id, run_id), minid=needed_from, approximate=False)
@@ -224,10 +225,10 @@ def add_data(
     """Put chunks of a large reply into the node's data stream, before the reply names them.
 
     Returns:
-        The entry of each, None for one that a full Redis refused; or None for all, when the run is over.
+        The entry of each, None for one that a full Redis refused; or None if the run is over.
 
     Raises:
-        RedisUnreachable, RedisAuthError: unknown which of them are there.
+        RedisUnreachable, RedisAuthError: unknown which of them Redis has.
     """
     key = connection.keys.data(node_id, run_id)
     with map_errors(connection.url):
@@ -240,7 +241,7 @@ def add_data(
             added.append(None)
             continue
         entry = found_or_none(answer, connection.url)
-        if entry is None:  # no stream any more, or somebody made another thing of it
+        if entry is None:  # the stream is gone, or the key has another type
             return None
         added.append(entry.decode())
     return added
@@ -250,7 +251,7 @@ def remove_data(connection: Connection, node_id: int, run_id: int, entry_ids: It
     """Delete chunks that no reply names.
 
     Raises:
-        RedisUnreachable, RedisAuthError: unknown which of them are there.
+        RedisUnreachable, RedisAuthError: unknown which of them Redis still has.
     """
     ids = list(entry_ids)
     if ids:

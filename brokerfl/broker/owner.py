@@ -1,6 +1,6 @@
-"""The owner of a run: a ServerApp, from the creation of the run or a resume until it ends it or lets go.
+"""The owner of a run: a ServerApp, from the creation or resume of the run until it ends the run or detaches.
 
-Owns how a run begins and how it changes hands, its lease, and the lifetimes of its keys. It must not know how messages
+Owns how a run begins and changes its owner, its lease, and the lifetimes of its keys. It must not know how messages
 travel.
 """
 
@@ -37,7 +37,7 @@ def create_run(
 
     Raises:
         ConfigError: the run config is too large, or the retention too long.
-        ValueError: the run config holds what cannot be sent.
+        ValueError: the run config holds a value that cannot be sent.
     """
     keys = connection.keys
     run = Run(new_id(), app, dict(run_config), connection.read_time())
@@ -62,40 +62,38 @@ def resume_run(
     lease: float = LEASE,
     retention: float = RETENTION,
 ) -> "Owner":
-    """Become the owner of a run whose ServerApp is gone; from then on the former one may write nothing.
+    """Become the owner of a run whose ServerApp is gone; from then on the former owner can write nothing.
 
     Args:
-        connection: where the run lives.
+        connection: to the run's Redis.
         run_id: the run.
-        run_config: what it is thought to have been started with; None is whatever it was.
-        app: what it is thought to be a run of; "" is whatever it is.
-        takeover: do not ask whether the former ServerApp lives.
-        lease: as for `create_run`.
-        retention: as for `create_run`.
+        run_config: the expected run config; None accepts any.
+        app: the expected app; "" accepts any.
+        takeover: take the run even if its ServerApp seems to be alive.
+        lease: seconds after which a silent ServerApp counts as gone.
+        retention: seconds that the run's keys live without a ServerApp.
 
     Raises:
-        RunNotFound: no such run, or it has ended.
-        RunAttached: another ServerApp that lives is attached to it.
-        RunStopped: somebody stopped it.
-        ConfigError: it was started with another run config, or is another app's, or the retention is too long.
+        RunNotFound: there is no such run, or it has ended.
+        RunAttached: the run has a live ServerApp.
+        RunStopped: the run was stopped.
+        ConfigError: the run has another run config or belongs to another app, or the retention is too long.
     """
     run = read_run(connection, run_id)
     if run.app and app not in ("", run.app):
         raise ConfigError(
-            f"run {run_id} is one of {run.app}, not of {app}: go to the directory of that app, or give --another-app "
-            "if it only has another name now"
+            f"run {run_id} belongs to {run.app}, not to {app}: use that app, or pass --another-app if it was only "
+            "renamed"
         )
     if run_config is not None and run_config != run.run_config:
         raise ConfigError(
             f"run {run_id} was started with the run config {run.run_config}, not {run_config}: "
-            "resume it without one, or start a new run"
+            "resume it without a run config, or start a new run"
         )
     connection.read_time()
 
     def refusal(holder: str) -> Exception:
-        return RunAttached(
-            f"run {run_id} is run by another ServerApp, {holder}; --takeover takes it away from that one"
-        )
+        return RunAttached(f"run {run_id} has another ServerApp, {holder}; --takeover takes the run from it")
 
     while (owner := _try_to_take_over(connection, run, takeover, lease, retention)) is None:
         await_lapse(connection, connection.keys.run_lease(run_id), f"Run {run_id}", refusal)
@@ -105,7 +103,7 @@ def resume_run(
 def _try_to_take_over(
     connection: Connection, run: Run, takeover: bool, lease: float, retention: float
 ) -> "Owner | None":
-    """Take the run over in one transaction. Returns None when its lease is held by what may be alive."""
+    """Take the run over in one transaction. Returns None if the holder of its lease may be alive."""
     keys, run_id = connection.keys, run.run_id
     with map_errors(connection.url), connection.redis.pipeline(transaction=True) as pipe:
         while True:
@@ -130,17 +128,17 @@ def _try_to_take_over(
 
 
 class Owner:
-    """This process as the owner of a run: renews the lease and every lifetime, and lets go.
+    """This process as the owner of a run: renews the lease and all lifetimes, and detaches.
 
     Args:
-        connection: where the run lives.
+        connection: to the run's Redis.
         run: the run.
-        fence: through which every write of the run goes.
+        fence: checks every write of the run.
         lease: seconds after which a silent ServerApp counts as gone.
-        retention: seconds that the run's keys live without one.
+        retention: seconds that the run's keys live without a ServerApp.
 
     Attributes:
-        books: the run's.
+        books: the run's books.
 
     Raises:
         ConfigError: the retention is longer than `MOST_RETENTION`.
@@ -149,8 +147,8 @@ class Owner:
     def __init__(self, connection: Connection, run: Run, fence: Fence, lease: float, retention: float) -> None:
         if not retention <= MOST_RETENTION:
             raise ConfigError(
-                f"a retention of {retention:g} s is too long: at most {MOST_RETENTION:.0f} s (30 days), for that long "
-                "Redis knows that a run has ended"
+                f"a retention of {retention:g} s is too long: the limit is {MOST_RETENTION:.0f} s (30 days), after "
+                "which Redis forgets that a run has ended"
             )
         self.connection = connection
         self.run = run
@@ -165,7 +163,7 @@ class Owner:
         """Put into ``pipe`` what the run has in its slot besides owner, context and manifests. Safe to repeat.
 
         Args:
-            pipe: the transaction that creates the run, or restores it where Redis forgot it.
+            pipe: the transaction that creates the run, or restores it if Redis forgot it.
             snapshot: what its books hold.
         """
         keys, run_id = self.connection.keys, self.run.run_id
@@ -179,7 +177,7 @@ class Owner:
         pipe.zadd(self.connection.keys.runs, {str(self.run.run_id): round(self.run.created_at * 1000)})
 
     def read_identity(self) -> bytes | None:
-        """Return the identity of the Redis data set; None where it has none."""
+        """Return the identity of the Redis data set; None if it has none."""
         with map_errors(self.connection.url):
             return self.connection.redis.get(self.connection.keys.identity)  # type: ignore[no-any-return]
 
@@ -198,10 +196,10 @@ class Owner:
         expire_blobs(pipe, self.connection.keys, self.run.run_id, digests, self.retention)
 
     def renew(self, footprint: Callable[[], Footprint]) -> None:
-        """Renew the lease, and every quarter of the retention time the lifetimes.
+        """Renew the lease and, every quarter of the retention time, the lifetimes.
 
         Raises:
-            RunStopped, RunFenced, RunLost: the run is no longer ours.
+            RunStopped, RunFenced, RunLost: the run no longer belongs to this process.
         """
         key, lives = self.connection.keys.run_lease(self.run.run_id), milliseconds(self.lease)
         self.fence.look()
@@ -215,7 +213,7 @@ class Owner:
         self._seen = time.monotonic()
 
     def renew_lifetimes(self, footprint: Footprint) -> None:
-        """Give every key of the run its whole lifetime again."""
+        """Give every key of the run its full lifetime again."""
         with map_errors(self.connection.url), self.connection.redis.pipeline(transaction=False) as pipe:
             self.expire(pipe)
             self.expire_streams(pipe, footprint.nodes)
@@ -224,13 +222,13 @@ class Owner:
         self._renewed = time.monotonic()
 
     def is_outlived(self) -> bool:
-        """Whether this process was silent for so long that the run's keys may have expired, and its end forgotten."""
+        """Whether this process was silent so long that the run's keys may have expired, and its end be forgotten."""
         return time.monotonic() - self._seen > self.retention
 
     def detach(self, footprint: Footprint) -> None:
-        """Give up the lease and leave all else: the run is detached, or goes if it is being stopped.
+        """Give up the lease and keep everything else: the run is detached, or deleted if it is being stopped.
 
-        Its keys have the whole retention time from now on.
+        Its keys have the full retention time from now on.
         """
         key = self.connection.keys.run_lease(self.run.run_id)
         with map_errors(self.connection.url):

@@ -1,6 +1,6 @@
 """Who holds a lease: a token that names host, process and the process's start.
 
-Owns the token's form and the one question asked of it: is its holder certainly dead? It must not know Redis.
+Owns the token's form, and the question whether its holder is certainly dead. It must not know Redis.
 """
 
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def new_token(home: str = "") -> str:
-    """Return ``host/pid/start/random/home`` of this process; the random part tells two leases of one process apart.
+    """Return ``host/pid/start/random/home`` of this process; the random part distinguishes leases of one process.
 
     Args:
         home: the identity of a directory that this process has locked.
@@ -28,7 +28,7 @@ def home_of(token: str) -> str:
 def is_dead(token: str) -> bool:
     """Return whether the process named by ``token`` ran on this host and is gone.
 
-    A process of another host or of another container is never called dead: only its lease can tell.
+    A process of another host or container never counts as dead: only its lease can tell.
     """
     host, _, rest = token.partition("/")
     pid, _, rest = rest.partition("/")
@@ -45,7 +45,7 @@ def describe(token: str) -> str:
 
 
 def _host() -> str:
-    """Name host and process namespace: the pid of another container means nothing here."""
+    """Return the host and process namespace: the pid of another container means nothing here."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         namespace = os.readlink("/proc/self/ns/pid").strip("pid:[]")
@@ -55,7 +55,7 @@ def _host() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """Return when process ``pid`` started, in the system's own words; None when there is no such process."""
+    """Return when process ``pid`` started, as the system writes it; None if there is no such process."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -63,5 +63,5 @@ def _started(pid: int) -> str | None:
             return None
         ps = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
         return ps.stdout.strip().replace(" ", "_").replace("/", "_") or None
-    fields = stat.rpartition(")")[2].split()  # the name in brackets may hold blanks
+    fields = stat.rpartition(")")[2].split()  # the name in parentheses may contain spaces
     return None if fields[0] == "Z" else fields[19]  # proc(5): field 3 is the state, field 22 the start time

@@ -1,11 +1,11 @@
-"""Runs: how one begins, who is attached, how it is stopped, and that nothing of it remains.
+"""Runs: which there are, who is attached, how one is stopped, and that nothing of it remains.
 
 Owns `P:runs`, and how a run is stopped and deleted. It must not know messages, or what the run's books hold.
 
     running   a ServerApp holds the lease
     detached  no ServerApp does; the keys stay for the retention time
-    stopping  someone stopped it; the keys go as soon as its ServerApp has let go, or its lease lapsed
-    completed, stopped   only `P:runs` still knows it, longer than any ServerApp of it may be cut off and come back
+    stopping  it was stopped; the keys are deleted as soon as its ServerApp detaches, or the lease lapses
+    completed, stopped   only `P:runs` remembers it, longer than a ServerApp of it can be cut off and return
 """
 
 import time
@@ -26,15 +26,15 @@ from brokerfl.broker.process import describe, is_dead, new_token
 from brokerfl.common import RedisOutOfMemory, RunNotFound
 from brokerfl.wire.run import Run
 
-#: A member's score in `P:runs` is the time of the run's creation in milliseconds; once it ended, the negative time of
-#: its end. Half a millisecond more marks a run that was stopped. (A double holds that: the time needs 41 of its 53
-#: bits.)
+#: A member's score in `P:runs` is the time of the run's creation in milliseconds or, after its end, the negative time
+#: of its end. Half a millisecond more marks a run that was stopped. (A double can hold that: the time needs 41 of its
+#: 53 bits.)
 _STOPPED_MARK = 0.5
 
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What Redis tells about a run. Times are Unix seconds, 0 where unknown; an ended run has only the first three."""
+    """What Redis knows about a run. Times are Unix seconds, 0 if unknown; an ended run has only the first three."""
 
     run_id: int
     status: str
@@ -48,7 +48,7 @@ class RunInfo:
 
 
 def prune(pipe: Pipeline, keys: Keys, now: float) -> None:
-    """Forget the runs that ended longer ago than the longest retention. ``now`` is in seconds of Redis."""
+    """Forget the runs that ended longer ago than the longest retention. ``now`` is Redis TIME in seconds."""
     pipe.zremrangebyscore(keys.runs, -milliseconds(now - MOST_RETENTION), "(0")
 
 
@@ -90,7 +90,7 @@ def read_run(connection: Connection, run_id: int) -> Run:
     """Return a run that has not ended.
 
     Raises:
-        RunNotFound: there is none.
+        RunNotFound: there is no such run, or it has ended.
         FrameError: it was created by another version.
     """
     run = read_frame(connection, run_id)
@@ -109,21 +109,21 @@ def has_ended(connection: Connection, run_id: int) -> bool:
 def stop_run(connection: Connection, run_id: int, *, patience: float = 2 * LEASE) -> None:
     """Stop a run, whether or not a ServerApp is attached, and delete all of it.
 
-    An attached ServerApp is told by its bell, lets go, and its waits end with `RunStopped`. One that does not let go is
-    waited for until its lease lapses.
+    The bell tells an attached ServerApp, which detaches; its waits end with `RunStopped`. If it does not detach, wait
+    until its lease lapses.
 
     Args:
-        connection: where the run lives.
+        connection: to the run's Redis.
         run_id: the run.
-        patience: seconds to wait for a ServerApp that goes on renewing its lease.
+        patience: seconds to wait for a ServerApp that keeps renewing its lease.
 
     Raises:
-        RunNotFound: no such run, or it has ended.
+        RunNotFound: there is no such run, or it has ended.
     """
     try:
         fence = _take_over_to_stop(connection, run_id)
         _await_release(connection, run_id, patience)
-    except RedisOutOfMemory:  # a full Redis takes no new owner, but lets us delete the old one with all the rest
+    except RedisOutOfMemory:  # a full Redis accepts no new owner, but deletes the old one with all the rest
         fence = None
     footprint = Footprint(nodes_of(connection, run_id), chunks_of(connection, run_id))
     delete = deletion(connection, run_id, footprint, stopped=True)
@@ -137,7 +137,7 @@ def stop_run(connection: Connection, run_id: int, *, patience: float = 2 * LEASE
 
 
 def _await_release(connection: Connection, run_id: int, patience: float) -> None:
-    """Wait until the ServerApp has let go: it gave up its lease, it is dead, or the lease lapsed."""
+    """Wait until the ServerApp has detached: it gave up its lease, it is dead, or the lease lapsed."""
     lease = connection.keys.run_lease(run_id)
     until = time.monotonic() + patience
     with map_errors(connection.url):
@@ -167,14 +167,14 @@ def _take_over_to_stop(connection: Connection, run_id: int) -> Fence:
 def absent(connection: Connection, run_id: int) -> str:
     """Return why a run cannot be found, in words."""
     if has_ended(connection, run_id):
-        return f"run {run_id} has ended already"
+        return f"run {run_id} has already ended"
     return f"there is no run {run_id} under the prefix {connection.keys.prefix!r}; see brokerfl runs"
 
 
 def list_runs(connection: Connection) -> list[RunInfo]:
-    """Return the runs that go on and those that ended within a day, newest first.
+    """Return the runs that have not ended and those that ended within a day, newest first.
 
-    Those whose keys expired are taken out of `P:runs`.
+    Runs whose keys expired are removed from `P:runs`.
     """
     keys, now = connection.keys, connection.read_time()
     with map_errors(connection.url):
@@ -199,7 +199,7 @@ def list_runs(connection: Connection) -> list[RunInfo]:
 
 
 def _look_at(connection: Connection, members: list[bytes]) -> tuple[list[RunInfo], list[bytes]]:
-    """Return what Redis tells of runs that have not ended, and those of them whose keys expired."""
+    """Return what Redis knows about runs that have not ended, and those of them whose keys expired."""
     keys = connection.keys
     with connection.redis.pipeline(transaction=False) as pipe:
         for member in members:
@@ -231,13 +231,13 @@ def _run_info(summary: Summary, lease: bytes | None) -> RunInfo:
 
 
 def runs_of(connection: Connection, node_id: int) -> dict[int, Any]:
-    """Return the runs that ever contacted ``node_id`` and have not ended, as frames by run id."""
+    """Return the frames, by run id, of the runs that contacted ``node_id`` and have not ended."""
     with map_errors(connection.url):
         frames = connection.redis.hgetall(connection.keys.node_runs(node_id))
     return {run_id: frame for field, frame in frames.items() if (run_id := parse_id(field)) is not None}
 
 
 def forget_registry(connection: Connection) -> None:
-    """Delete the registry of a prefix that nobody uses any more: its identity, nodes and runs."""
+    """Delete the registry of a prefix that is no longer used: its identity, nodes and runs."""
     with map_errors(connection.url):
         connection.redis.unlink(connection.keys.identity, connection.keys.nodes, connection.keys.runs)

@@ -1,11 +1,11 @@
-"""The sockets: commands of the message path, past redis-py's pool and pipelines.
+"""The sockets: commands of the message path, without redis-py's pool and pipelines.
 
 Owns sockets that are kept from one command to the next. It must not know what the commands mean.
 
-redis-py packs and parses here too, but its pool, its pipelines and what they measure for others cost more than the
-commands that they carry: 350 µs for a WATCH and a MULTI of 11 commands, 180 µs so (two cores, redis-py 8.1).
+redis-py still packs and parses, but its pool, its pipelines and their metrics cost more than the commands themselves:
+a WATCH and a MULTI of 11 commands take 350 µs with them and 180 µs without (two cores, redis-py 8.1).
 
-Answers are as the server sends them, errors among them; everything here raises redis-py's errors.
+Answers are as the server sends them, including errors; everything here raises redis-py's errors.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,11 +17,11 @@ from redis.exceptions import ResponseError
 
 Command = Sequence[Any]
 
-#: Bytes that are handed to the system in one piece: a socket's timeout is for the whole piece.
+#: Bytes that are passed to the system in one piece: a socket's timeout applies to the whole piece.
 PIECE = 128 * 1024
 
-#: Bytes a second, 256 kbit/s, of the slowest link on which chunks arrive: what was sent may be in the system's buffers
-#: for so long before it can be answered. A host that is gone is noticed earlier, by TCP (`connection`).
+#: Bytes per second (256 kbit/s) of the slowest supported link. What was sent may leave the system's buffers as
+#: slowly as that before it can be answered. TCP notices earlier if a host is gone (`connection`).
 SLOWEST = 32 * 1024
 
 
@@ -37,32 +37,32 @@ class Sockets:
         self._idle: list[Any] = []
 
     def pipe(self) -> Pipeline:
-        """Return something to put commands into, for `transact` and `exchange`."""
+        """Return a pipeline to put commands into, for `transact` and `exchange`."""
         return self._client.pipeline(transaction=False)  # type: ignore[no-any-return]
 
     def take(self) -> Any:
-        """Return a socket of one's own, until `give` or `drop`."""
+        """Return a socket that belongs to the caller until `give` or `drop`."""
         try:
             return self._idle.pop()
         except IndexError:
             return self._client.connection_pool.get_connection()
 
     def give(self, socket: Any) -> None:
-        """Give a socket back on which no answer is missing."""
+        """Return a socket that has no answers outstanding."""
         self._idle.append(socket)
 
     def leave_one(self) -> None:
-        """See that one is connected for others: an outage is seen by a socket that was there before it."""
+        """Keep a connected socket for others: only a socket that was connected before an outage notices it."""
         self.give(self.take())
 
     def drop(self, socket: Any) -> None:
-        """Give a socket back that is broken, or on which answers are missing; the idle ones may be broken as well."""
+        """Return a socket that is broken or has answers outstanding; close the idle ones, which may be broken, too."""
         socket.disconnect()
         self._client.connection_pool.release(socket)
         self.close()
 
     def close(self) -> None:
-        """Let go of the idle sockets."""
+        """Close the idle sockets."""
         while self._idle:
             socket = self._idle.pop()
             socket.disconnect()
@@ -87,7 +87,7 @@ class Sockets:
             return self.talk(socket, commands)
 
     def talk(self, socket: Any, commands: Sequence[Command]) -> list[Any]:
-        """As `exchange`, on a socket that was taken."""
+        """Like `exchange`, on a socket that was taken."""
         packed = socket.pack_commands(commands)
         size = sum(map(len, packed))
         if size <= PIECE:
@@ -111,10 +111,10 @@ class Sockets:
     def transact_on(
         self, socket: Any, commands: Sequence[Command], after: Sequence[Command] = ()
     ) -> tuple[list[Any] | None, list[Any]]:
-        """As `transact`, on a socket that was taken, and send ``after`` behind it.
+        """Like `transact`, on a socket that was taken, and send ``after`` behind it.
 
         Returns:
-            The answers of ``commands``, None when a watched key had changed and nothing was executed; and those of
+            The answers to ``commands``, None if a watched key had changed and nothing was executed; and those to
             ``after``.
         """
         answers = self.talk(socket, [("MULTI",), *commands, ("EXEC",), *after])
@@ -124,9 +124,9 @@ class Sockets:
         return executed, answers[len(commands) + 2 :]
 
     def stream(self, commands: Sequence[Command]) -> Iterator[Any]:
-        """Send commands at once, and yield each answer when it has come: no two of them are in memory together.
+        """Send commands at once, and yield each answer when it arrives, so that only one is in memory at a time.
 
-        Of answers of 1 MiB a list of 16 takes four times as long, for each needs fresh memory.
+        A list of 16 answers of 1 MiB takes four times as long, because each needs new memory.
         """
         socket, left = self.take(), len(commands)
         try:
@@ -137,8 +137,8 @@ class Sockets:
                 yield answer
             answer = _answer(socket)
             left = 0
-        except GeneratorExit:  # nobody wants the rest; a socket that is connected again would count as a loss
-            with suppress(Exception):  # it broke, or is closed already
+        except GeneratorExit:  # the rest is not needed, but dropping the socket would count as a loss
+            with suppress(Exception):  # it broke, or is already closed
                 while left:
                     _answer(socket)
                     left -= 1

@@ -1,7 +1,7 @@
 """What stream reads return, in one shape.
 
-Servers and protocol versions differ: a map or a list of streams; an entry's fields as a list, or nothing for one that
-was deleted; redis-py makes dicts of them.
+Servers and protocol versions differ: streams are a map or a list; an entry's fields are a list, or nothing if it was
+deleted; redis-py makes them dicts.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,7 @@ Entry = tuple[str, str, dict[bytes, bytes]]
 def entries(response: Any) -> Iterator[Entry]:
     """Yield (key, entry id, fields) for each entry that XREAD or XREADGROUP answered.
 
-    Fields are empty for an entry of the history that was deleted meanwhile.
+    Fields are empty for an entry of the history that was deleted in the meantime.
     """
     for key, found in response.items() if isinstance(response, Mapping) else response or ():
         for entry_id, fields in entries_of_one(found):
@@ -28,7 +28,7 @@ def entries_of_one(found: Any) -> Iterator[tuple[str, dict[bytes, bytes]]]:
 
 
 def place_of(entry_id: str) -> tuple[int, int]:
-    """Return what entry ids are ordered by."""
+    """Return the sort key of an entry id."""
     time, _, number = entry_id.partition("-")
     return int(time), int(number or 0)
 

@@ -1,4 +1,4 @@
-"""The transactions: everything that may happen atomically.
+"""The transactions: everything that happens atomically.
 
 Owns what a run's owner does in one MULTI … EXEC, and which slot each step of it touches (`fence.Slot`): on one server
 all steps are one EXEC, on a Cluster those outside the run's slot will have to follow it. It must not know what a
@@ -22,7 +22,7 @@ message's state is, or what became of a transaction.
     forget       -                                         runs of a node whose inboxes are gone   `inbox.Inboxes`
     register     -                                         a node's identity, info, doorbell       `nodes.Registration`
 
-All but create, take over, stop and those of nodes run behind the fence.
+All except create, take over, stop and those of nodes go through the fence.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -48,10 +48,10 @@ class Transactions:
     """Makes the transactions of one run.
 
     Args:
-        owner: in whose name; public.
+        owner: the run's owner; also an attribute.
         context: the ServerApp's saved state.
         blobs: what the run has broadcast.
-        outboxes: the cursors behind which a verdict looks once more.
+        outboxes: have the cursors from which a verdict looks once more.
     """
 
     def __init__(self, owner: Owner, context: SavedContext, blobs: Blobs, outboxes: Outboxes) -> None:
@@ -104,7 +104,7 @@ class Transactions:
         return Transaction("send", steps, answers=len(parcels), frees=not parcels)
 
     def verdict(self, parcels: Sequence[Parcel], nodes: Collection[int]) -> Transaction:
-        """Take messages back. Answers with what has come into the outbox of each of ``nodes``, which are theirs."""
+        """Take messages out of the inboxes. Its results are what is new in the outboxes of ``nodes``, theirs."""
 
         def at_nodes(pipe: Pipeline) -> None:
             self._take_back(pipe, parcels)
@@ -167,7 +167,7 @@ class Transactions:
         return deletion(self.owner.connection, self._run_id, footprint, stopped=False)
 
     def dropping(self, dropped: Sequence[Settled], transaction: Transaction) -> Transaction:
-        """The same, and before it delete replies that fitted nothing: only the run's owner may."""
+        """The same, after the deletion of replies that matched nothing: only the run's owner may do that."""
         if not dropped:
             return transaction
 

@@ -1,4 +1,4 @@
-"""Redis URLs: which ones are accepted, and how one is shown without its password.
+"""Redis URLs: which are accepted, and how one is shown without its password.
 
 Owns that syntax. It must not know how a connection is made.
 """
@@ -19,7 +19,7 @@ _PARAMETERS = ("db", "username", "password")
 def masked(url: str) -> str:
     """Return ``url`` with its password, if any, replaced by ``***``.
 
-    It may be a URL that cannot be read, so all up to the last @ counts, whatever the password holds.
+    The URL may be malformed, so everything up to the last @ counts, no matter what the password contains.
     """
     return _QUERY_PASSWORD.sub(r"\1***", _PASSWORD.sub(r"\1:***@", url))
 
@@ -28,8 +28,8 @@ def check_url(url: str, insecure: bool) -> SplitResult:
     """Return the parts of a Redis URL.
 
     Raises:
-        ConfigError: it cannot be read; the text never holds the password.
-        InsecureURL: plain text to a host that is not loopback, and ``insecure`` is false.
+        ConfigError: it cannot be read; the text never contains the password.
+        InsecureURL: plain text to another machine, and ``insecure`` is false.
     """
     shown = f"the Redis URL {masked(url)}"
     unreadable = f"{shown} cannot be read (in a password write / as %2F, ? as %3F, # as %23, @ as %40, [ as %5B)"
@@ -48,13 +48,13 @@ def check_url(url: str, insecure: bool) -> SplitResult:
             raise ConfigError(unreadable)
         database = parts.path.strip("/")
         if database and not database.isdecimal():
-            raise ConfigError(f"{shown} cannot be read: the database {database!r} is no number")
+            raise ConfigError(f"{shown} cannot be read: the database {database!r} is not a number")
     for name in set(parse_qs(parts.query, keep_blank_values=True)).difference(_PARAMETERS):
-        raise ConfigError(f"{shown} has a parameter {name!r}; those that may be are {', '.join(_PARAMETERS)}")
+        raise ConfigError(f"{shown} has the unknown parameter {name!r}; the allowed ones are {', '.join(_PARAMETERS)}")
     if parts.scheme == "redis" and not insecure and not _is_loopback(parts.hostname or "localhost"):
         raise InsecureURL(
-            f"{masked(url)} is plain text to a host that is not this machine: models and passwords could be read on "
-            "the way. Use rediss://, or pass --insecure if the network is trusted"
+            f"{masked(url)} is plain text to another machine: models and passwords could be read on the way. "
+            "Use rediss://, or pass --insecure if you trust the network"
         )
     return parts
 

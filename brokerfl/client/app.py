@@ -6,7 +6,7 @@ from brokerfl.common import Context, Message, split_message_type
 
 ClientAppCallable = Callable[[Message, Context], Message]
 
-#: A mod wraps a call: it is given the message, the context and the next callable.
+#: A mod wraps a call: it gets the message, the context and the next callable.
 Mod = Callable[[Message, Context, ClientAppCallable], Message]
 
 
@@ -37,10 +37,10 @@ class ClientApp:
 
         Args:
             action: a Python identifier.
-            mods: wrap this function only, inside those of the app.
+            mods: wrap only this function, inside those of the app.
 
         Raises:
-            ValueError: ``action`` is no identifier; by the decorator, when there is a function for it already.
+            ValueError: ``action`` is not an identifier; from the decorator, if the action already has a function.
         """
         return self._register("train", action, mods)
 
@@ -60,7 +60,7 @@ class ClientApp:
         self, category: str, action: str, mods: Sequence[Mod] | None
     ) -> Callable[[ClientAppCallable], ClientAppCallable]:
         if callable(action):
-            raise ValueError(f"write @app.{category}() with brackets: {action!r} was given as the action's name")
+            raise ValueError(f"write @app.{category}() with parentheses: {action!r} was passed as the action")
         key = split_message_type(category if action == "default" else f"{category}.{action}")
 
         def register(function: ClientAppCallable) -> ClientAppCallable:

@@ -1,6 +1,6 @@
-"""Dead messages: what nodes set aside because it killed them too often, and the states that go with it.
+"""Dead messages: those that nodes set aside because they killed them too often, and the states that belong to them.
 
-Owns what is known of one, and where to look for them. It must not know ClientApp, or how a journal keeps them.
+Owns what is known about one, and where to look for them. It must not know ClientApp, or how a journal keeps them.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class DeadMessage:
         message_id: its id.
         run_id: its run.
         node_id: the node.
-        fields: the message, as it came.
+        fields: the message, as it was received.
         crashes: how often it killed the node.
         at: Unix time in seconds at which it was set aside.
         journal: the file that holds it.
@@ -33,7 +33,7 @@ class DeadMessage:
     journal: Path
 
     def read_state(self) -> dict[bytes, bytes] | None:
-        """Return the fields of the run's state as its node has them now; None when it never had any.
+        """Return the fields of the run's state as its node has them now; None if it never had any.
 
         Raises:
             ConfigError: the journal cannot be read.
@@ -50,10 +50,10 @@ class DeadMessage:
 
 
 def dead_messages(state_dir: Path | None = None) -> list[DeadMessage]:
-    """Return the dead messages of all nodes that keep their state in one directory; the oldest first.
+    """Return the dead messages of all nodes that keep their state in one directory, oldest first.
 
     Args:
-        state_dir: as nodes are given it; None for the default one.
+        state_dir: the nodes' ``--state-dir``; None for the default.
 
     Raises:
         ConfigError: a journal cannot be read.

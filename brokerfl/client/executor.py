@@ -1,7 +1,7 @@
 """The executor: what a node does with one message.
 
-Owns the books: that a message is executed once as far as the journal knows, and that its reply and what it did to
-`context.state` stand or fall together. It must not know ClientApp, Redis, or how replies are noted and published.
+Owns that a message is executed once as far as the journal knows, and that its reply and its change of `context.state`
+are committed together. It must not know ClientApp, Redis, or how replies are noted and published.
 """
 
 from collections.abc import Callable
@@ -24,18 +24,18 @@ from brokerfl.wire.run import Run, decode_run
 #: How often a message may kill its node before it is answered with Error 8.
 MAX_CRASHES = 3
 
-#: Bytes of a content that are kept of a message that killed the node too often, for whoever looks for the reason.
+#: Most bytes of the content of a dead message that are kept, for whoever looks for the reason.
 MOST_KEPT = 256 * 1024**2
 
 
 class Executor:
-    """Has messages executed, and keeps the books. Safe to share between workers that each have a run of their own.
+    """Has messages executed, and keeps the books. Safe to share between workers that serve different runs.
 
     Args:
         runner: executes.
         journal: what was executed, and the states.
-        payloads: fetches and uploads what is large.
-        wanted: tells whether to go on.
+        payloads: fetches and uploads large contents.
+        wanted: says whether a message is still wanted.
         max_crashes: how often a message may kill the node before it is answered with Error 8.
     """
 
@@ -50,7 +50,7 @@ class Executor:
         self._runs: dict[int, Run] = {}
 
     def keep_only(self, frames: dict[int, bytes]) -> None:
-        """These runs are there: learn of new ones; those that are over are forgotten, their states later."""
+        """Serve these runs: add new ones, forget those that are over, and their states later."""
         for run_id, frame in frames.items():
             if run_id not in self._runs:
                 try:
@@ -64,13 +64,13 @@ class Executor:
         self._journal.keep_only(frames)
 
     def start_afresh(self, identity: bytes) -> bool:
-        """Open the journal that belongs to another Redis data set, and forget the rest.
+        """Open the journal of another Redis data set, and forget everything else.
 
         Args:
-            identity: of the data set.
+            identity: the identity of the data set.
 
         Returns:
-            Whether the journal knows other data sets, and not this one.
+            Whether the journal has other data sets, but not this one.
 
         Raises:
             JournalError: it cannot be opened.
@@ -88,14 +88,14 @@ class Executor:
         return self._journal.has_answered(work.run_id, work.message_id)
 
     def execute(self, work: Work, worker: int, commit: Callable[[], None]) -> Fields | None:
-        """Return the reply to one message, whatever happens; None when it expired, or nobody wants it any more.
+        """Return the reply to one message, whatever happens; None if it expired or is no longer wanted.
 
-        ``work.answer`` is then what the journal has to note before the reply is published.
+        Sets ``work.answer`` to what the journal has to note before the reply is published.
 
         Args:
-            work: the message. No other worker executes one of its run.
-            worker: whose record of what is being executed is used.
-            commit: has what was executed noted in the journal, so that a state that is loaded has it.
+            work: the message. No other worker executes a message of its run.
+            worker: the number of the worker, for the record of what is being executed.
+            commit: notes in the journal what was executed, so that a state that is loaded includes it.
 
         Raises:
             RedisUnreachable: the node is stopping and a large reply could not be uploaded: the message stays open.
@@ -110,20 +110,20 @@ class Executor:
                 return None
             run = self._runs.get(work.run_id)
             if run is None:
-                return self._refuse(work, ErrorCode.MESSAGE_UNAVAILABLE, "the run's frame cannot be read by this node")
+                return self._refuse(work, ErrorCode.MESSAGE_UNAVAILABLE, "this node cannot read the run's frame")
             state = None if self._runner.has_state_of(work.run_id) else self._load_state(work.run_id, commit)
             crashes = self._journal.begin(work.run_id, work.message_id, worker)
-            try:  # a payload that is too large for this machine kills the node too
+            try:  # a payload that is too large for this machine also kills the node
                 if crashes >= self._max_crashes:
                     return self._set_aside(work, metadata, crashes)
                 result = self._run(work, metadata, run, state)
             finally:
-                self._journal.forgive(worker)  # from here on nothing that kills the node is the app's doing
+                self._journal.forgive(worker)  # from here on the app is not to blame if the node is killed
         except FrameError as error:
             log(WARNING, "A message of run %s cannot be read: %s", work.run_id, error)
             reason = f"node {self._runner.node_id} cannot read the message: {error}"
             return self._refuse(work, ErrorCode.MESSAGE_UNAVAILABLE, reason)
-        except NoStateError:  # its run was over meanwhile, perhaps for a moment only
+        except NoStateError:  # its run was over in the meantime, perhaps only for a moment
             return self.execute(work, worker, commit)
         return None if result is None else self._finish(work, metadata.group_id, result)
 
@@ -132,7 +132,7 @@ class Executor:
         return {**(self._journal.state_of(run_id) or {})}
 
     def _run(self, work: Work, metadata: Metadata, run: Run, state: Fields | None) -> Result | None:
-        """Return what the runner makes of a message; None when nobody wants it any more."""
+        """Return the runner's result for a message; None if it is no longer wanted."""
         content = self._fetch(work, metadata.group_id)
         if content is None:
             return None
@@ -141,7 +141,7 @@ class Executor:
             return self._runner.run(Task(run, work.message_id, metadata, content, state, watch.is_cancelled))
         finally:
             watch.end()
-            if work.is_lost:  # the state came from a journal that is not open any more
+            if work.is_lost:  # the state came from a journal that is no longer open
                 self._runner.drop(work.run_id)
 
     def _set_aside(self, work: Work, metadata: Metadata, crashes: int) -> Fields:
@@ -157,9 +157,9 @@ class Executor:
         return reply
 
     def _finish(self, work: Work, group_id: str, result: Result) -> Fields | None:
-        """Return the reply as it is published. The app may go on with the memory that it shares with it.
+        """Return the reply as it is published; the app may keep using memory that it shares with it.
 
-        None when nobody wants it any more; then nothing of it remains.
+        None if it is no longer wanted; then nothing of it remains.
         """
         content = EncodedContent(result.content)
         fields: Fields | None = content.fields
@@ -180,7 +180,7 @@ class Executor:
         return reply
 
     def _repeat(self, work: Work, reply: Fields) -> Fields | None:
-        """Return the reply that the journal has; None when its payload is gone, and nobody wants it any more."""
+        """Return the reply that the journal has; None if its payload is gone and it is no longer wanted."""
         log(DEBUG, "Message %s was executed before; its reply is published again", work.message_id)
         node_id = self._runner.node_id
         try:
@@ -189,7 +189,7 @@ class Executor:
                 return reply
             payload = self._payloads.held(work.run_id, work.message_id)
             if payload is None:
-                reason = f"node {node_id} had answered, and the payload of its reply is gone from Redis"
+                reason = f"node {node_id} answered, but the content of its reply is gone from Redis"
                 return self._refuse(work, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, reason)
             uploaded = self._upload(work, decode_header(reply)[0].group_id, payload)
         except FrameError as error:  # another version made it
@@ -207,11 +207,11 @@ class Executor:
     # Contents.
 
     def _fetch(self, work: Work, group_id: str) -> Fields | None:
-        """Return the content of a message; None when nobody wants it any more.
+        """Return the content of a message; None if it is no longer wanted.
 
         Raises:
             FrameError: it cannot be read, or a part of it is gone.
-            RedisUnreachable: Redis is away.
+            RedisUnreachable: Redis is unreachable.
         """
         manifest = manifest_of(work.fields, self._payloads.limit)
         self._payloads.moves_on(work.run_id, group_id)
@@ -221,14 +221,14 @@ class Executor:
             return self._payloads.fetch(work.run_id, manifest)
         except MissingChunkError:
             if not self._wanted.is_wanted(work):
-                return None  # it was answered or taken back meanwhile, or Redis forgot it, and it will come again
+                return None  # it was answered or taken back, or Redis forgot it and it will come again
         try:
             return self._payloads.fetch(work.run_id, manifest)
         except MissingChunkError as error:
             raise FrameError(str(error)) from None
 
     def _upload(self, work: Work, group_id: str, payload: Payload) -> Fields | None:
-        """Return what the reply carries of its content; None when nobody wants it any more."""
+        """Return what the reply carries of its content; None if it is no longer wanted."""
         manifest = self._payloads.upload(
             work.run_id, work.message_id, group_id, payload, lambda: self._wanted.is_wanted(work)
         )

@@ -1,6 +1,7 @@
-"""The node's own directory: where it is, the lock that keeps a second process out, and its identity.
+"""The node's own directory.
 
-Owns these. It must not know what a journal keeps in it.
+Owns where it is, the lock that keeps out a second process, and its identity. It must not know what a journal keeps in
+it.
 """
 
 import os
@@ -12,7 +13,7 @@ from brokerfl.common.lockfile import LockFile
 
 
 def default_state_dir() -> Path:
-    """Return where nodes keep their state unless told otherwise (XDG Base Directory Specification, 0.8)."""
+    """Return where nodes keep their state by default (XDG Base Directory Specification, 0.8)."""
     base = os.environ.get("XDG_STATE_HOME", "")
     return (Path(base) if os.path.isabs(base) else Path.home() / ".local" / "state") / "brokerfl"
 
@@ -26,14 +27,14 @@ class Folder:
     """A node's directory, locked until `close`.
 
     Args:
-        path: where it is; made if it is missing.
+        path: where it is; created if missing.
 
     Attributes:
         path: as given.
         home: the identity of the directory.
 
     Raises:
-        NodeNameTaken: another process holds it.
+        NodeNameTaken: another process has locked it.
         JournalError: it cannot be written.
     """
 
@@ -48,13 +49,13 @@ class Folder:
             ) from None
 
     def _hold(self) -> None:
-        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)  # what a node learns is for nobody else
+        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)  # what a node learns is private
         try:
             self._lock = LockFile(self.path / "lock")
         except BlockingIOError:
             raise NodeNameTaken(
                 f"another process uses the state directory {self.path}: "
-                "a node of this name runs on this machine already"
+                "a node with this name already runs on this machine"
             ) from None
 
     def _read_home(self) -> str:
@@ -66,5 +67,5 @@ class Folder:
         return home.read_text()
 
     def close(self) -> None:
-        """Let it go."""
+        """Unlock it."""
         self._lock.close()

@@ -1,6 +1,6 @@
 """The journal: what a node must not forget when it is killed.
 
-Owns one SQLite file in the node's directory for each Redis the node served, and all SQL. It must not know Redis,
+Owns one SQLite file in the node's directory for each Redis that the node served, and all SQL. It must not know Redis,
 ClientApp, or what a reply says.
 
     states     the `context.state` of each run, as encoded fields
@@ -9,9 +9,9 @@ ClientApp, or what a reply says.
     dead       messages that killed the node too often
     runs       since when a run has been absent from Redis
 
-State, answered id and reply are one transaction: so no redelivery applies a change of the state twice. Several
-executions may share one. SQLite's WAL needs no fsync to survive kill -9 (https://www.sqlite.org/wal.html); only a
-change of the state is worth one, for power failures. Which messages are being executed stands in a file beside it
+State, answered id and reply are written in one transaction, so that no redelivery applies a change of the state twice.
+Several executions may share one. SQLite's WAL needs no fsync to survive kill -9 (https://www.sqlite.org/wal.html); only
+a change of the state is worth one, for power failures. A file next to it says which messages are being executed
 (`running`).
 """
 
@@ -29,14 +29,14 @@ from brokerfl.client.running import RunningFile
 from brokerfl.common import ConfigError, JournalError
 from brokerfl.wire.frame import Fields, join_fields, split_fields
 
-#: Seconds that a run's state and replies are kept after the run has vanished from Redis. A Redis that forgot its last
-#: writes learns of the run again from its ServerApp, which may take as long as its outage limit.
+#: Seconds that a run's state and replies are kept after the run has vanished from Redis. If Redis forgot its last
+#: writes, the run returns when its ServerApp restores it, which may take as long as its outage limit.
 FORGET_AFTER = 3600.0
 
-#: Replies kept for one run. Only those of the last moments before Redis was killed are ever asked for again.
+#: Replies that are kept for one run. Only those from just before Redis was killed are ever asked for again.
 MOST_REPLIES = 10_000
 
-#: Replies after which those beyond are dropped.
+#: The number of new replies after which old ones are dropped.
 _TIDY_AFTER = 1000
 
 _SCHEMA = """
@@ -62,7 +62,7 @@ class Answer:
         message_id: the message that was executed.
         reply: its fields, without the payload of a large one.
         state: the state's fields if it changed, else None.
-        is_shared: the state shares memory with the app, so it is to be noted before the run goes on.
+        is_shared: the state shares memory with the app, so it has to be noted before the run continues.
     """
 
     run_id: int
@@ -76,13 +76,13 @@ class Journal:
     """What one node must not forget. Safe to share between threads.
 
     Args:
-        folder: the node's own directory, made if it is missing; None keeps everything in memory.
+        folder: the node's own directory, created if missing; None keeps everything in memory.
 
     Attributes:
         home: the identity of the directory; "" in memory.
 
     Raises:
-        NodeNameTaken: another process holds the directory.
+        NodeNameTaken: another process has locked the directory.
         JournalError: it cannot be written.
     """
 
@@ -94,20 +94,20 @@ class Journal:
         self._running: RunningFile | None = None
         self._using = threading.RLock()
         self._crashes: dict[tuple[str, str], int] = {}
-        # What the file has, so that it is asked only for what is there: ids in the order of their replies, by run.
+        # What the file has, so that it is read only for what is there: ids by run, in the order of their replies.
         self._answered: dict[str, dict[str, None]] = {}
         self._known: set[str] = set()
         self._absent: dict[str, float] = {}
         self._answers = 0
 
     def open(self, identity: bytes) -> bool:
-        """Open the part that belongs to one Redis data set; another one's is never mixed with it.
+        """Open the file of one Redis data set; data sets are never mixed.
 
         Args:
-            identity: of the data set.
+            identity: the identity of the data set.
 
         Returns:
-            Whether the directory knows other data sets, and not this one.
+            Whether the directory has other data sets, but not this one.
 
         Raises:
             JournalError: the file cannot be opened or is damaged.
@@ -128,7 +128,7 @@ class Journal:
                 self._count_crashes()
                 self._load()
             except sqlite3.DatabaseError as error:
-                advice = "make room" if "full" in str(error) else "move it away to start afresh"
+                advice = "make room" if "full" in str(error) else "move it away to start with a new state"
                 raise JournalError(f"the node's journal {self._path} cannot be opened ({error}): {advice}") from None
             return strange
 
@@ -143,7 +143,7 @@ class Journal:
         self._absent = dict(db.execute("SELECT run, absent_since FROM runs"))
 
     def close(self) -> None:
-        """Close the file and let the directory go."""
+        """Close the file and unlock the directory."""
         with self._using:
             self._close_file()
             if self._folder is not None:
@@ -171,7 +171,7 @@ class Journal:
 
     @contextmanager
     def _transaction(self, *, lasting: bool = False) -> Iterator[sqlite3.Connection]:
-        """One transaction; ``lasting`` survives a power failure too."""
+        """Run one transaction; with ``lasting`` it also survives a power failure."""
         try:
             with self._using:
                 db = self._open_db
@@ -192,7 +192,7 @@ class Journal:
         return message_id in self._answered.get(str(run_id), ())
 
     def reply_to(self, run_id: int, message_id: str) -> dict[bytes, bytes] | None:
-        """Return the reply to a message that was executed; None when it was not."""
+        """Return the reply to a message that was executed; None if it was not."""
         if not self.has_answered(run_id, message_id):
             return None
         found = self._select("SELECT reply FROM answered WHERE run = ? AND message = ?", str(run_id), message_id)
@@ -205,17 +205,17 @@ class Journal:
         return self._crashes.get((str(run_id), message_id), 0) if self._crashes else 0
 
     def forgive(self, worker: int = 0) -> None:
-        """The worker's execution is over: what kills the node from here on is not its doing."""
+        """The worker's execution is over: it is not to blame if the node is killed from here on."""
         if (running := self._running) is not None:
             running.note("", worker)
 
     def abandon(self) -> None:
-        """The process ends on purpose: that is no crash of anything. Takes no lock, for a signal handler calls it."""
+        """The process ends on purpose, which is not a crash. Takes no lock, because a signal handler calls it."""
         if (running := self._running) is not None:
             running.abandon()
 
     def _count_crashes(self) -> None:
-        """The last process was killed during the messages that the file names: each is counted once."""
+        """Count a crash for each message that the last process was executing when it was killed."""
         if self._running is None:
             return
         if named := self._running.read():
@@ -225,10 +225,10 @@ class Journal:
         self._running.clear()
 
     def commit(self, answers: Sequence[Answer]) -> None:
-        """Note replies, and the states that their executions left behind, in one transaction.
+        """Note replies, and the states that their executions left, in one transaction.
 
         Args:
-            answers: in the order of their executions; of each run the last state is kept.
+            answers: in the order of execution; the last state of each run is kept.
         """
         if not answers:
             return
@@ -271,13 +271,13 @@ class Journal:
             del self._answered[run][message]
 
     def state_of(self, run_id: int) -> dict[bytes, bytes] | None:
-        """Return the fields of a run's state as of the last commit; None when it never had any."""
+        """Return the fields of a run's state as of the last commit; None if it never had any."""
         return dict(self._select(_STATE, str(run_id))) or None
 
     # Runs.
 
     def keep_only(self, run_ids: Iterable[int]) -> None:
-        """These runs are there; forget those that have been absent for long. Free when nothing came, went or is due."""
+        """Forget the runs that have been absent for long. Costs nothing if no run came, went or is due."""
         with self._using:
             self._keep_only({str(run_id) for run_id in run_ids}, time.time())
 
@@ -301,7 +301,7 @@ class Journal:
     # Dead messages.
 
     def set_aside(self, run_id: int, message_id: str, fields: Fields, crashes: int) -> None:
-        """Keep a message that killed the node too often, for whoever looks for the reason."""
+        """Keep a message that killed the node too often, so that the reason can be found."""
         with self._transaction(lasting=True) as db:
             db.execute(
                 "INSERT OR REPLACE INTO dead VALUES (?, ?, ?, ?, ?)",
@@ -316,7 +316,7 @@ class ForeignJournal:
         path: the file.
 
     Raises:
-        ConfigError: by every method: the file cannot be read, or written.
+        ConfigError: from every method: the file cannot be read or written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -329,7 +329,7 @@ class ForeignJournal:
         return [(message, int(run), split_fields(data), crashes, at) for message, run, data, crashes, at in rows]
 
     def forget(self, message_id: str) -> None:
-        """Delete what was set aside of a message."""
+        """Delete a message that was set aside."""
         with self._using("rw") as db, db:
             db.execute("DELETE FROM dead WHERE message = ?", (message_id,))
 

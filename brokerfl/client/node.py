@@ -1,9 +1,10 @@
 """The node: reads its inboxes, has messages executed, publishes the replies.
 
-Owns the loop. It must not know the commands that Redis is sent, or what a message says.
+Owns the loop. It must not know Redis commands, or what a message says.
 
-With one worker the loop's own thread executes: it reads when nothing is left to do. With several it only reads, and
-they execute. Whoever loses Redis puts back what he has in hand; the loop alone sees to what follows a lost connection.
+With one worker, the loop's own thread executes, and reads when it has nothing left to do. With several, the loop only
+reads, and the workers execute. A thread that loses Redis puts its message back; only the loop recovers from a lost
+connection.
 """
 
 import threading
@@ -46,13 +47,13 @@ _MOST_READ = 64
 
 @dataclass(frozen=True)
 class NodeOptions:
-    """What whoever starts a node may choose.
+    """The options of a node.
 
     Attributes:
-        node_config: given to every Context.
+        node_config: for every Context.
         max_crashes: how often a message may kill the node before it is answered with Error 8.
-        workers: how many runs are served at once; of one run there is one message at a time.
-        max_message: most bytes that a message may have: what a ServerApp may ask of this process's memory.
+        workers: how many runs are served at once, one message of each at a time.
+        max_message: the largest message that is accepted, in bytes.
     """
 
     node_config: UserConfig = field(default_factory=dict)
@@ -62,7 +63,7 @@ class NodeOptions:
 
 
 class _Options(TypedDict, total=False):
-    """The same, as arguments."""
+    """The same, as keyword arguments."""
 
     node_config: UserConfig
     max_crashes: int
@@ -74,11 +75,11 @@ class Node:
     """Serves every run with one ClientApp, until `stop`.
 
     Args:
-        app: the ClientApp, or a function that takes its place.
-        connection: the Redis in the middle.
+        app: the ClientApp, or a function with the same arguments.
+        connection: to Redis.
         registration: the node's claim to its id.
         journal: what the node must not forget; in memory by default.
-        on_ready: called once the node is registered and about to read.
+        on_ready: called when the node is registered and about to read.
         options: see `NodeOptions`.
     """
 
@@ -121,19 +122,19 @@ class Node:
         return self._stop.is_set()
 
     def stop(self) -> None:
-        """Finish the messages in hand, publish, leave. May be called from a signal handler or any thread."""
+        """Finish the messages in hand, publish their replies, and leave. Safe in a signal handler and any thread."""
         self._stop.set()
 
     def abandon(self) -> None:
-        """The process is about to end in the middle of messages, on purpose: they stay the node's."""
+        """The process is about to end on purpose while it executes messages: the node keeps them."""
         self._journal.abandon()
 
     def serve(self) -> None:
         """Register and serve until `stop`.
 
         Raises:
-            NodeNameTaken: another process holds the name, now or since this one was frozen.
-            RedisAuthError, RedisTLSError: Redis does not let us in.
+            NodeNameTaken: another process has the name, now or since this one was frozen.
+            RedisAuthError, RedisTLSError: Redis refuses the login or the connection.
             JournalError: the journal cannot be used.
         """
         self.register()
@@ -162,19 +163,19 @@ class Node:
         """Take the node's id, and open the journal that belongs to this Redis.
 
         Raises:
-            NodeNameTaken, JournalError: see `serve`.
+            NodeNameTaken, JournalError: as for `serve`.
         """
         try:
             self._registration.register(self.is_stopping)
             if not self.is_stopping():
                 self._choose_journal()
-        except BaseException:  # or it seems to be online, and its messages wait for a lease time
+        except BaseException:  # else it seems to be online for a lease time
             with suppress(BrokerflError):
                 self._registration.leave()
             raise
 
     def _wake_when_stopping(self) -> None:
-        """A blocking read ends when the node rings its own doorbell: no signal has to tear it apart."""
+        """Ring the node's own doorbell to end a blocking read, so that no signal has to interrupt it."""
         self._stop.wait()
         self._worklist.close()
         self._ring()
@@ -183,19 +184,19 @@ class Node:
         try:
             ring_doorbell(self._connection, self.node_id)
         except BrokerflError:
-            return  # then nothing is being read either
+            return  # then nothing is being read, either
 
     def leave(self) -> None:
-        """Let the workers finish, publish what was executed, give up the id, and let go of the journal."""
+        """Let the workers finish, publish what was executed, give up the id, and close the journal."""
         if self._workers is not None:
             self._workers.join()
         try:
             self._close_publisher()
             self._registration.leave()
         except BrokerflError as error:
-            log(WARNING, "The node left without telling Redis: %s", error)
+            log(WARNING, "The node left, but could not tell Redis: %s", error)
         if isinstance(self._stop.failure, NodeNameTaken):
-            self._ring()  # whoever has the name now takes up what this process read without having executed it
+            self._ring()  # the process that has the name now executes what this one read but did not execute
         self._journal.close()
 
     def _close_publisher(self) -> None:
@@ -206,14 +207,14 @@ class Node:
 
     def _renew(self) -> None:
         if not self._registration.renew():
-            raise NodeNameTaken(f"another process took over node {self.node_id} while this one did not answer")
-        if self._connection.losses == self._losses:  # else the loop has yet to hold on
-            self._payloads.release()  # which it does not do while it executes
+            raise NodeNameTaken(f"another process took over node {self.node_id} while this one did not respond")
+        if self._connection.losses == self._losses:  # else the loop has to call `hold_on` first
+            self._payloads.release()  # the loop does not while it executes
 
     # The loop.
 
     def turn(self, block: float) -> None:
-        """Read, waiting ``block`` seconds for a message; a node without threads works off one. Wait out an outage."""
+        """Read, waiting ``block`` seconds for a message; without workers, execute one. Wait out an outage."""
         try:
             self._turn(block)
         except (RedisUnreachable, RedisOutOfMemory):
@@ -225,8 +226,8 @@ class Node:
     def _turn(self, block: float) -> None:
         losses = self._connection.losses
         if losses != self._losses:
-            self._payloads.hold_on()  # before the heartbeat may let go
-            self._losses = losses  # a worker may lose Redis meanwhile, and then all this is to be repeated
+            self._payloads.hold_on()  # before the heartbeat may release anything
+            self._losses = losses  # a worker may lose Redis in the meantime; then all this is repeated
             self._renew()
             self._choose_journal()
             self._service.publisher.flush()
@@ -241,21 +242,21 @@ class Node:
         self._payloads.release()
 
     def _hold(self) -> None:
-        """Redis is away, or lost its data: nothing new is begun before the loop has seen to it."""
+        """Redis is unreachable or lost its data: start nothing new until the loop has recovered."""
         self._worklist.hold()
         self._losses = -1
 
     def _is_current(self) -> bool:
-        """Whether the lease is ours, and Redis the one that the journal is for.
+        """Whether this process holds the lease, and the journal belongs to this Redis.
 
         Raises:
-            NodeNameTaken: somebody else holds the lease.
+            NodeNameTaken: another process holds the lease.
         """
-        if self._registration.is_due():  # frozen, or Redis was away
+        if self._registration.is_due():  # this process was frozen, or Redis unreachable
             self._renew()
         if self._registration.identity == self._identity:
             return True
-        self._hold()  # the data are gone without a connection having broken
+        self._hold()  # the data are gone, although no connection broke
         return False
 
     def _choose_journal(self) -> None:
@@ -264,17 +265,24 @@ class Node:
         if identity == self._identity:
             return
         if self._identity:
-            log(WARNING, "Redis at %s lost its data, or is another one: the node starts afresh", self._connection.url)
+            log(
+                WARNING,
+                "Redis at %s lost its data or was replaced; the node starts with a new state",
+                self._connection.url,
+            )
         strange = self._service.start_afresh(identity)
         if strange and not self._identity:
-            log(WARNING, "The state directory belongs to another Redis, or one that lost its data; starting afresh")
+            log(
+                WARNING,
+                "The state directory belongs to another Redis, or to one that lost its data; starting with a new state",
+            )
         self._identity = identity
 
     def _read_ahead(self) -> int:
         return max(1, min(_MOST_READ, int(READ_AHEAD / self._service.pace)))
 
     def _read_for_workers(self, block: float) -> None:
-        """A run of which enough is queued is left out; a worker rings when it has room again."""
+        """Leave out runs of which enough is queued; a worker rings when one has room again."""
         count = max(1, self._read_ahead() // 2)
         self._queue(self._inboxes.read(count, block, self._worklist.leave_out(count)))
 
@@ -284,12 +292,12 @@ class Node:
             if message_id:
                 self._worklist.add(delivery, message_id)
                 continue
-            if delivery.fields:  # without any, the ServerApp took it back after it had been delivered
-                log(WARNING, "An entry of run %s names no message; it is removed", delivery.run_id)
+            if delivery.fields:  # without fields, the ServerApp took it back after its delivery
+                log(WARNING, "Removed an entry of run %s that names no message", delivery.run_id)
             discard_message(self._connection, self.node_id, delivery.run_id, delivery.entry_id)
 
     def _serve(self, work: Work, worker: int) -> None:
-        """What a worker does with its work; as the loop does in `turn`."""
+        """Serve one message in a worker, like the loop in `turn`."""
         begun = False
         try:
             if self._worklist.has_room(work):
@@ -299,7 +307,7 @@ class Node:
                 self._service.work(work, worker)
         except (RedisUnreachable, RedisOutOfMemory):
             self._hold()
-            self._ring()  # the loop may be reading through another socket, and know nothing
+            self._ring()  # the loop may be reading through another socket, and not have noticed
         finally:
             if not begun:
                 self._worklist.release(work, put_back=True)

@@ -1,8 +1,8 @@
-"""The payloads: large contents that a node receives and sends beside its messages.
+"""The payloads: large contents that a node receives and sends besides its messages.
 
-Owns the memory that is kept for them: what the last message of each run brought, so that the next one with the same
-model transfers nothing, and the last large reply of each run, for a Redis that forgets it. It must not know ClientApp,
-the journal, or what a content says.
+Owns the memory that is kept for them: the content of the last message of each run, so that the next one with the same
+model transfers nothing, and the last large reply of each run, in case Redis forgets it. It must not know ClientApp, the
+journal, or what a content says.
 """
 
 import threading
@@ -21,25 +21,25 @@ from brokerfl.wire.frame import MAX_MESSAGE_BYTES, Fields, size_of
 from brokerfl.wire.hashing import digests_of
 from brokerfl.wire.payload import WINDOW, Manifest, Payload, assemble
 
-#: Bytes of received contents that are kept for all runs together, on the memory that the ClientApp was given.
+#: Most bytes of received contents that are kept, for all runs together. The ClientApp's arrays share this memory.
 CACHE = 1024**3
 
-#: Seconds that the last large reply of a run stays in memory, for a Redis that forgot it.
+#: Seconds that the last large reply of a run stays in memory, in case Redis forgets it.
 KEEP_REPLY = 60.0
 
 
 class _UnwantedError(Exception):
-    """Nobody waits for a reply any more."""
+    """The reply is no longer wanted."""
 
 
 class Payloads:
     """Fetches and uploads the large contents of one node. Safe to share between its workers.
 
     Args:
-        connection: where to.
-        node_id: whose.
-        stopping: true gives up waiting for a Redis that is away or full.
-        limit: most bytes that a content may have: what a ServerApp may ask of this process's memory.
+        connection: to Redis.
+        node_id: the node.
+        stopping: true gives up waiting for a Redis that is unreachable or full.
+        limit: the largest content that is accepted, in bytes.
     """
 
     def __init__(
@@ -64,8 +64,8 @@ class Payloads:
 
         Raises:
             MissingChunkError: a chunk is gone from Redis.
-            FrameError: a chunk is not what the manifest says, or the content's description does not fit it.
-            RedisUnreachable: Redis is away.
+            FrameError: a chunk is not what the manifest says, or the content's description does not match it.
+            RedisUnreachable: Redis is unreachable.
         """
         known = self._keep(run_id, manifest)
         digests = manifest.digests
@@ -82,7 +82,7 @@ class Payloads:
         return content
 
     def _keep(self, run_id: int, manifest: Manifest) -> dict[bytes, memoryview]:
-        """Let go of what the run's last message brought, before the next is fetched; but for what both have."""
+        """Release what the run's last message brought before the next is fetched, except what both have."""
         with self._lock:
             former = self._received.pop(run_id, {})
             kept = {name: former[name] for name in manifest.names if name in former}
@@ -96,19 +96,20 @@ class Payloads:
     ) -> Manifest | None:
         """Put the content of a reply into the data stream, through outages and a full Redis.
 
-        It is held in memory, where the ClientApp left it, for a minute or until the next one. What a full Redis has of
-        it is deleted while this node waits for room: of several that do not fit together one gets through.
+        It is held in memory, where the ClientApp left it, for a minute or until the next one. If Redis is full, the
+        chunks that it has are deleted while this node waits for room: of several replies that do not fit together, one
+        gets through.
 
         Args:
             run_id: the run.
-            message_id: of what it answers.
-            group_id: of that.
+            message_id: the id of the message that it answers.
+            group_id: the group of that message.
             payload: the content.
-            is_wanted: whether somebody waits for it; asked when Redis is full.
+            is_wanted: whether the reply is still wanted; called when Redis is full.
 
         Returns:
-            Its manifest; without entries when the run is over, or Redis forgot the stream: then it is asked for again.
-            None when Redis is full and nobody wants the reply any more.
+            Its manifest; without entries if the run is over, or Redis forgot the stream: then it is asked for again.
+            None if Redis is full and the reply is no longer wanted.
 
         Raises:
             RedisUnreachable, RedisOutOfMemory: the node is stopping.
@@ -134,7 +135,7 @@ class Payloads:
         entries: dict[int, str],
         is_wanted: Callable[[], bool],
     ) -> bool:
-        """Upload some chunks and note their entries; return whether the run goes on."""
+        """Upload some chunks and note their entries; return whether the run continues."""
         chunks = [payload.chunk(index) for index in indices]
         added = add_data(self._connection, self._node_id, run_id, chunks)
         if added is None:
@@ -146,7 +147,9 @@ class Payloads:
             remove_data(self._connection, self._node_id, run_id, gone)
             if not is_wanted():
                 raise _UnwantedError
-            raise RedisOutOfMemory(f"{self._connection.url} is full (maxmemory): it takes no chunk of a reply")
+            raise RedisOutOfMemory(
+                f"{self._connection.url} is full (maxmemory): there is no room for a chunk of a reply"
+            )
         return True
 
     def has_uploaded(self, run_id: int, manifest: Manifest) -> bool:
@@ -160,7 +163,7 @@ class Payloads:
         return True
 
     def held(self, run_id: int, message_id: str) -> Payload | None:
-        """Return the content of a reply if it is still in memory, and still what it was."""
+        """Return the content of a reply if it is still in memory and unchanged."""
         with self._lock:
             held_id, _, payload, _ = self._held.get(run_id, ("", "", None, 0.0))
         if payload is None or held_id != message_id:
@@ -183,34 +186,34 @@ class Payloads:
         )
         return retrying(action)
 
-    # Letting go.
+    # Releasing.
 
     def moves_on(self, run_id: int, group_id: str) -> None:
-        """A message of this group begins: the run has taken the replies of other groups."""
+        """A message of this group begins: the run no longer needs the replies of other groups."""
         with self._lock:
             if run_id in self._held and self._held[run_id][1] != group_id:
                 del self._held[run_id]
 
     def hold_on(self) -> None:
-        """Redis was away: it may have forgotten what it is asked for only from now on."""
+        """Redis was unreachable, and may have forgotten replies: hold them as long again."""
         with self._lock:
             for run_id, (message_id, group_id, payload, _) in self._held.items():
                 self._held[run_id] = message_id, group_id, payload, time.monotonic()
 
     def release(self) -> None:
-        """Let go of replies that were held long enough."""
+        """Release replies that were held long enough."""
         with self._lock:
             for run_id, (_, _, _, since) in list(self._held.items()):
                 if time.monotonic() - since > KEEP_REPLY:
                     del self._held[run_id]
 
     def forget(self, run_id: int) -> None:
-        """The run is over, or Redis forgot it for the moment: what it may ask for again is kept."""
+        """The run is over, or Redis forgot it for a while: release its message, but hold its reply."""
         with self._lock:
             self._received.pop(run_id, None)
 
     def clear(self) -> None:
-        """It is another Redis now."""
+        """Redis was replaced: release everything."""
         with self._lock:
             self._received.clear()
             self._held.clear()

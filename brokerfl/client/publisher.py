@@ -1,12 +1,12 @@
-"""The publisher: has what was executed noted in the journal, and brings the replies to the outboxes.
+"""The publisher: has what was executed noted in the journal, and puts the replies into the outboxes.
 
-Owns what was executed and is not published yet, and that nothing is published that is not noted. It must not know what
+Owns what was executed and is not published yet, and that nothing is published before it is noted. It must not know what
 a reply says, or how the journal notes it.
 
-Group commit: while one publish is in flight, replies gather for the next, which is one transaction of the
-journal and one of Redis. A worker with nothing else to do publishes itself, at once; one with more work leaves it to
-the publisher's thread, which gives it a moment. So gathering hardly delays a reply, and never the last one. What is
-killed with its process before it is noted is executed again, with the state that it found.
+Group commit: while one publish is in flight, replies gather for the next, which is one transaction of the journal and
+one of Redis. A worker with nothing else to do publishes at once, in its own thread; one with more work leaves it to the
+publisher's thread, which waits a moment. So gathering hardly delays a reply, and never the last one. If the process is
+killed before an execution is noted, the message is executed again, with the state as it was before.
 """
 
 import threading
@@ -26,11 +26,11 @@ from brokerfl.client.worklist import Work, Worklist
 from brokerfl.common import RedisOutOfMemory, RedisUnreachable, log
 from brokerfl.wire.frame import Fields
 
-#: Seconds that a reply waits for others when its worker has more work: tiny messages are executed every 0.1 ms or so,
-#: and a publish of many costs little more than that of one.
+#: Seconds that a reply waits for others if its worker has more work: a tiny message takes about 0.1 ms to execute, and
+#: publishing many costs little more than publishing one.
 GATHER = 0.002
 
-#: Replies that gather at most: of several workers none goes on when Redis is full, or away.
+#: Most replies that gather: beyond that, no worker continues while Redis is full or unreachable.
 MOST_GATHERED = 256
 
 
@@ -38,10 +38,10 @@ class Publisher:
     """Publishes the replies of one node.
 
     Args:
-        connection: where to.
-        node_id: whose outboxes.
-        worklist: is told what is published.
-        stop: gives up waiting for a Redis that is full; is told what the thread cannot wait out.
+        connection: to Redis.
+        node_id: the node.
+        worklist: told what is published.
+        stop: ends waiting for a full Redis; told of errors that the thread cannot wait out.
         note: notes answers in the journal, in one transaction.
     """
 
@@ -58,7 +58,7 @@ class Publisher:
         self._worklist = worklist
         self._stop = stop
         self._note = note
-        # The first ones, as many as `_noted` says, are in the journal. Threads append; the rest is under a lock.
+        # The first `_noted` of them are in the journal. Threads append; all else is under a lock.
         self._executed: list[tuple[Work, Fields]] = []
         self._noted = 0
         self._publishing, self._committing, self._starting = (threading.Lock() for _ in range(3))
@@ -67,10 +67,10 @@ class Publisher:
         self._thread = threading.Thread(target=self._run, name=f"publisher of node {node_id}", daemon=True)
 
     def put(self, work: Work, reply: Fields, more: bool) -> None:
-        """Publish a reply: at once, or in the publisher's thread when there is ``more`` work and few have gathered.
+        """Publish a reply: at once, or in the publisher's thread if there is ``more`` work and few have gathered.
 
         Raises:
-            RedisUnreachable: not known to be published; `flush` repeats it.
+            RedisUnreachable: it is unknown whether it was published; `flush` repeats it.
             JournalError: it cannot be noted.
         """
         self._executed.append((work, reply))
@@ -89,7 +89,7 @@ class Publisher:
                 self._thread.start()
 
     def commit(self) -> None:
-        """Have everything that was executed noted in the journal.
+        """Note everything that was executed in the journal.
 
         Raises:
             JournalError: it cannot be written.
@@ -104,7 +104,7 @@ class Publisher:
 
         Raises:
             RedisUnreachable, RedisOutOfMemory: what is not published is kept.
-            JournalError: nothing is published that cannot be noted.
+            JournalError: something cannot be noted; it is not published.
         """
         with self._publishing:
             while self._executed:
@@ -122,16 +122,16 @@ class Publisher:
             if is_published:
                 self._remove_late(work, self._worklist.done(work, sent.inbox_entries))
             else:
-                log(INFO, "Run %s is over; a late reply to it was dropped", work.run_id)
+                log(INFO, "Run %s is over; a late reply was dropped", work.run_id)
                 self._worklist.give_up(work, sent.inbox_entries)
 
     def _remove_late(self, work: Work, entries: list[str]) -> None:
         for entry in entries:
-            with suppress(RedisUnreachable):  # then it stays pending, and the next drain finds it
+            with suppress(RedisUnreachable):  # it stays pending, and the next drain finds it
                 discard_message(self._connection, self._node_id, work.run_id, entry)
 
     def _when_there_is_room(self, action: Callable[[], list[bool]]) -> list[bool]:
-        """A full Redis is back-pressure: the reply waits here, and so does the next message."""
+        """A full Redis exerts back-pressure: the reply waits here, and so does the next message."""
         try:
             return action()
         except RedisOutOfMemory as error:
@@ -171,7 +171,7 @@ class Publisher:
                 return  # only when the node is stopping
 
     def close(self) -> None:
-        """Publish what is left and end the thread.
+        """Publish what is left, and end the thread.
 
         Raises:
             RedisUnreachable, RedisOutOfMemory: something could not be published.

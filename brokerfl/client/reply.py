@@ -1,52 +1,52 @@
-"""The replies of a node, as fields. Owns their header, and what an Error may say. It must not know how they travel."""
+"""The replies of a node, as fields. Owns their header and the limits of an Error. It must not know how they travel."""
 
 from brokerfl.common import SUPERLINK_NODE_ID, Error, Message, Metadata
 from brokerfl.wire.frame import Fields
 from brokerfl.wire.message import encode_message
 from brokerfl.wire.record import encode_content
 
-#: Characters of an Error reply's reason; the whole of it is in the node's log.
+#: Most characters of an Error reply's reason; the node's log has all of it.
 _LONGEST_REASON = 2000
 
 
 def encode_reply(node_id: int, run_id: int, message_id: str, asked: Metadata, reply: Message) -> tuple[Fields, Fields]:
-    """Return the fields of what a ClientApp returned: its head, and its content, which is empty beside an error.
+    """Return the fields of what a ClientApp returned: its head, and its content, which is empty for an error.
 
     Args:
-        node_id: who replies.
-        run_id: to which run.
-        message_id: to which message.
-        asked: what the message said of itself.
+        node_id: the node.
+        run_id: the run.
+        message_id: the message that it answers.
+        asked: the metadata of that message.
         reply: what was returned.
 
     Raises:
-        TypeError, ValueError: it is no Message, or holds what cannot be sent.
-        MessageTooLarge: it is beyond a limit.
+        TypeError, ValueError: it is not a Message, or holds a value that cannot be sent.
+        MessageTooLarge: it exceeds a limit.
     """
     if not isinstance(reply, Message):
         raise TypeError(
-            f"the function for {asked.message_type} messages returned {type(reply).__name__}, not a "
+            f"the function for {asked.message_type} messages returned {type(reply).__name__} instead of a "
             "Message: return message.create_reply(…)"
         )
     header = _header(node_id, run_id, message_id, asked.group_id, asked.message_type, reply.metadata.ttl)
     if reply.has_error():
         code, reason = reply.error.code, reply.error.reason
         if not isinstance(code, int) or not isinstance(reason, str | None):
-            raise TypeError(f"an Error is made of an int and a str, not of {code!r} and {reason!r}")
+            raise TypeError(f"an Error needs an int and a str, not {code!r} and {reason!r}")
         reason = None if reason is None else printable(reason[:_LONGEST_REASON])
         return encode_message(message_id, header, error=Error(int(code), reason)), {}
     return encode_message(message_id, header), encode_content(reply.content)
 
 
 def encode_refusal(node_id: int, run_id: int, message_id: str, code: int, reason: str) -> Fields:
-    """Return the fields of an Error reply that the node itself gives.
+    """Return the fields of an Error reply that comes from the node itself.
 
     Args:
-        node_id: who replies.
-        run_id: to which run.
-        message_id: to which message.
+        node_id: the node.
+        run_id: the run.
+        message_id: the message that it answers.
         code: an `ErrorCode`.
-        reason: cut where it is long.
+        reason: shortened if it is long.
     """
     error = Error(code, printable(reason[:_LONGEST_REASON]))
     return encode_message(message_id, _header(node_id, run_id, message_id), error=error)
@@ -68,5 +68,5 @@ def _header(
 
 
 def printable(text: str) -> str:
-    """Return text that can be sent and logged: Python keeps odd bytes of file names as characters that cannot."""
+    """Return text that can be sent and logged: undecodable bytes of file names are characters that cannot."""
     return text.encode(errors="replace").decode()

@@ -1,7 +1,7 @@
-"""The runner: has the ClientApp execute one message after the other.
+"""The runner: has the ClientApp execute one message after another.
 
-Owns the Context of each run, and that what an app raised leaves no trace in it. It is given fields and a state, and
-returns fields and a state. It must not know Redis, the journal, or where contents and states are kept.
+Owns the Context of each run, and undoes the changes of an app that raised. It takes fields and a state, and returns
+fields and a state. It must not know Redis, the journal, or where contents and states are kept.
 """
 
 import traceback
@@ -26,25 +26,26 @@ from brokerfl.wire.frame import Fields
 from brokerfl.wire.record import decode_content, digest_of, encode_content
 from brokerfl.wire.run import Run
 
-#: Bytes of one array of a state: what SQLite takes (SQLITE_MAX_LENGTH, https://www.sqlite.org/limits.html).
-MOST_BYTES = 1_000_000_000
+#: Most bytes of one array of a state. SQLite takes rows of 1,000,000,000 bytes (SQLITE_MAX_LENGTH,
+#: https://www.sqlite.org/limits.html): this leaves room for the row's header, and for the run and the array's name.
+MOST_BYTES = 1_000_000_000 - 1024
 
 
 class NoStateError(Exception):
-    """The runner has no state of the run, and was given none."""
+    """The runner neither has nor was given the state of the run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What the runner is given.
+    """One message to execute.
 
     Attributes:
-        run: whose message.
-        message_id: its id.
-        metadata: what it says of itself.
-        content: its fields, those of a large content among them.
-        state: the state's fields, empty when the run never had any; None when the runner has the state as it is now.
-        is_cancelled: tells the app whether nobody wants the reply any more.
+        run: the run.
+        message_id: the message's id.
+        metadata: its metadata.
+        content: its fields, with those of a large content.
+        state: the state's fields, empty if the run never had any; None if the runner has the current state.
+        is_cancelled: tells the app whether the reply is no longer wanted.
     """
 
     run: Run
@@ -57,11 +58,11 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What the runner returns.
+    """The result of one execution.
 
     Attributes:
         head: the reply's fields without its content.
-        content: its content, empty beside an error. It may share memory with the app.
+        content: its content, empty for an error. It may share memory with the app.
         state: the state's fields if it changed, else None. They may share memory with the app.
     """
 
@@ -71,12 +72,12 @@ class Result:
 
 
 class Runner:
-    """Executes messages with one ClientApp. Safe to share between threads that each have a run of their own.
+    """Executes messages with one ClientApp. Safe to share between threads that serve different runs.
 
     Args:
-        app: the ClientApp, or a function that takes its place.
-        node_id: whose.
-        node_config: given to every Context.
+        app: the ClientApp, or a function with the same arguments.
+        node_id: the node.
+        node_config: for every Context.
     """
 
     def __init__(self, app: ClientAppCallable, node_id: int, node_config: UserConfig) -> None:
@@ -86,7 +87,7 @@ class Runner:
         self._contexts: dict[int, _RunContext] = {}
 
     def run(self, task: Task) -> Result:
-        """Execute one message; what the app raises becomes an Error reply, and its change of the state is undone.
+        """Execute one message. If the app raises, the result is an Error reply, and its change of the state is undone.
 
         Raises:
             NoStateError: the state is missing.
@@ -101,7 +102,7 @@ class Runner:
             return Result(head, content, kept.changed_state())
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # SystemExit, or what asyncio cancels with: it is the app's all the same
+        except BaseException as error:  # SystemExit and asyncio's CancelledError come from the app, too
             self.drop(task.run.run_id)
             return Result(self._refuse(task, error), {}, None)
 
@@ -132,11 +133,11 @@ class Runner:
     # States.
 
     def has_state_of(self, run_id: int) -> bool:
-        """Return whether a task of this run need not bring the state."""
+        """Return whether the next task of this run need not have the state."""
         return run_id in self._contexts
 
     def drop(self, run_id: int) -> None:
-        """What was done to the state of a run is undone: its next task brings the state."""
+        """Forget the state of a run, with its changes: the next task has to have the state."""
         self._contexts.pop(run_id, None)
 
     def keep_only(self, run_ids: Iterable[int]) -> None:
@@ -145,16 +146,16 @@ class Runner:
             self.drop(run_id)
 
     def clear(self) -> None:
-        """Drop all."""
+        """Drop all states."""
         self._contexts.clear()
 
 
 class _RunContext:
-    """One run's Context, and what its state was when it was last looked at.
+    """One run's Context, and a digest of its state as it last was.
 
     Attributes:
-        context: given to the ClientApp with every message of the run.
-        is_cancelled: of the message that is being executed.
+        context: passed to the ClientApp with every message of the run.
+        is_cancelled: that of the message being executed.
     """
 
     def __init__(self, run: Run, node_id: int, node_config: UserConfig, fields: Fields) -> None:
@@ -166,7 +167,7 @@ class _RunContext:
         )
 
     def changed_state(self) -> Fields | None:
-        """Return the fields of the state if it is another one than last time, else None.
+        """Return the fields of the state if it changed since the last call, else None.
 
         Raises:
             TypeError, ValueError, MessageTooLarge: it cannot be encoded.
@@ -178,7 +179,7 @@ class _RunContext:
         for data in fields.values():
             if len(data) > MOST_BYTES:
                 raise MessageTooLarge(
-                    f"an array of context.state has {len(data):,} bytes, the limit is {MOST_BYTES:,} bytes: divide it"
+                    f"an array of context.state has {len(data):,} bytes; the limit is {MOST_BYTES:,} bytes: split it"
                 )
         digest = digest_of(fields)
         if digest == self._digest:
@@ -188,8 +189,8 @@ class _RunContext:
 
 
 def _text(error: BaseException) -> str:
-    """Return what an exception says; user code may have broken even that."""
+    """Return the text of an exception; user code may have broken even that."""
     try:
         return str(error)
     except Exception:
-        return "(its text cannot be had)"
+        return "(its text is not available)"

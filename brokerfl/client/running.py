@@ -1,7 +1,7 @@
-"""The file that says which messages are being executed, so that a process that was killed can be asked.
+"""The file that says which messages are being executed, in case the process is killed.
 
-Owns its layout: one record for each worker, written by one write, which survives kill -9. It must not know SQLite, nor
-what a death means.
+Owns its layout: one record for each worker, written by a single write, which survives kill -9. It must not know SQLite,
+or what a crash means.
 """
 
 import os
@@ -19,7 +19,7 @@ class RunningFile:
     """What each worker is executing. Safe to share between threads.
 
     Args:
-        path: the file, made if it is missing.
+        path: the file, created if missing.
 
     Raises:
         OSError: it cannot be opened.
@@ -31,13 +31,13 @@ class RunningFile:
         self._lock = threading.Lock()
 
     def note(self, text: str, worker: int = 0) -> None:
-        """Note what a worker executes, a run's and a message's id; "" when it executes nothing."""
+        """Note what a worker executes: the ids of run and message, or "" for nothing."""
         with self._lock:
-            if self._file >= 0:  # a worker may outlast the file of the Redis that it works for
+            if self._file >= 0:  # a worker may still execute when the file of its Redis is closed
                 os.pwrite(self._file, text.ljust(_RECORD).encode(), worker * _RECORD)
 
     def read(self) -> list[tuple[str, str]]:
-        """Return the (run id, message id) that are noted. Records that hold anything else are passed over."""
+        """Return the noted pairs (run id, message id). Records with anything else are skipped."""
         data = os.pread(self._file, MOST_WORKERS * _RECORD, 0).decode("latin-1")
         records = [data[start : start + _RECORD].split() for start in range(0, len(data), _RECORD)]
         return [(words[0], words[1]) for words in records if len(words) == 2]
@@ -47,7 +47,7 @@ class RunningFile:
         os.ftruncate(self._file, 0)
 
     def abandon(self) -> None:
-        """Whatever is noted until this process ends, the next one does not find it. Takes no lock."""
+        """Hide from the next process what is noted until this one ends. Takes no lock."""
         self._path.unlink(missing_ok=True)
 
     def close(self) -> None:

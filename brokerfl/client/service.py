@@ -1,7 +1,7 @@
-"""The service: what becomes of a message between its turn and its published reply.
+"""The service: what happens to a message between its turn and its published reply.
 
-Owns the way from the worklist through the executor to the publisher, and who forgets what in which order. It must not
-know how messages are read, or who holds the lease.
+Owns the path from the worklist through the executor to the publisher, and in which order they forget. It must not know
+how messages are read, or who holds the lease.
 """
 
 import time
@@ -19,14 +19,14 @@ class Service:
     """Has messages executed, and their replies published.
 
     Args:
-        worklist: what was received and is not published.
+        worklist: what was received and is not published yet.
         executor: executes it.
         publisher: publishes it.
-        wanted: tells just before its execution whether a message is still to be executed.
+        wanted: says, just before its execution, whether a message is still wanted.
 
     Attributes:
         executor, publisher: as given.
-        pace: seconds that the last execution took; before the first one it counts as slow.
+        pace: seconds that the last execution took; slow before the first one.
     """
 
     def __init__(self, worklist: Worklist, executor: Executor, publisher: Publisher, wanted: Wanted) -> None:
@@ -37,12 +37,12 @@ class Service:
         self._wanted = wanted
 
     def keep_only(self, frames: dict[int, bytes]) -> None:
-        """These runs are there: learn of new ones; drop what is queued for those that are over."""
+        """Serve these runs: add new ones, and drop what is queued for those that are over."""
         self.executor.keep_only(frames)
         self._worklist.keep_only(frames)
 
     def start_afresh(self, identity: bytes) -> bool:
-        """From now on the messages come from another Redis data set. Arguments, result and errors as the executor's."""
+        """Serve another Redis data set from now on. Arguments, result and errors are those of the executor."""
         self._worklist.clear()  # first: what a worker still executes is neither noted nor published
         self.publisher.clear()
         return self.executor.start_afresh(identity)
@@ -52,7 +52,7 @@ class Service:
 
         Raises:
             RedisUnreachable, RedisOutOfMemory: it was put back, or its reply waits for the publisher's `flush`.
-            JournalError: the node cannot go on.
+            JournalError: the node cannot continue.
         """
         judged = tuple(work.entries)
         try:
@@ -71,7 +71,7 @@ class Service:
     def _execute(self, work: Work, worker: int) -> Fields | None:
         started = time.monotonic()
         if not self._wanted.was_wanted(work):
-            if not self.executor.has_answered(work):  # while its entry was read once more
+            if not self.executor.has_answered(work):  # it was answered while its entry was read again
                 log(INFO, "A message of run %s was cancelled before it was executed", work.run_id)
             return None
         reply = self.executor.execute(work, worker, self.publisher.commit)

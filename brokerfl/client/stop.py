@@ -1,4 +1,4 @@
-"""That a node is to stop, and why. Owns this one fact. It must not know who sees it, or what ends with it."""
+"""The stop: whether a node is to stop, and why. Owns that fact. It must not know who reads it, or what ends with it."""
 
 import threading
 
@@ -7,7 +7,7 @@ class Stop(threading.Event):
     """Set when the node is to finish what it has in hand, and leave.
 
     Attributes:
-        failure: what it cannot wait out, if that is the reason.
+        failure: the error that it cannot wait out, if that is the reason.
     """
 
     def __init__(self) -> None:
@@ -15,6 +15,6 @@ class Stop(threading.Event):
         self.failure: BaseException | None = None
 
     def fail(self, error: BaseException) -> None:
-        """Stop, for something went wrong that cannot be waited out."""
+        """Stop because of an error that cannot be waited out."""
         self.failure = error
         self.set()

@@ -1,10 +1,10 @@
-"""Whether a message is still wanted: its time is not over, nobody took it back, and its run goes on.
+"""Whether a message is still wanted: it has not expired or been taken back, and its run continues.
 
 Owns the question, and how old an answer may be. It must not know what is done with a message, or its reply.
 
     before its execution    one question for all that is queued of its run, once in `READ_AHEAD`
     while it is executed    at most once a second
-    when it cannot go on    at once
+    when it cannot continue at once
 """
 
 import math
@@ -17,9 +17,9 @@ from brokerfl.broker.stream import milliseconds_of
 from brokerfl.client.worklist import Work
 from brokerfl.common import BrokerflError, log
 
-#: Seconds of work to read ahead; what was queued for no longer is executed without a question. A node whose messages
-#: take longer than this reads one of each run at a time, so that runs take turns fairly; one whose messages are tiny
-#: reads many in one round trip.
+#: Seconds of work to read ahead; what was not queued for longer is executed without a question. A node whose messages
+#: take longer than this reads one of each run at a time, so that runs take turns fairly; one with tiny messages reads
+#: many in one round trip.
 READ_AHEAD = 0.05
 
 #: Seconds between two questions about a message that is being executed.
@@ -27,11 +27,11 @@ _ASK = 1.0
 
 
 class Wanted:
-    """Tells which messages of one node are still wanted. Safe to share between its workers.
+    """Says which messages of one node are still wanted. Safe to share between its workers.
 
     Args:
-        connection: whom to ask.
-        node_id: whose messages.
+        connection: to Redis.
+        node_id: the node.
     """
 
     def __init__(self, connection: Connection, node_id: int) -> None:
@@ -40,14 +40,14 @@ class Wanted:
         self._pending: dict[int, tuple[float, set[str]]] = {}
 
     def expire(self, work: Work, ttl: float) -> bool:
-        """Return whether a message's time is over; it leaves its inbox then.
+        """Return whether a message has expired; if so, remove it from its inbox.
 
         Args:
             work: the message.
             ttl: seconds from its entry's time, by the clock of Redis.
 
         Raises:
-            RedisUnreachable: Redis is away.
+            RedisUnreachable: Redis is unreachable.
         """
         deadline = milliseconds_of(work.entries[0]) + ttl * 1000
         if deadline > self._connection.time() * 1000:
@@ -60,10 +60,10 @@ class Wanted:
     def was_wanted(self, work: Work) -> bool:
         """Return whether a message was wanted no longer than `READ_AHEAD` ago.
 
-        It may have been cancelled while it was queued behind a slow one: its run is asked once in `READ_AHEAD`.
+        It may have been cancelled while it was queued behind a slow one, so Redis is asked once in `READ_AHEAD`.
 
         Raises:
-            RedisUnreachable: Redis is away.
+            RedisUnreachable: Redis is unreachable.
         """
         now, run_id = time.monotonic(), work.run_id
         if now - work.queued_at <= READ_AHEAD:
@@ -80,21 +80,21 @@ class Wanted:
         """Return whether a message is wanted now.
 
         Raises:
-            RedisUnreachable: Redis is away.
+            RedisUnreachable: Redis is unreachable.
         """
         return is_wanted(self._connection, self._node_id, work.run_id, work.entries)
 
     def watch(self, work: Work) -> "Watch":
-        """Begin to watch a message that is about to be executed."""
+        """Return a watch on a message that is about to be executed."""
         return Watch(self._connection, self, work)
 
 
 class Watch:
-    """One message that is being executed: whether somebody still wants its reply.
+    """Whether the reply to a message that is being executed is still wanted.
 
     Args:
-        connection: whose losses count.
-        wanted: whom to ask.
+        connection: to Redis.
+        wanted: asks Redis.
         work: the message.
     """
 
@@ -109,14 +109,14 @@ class Watch:
         self._unwanted = self._is_over = False
 
     def end(self) -> None:
-        """From now on nobody is asked: code that goes on in a thread gets the last answer."""
+        """Ask no more: code that still runs in a thread gets the last answer."""
         self._is_over = True
 
     def is_cancelled(self) -> bool:
         """Ask about the message, at most once a second.
 
-        After a lost connection Redis may have forgotten it, which is no cancellation: its ServerApp pushes it again.
-        One that lost all its data will never ask for it again.
+        After a lost connection Redis may have forgotten it, which is not a cancellation: its ServerApp sends it again.
+        If Redis lost all its data, the message is cancelled.
         """
         now = time.monotonic()
         if self._work.is_lost:

@@ -10,14 +10,14 @@ from brokerfl.client.worklist import Work, Worklist
 
 
 class Workers:
-    """Threads that serve one message after the other, until the worklist is closed.
+    """Threads that serve one message after another, until the worklist is closed.
 
     Args:
         count: how many.
-        name: of the threads, with their numbers.
-        worklist: where they take their work.
-        serve: serves one message, and releases its run; called with it and the worker's number, counted from 0.
-        failed: called when ``serve`` raised what it cannot wait out; the worker has ended then.
+        name: the name of the threads, followed by their numbers.
+        worklist: gives them work.
+        serve: serves one message, and releases its run; called with it and the worker's number, from 0.
+        failed: called if ``serve`` raises; the worker ends then.
     """
 
     def __init__(
@@ -37,12 +37,12 @@ class Workers:
         ]
 
     def start(self) -> None:
-        """Begin."""
+        """Start the threads."""
         for thread in self._threads:
             thread.start()
 
     def join(self) -> None:
-        """Wait until everybody has finished what he has in hand."""
+        """Wait until every worker has finished its message."""
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join()

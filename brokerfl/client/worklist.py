@@ -23,10 +23,10 @@ class Work:
         run_id: its run.
         message_id: its id.
         fields: what was read.
-        entries: its inbox entries: more than one when it was pushed again.
+        entries: its inbox entries: more than one if it was sent again.
         queued_at: local monotonic time.
-        answer: what the journal is to note before the reply goes out; None when there is nothing to note.
-        is_lost: it came from a Redis that lost its data since: nobody waits for the reply.
+        answer: what the journal has to note before the reply is published; None for nothing.
+        is_lost: it came from a Redis that has lost its data since: nobody waits for the reply.
     """
 
     run_id: int
@@ -39,9 +39,9 @@ class Work:
 
 
 class Worklist:
-    """Messages by run, handed out one run after the other, and of each run one at a time.
+    """Messages by run. Runs take turns, with one message at a time.
 
-    A run that is handed out has no turn until it is released. Safe to share between threads.
+    A run whose message was handed out has no turn until it is released. Safe to share between threads.
     """
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class Worklist:
         return bool(self._waiting) or any(self._served.values())
 
     def add(self, delivery: Delivery, message_id: str) -> None:
-        """Queue a message. One that is in hand already is not queued twice, but its new entry is remembered."""
+        """Queue a message. One that is already in hand is not queued twice, but its new entry is remembered."""
         with self._changed:
             self._add(delivery, message_id)
 
@@ -69,7 +69,7 @@ class Worklist:
             return
         work = Work(run_id, message_id, delivery.fields, [delivery.entry_id])
         if delivery.is_old:
-            work.queued_at = -math.inf  # whoever executes it asks first whether it is still wanted
+            work.queued_at = -math.inf  # so that, before its execution, Redis is asked whether it is still wanted
         self._in_hand[run_id, message_id] = work
         if run_id in self._served:
             self._served[run_id].append(work)
@@ -80,7 +80,7 @@ class Worklist:
     # Turns.
 
     def next(self) -> Work:
-        """Return the oldest message of the run that waited longest. Its run is served until `release`."""
+        """Return the oldest message of the run that has waited longest. Its run is served until `release`."""
         with self._changed:
             return self._next()
 
@@ -90,21 +90,21 @@ class Worklist:
         return queue.popleft()
 
     def wait(self) -> Work | None:
-        """As `next`, as soon as there is one and nothing is held back; None after `close`."""
+        """Like `next`, but wait until there is a message and nothing is held back; None after `close`."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or (self._waiting and not self._held))
             return None if self._closed else self._next()
 
     def has_more(self, work: Work) -> bool:
-        """Whether there is something to do as soon as this work's run is released."""
+        """Whether there is more to do when this work's run is released."""
         return bool(self._waiting or self._served.get(work.run_id))
 
     def release(self, work: Work, *, put_back: bool = False) -> None:
-        """Its run has no worker any more, and waits for its next turn.
+        """Let the run wait for its next turn.
 
         Args:
             work: what was handed out.
-            put_back: it could not be executed just now: the run's next turn is with it.
+            put_back: it could not be executed now: it is the run's next message again.
         """
         with self._changed:
             queue = self._served.pop(work.run_id, deque())
@@ -120,28 +120,28 @@ class Worklist:
             self._held = True
 
     def resume(self) -> None:
-        """The end of `hold`."""
+        """Let `wait` hand out messages again."""
         with self._changed:
             self._held = False
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Let everybody who waits, or comes to wait, go."""
+        """End all waits, now and later."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
-    # How much is to be read.
+    # How much to read.
 
     def leave_out(self, most: int) -> set[int]:
-        """Return the runs with at least ``most`` messages queued, of which no more are to be read now."""
+        """Return the runs with at least ``most`` messages queued, of which no more should be read now."""
         with self._changed:
             queues = {**self._waiting, **self._served}
             self._left_out = {run_id: most // 2 for run_id, queue in queues.items() if len(queue) >= most}
             return set(self._left_out)
 
     def has_room(self, work: Work) -> bool:
-        """Return whether the work's run was left out and has little left; true once, until the next `leave_out`."""
+        """Return whether the work's run was left out and has few left; true once until the next `leave_out`."""
         with self._changed:
             least = self._left_out.get(work.run_id)
             if least is None or len(self._served.get(work.run_id, ())) > least:
@@ -152,7 +152,7 @@ class Worklist:
     # The end.
 
     def done(self, work: Work, published: Collection[str]) -> list[str]:
-        """Its reply is published. Returns those of its entries that came too late to be removed with it.
+        """Its reply is published. Returns those of its entries that arrived too late to be removed with it.
 
         Args:
             work: what was executed.
@@ -162,7 +162,7 @@ class Worklist:
             return self._done(work, published)
 
     def give_up(self, work: Work, judged: Collection[str]) -> None:
-        """It gets no reply. If it was pushed again meanwhile, for Redis had forgotten it, that push is another matter.
+        """It gets no reply. If it was sent again in the meantime, because Redis had forgotten it, queue that again.
 
         Args:
             work: what was handed out.

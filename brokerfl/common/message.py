@@ -65,7 +65,7 @@ def is_message_type(text: str) -> bool:
 
 
 class ErrorCode(IntEnum):
-    """Why there is no reply. The numbers are Flower's."""
+    """Why a message has no reply. The numbers are Flower's."""
 
     UNKNOWN = 0
     """Anything that no other code describes."""

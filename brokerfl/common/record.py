@@ -1,7 +1,7 @@
 """Records: named arrays, metrics and configs, and the RecordSet that holds them as a message's content.
 
-Owns which values a record takes, and the table of kinds. It must not know how records are encoded, but for the range
-of their integers.
+Owns which values a record takes, and the table of kinds. It must not know how records are encoded, except for the
+range of their integers.
 
 How to add a kind of record: write its class, a `Record` whose ``check_value`` says what it takes. Enter it in the
 table, which is the first lines of `RecordSet`, below the kinds that are there: a line holds its attribute, its name on
@@ -46,7 +46,7 @@ class ParametersRecord(Record[Array]):
             its memory with the record, so nothing would be freed.
 
     Raises:
-        TypeError: something is no array, or of a dtype that cannot be sent.
+        TypeError: a value is not an Array, or its dtype cannot be sent.
     """
 
     def __init__(
@@ -60,10 +60,10 @@ class ParametersRecord(Record[Array]):
 
     @classmethod
     def from_numpy_ndarrays(cls, ndarrays: "Iterable[NDArray[Any]]") -> Self:
-        """Return a record of ``ndarrays`` named "0", "1", …; their memory is shared as `Array` says.
+        """Return a record of ``ndarrays`` named "0", "1", …; their memory is shared, see `Array`.
 
         Raises:
-            TypeError: one is no ndarray, or of a dtype that cannot be sent; the text names it.
+            TypeError: a value is not an ndarray, or its dtype cannot be sent; the text names it.
         """
         named = ((str(number), ndarray) for number, ndarray in enumerate(ndarrays))
         return cls._converted(named, Array.from_numpy_ndarray)
@@ -84,10 +84,10 @@ class ParametersRecord(Record[Array]):
 
     @classmethod
     def from_torch_state_dict(cls, state_dict: Mapping[str, Any]) -> Self:
-        """Return a record of a model's ``state_dict()``; memory on the CPU is shared as `Array` says.
+        """Return a record of a model's ``state_dict()``; memory on the CPU is shared, see `Array`.
 
         Raises:
-            TypeError: a value is no tensor, or of a dtype that cannot be sent; the text names it.
+            TypeError: a value is not a tensor, or its dtype cannot be sent; the text names it.
             RuntimeError: torch was not imported.
         """
         return cls._converted(state_dict.items(), Array.from_torch_tensor)
@@ -109,8 +109,8 @@ class ParametersRecord(Record[Array]):
         """
         if not isinstance(value, Array):
             raise TypeError(
-                f"an Array is needed, not {type(value).__name__}; for ndarrays and tensors there are "
-                "Array(…), from_numpy_ndarrays and from_torch_state_dict"
+                f"expected an Array, not {type(value).__name__}; make one with Array(…), from_numpy_ndarrays or "
+                "from_torch_state_dict"
             )
 
     def count_bytes(self) -> int:
@@ -218,7 +218,7 @@ class _Records(TypedDict[R]):
 
     def check_value(self, value: Any) -> None:
         if not isinstance(value, self._kind):
-            raise TypeError(f"a {self._kind.__name__} is needed, not {type(value).__name__}")
+            raise TypeError(f"expected a {self._kind.__name__}, not {type(value).__name__}")
 
     def __repr__(self) -> str:
         return repr(self._data)
@@ -304,7 +304,7 @@ class RecordSet(MutableMapping[str, Record[Any]]):
         """Return the records of the kind that ``record`` is of.
 
         Raises:
-            TypeError: it is no record.
+            TypeError: it is not a record.
         """
         chosen = self._by_kind.get(type(record))
         if chosen is not None:
@@ -316,10 +316,10 @@ class RecordSet(MutableMapping[str, Record[Any]]):
         raise TypeError(f"a RecordSet holds {names}, not {type(record).__name__}")
 
     def add(self, records: Iterable[tuple[str, Record[Any]]]) -> None:
-        """Put in records by name, as `records` gives them: beside those of other kinds that have the same name.
+        """Add records by name, as `records` returns them, even if a record of another kind has the same name.
 
         Raises:
-            TypeError: something that is no record.
+            TypeError: a value is not a record.
         """
         for name, record in records:
             self.of_kind(record)[name] = record
@@ -397,9 +397,9 @@ def _check(value: Any, kinds: tuple[type, ...], wanted: str) -> None:
     for kind in types:
         if not issubclass(kind, kinds) or (kind is bool and bool not in kinds):
             where = " in a list" if values is value else ""
-            raise TypeError(f"{wanted} is needed, not {kind.__name__}{where}")
+            raise TypeError(f"expected {wanted}, not {kind.__name__}{where}")
     if len(types) > 1:
-        raise TypeError(f"a list holds one type only, not {' and '.join(sorted(t.__name__ for t in types))}")
+        raise TypeError(f"a list must hold one type only, not {' and '.join(sorted(t.__name__ for t in types))}")
     if values and isinstance(values[0], int) and not MIN_INT <= min(values) <= max(values) <= MAX_INT:
         raise ValueError("an int below -2**63 or above 2**64 - 1 cannot be sent: make it a float, or a str in a config")
 

@@ -46,7 +46,7 @@ class TypedDict(MutableMapping[str, V], Generic[V]):
     def _check(self, key: Any, value: Any) -> None:
         name = self._name()
         if not isinstance(key, str):
-            raise TypeError(f"a key of {name} is a str, not {type(key).__name__}: {key!r}")
+            raise TypeError(f"a key of {name} must be a str, not {type(key).__name__}: {key!r}")
         try:
             self.check_value(value)
         except (TypeError, ValueError) as error:

@@ -1,11 +1,11 @@
-"""Records of flwr to and from ours, without loss.
+"""Records, converted to and from flwr's, without loss.
 
 Owns the conversion in both directions. It must not know messages, runs or nodes.
 
-Arrays keep their bytes as they are. What flwr calls ``numpy.ndarray`` is an .npy file; one whose dtype and shape
-brokerfl can check travels as our own array, so that apps on brokerfl's classes can read it. Others travel as opaque
-data, under a stype of their own: legacy strategies say neither dtype nor shape, and numpy has dtypes that brokerfl does
-not carry.
+The bytes of arrays do not change. What flwr calls ``numpy.ndarray`` is an .npy file; if brokerfl can check its dtype
+and shape, it travels as brokerfl's own array, so that apps that use brokerfl's classes can read it. Others travel as
+opaque data with a stype of their own: legacy strategies give neither dtype nor shape, and numpy has dtypes that
+brokerfl does not carry.
 """
 
 from collections.abc import Callable
@@ -16,10 +16,10 @@ from brokerfl.common.array import check_npy, is_npy, npy_of
 from brokerfl.common.record import Record
 from brokerfl.flower import compat
 
-#: Before the stype of an array that the wire layer is not to look into.
+#: Prefix of the stype of an array that the wire layer does not inspect.
 _OPAQUE = "flwr:"
 
-#: How a value of a subclass becomes one of the type itself: str() of an enum that is a str as well is its name.
+#: How a value of a subclass becomes one of the type itself: str() of an enum that is also a str returns its name.
 _CONVERSIONS: dict[type, Callable[[Any], Any]] = {
     bool: bool,
     int: int.__int__,
@@ -30,10 +30,10 @@ _CONVERSIONS: dict[type, Callable[[Any], Any]] = {
 
 
 def record_set_of(records: Any) -> RecordSet:
-    """Return flwr's RecordDict, or RecordSet, as ours. Arrays share their memory, which flwr never changes.
+    """Return flwr's RecordDict or RecordSet as brokerfl's. Arrays share their memory, which flwr never changes.
 
     Raises:
-        TypeError, ValueError: a value that flwr took and that cannot be sent, such as an integer above 2**64 - 1.
+        TypeError, ValueError: a value that flwr accepts but that cannot be sent, such as an integer above 2**64 - 1.
     """
     made = RecordSet()
     made.add((name, _our_record(record)) for name, record in compat.records_of(records))
@@ -51,7 +51,7 @@ def _our_record(record: Any) -> Record[Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value of Python's own types: flwr takes numpy's float64 and enums, for they are subclasses."""
+    """Return a value of Python's own types: flwr accepts numpy's float64 and enums, because they are subclasses."""
     if isinstance(value, list):
         base: Any = _base(value[0]) if value else object
         return value if all(type(item) is base for item in value) else [_as(base, item) for item in value]
@@ -78,7 +78,7 @@ def _array_of(array: Any) -> Array:
 
 
 def _can_be_checked(array: Array) -> bool:
-    """Return whether it is an .npy file of what it says it is; flwr's numpy() does not ask."""
+    """Return whether it is an .npy file with the declared dtype and shape, which flwr's numpy() does not check."""
     try:
         array.numpy()
     except (TypeError, ValueError):
@@ -87,10 +87,10 @@ def _can_be_checked(array: Array) -> bool:
 
 
 def record_dict_of(content: RecordSet) -> Any:
-    """Return our records as flwr's RecordDict, or RecordSet. Arrays are copied, since flwr's hold bytes.
+    """Return brokerfl's records as flwr's RecordDict or RecordSet. Arrays are copied, because flwr's hold bytes.
 
     Raises:
-        TypeError, ValueError: an array whose data are not what it says, or a kind of record that flwr does not have.
+        TypeError, ValueError: the data of an array do not match its dtype and shape, or flwr has no such record.
     """
     return compat.record_dict_of([(name, _flower_record(record)) for name, record in content.records()])
 
@@ -115,7 +115,7 @@ def _flower_array(array: Array) -> Any:
 
 
 class _Kind(NamedTuple):
-    """A kind of record that both sides have: the two classes, and what becomes of a value on its way to either."""
+    """A kind of record that both sides have: the two classes, and how values are converted to each."""
 
     ours: type[Record[Any]]
     flower: Any

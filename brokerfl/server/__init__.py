@@ -1,4 +1,4 @@
-"""The ServerApp's side: `ServerApp` and the `Driver` it is given."""
+"""The ServerApp's side: `ServerApp`, and the `Driver` that it is given."""
 
 from brokerfl.server.app import ServerApp
 from brokerfl.server.driver import Driver

@@ -31,14 +31,14 @@ class ServerApp:
         """Return a decorator that registers the main function and returns it unchanged.
 
         Raises:
-            ValueError: by the decorator, when there is a main function already.
+            ValueError: from the decorator, if there already is a main function.
         """
 
         def register(main: ServerAppCallable) -> ServerAppCallable:
             if self._main is not None:
                 raise ValueError(
                     f"this ServerApp already has a main function, {self._main.__qualname__}; "
-                    f"{main.__qualname__} would be a second one"
+                    f"{main.__qualname__} is a second"
                 )
             self._main = main
             return main

@@ -1,7 +1,7 @@
 """The commit: one fenced transaction in which new messages enter a run's book and settled ones leave it.
 
-Owns what belongs into a commit, and that the book is told when it was executed. It must not know how messages are made,
-or how replies are waited for.
+Owns what belongs in a commit, and tells the book when it was executed. It must not know how messages are made, or how
+replies are awaited.
 """
 
 from collections.abc import Collection, Sequence
@@ -42,21 +42,21 @@ class Committer:
     def commit(
         self, sending: Sequence[Sending] = (), contents: Collection[EncodedContent] = (), *, moves_on: bool = False
     ) -> None:
-        """Send messages; if the run moves on, save the state and settle what was handed over.
+        """Send messages; if the run moves on, save the state and settle the replies that were handed over.
 
         Args:
-            sending: the messages; none of them for a checkpoint.
-            contents: the large ones of theirs, which were uploaded.
-            moves_on: even if no group is new.
+            sending: the messages; none for a checkpoint.
+            contents: their large contents, already uploaded.
+            moves_on: move the run on even if no group is new.
         """
         while not self._session.with_room(lambda: self._commit(sending, contents, moves_on)):
             for content in contents:
                 self._uploader.upload(content)
 
     def _commit(self, sending: Sequence[Sending], contents: Collection[EncodedContent], moves_on: bool) -> bool:
-        """As `commit`, without waiting for room; return False, and do nothing, where Redis lost a content."""
+        """Like `commit`, but do not wait for room. If Redis lost a content, do nothing and return False."""
         with self._session.writing:
-            if contents:  # else a full Redis would refuse the comparison, and what only settles makes room
+            if contents:  # without any, do not compare: a full Redis would refuse, and a commit that settles makes room
                 self._session.through_outage(self._session.reconcile)
             if not all(map(self._uploader.has, contents)):
                 return False
@@ -67,9 +67,9 @@ class Committer:
             return True
 
     def _move_on(self, sending: Sequence[Sending]) -> None:
-        # Before the state is looked at: what another thread is handed later has not taught it anything.
+        # Before the state is read: a reply handed to another thread after that is not in it.
         settled = self._book.answers.handed_over()
-        # What nobody adopted is given up once the resumed app has both seen a reply and gone on.
+        # Orphans are cancelled once the resumed app has seen a reply and moved on.
         cancelled = self._book.orphans() if sending and settled else []
         state = EncodedContent(encode_content(self._context.state))
         if state.name != self._book.state_name:
@@ -79,7 +79,7 @@ class Committer:
             self._execute(sending, settled, cancelled)
 
     def settle(self, message_ids: Sequence[str]) -> None:
-        """Settle replies that were handed over; save nothing."""
+        """Settle these replies if they were handed over; save nothing."""
         self._session.check()
         with self._session.writing:
             settled = self._book.answers.handed_over_of(message_ids)
@@ -88,14 +88,14 @@ class Committer:
         self._session.through_outage(lambda: self._receiver.read(()))
 
     def cancel_orphans(self) -> None:
-        """Take out of the book what nobody has adopted since the resume."""
+        """Cancel what the app has not adopted since the resume."""
         with self._session.writing:
             orphans = self._book.orphans()
             if orphans:
                 self._execute(cancelled=orphans)
 
     def free_idle(self) -> None:
-        """Delete what was uploaded for a push that failed; what cannot be deleted now goes with the next commit."""
+        """Delete what was uploaded for a push that failed; what cannot be deleted now is left to the next commit."""
         with suppress(BrokerflError), self._session.writing:
             is_any_idle = bool(self._book.plan(contents=self._uploader.names))
             self._book.discard()
@@ -109,7 +109,7 @@ class Committer:
         cancelled: Sequence[OpenMessage] = (),
         state: EncodedContent | None = None,
     ) -> None:
-        """Plan, act, apply."""
+        """Plan the change, run its transaction, apply it to the book."""
 
         def plan() -> Transaction:
             change = self._book.plan(sending, settled, cancelled, state, self._uploader.names)
@@ -124,25 +124,25 @@ class Committer:
         applied = self._book.apply(results)
         self._receiver.free(applied.freed)
         if cancelled:
-            log(INFO, "Run %s: %s messages that were not pushed again are cancelled", self._run_id, len(cancelled))
+            log(INFO, "Run %s: cancelled %s messages that were not pushed again", self._run_id, len(cancelled))
         try:
             self._follow_up(applied)
-        except RedisOutOfMemory:  # they are in the ledger: a comparison sends them when there is room
+        except RedisOutOfMemory:  # the messages are in the ledger: a comparison sends them when there is room
             self._session.distrust()
 
     def _was_executed(self) -> bool:
-        """Return whether a transaction took effect whose answer was lost: one EXEC does all of it or nothing."""
+        """Return whether the transaction took effect although its answer was lost: EXEC is all or nothing."""
         change = self._book.under_way
         probe = next(iter(change.new + change.leaving), None)
         if probe is None:
-            # Nothing of it can be counted twice: neither the context, nor a message sent again under its id.
+            # It is safe to repeat: neither the context nor a message sent again under its id is counted twice.
             return False
         return self._transactions.owner.books.has(probe) == bool(change.new)
 
-    # Sending once more.
+    # Sending again.
 
     def _follow_up(self, applied: Applied) -> None:
-        """Where an inbox was gone, contact the node again and repeat; once."""
+        """Where an inbox had vanished, contact the node again and send once more."""
         refused = list(applied.refused)
         if applied.vanished:
             again = self._send(applied.vanished)
@@ -156,7 +156,7 @@ class Committer:
         return self._book.sent(parcels, results)
 
     def send_again(self, message: OpenMessage) -> bool:
-        """The payload of a reply that was taken is missing: use another copy, else have it made again, if possible."""
+        """The payload of a taken reply is missing: use another copy, or ask the node again; return whether one did."""
         former = self._book.answers.use_spare(message)
         if former is not None:
             self._receiver.drop([former])
@@ -175,4 +175,4 @@ class Committer:
 
 
 def _refusal(parcel: Parcel, problem: Exception) -> Error:
-    return Error(ErrorCode.NODE_UNAVAILABLE, f"the inbox of node {parcel.node_id} takes no message: {problem}")
+    return Error(ErrorCode.NODE_UNAVAILABLE, f"the inbox of node {parcel.node_id} does not accept messages: {problem}")

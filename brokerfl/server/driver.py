@@ -1,6 +1,6 @@
-"""Driver: what a ServerApp sends messages and collects replies with.
+"""Driver: how a ServerApp sends messages and collects replies.
 
-Owns the calls that an app makes. What this process holds of the run is `hold`'s business.
+Owns the calls that an app makes. `hold` owns what is behind them.
 """
 
 import time
@@ -20,28 +20,28 @@ from brokerfl.wire.run import Run
 class Driver:
     """Sends messages to nodes and collects their replies, for one run. Safe to use from many threads.
 
-    A ServerApp's main function is given one; `brokerfl-server` and `brokerfl.testing` create it. Once the run is over
-    for this process every call but `push_messages` raises RunStopped, RunFenced, RunLost or OutageLimit.
+    `brokerfl-server` and `brokerfl.testing` create one and pass it to the ServerApp's main function. Once the run is
+    over for this process, every call except `push_messages` raises RunStopped, RunFenced, RunLost or OutageLimit.
 
     Args:
         connection: to Redis.
         app: the app's name, as the operator sees it; for a resumed run the same, or "".
-        run_config: given to the Context of the ServerApp and of every node; for a resumed run None, or the same.
+        run_config: for the Context of the ServerApp and of every node; for a resumed run None, or the same.
         resume: the id of a detached run to resume, instead of creating one.
         takeover: resume it even if its ServerApp seems to be alive, which from then on can write nothing.
         options: times and limits: the fields of `Settings`.
 
     Attributes:
-        context: the ServerApp's Context. Its state is saved in Redis by every push of a new group and every
-            `checkpoint`, in the same transaction that settles replies; a resumed run has it back.
+        context: the ServerApp's Context. Every push of a new group and every `checkpoint` saves its state in Redis, in
+            the transaction that settles replies; a resumed run gets it back.
 
     Raises:
-        RunNotFound, RunStopped: there is no run to resume.
+        RunNotFound, RunStopped: the run does not exist, or was stopped.
         RunAttached: the run has a live ServerApp.
         ConfigError: the run has another run config or belongs to another app; the run config exceeds 64 KiB or holds a
             value that is not a boolean, number or string; the retention is too long.
-        ValueError: the run config holds what cannot be sent.
-        TypeError: there is no such option.
+        ValueError: the run config holds a value that cannot be sent.
+        TypeError: an option is unknown.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Driver:
 
     @property
     def connection(self) -> Connection:
-        """The Redis in the middle."""
+        """The connection to Redis."""
         return self._connection
 
     # Nodes.
@@ -99,7 +99,7 @@ class Driver:
                 return found
             left = 0.2 if until is None else min(0.2, until - time.monotonic())
             if left <= 0:
-                raise TimeoutError(f"{len(found)} of {n} nodes are online after {timeout:g} s")
+                raise TimeoutError(f"only {len(found)} of {n} nodes are online after {timeout:g} s")
             time.sleep(left)
             self._session.check()
 
@@ -108,12 +108,12 @@ class Driver:
     def create_message(
         self, content: RecordSet, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
     ) -> Message:
-        """Return a message of this run, to be given to `push_messages`.
+        """Return a message of this run, for `push_messages`.
 
         Args:
             content: what to send. It is read when the message is pushed, not now.
-            message_type: ``train``, ``evaluate`` or ``query``, with an action or without: ``train.warmup``.
-            dst_node_id: which node.
+            message_type: ``train``, ``evaluate`` or ``query``, optionally with an action: ``train.warmup``.
+            dst_node_id: the node's id.
             group_id: usually the round. Pushing a group that was never pushed before moves the run on: replies handed
                 over so far are settled.
             ttl: seconds from the push after which the message counts as expired; 12 hours by default.
@@ -137,7 +137,7 @@ class Driver:
     def push_messages(
         self, messages: Iterable[Message], *, deliver_when_online: bool = False, checkpoint: bool = False
     ) -> list[str]:
-        """Send messages and return their ids in order; "" for one that was refused. The messages have them too.
+        """Send messages and return their ids in order; "" for one that was refused. The ids are also set in them.
 
         A message is refused if its node is not registered, if its ttl has passed, or if the run is over. Contents are
         frozen now: what the caller changes afterwards is not sent. In a resumed run, a message adopts an unsettled one
@@ -147,14 +147,14 @@ class Driver:
             messages: made by `create_message`.
             deliver_when_online: wait for nodes that are offline, or not registered yet, until the messages' ttl,
                 instead of Error 5.
-            checkpoint: move the run on, as `checkpoint` does, in the transaction of the push, whatever the group. For
-                apps whose groups do not tell rounds apart; so in a resumed run, only a message of equal content is
-                adopted.
+            checkpoint: move the run on, as `checkpoint` does, in the transaction of the push, no matter which group it
+                has. For apps whose groups do not distinguish rounds; so in a resumed run, only a message of equal
+                content is adopted.
 
         Raises:
             TypeError, ValueError: something is not a message of this run or cannot be sent; nothing was pushed.
-            MessageTooLarge: a content beyond `brokerfl.wire.frame.MAX_MESSAGE_BYTES`, or more than the run may have in
-                Redis, or a group_id of more than about 48,000 bytes; nothing was pushed.
+            MessageTooLarge: a content exceeds `brokerfl.wire.frame.MAX_MESSAGE_BYTES`, or the run its limit in Redis,
+                or a group_id has more than about 48,000 bytes; nothing was pushed.
             RedisOutOfMemory: Redis is full; nothing was pushed.
             OutageLimit: Redis was unreachable for too long.
         """
@@ -198,7 +198,7 @@ class Driver:
         """
         for reply in replies:
             if not isinstance(reply, Message):
-                raise TypeError(f"settle takes replies, not {type(reply).__name__}")
+                raise TypeError(f"settle() takes replies, not {type(reply).__name__}")
         self._hold.committer.settle([reply.metadata.reply_to_message for reply in replies])
 
     def cancel_messages(self, message_ids: Iterable[str]) -> None:
@@ -225,10 +225,10 @@ class Driver:
         return [unknown_reply(self._run_id, each) for each in foreign] + self._replies.here(wanted)
 
     def replies(self, message_ids: Iterable[str], *, timeout: float | None = None) -> Iterator[Message]:
-        """Yield each reply to ``message_ids`` the moment it arrives, until all have come.
+        """Yield each reply to ``message_ids`` as soon as it arrives, until all have arrived.
 
-        A reply counts as handed over when the iterator goes past it, or when its loop's thread commits. A large one is
-        fetched when it is its turn, and not kept: an app that folds replies needs memory for one at a time if it
+        A reply is handed over when the iterator advances past it, or when the loop's thread commits. A large one is
+        fetched when its turn comes, and not kept: an app that folds replies needs memory for one at a time if it
         deletes each (``del reply``) before it asks for the next.
 
         Args:
@@ -252,11 +252,11 @@ class Driver:
     ) -> list[Message]:
         """Push messages and wait for their replies, in the order in which they arrive.
 
-        Every message ends as one reply here: a refused one as an Error reply too.
+        Each message gets one reply, a refused one an Error reply.
 
         Args:
-            messages: as for `push_messages`, which also says what is raised.
-            timeout: seconds; then the replies so far are returned. The others can still be pulled by id.
+            messages: as for `push_messages`, which also lists the exceptions.
+            timeout: in seconds; then the replies so far are returned. The others can still be pulled by id.
             deliver_when_online: as for `push_messages`.
             checkpoint: as for `push_messages`.
         """
@@ -272,7 +272,7 @@ class Driver:
         return refused + self._replies.all(accepted, _until(timeout))
 
     def _sort(self, message_ids: Iterable[str]) -> tuple[set[str], list[str]]:
-        """Divide ids into those this run once accepted and those it never did."""
+        """Divide ids into those that this run accepted at some time and those that it never did."""
         accepted, foreign = set(), []
         for message_id in dict.fromkeys(message_ids):
             if message_id in self._book or is_message_id(self._run_id, message_id):
@@ -282,10 +282,10 @@ class Driver:
                 foreign.append(message_id)
         return accepted, foreign
 
-    # The run's life.
+    # The life of the run.
 
     def end(self) -> None:
-        """End the run: all its keys are deleted. What is pushed later is refused."""
+        """End the run: all its keys are deleted, and later pushes are refused."""
         self._hold.end()
 
     def abandon(self) -> None:
@@ -298,5 +298,5 @@ class Driver:
 
 
 def _until(timeout: float | None) -> float | None:
-    """Return the local monotonic time at which a wait of so many seconds ends; None for one that does not."""
+    """Return the local monotonic time at which ``timeout`` seconds have passed; None if there is no timeout."""
     return None if timeout is None else time.monotonic() + timeout

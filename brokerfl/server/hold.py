@@ -1,7 +1,7 @@
-"""The hold: what this process holds of its run, from its creation or a resume until it ends it or lets go.
+"""The hold: what this process holds of its run, from its creation or resume until it is ended or detached.
 
-Owns how the parts of a ServerApp's side are put together, the heartbeat, and the ways in which a run is let go of. It
-must not know what an app calls; that is the Driver's.
+Owns how the parts of a ServerApp's side are put together, the heartbeat, and how a run ends or is detached. It must not
+know which calls an app makes; the Driver does.
 """
 
 from collections import Counter
@@ -49,16 +49,16 @@ class Options(TypedDict, total=False):
 class Settings:
     """How a run is held: times in seconds, sizes in bytes."""
 
-    lease: float = LEASE  # after that a silent ServerApp counts as detached
-    retention: float = RETENTION  # for so long a detached run keeps its messages; at most 30 days
-    offline_grace: float = OFFLINE_GRACE  # for so long a named node may be offline, until its open messages are Error 5
-    outage_limit: float = OUTAGE_LIMIT  # for so long Redis may be unreachable, until the run detaches
+    lease: float = LEASE  # a ServerApp that is silent for longer counts as detached
+    retention: float = RETENTION  # how long a detached run keeps its messages; at most 30 days
+    offline_grace: float = OFFLINE_GRACE  # how long a named node may be offline before its open messages become Error 5
+    outage_limit: float = OUTAGE_LIMIT  # how long Redis may be unreachable before the run detaches
     max_message: int = MAX_MESSAGE_BYTES  # the largest reply that is accepted
-    max_run: int | None = None  # the most of broadcast contents that the run may have in Redis at once
+    max_run: int | None = None  # the most broadcast content that the run may have in Redis at once
 
 
 class Hold:
-    """One run in the hands of this process, its ``owner``."""
+    """One run that this process, its ``owner``, holds."""
 
     def __init__(self, owner: Owner, settings: Settings) -> None:
         self.run, self.owner = owner.run, owner
@@ -99,7 +99,7 @@ class Hold:
         self.steps[event.step] += 1
 
     def take_up(self) -> None:
-        """See what is there of a run that was resumed; let go of it if that fails."""
+        """Look up what Redis has of a resumed run; detach from it if that fails."""
         try:
             self.session.through_outage(lambda: self.owner.renew_lifetimes(self.footprint()))
             self.session.take_up()
@@ -116,10 +116,10 @@ class Hold:
             except RedisForgot:
                 self.session.reconcile(always=True)
         except RunError:
-            self.owner.detach(self.footprint())  # whoever stops the run waits for the lease
+            self.owner.detach(self.footprint())  # a stop waits for the lease
             raise
         except RedisForgot:
-            return  # forgotten twice: the next beat sees to it
+            return  # forgotten twice: the next beat tries again
 
     def footprint(self) -> Footprint:
         """Return what the run may have in Redis outside its own slot."""
@@ -140,13 +140,13 @@ class Hold:
         self.waits.end(RunStopped(f"run {self.run.run_id} has ended"))
 
     def abandon(self) -> None:
-        """Every wait, now and later and in whatever thread, raises RunStopped. `detach` is still to come."""
+        """From now on, every wait in any thread raises RunStopped. Call `detach` next."""
         self.waits.end(RunStopped(f"this process has detached from run {self.run.run_id}"))
 
     def detach(self) -> None:
-        """Let go of the run without ending it: its keys stay for the retention time. Redis may be unreachable."""
+        """Detach from the run without ending it: its keys stay for the retention time. Redis may be unreachable."""
         self._is_closed = True
-        self.abandon()  # first, so that nobody goes on waiting for a Redis that does not answer, the heartbeat included
+        self.abandon()  # first, so that nothing, the heartbeat included, waits for a Redis that does not answer
         self._heartbeat.stop()
         with suppress(BrokerflError):  # the lease lapses by itself
             self.owner.connection.reset()

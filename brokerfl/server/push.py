@@ -1,7 +1,7 @@
 """The push: messages into the book and the inboxes.
 
 Owns what is refused, what is adopted after a resume, and what is sent in which transaction. It must not know how
-replies are waited for.
+replies are awaited.
 """
 
 import threading
@@ -23,8 +23,8 @@ from brokerfl.wire.message import encode_message, new_message_id
 from brokerfl.wire.payload import EncodedContent
 from brokerfl.wire.run import LedgerEntry
 
-#: Bytes of one transaction of a push. Redis keeps a MULTI in its query buffer, and cuts the connection at 1 GB of that
-#: (``client-query-buffer-limit``); everyone else waits while it is executed.
+#: Most bytes in one transaction of a push. Redis keeps a MULTI in its query buffer, and closes the connection if that
+#: exceeds 1 GB (``client-query-buffer-limit``); all other clients wait while it is executed.
 MOST_BYTES = 64 * 1024 * 1024
 
 
@@ -33,10 +33,10 @@ class _Draft:
     """What a message of a push becomes: a new one, or the orphan that it adopts."""
 
     message: OpenMessage
-    entry: LedgerEntry  # what the ledger is to hold of it
-    fields: Fields | None  # what is sent; None where it is not at hand, or not needed
+    entry: LedgerEntry  # its future entry in the ledger
+    fields: Fields | None  # what is sent; None if that is not at hand, or not needed
     is_new: bool = False
-    is_replaced: bool = False  # the orphan's content is lost, and this one takes its place
+    is_replaced: bool = False  # the orphan's content is lost, and replaced by this one
 
     @property
     def is_due(self) -> bool:
@@ -49,13 +49,13 @@ class _Draft:
 
 
 class Pusher:
-    """Pushes the messages of one run; one push at a time, from any thread. What only settles does not wait for it.
+    """Pushes the messages of one run; one push at a time, from any thread. Commits that only settle do not wait for it.
 
     Args:
-        session: through which Redis is reached.
+        session: reaches Redis.
         book: the run's messages.
         committer: changes the book.
-        uploader: brings large contents to Redis.
+        uploader: uploads large contents.
     """
 
     def __init__(self, session: Session, book: Book, committer: Committer, uploader: Uploader) -> None:
@@ -69,12 +69,12 @@ class Pusher:
         self._pushing = threading.Lock()
 
     def push(self, batch: list[Message], *, waits: bool = False, moves_on: bool = False) -> list[str]:
-        """Push messages of this run; return their ids, ``""`` for those to unknown nodes and those that have expired.
+        """Push messages of this run; return their ids, ``""`` if the node is not registered or the ttl has passed.
 
         Args:
             batch: the messages.
-            waits: they outlast their nodes' absence, and may go to nodes that are not registered yet.
-            moves_on: as with a new group; and only orphans of equal content are adopted.
+            waits: they wait for nodes that are offline or not registered yet.
+            moves_on: move the run on, as a new group does; and adopt only orphans of equal content.
         """
         with self._pushing:
             self._session.check()
@@ -89,7 +89,7 @@ class Pusher:
                     drafts.append(None if is_refused else self._draft(message, contents, waits, exactly=moves_on))
                 self._send([draft for draft in drafts if draft], contents, began, moves_on)
             except BaseException as error:
-                # Of a push in several parts the first ones may be in Redis: pushed again, they are adopted.
+                # Some parts of a push may be in Redis already: pushed again, their messages are adopted.
                 self._book.disown([draft.message for draft in drafts if draft and draft.is_new])
                 self._book.keep(())
                 if isinstance(error, BrokerflError):
@@ -109,11 +109,11 @@ class Pusher:
         if moves_on and not due:
             self._committer.commit()
         if self._book.adopt((draft.message, draft.fields) for draft in drafts if not draft.is_new):
-            self._session.distrust()  # Redis lost one after it was judged: the next comparison sends it
+            self._session.distrust()  # Redis lost one in the meantime: the next comparison sends it
         self._book.keep(())
 
     def checkpoint(self) -> None:
-        """Settle what was handed over, and save the context."""
+        """Save the context, and settle the replies that were handed over."""
         self._session.check()
         try:
             self._committer.commit()
@@ -122,13 +122,13 @@ class Pusher:
             raise
 
     def start_over(self) -> None:
-        """Take out of the book what nobody has adopted."""
-        with self._pushing:  # which may be adopting some
+        """Cancel the orphans that have not been adopted."""
+        with self._pushing:  # a push may be adopting some
             self._session.check()
             self._committer.cancel_orphans()
 
     def is_registered(self, node_id: int) -> bool:
-        """Return whether the registry knew the node when it was looked up."""
+        """Return whether the node was registered when it was looked up."""
         return node_id in self._registered
 
     def _look_up(self, node_ids: set[int]) -> None:
@@ -137,7 +137,7 @@ class Pusher:
             self._registered |= self._session.through_outage(lambda: registered(self._connection, unknown))
 
     def _draft(self, message: Message, contents: Contents, waits: bool, *, exactly: bool) -> _Draft:
-        """Return the orphan that this message stands for, else a new one; its content is encoded once for all."""
+        """Return the orphan that this message adopts, otherwise a new message; equal contents are encoded once."""
         meta, content = message.metadata, contents.encode(message.content)
         now = self._connection.time()
         entry = LedgerEntry(
@@ -157,10 +157,10 @@ class Pusher:
         return _Draft(OpenMessage(message_id, entry, fields), entry, fields, is_new=True)
 
     def _adopt(self, orphan: OpenMessage, meta: Metadata, content: EncodedContent) -> _Draft:
-        """An adopted message keeps its first content, unless Redis has lost that.
+        """An adopted message keeps its first content, unless Redis has lost it.
 
-        Where that is a small one, which is not at hand, and the present one is large, none is: it would be sent only
-        to be at hand.
+        A small first content is not at hand. If the new content is large, neither is kept at hand: the new one would be
+        uploaded only for that.
         """
         first = orphan.entry.digest
         if not (orphan.is_open or orphan.data_entries):
@@ -181,14 +181,14 @@ class Pusher:
 
 
 def _postponed(drafts: Iterable[_Draft], elapsed: float) -> list[_Draft]:
-    """A ttl counts from the push, not from the start of an upload that took ``elapsed`` seconds."""
+    """Count the ttl from the push, not from the start of an upload that took ``elapsed`` seconds."""
     if elapsed <= 1:
         return list(drafts)
     return [draft.postponed(milliseconds(elapsed)) if draft.is_new else draft for draft in drafts]
 
 
 def _parts(due: Iterable[_Draft]) -> Iterator[list[Sending]]:
-    """Divide a push so that no transaction holds more than `MOST_BYTES`."""
+    """Divide a push so that no transaction exceeds `MOST_BYTES`."""
     part: list[Sending] = []
     size = 0
     for draft in due:
@@ -204,5 +204,5 @@ def _parts(due: Iterable[_Draft]) -> Iterator[list[Sending]]:
 
 
 def _is_expired(message: Message) -> bool:
-    """Both times are of this process's clock, which thereby decides nothing about anyone else's."""
+    """Whether the ttl has passed. Both times are from this process's clock, so no other clock matters."""
     return time.time() - message.metadata.created_at >= message.metadata.ttl

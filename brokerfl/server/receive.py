@@ -1,4 +1,4 @@
-"""The receiver: brings what is in the outboxes into the book, and takes out of Redis what is of no use any more.
+"""The receiver: brings replies from the outboxes into the book, and deletes from Redis those no longer needed.
 
 Owns which replies are to be deleted. It must not know who waits, or what happens in an outage.
 """
@@ -15,11 +15,11 @@ from brokerfl.wire.payload import entries_of
 
 
 class Receiver:
-    """Reads the outboxes of one run. One thread at a time reads; any may say what is to be deleted.
+    """Reads the outboxes of one run. One thread reads at a time; any thread may say what is to be deleted.
 
     Args:
         outboxes: the run's.
-        book: what the replies are matched with.
+        book: where the replies are matched with messages.
     """
 
     def __init__(self, outboxes: Outboxes, book: Book) -> None:
@@ -29,7 +29,7 @@ class Receiver:
         self._dropped: list[Settled] = []
 
     def reset(self) -> None:
-        """Read everything again: Redis may have forgotten, and ids come anew."""
+        """Read everything again next time: Redis may have forgotten entries, and reused their ids."""
         with self._book.changed:
             self._book.answers.doubt()
             self._outboxes.reset()
@@ -39,7 +39,7 @@ class Receiver:
         return self._outboxes.wait(block)
 
     def read(self, node_ids: Iterable[int]) -> None:
-        """Bring what is new in these nodes' outboxes into the book, and delete the replies that were settled."""
+        """Bring what is new in these nodes' outboxes into the book, and delete settled replies."""
         nodes = set(node_ids)
         with self._book.changed:
             freed, self._freed = self._freed, []
@@ -51,11 +51,11 @@ class Receiver:
             self.free(freed)
 
     def read_more(self, nodes: Sequence[int], results: Iterable[Any]) -> None:
-        """Bring into the book what a verdict found when it looked into outboxes once more."""
+        """Bring into the book what a verdict found in its last look into outboxes."""
         self._match(self._outboxes.found_more(nodes, results))
 
     def _match(self, replies: Iterable[Reply]) -> None:
-        with self._book.changed:  # with the cursors: who looks meanwhile, for a last time, sees what is not matched yet
+        with self._book.changed:  # cursors and book change together: a last look must see what is not matched yet
             for node_id, entry_id, fields in replies:
                 if not self._outboxes.advance(node_id, entry_id):
                     continue
@@ -63,26 +63,26 @@ class Receiver:
                 unfit = self._book.answers.answer(node_id, entry_id, message_id, fields, data)  # type: ignore[arg-type]
                 if unfit is not None:
                     self._dropped.append(unfit)
-                    log(DEBUG, "Dropped a reply of node %s that fits no open message", node_id)
+                    log(DEBUG, "Dropped a reply of node %s that matches no open message", node_id)
 
     def unsettled(self) -> int:
-        """Return how many replies the app has that stay in Redis until the run moves on."""
+        """Return how many replies were handed over and stay in Redis until the run moves on."""
         return len(self._book.answers.handed_over())
 
-    # What goes.
+    # Deleting.
 
     def free(self, replies: Iterable[Settled]) -> None:
-        """Replies were settled: they go with the next look at the outboxes."""
+        """Delete settled replies with the next read of the outboxes."""
         with self._book.changed:
             self._freed += replies
 
     def drop(self, replies: Iterable[Settled]) -> None:
-        """Replies fit nothing: they go with the next transaction, for only the run's owner may delete them."""
+        """Delete replies that match nothing with the next transaction: only the run's owner may delete them."""
         with self._book.changed:
             self._dropped += replies
 
     def dropped(self) -> list[Settled]:
-        """Return what is to go with a transaction; should that fail, it is to be given to `drop` again."""
+        """Return what the next transaction is to delete; if that fails, pass it to `drop` again."""
         with self._book.changed:
             dropped, self._dropped = self._dropped, []
             return dropped

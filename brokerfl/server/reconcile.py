@@ -1,10 +1,10 @@
-"""Reconciling: after a lost connection, and after a resume, the ServerApp and Redis compare what they know.
+"""Reconciling: after a lost connection or a resume, compares the run with what Redis has of it.
 
-Owns that one routine. It must not know how replies are waited for, or why the connection was lost.
+Owns that one routine. It must not know how replies are awaited, or why the connection was lost.
 
 A Redis that was killed forgets about a second of what it acknowledged (``appendfsync everysec``). So the owner of a run
 writes the run's slot again from memory, and looks for every open message in its inbox, then in its outbox: what is in
-neither is sent again under the same id. The inbox comes first, for a message moves from there to the outbox.
+neither is sent again under the same id. The inbox comes first, because a message moves from there to the outbox.
 """
 
 from logging import INFO
@@ -24,7 +24,7 @@ class Reconciler:
     """Compares one run with Redis. Used by the thread that holds `Session.writing`.
 
     Args:
-        transactions: what is written again.
+        transactions: for what is written again.
         book: the run's messages.
         receiver: reads the outboxes.
         blobs: what the run has broadcast.
@@ -46,16 +46,16 @@ class Reconciler:
         """Write the run's own keys as this process remembers them.
 
         Args:
-            was_cut: a connection was lost: Redis may have been killed. While all hold, no owner means that the run is
-                over.
+            was_cut: a connection was lost, so Redis may have been killed. Otherwise a missing owner means that the run
+                is over.
 
         Raises:
-            RunStopped, RunFenced: the run is no longer ours.
+            RunStopped, RunFenced: the run no longer belongs to this process.
             RunLost: Redis lost all its data, or another ServerApp ended the run.
             RedisUnreachable, RedisOutOfMemory: to be repeated.
         """
         if self._owner.read_identity() != self._identity:
-            raise RunLost(f"Redis lost its data: what it has now knows nothing of run {self._run_id}")
+            raise RunLost(f"Redis lost its data, and run {self._run_id} with them")
         has_forgotten = self._has_forgotten(was_cut)
         self._blobs.look()
         snapshot = self._book.snapshot()
@@ -65,7 +65,7 @@ class Reconciler:
             self._owner.fence.execute(self._transactions.rewrite(chunks))
             self._blobs.written_again(chunks)
         if has_forgotten:
-            log(INFO, "Redis forgot its last writes; run %s was written again", self._run_id)
+            log(INFO, "Redis had lost its last writes; run %s was restored", self._run_id)
 
     def _has_forgotten(self, was_cut: bool) -> bool:
         try:
@@ -77,10 +77,10 @@ class Reconciler:
         return False
 
     def compare(self) -> None:
-        """Look for every open message, and every large reply that was read before; send again what is nowhere.
+        """Look for every open message, and every large reply read before; send again what is nowhere.
 
         Raises:
-            RunStopped, RunFenced, RedisForgot, RedisUnreachable, RedisOutOfMemory: as `restore`.
+            RunStopped, RunFenced, RedisForgot, RedisUnreachable, RedisOutOfMemory: as for `restore`.
         """
         nodes = self._book.contacted
         seen = [
@@ -99,4 +99,4 @@ class Reconciler:
         self._book.sent(parcels, results)
         if parcels:
             count = "1 message" if len(parcels) == 1 else f"{len(parcels)} messages"
-            log(INFO, "Redis had forgotten %s of run %s; sent again", count, self._run_id)
+            log(INFO, "Redis had lost %s of run %s; sent again", count, self._run_id)

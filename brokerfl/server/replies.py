@@ -1,7 +1,7 @@
-"""The replies: each on its way from the outbox to the app.
+"""The replies, on their way from the outbox to the app.
 
-Owns that a large reply is fetched when it is its turn, what becomes of one whose payload is gone, and when one counts
-as handed over. It must not know how replies are waited for, or how outboxes are read.
+Owns when a large reply is fetched, what happens if its payload is gone, and when a reply counts as handed over. It must
+not know how replies are awaited, or how outboxes are read.
 """
 
 import time
@@ -20,14 +20,14 @@ from brokerfl.wire.reply import decode_reply, error_reply
 
 
 class Replies:
-    """Gives out the replies of one run. Safe to use from many threads.
+    """Hands over the replies of one run. Safe to use from many threads.
 
     Args:
         book: the run's messages.
-        session: through which Redis is reached.
+        session: reaches Redis.
         waits: waits for replies.
-        committer: asks again for a reply that proves to be incomplete.
-        limit: most bytes that a reply may have.
+        committer: asks again for a reply whose payload is missing.
+        limit: the largest reply that is accepted, in bytes.
     """
 
     def __init__(self, book: Book, session: Session, waits: Waits, committer: Committer, limit: int) -> None:
@@ -42,22 +42,22 @@ class Replies:
     # Handing over.
 
     def each(self, message_ids: set[str], until: float | None) -> Iterator[Message]:
-        """Yield replies as they come, until a local monotonic time; None waits for all.
+        """Yield replies as they arrive, until a local monotonic time; None waits for all.
 
-        Each is handed over when the iterator goes past it, or is left.
+        Each is handed over when the iterator advances past it, or is closed.
         """
         wanted = Wanted(message_ids)
         while (found := self._next(wanted, until)) is not None:
             message, only = found[0], [found[1]]
-            del found  # it may be half of what the app's memory holds
+            del found  # the reply may be half of the app's memory
             self._answers.yielded(message)
             try:
                 yield only.pop()
-            finally:  # the loop may also have been left by break: the app has the reply
+            finally:  # even after a break, the app has the reply
                 self._answers.hand_over([message])
 
     def all(self, message_ids: set[str], until: float | None) -> list[Message]:
-        """Return what `each` yields; handed over whole, or not at all."""
+        """Return what `each` yields; all of it is handed over, or nothing."""
         wanted, replies = Wanted(message_ids), []
         with self._handing_over() as taken:
             while (found := self._next(wanted, until)) is not None:
@@ -66,7 +66,7 @@ class Replies:
         return replies
 
     def here(self, message_ids: set[str]) -> list[Message]:
-        """Return the replies that are here now; handed over whole, or not at all."""
+        """Return the replies that have arrived; all of them are handed over, or none."""
         replies: list[Message] = []
         with self._handing_over() as taken:
             while (message := self._answers.take(message_ids)) is not None:
@@ -79,9 +79,9 @@ class Replies:
 
     @contextmanager
     def _handing_over(self) -> Iterator[list[OpenMessage]]:
-        """What is put into the list is handed over at the end of the block: until then no other thread settles it.
+        """Hand over what is put into the list at the end of the block: until then no other thread settles it.
 
-        If the block fails the app has not got it, and it can be taken again.
+        If the block fails, the replies can be taken again.
         """
         taken: list[OpenMessage] = []
         try:
@@ -92,7 +92,7 @@ class Replies:
         self._answers.hand_over(taken)
 
     def _next(self, wanted: Wanted, until: float | None) -> tuple[OpenMessage, Message] | None:
-        """Return the next reply, which is taken and not handed over yet; None when there is none left, or no time."""
+        """Return the next reply, taken but not handed over yet; None when none is left, or when time is up."""
         while (message := self._waits.next(wanted, until)) is not None:
             decoded = self._decode(message, until)
             if decoded is not None:
@@ -105,9 +105,9 @@ class Replies:
     # Fetching.
 
     def _decode(self, message: OpenMessage, until: float | None) -> Message | None:
-        """Return a reply that was taken; None when it is not to be had now: it can be taken again.
+        """Return a reply that was taken; None if it cannot be had now: then it can be taken again.
 
-        A payload that Redis lost is asked for again; one that does not arrive until ``until`` waits for the next call.
+        A payload that Redis lost is asked for again; one that does not arrive by ``until`` is left to the next call.
         """
         if isinstance(message.reply, Error):
             return error_reply(self._run_id, message.message_id, message.entry, message.reply)
@@ -127,13 +127,13 @@ class Replies:
             raise
 
     def _fetch(self, message: OpenMessage, reply: Fields, until: float | None) -> Fields:
-        """Return the content of a large reply, nothing for one that has it in itself; an outage loses nothing of it."""
+        """Return the content of a large reply, and nothing for a small one; after an outage, continue where it was."""
         manifest = manifest_of(reply, self._limit)
         if manifest is None:
             return {}
         entries = manifest.entries
         if len(entries) != len(manifest.digests):
-            raise MissingChunkError("its node had nowhere to put its chunks")
+            raise MissingChunkError("its node could not store its chunks in Redis")
 
         def read(window: Sequence[int]) -> Iterator[bytes | None]:
             wanted = [entries[index] for index in window]

@@ -1,11 +1,11 @@
 """The session: one run's way to Redis, through outages.
 
-Owns that a run is over for this process, how long Redis may be unreachable, when to compare with it, and that a
-transaction is executed once although its answer was lost. It must not know what a transaction does, or who waits for
+Owns whether the run is over for this process, how long Redis may be unreachable, when to compare with it, and that a
+transaction takes effect once even if its answer is lost. It must not know what a transaction does, or who waits for
 replies.
 
-Locks are taken in this order: the lock of pushes, `Session.writing`, the fence's, the book's, that of `Blobs`. The last
-two are never held while anybody waits for Redis.
+Locks are taken in this order: the pushes', `Session.writing`, the fence's, the book's, the blobs'. The last two are
+never held while a thread waits for Redis.
 """
 
 import threading
@@ -27,8 +27,8 @@ Answer = TypeVar("Answer")
 #: Seconds a ServerApp waits while Redis is unreachable before it detaches.
 OUTAGE_LIMIT = 600.0
 
-#: Seconds that a push waits for room in a full Redis, for each transaction and each window of an upload, before it
-#: gives up: nodes' replies that are settled make some.
+#: Seconds that a push waits for room in a full Redis before it gives up, for each transaction and each window of an
+#: upload: settled replies make room.
 FULL_PATIENCE = 5.0
 
 
@@ -36,15 +36,15 @@ class Session:
     """Reaches Redis for one run. Safe to share between threads.
 
     Args:
-        transactions: what may be written, and in whose name.
-        receiver: the outboxes, whose cursors a comparison resets and whose dropped replies a transaction deletes.
-        liveness: what it saw before a lost connection is void.
+        transactions: the transactions of the run's owner.
+        receiver: a comparison resets its cursors, and a transaction deletes what it dropped.
+        liveness: a lost connection voids what it saw.
         reconciler: compares the run with Redis.
         outage_limit: seconds to wait while Redis is unreachable.
 
     Attributes:
-        writing: held from before a transaction until the book says what became of it: nobody may compare the book with
-            Redis in between.
+        writing: held from before a transaction until its outcome is in the book, so that book and Redis are not
+            compared in between.
         compared_at: local monotonic time of the last comparison.
     """
 
@@ -71,10 +71,10 @@ class Session:
         self._down_since: float | None = None
         self._over: Exception | None = None
 
-    # Whether the run goes on.
+    # Whether the run is over.
 
     def end(self, reason: Exception) -> None:
-        """The run is over for this process: everything raises ``reason`` from now on. The first one counts."""
+        """The run is over for this process: from now on everything raises ``reason``. The first call counts."""
         if self._over is None:
             self._over = reason
 
@@ -84,7 +84,7 @@ class Session:
         return self._over is not None
 
     def check(self) -> None:
-        """Raise what `end` was told, if it was."""
+        """Raise the reason if the run is over for this process."""
         if self._over is not None:
             raise self._over
 
@@ -96,18 +96,18 @@ class Session:
         return self._is_stale or self._connection.losses != self._losses
 
     def distrust(self) -> None:
-        """Compare before anything else is done: Redis showed that it forgot."""
+        """Compare before doing anything else: Redis has forgotten something."""
         self._is_stale = True
 
     def is_up(self) -> None:
-        """Redis answered: an outage is over."""
+        """Redis answered: an outage, if there was one, is over."""
         self._down_since = None
 
     def reconnect(self, error: Exception, until: float | None) -> None:
         """Wait until Redis answers again, at most until the local monotonic time ``until``.
 
         Raises:
-            OutageLimit: it was unreachable for too long.
+            OutageLimit: Redis was unreachable for too long.
             RunError: the run is over for this process.
         """
         self._is_stale = self._was_cut = True
@@ -126,7 +126,7 @@ class Session:
 
         Raises:
             OutageLimit: Redis was unreachable for too long.
-            RedisUnreachable: it was so at the local monotonic time ``until``.
+            RedisUnreachable: it still was at the local monotonic time ``until``.
         """
         while True:
             try:
@@ -143,10 +143,10 @@ class Session:
     def with_room(self, action: Callable[[], Answer]) -> Answer:
         """Return what ``action`` returns, repeating it while Redis is full: what this run or others settle makes room.
 
-        To be called without `writing`, so that other threads may settle meanwhile.
+        Call it without holding `writing`, so that other threads can settle in the meantime.
 
         Raises:
-            RedisOutOfMemory: there was none for `FULL_PATIENCE` seconds.
+            RedisOutOfMemory: there was no room for `FULL_PATIENCE` seconds.
         """
         retrying = tenacity.Retrying(
             wait=tenacity.wait_random_exponential(multiplier=0.1, max=1.0),
@@ -163,18 +163,20 @@ class Session:
             if not kept:
                 raise
             raise RedisOutOfMemory(
-                f"{error}; {kept} replies that this run was given stay in Redis until it moves on: "
+                f"{error}; {kept} replies that were handed over stay in Redis until the run moves on: "
                 "push the next group in smaller parts, or call driver.checkpoint() first"
             ) from error
 
     # Comparing.
 
     def reconcile(self, *, always: bool = False) -> None:
-        """Compare with Redis if a connection was lost since the last time, even one that redis-py mended; or always.
+        """Compare with Redis if a connection was lost since the last comparison, or if ``always``.
+
+        A connection that redis-py repaired counts as lost, too.
 
         Raises:
             RunStopped, RunFenced, RunLost: the run is over for this process.
-            RedisForgot, RedisUnreachable, RedisOutOfMemory: to be repeated.
+            RedisForgot, RedisUnreachable, RedisOutOfMemory: try again.
         """
         with self.writing:
             if not self.is_stale and not always:
@@ -189,7 +191,7 @@ class Session:
             self._losses, self._was_cut, self._is_stale = losses, False, False
 
     def reconcile_in_time(self, patience: float) -> bool:
-        """As `reconcile`, unless another thread writes for so many seconds; return whether book and Redis agree."""
+        """Like `reconcile`, but wait ``patience`` seconds for another writer; return whether book and Redis agree."""
         if not self.is_stale:
             return True
         if not self.writing.acquire(timeout=patience):
@@ -201,7 +203,7 @@ class Session:
             self.writing.release()
 
     def when_quiet(self, action: Callable[[], None]) -> None:
-        """Call ``action`` if nobody writes or compares just now, and nothing has to be compared."""
+        """Call ``action`` if no thread is writing or comparing, and no comparison is due."""
         if self.writing.acquire(blocking=False):
             try:
                 if not self.is_stale:
@@ -210,12 +212,12 @@ class Session:
                 self.writing.release()
 
     def take_up(self) -> None:
-        """A resumed run: see what is there. Nothing is restored, for this process remembers nothing."""
+        """Compare a resumed run with Redis. Nothing is restored, because this process remembers nothing."""
         try:
             with self.writing:
                 self._reconciler.compare()
         except (RedisUnreachable, RedisOutOfMemory, RedisForgot):
-            self.distrust()  # done again before anything else is
+            self.distrust()  # tried again before anything else
 
     # Writing.
 
@@ -226,15 +228,15 @@ class Session:
         *,
         frees: bool = False,
     ) -> list[Any] | None:
-        """Run a fenced transaction, through an outage if need be; delete what was dropped in the same one.
+        """Run a fenced transaction, through an outage if necessary; delete dropped replies in the same transaction.
 
         Args:
-            make: makes it. Called before each try, behind a comparison with Redis.
-            was_executed: asked after an outage whether the last one had been executed before the connection broke.
-            frees: it will only delete.
+            make: makes it. Called before each attempt, after a comparison with Redis.
+            was_executed: after an outage, says whether the transaction took effect before the connection broke.
+            frees: it only deletes.
 
         Returns:
-            The results that the transaction wants, or None when it was executed but its results are lost.
+            The results that the transaction asks for, or None if it was executed but its results are lost.
 
         Raises:
             RunStopped, RunFenced, RunLost, OutageLimit: the run is over for this process.
@@ -244,7 +246,7 @@ class Session:
         with self.writing:
             while True:
                 try:
-                    # Before the comparison, which writes the books as they were before this transaction.
+                    # Ask before the comparison, which writes the books as they were before this transaction.
                     if is_uncertain and self._has_taken_effect(was_executed):
                         return None
                     self._reconcile_unless_full(frees)
@@ -263,7 +265,7 @@ class Session:
                     raise
 
     def _reconcile_unless_full(self, frees: bool) -> None:
-        """What only deletes need not wait until there is room for what Redis forgot: it makes some."""
+        """A transaction that only deletes need not wait until there is room for what Redis forgot: it makes room."""
         try:
             self.reconcile()
         except RedisOutOfMemory:
@@ -271,10 +273,10 @@ class Session:
                 raise
 
     def _has_taken_effect(self, was_executed: Callable[[], bool]) -> bool:
-        """Return whether a transaction took effect whose answer was lost; afterwards it cannot any more."""
+        """Return whether a transaction took effect although its answer was lost; from then on it no longer can."""
         try:
             self._fence.seal()
-        except RedisForgot:  # it may have been the one that ended the run
+        except RedisForgot:  # this transaction may have ended the run
             if was_executed():
                 return True
             raise

@@ -1,7 +1,6 @@
-"""The upload: large contents to Redis, before any message names them.
+"""The upload: brings large contents to Redis, before any message names them.
 
-Owns that what Redis lacks of a content is sent, and what is sent for nothing is deleted again. It must not know
-messages, or who needs a content.
+Owns that exactly what Redis lacks of a content is sent. It must not know messages, or who needs a content.
 """
 
 from collections.abc import Callable, Collection
@@ -13,7 +12,7 @@ from brokerfl.common import RedisOutOfMemory
 from brokerfl.server.session import Session
 from brokerfl.wire.payload import EncodedContent, Manifest, Payload
 
-#: How often a content is sent before it is given up: once more after each loss, and a Redis that evicts loses always.
+#: How often the upload of a content is tried: again after each loss, and a Redis that evicts loses chunks every time.
 _MOST_PASSES = 10
 
 
@@ -21,8 +20,8 @@ class Uploader:
     """Brings the chunks of one run's contents to Redis, from any thread.
 
     Args:
-        session: the transactions.
-        blobs: what is there.
+        session: runs the transactions.
+        blobs: what Redis has.
     """
 
     def __init__(self, session: Session, blobs: Blobs) -> None:
@@ -30,11 +29,11 @@ class Uploader:
         self._blobs = blobs
 
     def upload(self, content: EncodedContent, *, patient: bool = True) -> None:
-        """Bring the chunks of a large content to Redis, those that it lacks; if ``patient``, wait for room.
+        """Upload the chunks of a large content that Redis lacks; if ``patient``, wait for room.
 
         Raises:
-            MessageTooLarge: the run would have more in Redis than it may.
-            RedisOutOfMemory: Redis is full, or deletes what it is sent; some chunks may be there.
+            MessageTooLarge: the run would exceed its limit in Redis.
+            RedisOutOfMemory: Redis is full, or evicts what it is sent; some chunks may be there.
         """
         payload = content.payload
         if payload is None:
@@ -47,12 +46,12 @@ class Uploader:
             for window in windows:
                 persist(partial(self._upload_window, payload, window))
         raise RedisOutOfMemory(
-            "Redis deletes chunks as soon as it has them: give it more memory, and set maxmemory-policy to noeviction"
+            "Redis evicts chunks as soon as it stores them: give it more memory, and set maxmemory-policy to noeviction"
         )
 
     def _lacking(self, payload: Payload) -> list[list[int]]:
         def ask() -> list[list[int]]:
-            self._session.reconcile()  # what Redis lacks is known only after a comparison
+            self._session.reconcile()  # only then is it known what Redis lacks
             return self._blobs.enter(payload)
 
         with self._session.writing:
@@ -62,21 +61,21 @@ class Uploader:
         with self._session.writing:
             self._session.transact(lambda: self._session.transactions.upload(payload, window))
             self._blobs.uploaded(payload, window)
-            if not self._session.is_stale:  # while this thread writes nobody else lets go of what Redis has had long
+            if not self._session.is_stale:  # no other thread releases chunks while this one is writing
                 self._blobs.release()
 
     def manifest(self, name: bytes) -> Manifest | None:
-        """Return the manifest of a large content if Redis has all of it, as far as this process knows."""
+        """Return the manifest of a large content if, as far as this process knows, Redis has all of it."""
         with self._session.writing:
             return self._blobs.manifest(name)
 
     def has(self, content: EncodedContent) -> bool:
-        """Return whether Redis has all of a large content, as far as this process knows."""
+        """Return whether, as far as this process knows, Redis has all of a large content."""
         return self.manifest(content.name) is not None
 
     @property
     def names(self) -> Collection[bytes]:
-        """The names of the contents that Redis may have. Read by the thread that holds `Session.writing`."""
+        """The names of the contents that Redis may have. Only for the thread that holds `Session.writing`."""
         return self._blobs.names
 
 

@@ -1,7 +1,7 @@
-"""The verdicts: what becomes of messages that no reply will answer.
+"""The verdicts: which messages no reply will answer.
 
-Owns why a message ends as an Error reply, and the sweep that looks at everything no ring tells of. It must not know who
-waits for replies.
+Owns why a message ends as an Error reply, and the sweep, which looks at everything that no ring announces. It must not
+know who waits for replies.
 """
 
 from collections.abc import Iterable
@@ -17,11 +17,11 @@ from brokerfl.server.session import Session
 
 
 class Verdicts:
-    """Passes the verdicts on one run's messages.
+    """Passes verdicts on the messages of one run.
 
     Args:
         book: the messages.
-        session: through which Redis is reached.
+        session: reaches Redis.
         receiver: reads the outboxes.
         liveness: judges which nodes are gone.
         blobs: what the run has broadcast.
@@ -36,7 +36,7 @@ class Verdicts:
         self._blobs = blobs
 
     def sweep(self) -> None:
-        """Look at everything that no ring tells of: owner, leases, outboxes, deadlines."""
+        """Look at everything that no ring announces: owner, leases, outboxes, deadlines."""
         owner = self._transactions.owner
         owner.fence.look()
         owing = self._book.owing()
@@ -49,7 +49,7 @@ class Verdicts:
         self._session.when_quiet(self._blobs.release)
 
     def _pass(self, verdicts: list[tuple[OpenMessage, Error]]) -> None:
-        """Take the messages back from the inboxes, then look into the outboxes once more: a reply there wins."""
+        """Take the messages out of the inboxes, then look into the outboxes once more: a reply there wins."""
         if not verdicts:
             return
         nodes = list(dict.fromkeys(message.node_id for message, _ in verdicts))
@@ -59,7 +59,7 @@ class Verdicts:
         self._book.answers.fail((message.message_id, error) for message, error in verdicts)
 
     def cancel(self, message_ids: Iterable[str]) -> None:
-        """Answer open messages with Error 3 and take them back."""
+        """Answer open messages with Error 3, and take them out of the inboxes."""
         self._session.check()
         wanted, reason = set(message_ids), Error(ErrorCode.MESSAGE_UNAVAILABLE, "the message was cancelled")
 
@@ -71,12 +71,12 @@ class Verdicts:
 
 
 def _verdict(message: OpenMessage, now: float, gone: set[int]) -> Error | None:
-    """Return why no reply will come; None while one may."""
+    """Return why no reply will come; None if one still may."""
     if message.entry.deadline <= now:
         return Error(ErrorCode.MESSAGE_UNAVAILABLE, "the message expired before a reply came")
     if message.state is State.LOST and message.fields is None:
         reason = "Redis lost the message, and the resumed ServerApp did not push it again"
         return Error(ErrorCode.MESSAGE_UNAVAILABLE, reason)
     if message.node_id in gone and not message.entry.waits:
-        return Error(ErrorCode.NODE_UNAVAILABLE, f"node {message.node_id} is unavailable: its lease lapsed")
+        return Error(ErrorCode.NODE_UNAVAILABLE, f"node {message.node_id} is unavailable: its lease has lapsed")
     return None

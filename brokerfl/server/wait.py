@@ -1,10 +1,10 @@
 """Waiting: lets any number of threads wait for replies.
 
-Owns who reads the bell, and when somebody sweeps. It must not know the Message classes, how a push is made, or how an
+Owns which thread reads the bell, and when to sweep. It must not know the Message classes, how a push is made, or how an
 outage is waited out.
 
-One thread at a time collects for all: the first that waits blocks on the bell, the others wait for it. So an app with
-one thread pays for no hand-over between threads, and one with many opens no more connections.
+One thread at a time collects for all: the first that waits blocks on the bell, the others wait for that thread. So an
+app with one thread has no hand-offs between threads, and an app with many opens no extra connections.
 """
 
 import time
@@ -19,13 +19,13 @@ from brokerfl.server.receive import Receiver
 from brokerfl.server.session import Session
 from brokerfl.server.verdict import Verdicts
 
-#: Seconds between two sweeps while somebody waits: they catch lost rings, lapsed leases and expired messages.
+#: Seconds between sweeps while a thread waits: they catch lost rings, lapsed leases and expired messages.
 SWEEP = 1.0
 
 
 @dataclass
 class Wanted:
-    """The messages whose replies one iterator waits for. ``seen``: how many takes of the book it has considered."""
+    """The messages whose replies one iterator waits for, and how many takes of the book it has seen."""
 
     ids: set[str]
     seen: int = -1
@@ -36,9 +36,9 @@ class Waits:
 
     Args:
         book: the run's messages.
-        session: through which Redis is reached.
+        session: reaches Redis.
         receiver: reads the outboxes.
-        verdicts: passed in every sweep.
+        verdicts: sweeps.
     """
 
     def __init__(self, book: Book, session: Session, receiver: Receiver, verdicts: Verdicts) -> None:
@@ -53,15 +53,15 @@ class Waits:
         self._swept = time.monotonic()
 
     def end(self, reason: Exception) -> None:
-        """The run is over for this process: every wait, now and later, raises ``reason``."""
+        """The run is over for this process: from now on every wait raises ``reason``."""
         self._session.end(reason)
         with self._changed:
             self._changed.notify_all()
 
     def next(self, wanted: Wanted, until: float | None) -> OpenMessage | None:
-        """Take the first reply to a message that is wanted; wait for it until the local monotonic time ``until``.
+        """Take the first reply to a wanted message; wait for it until the local monotonic time ``until``.
 
-        Removes from ``wanted`` what was found, and what another call took. None means that none is left, or no time.
+        Removes from ``wanted`` what was found, and what another call took. None means that none is left, or time is up.
         """
         with self._changed:
             while True:
@@ -83,20 +83,20 @@ class Waits:
         return message
 
     def _leave_out(self, wanted: Wanted) -> None:
-        """Another call may have taken what this one waits for."""
+        """Remove from ``wanted`` what another call took."""
         if wanted.seen != self._answers.takes:
             wanted.seen = self._answers.takes
             wanted.ids.intersection_update([each for each in wanted.ids if self._answers.waits(each)])
 
     def _wait(self, seconds: float, until: float | None) -> None:
-        """Wait for a change, as the one who collects if there is none. Called and left with the lock held."""
+        """Wait for a change; collect if no other thread does. The lock is held before and after."""
         if self._is_collecting:
             self._changed.wait(seconds)
         else:
             self._lead(lambda: self._collect(seconds, until))
 
     def poll(self) -> None:
-        """Take in what is there now, without waiting. Does nothing while another thread collects."""
+        """Collect what has arrived, without waiting. Does nothing while another thread collects."""
         with self._changed:
             self._session.check()
             if not self._is_collecting:
@@ -143,13 +143,13 @@ class Waits:
         self._swept = time.monotonic()
 
     def _do_without_room(self, error: Exception, block: float | None) -> None:
-        """What Redis forgot cannot be written again as long as it is full; replies come and verdicts are passed."""
+        """While Redis is full, what it forgot cannot be restored; still receive replies and pass verdicts."""
         if not self._is_full:
             log(WARNING, "%s; waiting until there is room", error)
         self._is_full = True
         try:
             self._sweep()
         except (RedisUnreachable, RedisForgot):
-            return  # the next turn sees to it
+            return  # the next turn handles it
         with self._changed:
             self._changed.wait(block or 0.0)

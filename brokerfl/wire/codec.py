@@ -1,8 +1,8 @@
-"""Codecs: a record of one kind to and from what stands for it in a description, and the buffers beside it.
+"""Codecs: a record of one kind to and from its part of a description, and the buffers next to that.
 
-Owns the table of codecs, which stands beside the table of kinds in `brokerfl.common.record`, and the checks on a record
+Owns the table of codecs, the counterpart of the table of kinds in `brokerfl.common.record`, and the checks on a record
 that arrives: declared sizes against dtype and shape before an array is made. It must not know the other records of a
-content, or the limits of all together.
+content, or the limits of the whole content.
 """
 
 import math
@@ -19,7 +19,7 @@ Buffer = bytes | memoryview
 #: numpy allows 64 dimensions since 2.0 (NPY_MAXDIMS).
 MAX_DIMENSIONS = 64
 
-#: Bytes of a config that are a buffer of their own from this size on: secure aggregation has a whole model in one.
+#: From this size on, the bytes in a config are a buffer of their own: secure aggregation puts a whole model into one.
 LONG = 16 * 1024
 
 
@@ -31,21 +31,21 @@ class Buffers:
         self._next = 0
 
     def take(self, size: int) -> Buffer:
-        """Return the next one.
+        """Return the next buffer.
 
         Raises:
-            FrameError: it is missing, or is not of ``size`` bytes.
+            FrameError: it is missing, or does not have ``size`` bytes.
         """
         data = self._fields.get(b"%d" % self._next)
         if data is None or len(data) != size:
             found = "none" if data is None else f"{len(data)} bytes"
-            raise FrameError(f"array {self._next} declares {size} bytes, its buffer holds {found}")
+            raise FrameError(f"array {self._next} declares {size} bytes, but its buffer holds {found}")
         self._next += 1
         return data
 
 
 class Codec(Generic[R]):
-    """How one kind of record is described. This one is for kinds whose values msgpack carries as they are.
+    """How one kind of record is described. This class is for kinds whose values msgpack carries unchanged.
 
     Args:
         kind: the class of the records.
@@ -55,10 +55,10 @@ class Codec(Generic[R]):
         self._kind = kind
 
     def encode(self, record: R, buffers: list[Buffer]) -> dict[str, Any]:
-        """Return what describes a record, and put into ``buffers`` what travels beside the description.
+        """Return the description of a record, and append to ``buffers`` what travels next to the description.
 
         Raises:
-            TypeError, ValueError: a value changed after it was assigned to a type that the record does not take.
+            TypeError, ValueError: a list changed after it was assigned, to what the record does not take.
         """
         record.check_items()  # a list may have grown since it was assigned
         return dict(record.items())
@@ -67,8 +67,8 @@ class Codec(Generic[R]):
         """Return the record that `encode` described.
 
         Raises:
-            FrameError: it is malformed, or does not fit its buffers.
-            TypeError, ValueError, AttributeError: it is malformed in a way that Python noticed.
+            FrameError: it is malformed, or does not match its buffers.
+            TypeError, ValueError, AttributeError: it is malformed in another way.
         """
         return self._kind(described)
 
@@ -76,12 +76,12 @@ class Codec(Generic[R]):
         """Return the sizes that a described record declares for its buffers.
 
         Raises:
-            FrameError, TypeError, ValueError, AttributeError: as `decode`.
+            FrameError, TypeError, ValueError, AttributeError: as for `decode`.
         """
         return ()
 
     def count_containers(self, described: dict[str, Any]) -> int:
-        """Return how many lists and maps the description of a record has in it, beside one for each buffer."""
+        """Return how many lists and maps the description of a record contains, besides one for each buffer."""
         return sum(isinstance(value, list) for value in described.values())
 
 
@@ -102,7 +102,7 @@ class _Arrays(Codec[ParametersRecord]):
 
 
 class _Configs(Codec[ConfigsRecord]):
-    """Long bytes are a buffer. A map of their size stands for them: no config's value is a map."""
+    """Long bytes are a buffer, described by a map with their size; no value of a config is a map."""
 
     def encode(self, record: ConfigsRecord, buffers: list[Buffer]) -> dict[str, Any]:
         record.check_items()
@@ -124,7 +124,7 @@ CODECS: dict[type[Record[Any]], Codec[Any]] = {
 
 if KINDS.keys() != CODECS.keys():
     _names = ", ".join(sorted(kind.__name__ for kind in KINDS.keys() ^ CODECS.keys()))
-    raise TypeError(f"a kind of record is both in the table of RecordSet and in CODECS, which is not so for {_names}")
+    raise TypeError(f"a kind of record must be both in the table of RecordSet and in CODECS, unlike {_names}")
 
 
 # Long bytes.
@@ -133,7 +133,7 @@ _SIZE = "size"
 
 
 def _without_long(record: ConfigsRecord, buffers: list[Buffer]) -> dict[str, Any]:
-    """Return a config's values with what stands for long bytes, and put these into ``buffers``."""
+    """Return a config's values with long bytes replaced by their sizes, and append these bytes to ``buffers``."""
 
     def short(item: Any) -> Any:
         if type(item) is not bytes or len(item) < LONG:
@@ -148,7 +148,7 @@ def _without_long(record: ConfigsRecord, buffers: list[Buffer]) -> dict[str, Any
 
 
 def _with_long(record: Any, buffers: Buffers) -> dict[str, Any]:
-    """Return a config's values with long bytes in their places."""
+    """Return a config's values with the long bytes put back."""
 
     def whole(item: Any) -> Any:
         return bytes(buffers.take(_long_size(item))) if type(item) is dict else item
@@ -190,7 +190,7 @@ def _array(item: Any, buffers: Buffers) -> Array:
 
 
 def _checked_item(item: Any) -> tuple[str, list[int], str, int]:
-    """Return what describes an array."""
+    """Return dtype, shape, stype and size of a described array."""
     if not isinstance(item, list) or len(item) != 4:
         raise FrameError("an array is not described by dtype, shape, stype and size")
     dtype, shape, stype, size = item
@@ -202,7 +202,7 @@ def _checked_item(item: Any) -> tuple[str, list[int], str, int]:
 
 
 def _size_of(item: Any) -> int:
-    """Return the declared size of an array, which must be what its dtype and shape need, or that of an .npy file."""
+    """Return the declared size of an array, which must match its dtype and shape, or be that of an .npy file."""
     dtype, shape, stype, size = _checked_item(item)
     if stype == SType.NUMPY:
         _check_size(dtype, shape, size, exactly=False)
@@ -214,12 +214,12 @@ def _check_numpy(dtype: str, shape: Sequence[int], data: Buffer) -> None:
 
 
 def _check_size(dtype: str, shape: Sequence[int], size: int, *, exactly: bool) -> None:
-    """Check a numpy array's size; ``exactly`` unless it is an .npy file, whose header comes before the elements."""
+    """Check a numpy array's size; not ``exactly`` for an .npy file, whose header precedes the elements."""
     itemsize = ITEMSIZE.get(dtype)
     if itemsize is None:
         raise FrameError(f"an array has dtype {reprlib.repr(dtype)}, which brokerfl does not carry")
     if len(shape) > MAX_DIMENSIONS:
-        raise FrameError(f"an array has {len(shape)} dimensions, at most {MAX_DIMENSIONS} are allowed")
+        raise FrameError(f"an array has {len(shape)} dimensions; at most {MAX_DIMENSIONS} are allowed")
     expected = itemsize * math.prod(shape)
     if size < expected or (exactly and size != expected):
-        raise FrameError(f"an array of dtype {dtype} and shape {tuple(shape)} needs {expected} bytes, it has {size}")
+        raise FrameError(f"an array of dtype {dtype} and shape {tuple(shape)} needs {expected} bytes, but has {size}")

@@ -1,6 +1,6 @@
 """The contents of one push.
 
-Owns that each content is encoded and hashed once, however many messages carry it. It must not know messages.
+Owns that each content is encoded and hashed once, no matter how many messages carry it. It must not know messages.
 """
 
 from collections.abc import Hashable, Iterator
@@ -12,12 +12,12 @@ from brokerfl.wire.frame import CONTENT, Fields
 from brokerfl.wire.payload import EncodedContent, is_large
 from brokerfl.wire.record import encode_content
 
-#: Bytes at both ends of an array by which contents are told apart before they are compared, and bytes compared at once.
+#: Bytes at both ends of an array that distinguish contents before they are compared, and bytes compared at once.
 _END, _STRETCH = 256, 1024 * 1024
 
 
 class Contents:
-    """The contents of one push, each encoded and hashed once, also when many records share or repeat its arrays."""
+    """The contents of one push, each encoded and hashed once, even if many records share or repeat its arrays."""
 
     def __init__(self) -> None:
         self._by_record: dict[int, EncodedContent] = {}
@@ -25,7 +25,7 @@ class Contents:
         self._by_look: dict[Hashable, list[tuple[Fields, EncodedContent]]] = {}
 
     def encode(self, record: RecordSet) -> EncodedContent:
-        """Return a content, frozen as it is now."""
+        """Return the encoded content, frozen as it is now."""
         if id(record) not in self._by_record:
             fields = encode_content(record)
             memory = (fields[CONTENT], *(memory_of(data) for data in islice(fields.values(), 1, None)))
@@ -35,7 +35,7 @@ class Contents:
         return self._by_record[id(record)]
 
     def _equal(self, fields: Fields) -> EncodedContent:
-        """Return a content that has the same bytes elsewhere in memory, if there is one: only what is new is hashed."""
+        """Return a content with the same bytes elsewhere in memory, or a new one: only that is hashed."""
         ends = (bytes(data[:_END]) + bytes(data[-_END:]) for data in islice(fields.values(), 1, None))
         found = self._by_look.setdefault((fields[CONTENT], *ends), [])
         for other, encoded in found:

@@ -53,10 +53,10 @@ def check_message(message: Message, run_id: int) -> Message:
     """Return the message if this run can push it.
 
     Raises:
-        TypeError, ValueError: it is no message, or none with content, or another run's; or as `check_metadata`.
+        TypeError, ValueError: it is not a Message, has no content, or belongs to another run; or as `check_metadata`.
     """
     if not isinstance(message, Message):
-        raise TypeError(f"push_messages takes Messages, not {type(message).__name__}")
+        raise TypeError(f"push_messages() takes Messages, not {type(message).__name__}")
     if not message.has_content():
         raise ValueError(f"{message!r} has no content: only nodes send errors")
     if message.metadata.run_id != run_id:

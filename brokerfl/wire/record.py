@@ -1,13 +1,13 @@
 """RecordSet to and from a description (msgpack) and raw buffers: one per array, and per long bytes of a config.
 
 Owns the layout of the description and the limits of a content. It must not know messages, ids or Redis, or how a record
-of one kind is described, which is its codec's business.
+of one kind is described; its codec does.
 
 A description is a list:
 
-    the records of the first three kinds, a map by name each
-    the kind of each record, a byte each, in the order of the records; absent where that is the order of the kinds
-    a map of the records of further kinds, by the name of the kind; absent where there are none
+    the records of each of the first three kinds, as a map by name
+    the kind of each record, as a byte, in the order of the records; absent if that is the order of the kinds
+    a map of the records of further kinds, by the name of the kind; absent if there are none
 """
 
 import reprlib
@@ -30,14 +30,14 @@ from brokerfl.wire.frame import (
     unpack,
 )
 
-#: The kinds that a description tells apart by place; it names those that came later.
+#: The kinds that a description distinguishes by position; it names those that came later.
 _PLACED = tuple(KINDS)[:3]
 _PLACES = len(_PLACED)
 
-#: Most buffers of a content: what describes an array is two lists, and a description holds 200,000.
+#: Most buffers of a content: an array is described by two lists, and a description has at most 200,000.
 MAX_ARRAYS = 99_000
 
-#: What describes each record, by its kind and its name.
+#: The descriptions of records, by kind and name.
 _Described = dict[type[Record[Any]], dict[str, dict[str, Any]]]
 
 
@@ -45,8 +45,8 @@ def encode_content(content: RecordSet) -> Fields:
     """Return the stream fields that hold ``content``; arrays are not copied.
 
     Raises:
-        TypeError, ValueError: a value changed after it was assigned to a type that a record does not take.
-        MessageTooLarge: more than `frame.MAX_MESSAGE_BYTES`, or more records, lists and arrays than a receiver takes.
+        TypeError, ValueError: a list changed after it was assigned, to what its record does not take.
+        MessageTooLarge: it exceeds `frame.MAX_MESSAGE_BYTES`, or has too many records, lists or arrays.
     """
     buffers: list[Buffer] = []
     described = {
@@ -62,13 +62,13 @@ def encode_content(content: RecordSet) -> Fields:
         ) from None
     if len(buffers) > MAX_ARRAYS:
         raise MessageTooLarge(
-            f"the content has {len(buffers):,} arrays and long bytes, at most {MAX_ARRAYS:,} are allowed"
+            f"the content has {len(buffers):,} arrays and long bytes; at most {MAX_ARRAYS:,} are allowed"
         )
     if len(fields[CONTENT]) > MAX_CONTAINERS:  # each takes a byte at least
         count = _count_containers(described, len(buffers))
         if count > MAX_CONTAINERS:
             raise MessageTooLarge(
-                f"the content makes {count:,} lists and maps, at most {MAX_CONTAINERS:,} are allowed, one for each "
+                f"the content makes {count:,} lists and maps; at most {MAX_CONTAINERS:,} are allowed, one for each "
                 "record and list and two for each array: put numbers into fewer, longer lists, or into arrays"
             )
     for index, buffer in enumerate(buffers):
@@ -76,16 +76,16 @@ def encode_content(content: RecordSet) -> Fields:
     size = size_of(fields)
     if size > MAX_MESSAGE_BYTES:
         raise MessageTooLarge(
-            f"the content has {size:,} bytes, the limit is {MAX_MESSAGE_BYTES:,} bytes: send fewer or smaller arrays"
+            f"the content has {size:,} bytes; the limit is {MAX_MESSAGE_BYTES:,} bytes: send fewer or smaller arrays"
         )
     return fields
 
 
 def decode_content(fields: Mapping[bytes, Buffer]) -> RecordSet:
-    """Return the RecordSet that `encode_content` made; arrays are read-only views on ``fields``.
+    """Return the RecordSet that `encode_content` encoded; arrays are read-only views of ``fields``.
 
     Raises:
-        FrameError: a description that is malformed or does not fit the buffers.
+        FrameError: the description is malformed or does not match the buffers.
     """
     kinds, order = _description(fields.get(CONTENT))
     buffers = Buffers(fields)
@@ -99,7 +99,7 @@ def decode_content(fields: Mapping[bytes, Buffer]) -> RecordSet:
 
 
 def check_description(data: bytes | memoryview, sizes: Sequence[int]) -> None:
-    """Check that a description fits buffers of these ``sizes``, before any of them is there.
+    """Check that a description matches buffers of these ``sizes``, before any of them has arrived.
 
     Raises:
         FrameError: it does not, or is malformed.
@@ -110,11 +110,11 @@ def check_description(data: bytes | memoryview, sizes: Sequence[int]) -> None:
             size for kind, records in kinds for record in records.values() for size in CODECS[kind].sizes(record)
         ]
     if declared != list(sizes):
-        raise FrameError("the arrays that the content describes are not the ones that its manifest holds")
+        raise FrameError("the content describes other arrays than its manifest holds")
 
 
 def _laid_out(described: _Described, order: list[type[Record[Any]]]) -> list[Any]:
-    """Return the description of records whose kinds are, one by one, those of ``order``."""
+    """Return the description of these records; ``order`` has the kind of each record, in order of insertion."""
     records = list(described.values())
     if len(records) == _PLACES:
         return records + _order_of(described, order)
@@ -123,7 +123,7 @@ def _laid_out(described: _Described, order: list[type[Record[Any]]]) -> list[Any
 
 
 def _order_of(described: _Described, order: list[type[Record[Any]]]) -> list[Any]:
-    """Return the kind of each record, one byte each, where they do not stand in the order of the kinds."""
+    """Return the kind of each record, one byte each, if the records are not in the order of the kinds."""
     if len(set(order)) < 2:
         return []
     places = bytes(map(list(described).index, order))
@@ -131,9 +131,9 @@ def _order_of(described: _Described, order: list[type[Record[Any]]]) -> list[Any
 
 
 def _count_containers(described: _Described, buffers: int) -> int:
-    """Return how many lists and maps a description has, as `frame.unpack` counts them, without a look into each list.
+    """Return how many lists and maps a description has, as `frame.unpack` counts them, without reading each list.
 
-    What stands for a buffer is one, whatever its kind.
+    A buffer is described by one, no matter which kind it has.
     """
     count = 1 + len(described) + (len(described) > _PLACES) + buffers
     for kind, records in described.items():
@@ -142,7 +142,7 @@ def _count_containers(described: _Described, buffers: int) -> int:
 
 
 def _description(data: Buffer | None) -> tuple[list[tuple[type[Record[Any]], Any]], list[Any]]:
-    """Return the described records of each kind, and their order, if there is one. Of both nothing is checked yet."""
+    """Return the described records of each kind, and their order, if there is one. Neither is checked yet."""
     description = unpack(data, MAX_CONTENT_BYTES)
     if not isinstance(description, list) or not _PLACES <= len(description) <= _PLACES + 2:
         raise FrameError("the content is not a list of three kinds of records, and their order")
@@ -172,7 +172,7 @@ def _in_order(kinds: list[dict[str, Record[Any]]], order: bytes | None = None) -
         return
     sorted_order = b"".join(bytes([kind]) * len(records) for kind, records in enumerate(kinds))
     if not isinstance(order, bytes) or len(order) != len(sorted_order) or bytes(sorted(order)) != sorted_order:
-        raise FrameError("the order of the records is not one of the records")
+        raise FrameError("the order of the records does not list the records")
     remaining = [iter(records.items()) for records in kinds]
     for kind in order:
         yield next(remaining[kind])
@@ -187,7 +187,7 @@ def _malformed() -> Iterator[None]:
 
 
 def digest_of(content: Fields) -> bytes:
-    """Return 16 bytes that tell one encoded content from another."""
+    """Return 16 bytes that identify an encoded content."""
     digest = sha256()
     for name, data in content.items():
         digest.update(b"%b %d " % (name, len(data)))
@@ -196,5 +196,5 @@ def digest_of(content: Fields) -> bytes:
 
 
 def frozen(content: Fields) -> Fields:
-    """Return ``content`` with the arrays copied that share the app's memory: it stays as it is now."""
+    """Return ``content`` with copies of the arrays that share the app's memory, so that it stays as it is now."""
     return {name: data if isinstance(data, bytes) else bytes(data) for name, data in content.items()}

@@ -1,6 +1,6 @@
-"""Replies as the app sees them: made from what the ledger says of a message and what its node sent.
+"""Replies as the app sees them: made from a message's ledger entry and what its node sent.
 
-Owns the shape of a reply's metadata, and the Error replies that no node wrote. It must not know Redis or waiting.
+Owns the shape of a reply's metadata, and the Error replies that no node sent. It must not know Redis or waiting.
 """
 
 import time

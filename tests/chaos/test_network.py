@@ -147,4 +147,4 @@ def test_an_outage_is_logged_when_it_begins_and_when_it_ends(lab: Lab) -> None:
     lab.open_gates("n1")
     server_app.ends(0)
     for process in (server_app, *nodes.values()):
-        assert process.text.count("waiting for it to come back") == process.text.count("is back after") <= 1
+        assert process.text.count("waiting until it answers again") == process.text.count("is back after") <= 1

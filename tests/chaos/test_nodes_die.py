@@ -51,7 +51,7 @@ def test_a_node_that_is_killed_before_it_could_publish_executes_nothing_again(la
     nodes["n0"].wait_for("Training begins")
     lab.proxy.down()
     lab.open_gates("n0")
-    nodes["n0"].wait_for("waiting for it to come back")  # nothing but a finished reply makes it ask Redis meanwhile
+    nodes["n0"].wait_for("waiting until it answers again")  # nothing but a finished reply makes it ask Redis meanwhile
     nodes["n0"].kill()
     lab.proxy.up()
     lab.node("n0")

@@ -47,7 +47,7 @@ USAGE = {
     "name's bytes": ((*NODE, "--name", "a\udcff"), r"Invalid value for '--name': 'a\\udcff' is not UTF-8"),
     "label's bytes": ((*NODE, "--label", "a=\udcff"), r"Invalid value for '--label': 'a=\\udcff' is not UTF-8"),
     "app's bytes": (("brokerfl-server", "s\udcff:app"), r"the app 's\\udcff:app' is not UTF-8"),
-    "prefix": ((*NODE, "--prefix", "a b"), "the prefix 'a b' may hold only letters, digits"),
+    "prefix": ((*NODE, "--prefix", "a b"), "the prefix 'a b' may contain only letters, digits"),
     "scheme": ((*NODE, "--redis", "http://127.0.0.1"), "the Redis URL http://127.0.0.1 must start with redis://"),
     "no scheme": ((*NODE, "--redis", "localhost:6379"), "the Redis URL localhost:6379 must start with redis://"),
     "port": ((*NODE, "--redis", "redis://127.0.0.1:http"), "the Redis URL redis://127.0.0.1:http cannot be read"),
@@ -92,7 +92,9 @@ def test_no_redis_there(commands: Commands) -> None:
 def test_plain_text_to_another_machine(commands: Commands) -> None:
     """Without --insecure it is refused with 15, before anything is sent; the line says what to do."""
     for process in [commands.start(*command, "--redis", "redis://u:secret@redis.example.org") for command in EVERY]:
-        assert error_of(process.ends(15)).startswith("Error: redis://u:***@redis.example.org is plain text to a host")
+        assert error_of(process.ends(15)).startswith(
+            "Error: redis://u:***@redis.example.org is plain text to another machine"
+        )
         assert "Use rediss://, or pass --insecure" in process.err
 
 
@@ -110,12 +112,12 @@ def test_a_right_is_missing(commands: Commands, broker: Broker) -> None:
         broker.admin.execute_command("ACL", "SETUSER", name, "on", ">pw", "~*", "&*", "+@all", f"-{command}")
     host = broker.url.partition("//")[2]
     node = commands.run(*NODE, "--redis", f"redis://no-groups:pw@{host}", code=11)
-    assert error_of(node).startswith(f"Error: redis://no-groups:***@{host} refuses a right that brokerfl needs: ")
+    assert error_of(node).startswith(f"Error: redis://no-groups:***@{host} denies a permission that brokerfl needs: ")
     assert "xgroup" in error_of(node)
     assert "ping" in error_of(commands.run("brokerfl", "runs", "--redis", f"redis://no-ping:pw@{host}", code=11))
     commands.node()
     server = commands.run(*SERVER, "--run-config", "nodes=1", "--redis", f"redis://no-entries:pw@{host}", code=11)
-    assert f"Run {run_id(server)} is detached: redis://no-entries:***@{host} refuses a right" in server.err
+    assert f"Run {run_id(server)} is detached: redis://no-entries:***@{host} denies a permission" in server.err
     assert "Traceback" not in server.text
 
 
@@ -191,18 +193,21 @@ def test_a_server_that_is_no_redis(commands: Commands) -> None:
     """A web server on that port is one line, and 2: the URL is wrong."""
     with stand_in(NO_REDIS) as url:
         process = commands.run("brokerfl", "runs", "--redis", url, code=2)
-    assert error_of(process).startswith(f"Error: what answers at {url} cannot be used: ")
+    assert error_of(process).startswith(f"Error: the server at {url} cannot be used: ")
 
 
 def test_a_database_that_is_not_there(commands: Commands, broker: Broker) -> None:
     """A database number beyond the server's is one line, and 2."""
     process = commands.run("brokerfl", "runs", "--redis", f"{broker.url}/99", code=2)
-    assert error_of(process).startswith(f"Error: what answers at {broker.url}/99 cannot be used: DB index is out of")
+    assert error_of(process).startswith(f"Error: the server at {broker.url}/99 cannot be used: DB index is out of")
 
 
 URLS = {
-    "database": ("redis://127.0.0.1:1/zero", "the database 'zero' is no number"),
-    "parameter": ("redis://127.0.0.1:1/?timeout=3", "has a parameter 'timeout'; those that may be are db, username"),
+    "database": ("redis://127.0.0.1:1/zero", "the database 'zero' is not a number"),
+    "parameter": (
+        "redis://127.0.0.1:1/?timeout=3",
+        "has the unknown parameter 'timeout'; the allowed ones are db, username",
+    ),
     "no socket": ("unix://", "names no socket: write unix:///path/to/redis.sock"),
 }
 

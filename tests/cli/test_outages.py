@@ -40,14 +40,14 @@ def test_signals_end_commands_without_redis(commands: Commands, server: Embedded
     idle = commands.node()
     server.stop()
     for process in (server_app, idle):
-        process.wait_for(r"WARNING : +Redis at .* does not answer.*waiting for it to come back")
+        process.wait_for(r"WARNING : +Redis at .* does not answer.*waiting until it answers again")
         process.send(signal.SIGTERM)
-    assert "The node left without telling Redis" in idle.ends(0).text
+    assert "The node left, but could not tell Redis" in idle.ends(0).text
     assert f"brokerfl stop {run_id(server_app)}" in server_app.ends(143).err
     node.send(signal.SIGTERM)
     node.wait_for("Got SIGTERM")
     commands.write("gate", "")
-    assert "The node left without telling Redis" in node.ends(0).text
+    assert "The node left, but could not tell Redis" in node.ends(0).text
     assert not any("Traceback" in process.text for process in commands.started)
 
 
@@ -70,20 +70,20 @@ def test_an_outage_that_is_too_long_detaches_the_run(commands: Commands, server:
     assert f"brokerfl-server server:app --resume {run_id(server_app)}" in text
     assert "Traceback" not in text
     commands.write("gate", "")
-    node.wait_for("waiting for it to come back")
+    node.wait_for("waiting until it answers again")
 
 
 def test_a_redis_that_lost_its_data_ends_the_run(commands: Commands, server: EmbeddedServer) -> None:
     """After a restart without data the ServerApp ends with 32 and one line; the node starts afresh by itself."""
     node, server_app = in_a_round(commands, name="hospital-1")
     server.stop()
-    server_app.wait_for("waiting for it to come back")
+    server_app.wait_for("waiting until it answers again")
     server.start()
     last = server_app.ends(32).err.splitlines()[-1]
-    assert last == f"Error: Redis lost its data: what it has now knows nothing of run {run_id(server_app)}"
+    assert last == f"Error: Redis lost its data, and run {run_id(server_app)} with them"
     assert "Traceback" not in server_app.text
     commands.write("gate", "")
-    node.wait_for("WARNING : +Redis at .* lost its data, or is another one: the node starts afresh")
+    node.wait_for("WARNING : +Redis at .* lost its data or was replaced; the node starts with a new state")
     assert "Round 1: 1 of 1 replied" in commands.run("brokerfl-server", "server:app", "--run-config", "nodes=1").text
     assert node.text.count("Training begins") == 2
 
@@ -98,11 +98,11 @@ def test_a_redis_that_forgot_its_last_writes_does_not(commands: Commands, tmp_pa
         server_app = commands.server("--run-config", "nodes=1 rounds=2")
         node.wait_for("Training begins")
         os.kill(server.pid, signal.SIGKILL)
-        server_app.wait_for("waiting for it to come back")
+        server_app.wait_for("waiting until it answers again")
         server.stop()
         os.truncate(append_only_file(tmp_path / "data"), size)
         server.start()
-        server_app.wait_for(f"Redis forgot its last writes; run {run_id(server_app)} was written again")
+        server_app.wait_for(f"Redis had lost its last writes; run {run_id(server_app)} was restored")
         commands.write("gate", "")
         assert server_app.ends(0).text.count(": 1 of 1 replied") == 2
         assert node.text.count("Training begins") == 2

@@ -136,7 +136,7 @@ def test_a_run_keeps_its_run_config(commands: Commands, broker: Broker) -> None:
     before = keys_of(broker, run)
     other = commands.run("brokerfl-server", "server:app", "--resume", run, "--run-config", "num-rounds=4", code=2)
     assert error_of(other).startswith(f"Error: run {run} was started with the run config {{'num-rounds': 3, ")
-    assert "not {'num-rounds': 4}: resume it without one" in error_of(other)
+    assert "not {'num-rounds': 4}: resume it without a run config" in error_of(other)
     assert keys_of(broker, run) == before
     commands.env["BROKERFL_RUN_CONFIG"] = "num-rounds=5"  # for runs that begin
     again = resumed(commands, run, "--run-config", "min-nodes=2", "--run-config", "num-rounds=3")
@@ -157,8 +157,8 @@ def test_only_what_there_is_can_be_resumed(commands: Commands, broker: Broker) -
     assert statuses(commands) == {stopped: "detached"}
     commands.run("brokerfl", "stop", stopped)
     for run, reason in (
-        (ended, f"run {ended} has ended already"),
-        (stopped, f"run {stopped} has ended already"),
+        (ended, f"run {ended} has already ended"),
+        (stopped, f"run {stopped} has already ended"),
         ("12345", f"there is no run 12345 under the prefix '{PREFIX}'; see brokerfl runs"),
     ):
         process = commands.run("brokerfl-server", "server:app", "--resume", run, code=30)
@@ -175,7 +175,7 @@ def test_another_app_does_not_resume_a_run(commands: Commands, broker: Broker) -
     commands.write("other.py", commands.folder.joinpath("server.py").read_text())
     before = contents_of(broker.admin, sorted(broker.scan(f"*{run}*")))
     other = commands.run("brokerfl-server", "other:app", "--resume", run, code=2)
-    assert error_of(other).startswith(f"Error: run {run} is one of server:app, not of other:app: ")
+    assert error_of(other).startswith(f"Error: run {run} belongs to server:app, not to other:app: ")
     assert contents_of(broker.admin, sorted(broker.scan(f"*{run}*"))) == before
     open_gate(commands)
     renamed = commands.run("brokerfl-server", "other:app", "--resume", run, "--another-app")
@@ -197,13 +197,13 @@ def test_a_second_server_app_is_refused(commands: Commands, broker: Broker) -> N
     lease = 6.0
     server = in_round_2(commands, broker, "--lease", str(lease))
     second = commands.start("brokerfl-server", "server:app", "--resume", run_id(server))
-    second.wait_for("waiting to see whether it lives")
+    second.wait_for("waiting to see whether it is alive")
     began = time.monotonic()
     second.ends(34)
     assert time.monotonic() - began < lease
     last = second.err.splitlines()[-1]
-    assert last.startswith(f"Error: run {run_id(server)} is run by another ServerApp, process {server.pid} on ")
-    assert last.endswith("; --takeover takes it away from that one")
+    assert last.startswith(f"Error: run {run_id(server)} has another ServerApp, process {server.pid} on ")
+    assert last.endswith("; --takeover takes the run from it")
     open_gate(commands)
     assert f"The sum is {total(2, 3)} after 3 rounds" in server.ends(0).text
     assert [executed_once(commands, name) for name in ("fast", "slow")] == [["1", "2", "3"]] * 2

@@ -224,7 +224,7 @@ def test_stop_ends_a_living_server(commands: Commands, broker: Broker) -> None:
     assert server.ends(31).err.splitlines()[-1] == f"Error: run {run_id(server)} was stopped"
     assert "Traceback" not in server.text
     commands.write("gate", "")
-    node.wait_for(f"Run {run_id(server)} is over; a late reply to it was dropped")
+    node.wait_for(f"Run {run_id(server)} is over; a late reply was dropped")
     assert remaining(broker) == set()
 
 
@@ -261,6 +261,6 @@ def test_only_what_there_is_can_be_stopped(commands: Commands, broker: Broker) -
     commands.write("server.py", RAISING.replace("divide(3)", "pass"))
     server = commands.run("brokerfl-server", "server:app")
     again = commands.run("brokerfl", "stop", run_id(server), code=30)
-    assert again.err == f"Error: run {run_id(server)} has ended already\n"
+    assert again.err == f"Error: run {run_id(server)} has already ended\n"
     unknown = commands.run("brokerfl", "stop", "12345", code=30)
     assert unknown.err == f"Error: there is no run 12345 under the prefix '{PREFIX}'; see brokerfl runs\n"

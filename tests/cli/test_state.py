@@ -116,7 +116,7 @@ def test_a_state_that_was_taken_away(commands: Commands, broker: Broker) -> None
     shutil.rmtree(state_dir(commands))
     again = start_node(commands, "berlin")
     [warning] = warnings_of(again)
-    assert "Node 'berlin' kept its state elsewhere before: what it learned in runs that go on" in warning
+    assert "Node 'berlin' used another state directory before: its context.state of current runs" in warning
     assert sum_of(server) == 1 + 1 + 2
     assert executions(commands, "berlin") == ["1", "2", "2", "3"]
 
@@ -129,7 +129,7 @@ def test_a_state_of_another_machine(commands: Commands, broker: Broker, tmp_path
     node.kill()
     moved = "--state-dir", str(tmp_path / "moved")
     second = start_node(commands, "berlin", *moved, gate=2)
-    assert ["kept its state elsewhere before" in line for line in warnings_of(second)] == [True]
+    assert ["used another state directory before" in line for line in warnings_of(second)] == [True]
     second.wait_for("Round 2 begins")
     second.kill()
     third = start_node(commands, "berlin", *moved, gate=2)
@@ -183,7 +183,7 @@ def test_a_journal_that_is_damaged(commands: Commands, broker: Broker) -> None:
     journal.write_bytes(b"surely no database " * 1000)
     node = commands.run("brokerfl-node", "client:app", "--name", "berlin", code=21)
     assert error_of(node).startswith(f"Error: the node's journal {journal} cannot be opened (")
-    assert error_of(node).endswith("): move it away to start afresh")
+    assert error_of(node).endswith("): move it away to start with a new state")
     assert broker.scan("*:lease") == set(), "it seems to be online"
     assert journal.read_bytes() == b"surely no database " * 1000
 

@@ -62,7 +62,7 @@ def test_a_file_that_is_no_certificate(commands: Commands, redis_tls_url: str, c
         options = [part for name, path in paths.items() for part in (f"--{name}", path)]
         commands.start("brokerfl", "runs", "--redis", redis_tls_url, *options)
     for process in commands.started:
-        assert "a file of --ca-cert, --cert, --key is no PEM file" in error_of(process.ends(12))
+        assert "a file given with --ca-cert, --cert or --key is not a PEM file" in error_of(process.ends(12))
 
 
 def test_the_wrong_scheme_for_the_port(commands: Commands, redis_tls_url: str, broker: Broker) -> None:

@@ -162,7 +162,7 @@ def test_more_lists_than_a_receiver_takes_are_refused(backend: Backend) -> None:
 
     with federation(backend, app, nodes=1) as nodes, driving(backend) as driver:
         node = nodes.nodes[0].node_id
-        with pytest.raises(MessageTooLarge, match="makes 200,005 lists and maps, at most 200,000 are allowed"):
+        with pytest.raises(MessageTooLarge, match="makes 200,005 lists and maps; at most 200,000 are allowed"):
             driver.push_messages([driver.create_message(many, "train", node, "1")])
         [reply] = driver.send_and_receive([driver.create_message(number(1), "train", node, "1")])
         assert reply.error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
@@ -205,4 +205,4 @@ def test_an_error_that_is_none_is_error_2(backend: Backend, error: tuple[object,
     with federation(backend, app, nodes=1) as nodes, driving(backend) as driver:
         [reply] = driver.send_and_receive([driver.create_message(number(1), "train", nodes.nodes[0].node_id, "1")])
         assert reply.error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
-        assert "an Error is made of an int and a str" in reply.error.reason
+        assert "an Error needs an int and a str" in reply.error.reason

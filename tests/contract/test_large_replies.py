@@ -82,7 +82,7 @@ def test_a_reply_with_a_chunk_missing_is_asked_for_again(
         if held:
             assert reply.content.parameters_records["p"]["a"].data == bytes(LAYER)
         else:
-            assert "payload of its reply is gone" in reason_of(reply, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
+            assert "content of its reply is gone" in reason_of(reply, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
         assert send(driver, node, LAYER).has_content()
 
 
@@ -172,7 +172,7 @@ def test_a_forgotten_payload_is_uploaded_again(backend: Backend, held: bool, mon
             assert reply.content.parameters_records["p"]["a"].data == bytes(LAYER)
         else:
             reason = reason_of(reply, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
-            assert f"node {node.node_id} had answered" in reason
+            assert f"node {node.node_id} answered, but the content" in reason
     assert counter.calls == 1
 
 

@@ -441,7 +441,7 @@ def test_counters_go_on(backend: Backend) -> None:
 def test_a_living_server_app_keeps_its_run(backend: Backend) -> None:
     """Without a takeover the run of a ServerApp that renews its lease is refused, and goes on undisturbed."""
     with federation(backend, nodes=1) as nodes, driving(backend, lease=0.9) as driver:
-        with pytest.raises(RunAttached, match="--takeover takes it away"):
+        with pytest.raises(RunAttached, match="--takeover takes the run from it"):
             Driver(backend.connect(), "", None, resume=driver.run.run_id)
         message = driver.create_message(number(1), "train", nodes.nodes[0].node_id, "1")
         assert [number_in(reply) for reply in driver.send_and_receive([message])] == [1]
@@ -461,7 +461,7 @@ def test_a_run_that_is_not_there_cannot_be_resumed(backend: Backend) -> None:
     """A run that has ended, and one that never was, raise RunNotFound that says which, and leave no key."""
     with driving(backend) as driver:
         run = driver.run.run_id
-    for resume, reason in ((run, "has ended already"), (77, "there is no run 77")):
+    for resume, reason in ((run, "has already ended"), (77, "there is no run 77")):
         with pytest.raises(RunNotFound, match=reason):
             Driver(backend.connect(), "", None, resume=resume, takeover=True)
         assert not [key for key in backend.admin.scan_iter() if b"{run:" in key]

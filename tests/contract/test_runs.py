@@ -177,7 +177,7 @@ def test_a_run_that_ends_while_it_is_listed_keeps_its_mark(backend: Backend, mon
 def test_a_retention_that_is_too_long_is_refused(retention: float) -> None:
     """A retention beyond what `P:runs` remembers is a ConfigError that names the limit, at a start and a resume."""
     connection = fake_connection()
-    with pytest.raises(ConfigError, match=r"at most 2592000 s \(30 days\)"):
+    with pytest.raises(ConfigError, match=r"the limit is 2592000 s \(30 days\)"):
         Driver(connection, "server:app", retention=retention)
     assert list_runs(connection) == []
     driver = Driver(connection, "server:app", retention=MOST_RETENTION)

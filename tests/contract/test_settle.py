@@ -148,7 +148,7 @@ def test_nonsense_is_a_type_error(backend: Backend, nonsense: Any) -> None:
     """What is no message raises TypeError that names its type, and settles nothing of the same call."""
     with federation(backend, Trainer().app, nodes=1) as nodes, driving(backend) as driver:
         [reply] = driver.send_and_receive(broadcast(driver, [nodes.nodes[0].node_id]))
-        with pytest.raises(TypeError, match=f"settle takes replies, not {type(nonsense).__name__}"):
+        with pytest.raises(TypeError, match=rf"settle\(\) takes replies, not {type(nonsense).__name__}"):
             driver.settle(reply, nonsense)
         assert in_ledger(backend, driver) == {reply.metadata.reply_to_message}
 

@@ -233,7 +233,7 @@ def test_stop_deletes_a_run_without_a_server_app(backend: Backend) -> None:
         eventually(lambda: [info.status for info in list_runs(backend.connect())] == ["detached"])
         stop_run(backend.connect(), run)
         assert [info.status for info in list_runs(backend.connect())] == ["stopped"]
-        with pytest.raises(RunNotFound, match="ended already"):
+        with pytest.raises(RunNotFound, match="already ended"):
             stop_run(backend.connect(), run)
         with pytest.raises(RunNotFound, match="no run 77"):
             stop_run(backend.connect(), 77)

@@ -78,7 +78,7 @@ def test_the_function_is_returned_unchanged() -> None:
 
 
 def test_mistakes_are_named() -> None:
-    """Two functions for one type, a bad action, a decorator without brackets, no function, an unknown type."""
+    """Two functions for one type, a bad action, a decorator without parentheses, no function, an unknown type."""
     app = ClientApp()
 
     @app.train()
@@ -89,7 +89,7 @@ def test_mistakes_are_named() -> None:
         app.train()(train)
     with pytest.raises(ValueError, match="not a name"):
         app.train("not a name")
-    with pytest.raises(ValueError, match="with brackets"):
+    with pytest.raises(ValueError, match="with parentheses"):
         app.evaluate(train)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"no function for `query` messages; it has: `train`"):
         app(message("query"), CONTEXT)

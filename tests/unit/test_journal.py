@@ -357,7 +357,7 @@ def test_a_damaged_journal_is_named(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / f"{REDIS.hex()}.db").write_bytes(b"surely no database " * 100)
     journal = Journal(folder)
-    with pytest.raises(JournalError, match=rf"{folder}.*move it away to start afresh"):
+    with pytest.raises(JournalError, match=rf"{folder}.*move it away to start with a new state"):
         journal.open(REDIS)
     journal.close()
     with pytest.raises(ConfigError, match=str(folder)):

@@ -108,7 +108,7 @@ def test_its_lists_are_counted(unregister: Callable[[], None], coded: Any, monke
     assert decode_content(encode_content(mixed())) == mixed()
     for module in (record, frame):
         monkeypatch.setattr(module, "MAX_CONTAINERS", count - 1)
-    with pytest.raises(MessageTooLarge, match=f"makes {count} lists and maps, at most {count - 1} are allowed"):
+    with pytest.raises(MessageTooLarge, match=f"makes {count} lists and maps; at most {count - 1} are allowed"):
         encode_content(mixed())
     with pytest.raises(FrameError, match=f"more than {count - 1}"):
         decode_content(fields)
@@ -128,7 +128,7 @@ def test_a_record_set_treats_a_new_kind_as_the_others(unregister: Callable[[], N
     assert content.count_bytes() == 2 + 9 + 2
     message = Message(Metadata(1, "", 2, 3, "", "", 1.0, "train"), content=content)
     assert "content: 0 parameters, 1 metrics, 0 configs, 1 texts, 13 bytes" in repr(message)
-    with pytest.raises(TypeError, match=r"RecordSet\['x'\]: a TextsRecord is needed, not MetricsRecord"):
+    with pytest.raises(TypeError, match=r"RecordSet\['x'\]: expected a TextsRecord, not MetricsRecord"):
         content.texts_records["x"] = MetricsRecord()  # type: ignore[attr-defined]
     with pytest.raises(TypeError, match="MetricsRecord, ConfigsRecord, TextsRecord, not dict"):
         content["x"] = {}  # type: ignore[assignment]
@@ -161,7 +161,7 @@ def test_an_entry_changes_no_content_without_its_records(unregister: Callable[[]
 @pytest.mark.parametrize(
     ("rest", "reason"),
     [
-        ([{}], "the order of the records is not one"),
+        ([{}], "the order of the records does not list"),
         ([{}, {}], "not a list of three kinds"),
         ([b"", b""], "not a list of three kinds"),
         ([b"", b"", {"texts": {}}], "not a list of three kinds"),
@@ -172,8 +172,8 @@ def test_an_entry_changes_no_content_without_its_records(unregister: Callable[[]
         ([{"texts": 5}], "is malformed"),
         ([{"texts": {"t": 5}}], "is malformed"),
         ([{"texts": {"t": {"a": [1]}}}], "a list of str is needed"),
-        ([b"\x03\x03", {"texts": {"t": {}}}], "the order of the records is not one"),
-        ([b"\x00", {"texts": {"t": {}}}], "the order of the records is not one"),
+        ([b"\x03\x03", {"texts": {"t": {}}}], "the order of the records does not list"),
+        ([b"\x00", {"texts": {"t": {}}}], "the order of the records does not list"),
     ],
 )
 def test_malformed_further_kinds(unregister: Callable[[], None], rest: list[Any], reason: str) -> None:
@@ -224,4 +224,4 @@ def test_entry_and_codec_come_together(change: str, name: str) -> None:
     code = f"from brokerfl.common.record import *\n{change}\nimport brokerfl.wire.record"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
-    assert done.stderr.endswith(f"in the table of RecordSet and in CODECS, which is not so for {name}\n")
+    assert done.stderr.endswith(f"in the table of RecordSet and in CODECS, unlike {name}\n")

@@ -122,7 +122,7 @@ def test_integers_beyond_64_bits(kind: type[Any], value: Any) -> None:
 
 def test_the_text_names_the_types() -> None:
     """The error of a wrong value says what was given and what is taken."""
-    with pytest.raises(TypeError, match=r"^MetricsRecord\['a'\]: an int, a float .* not str in a list$"):
+    with pytest.raises(TypeError, match=r"^MetricsRecord\['a'\]: expected an int, a float .* not str in a list$"):
         MetricsRecord({"a": ["x"]})  # type: ignore[dict-item]
     with pytest.raises(TypeError, match="one type only, not float and int"):
         ConfigsRecord({"a": [1, 2.0]})
@@ -273,7 +273,7 @@ def test_record_set_takes_one_kind_each(attribute: str, way: str) -> None:
     WAYS_IN[way](part, "good", KINDS[attribute]())
     for kind in (*KINDS.values(), dict):
         if kind is not KINDS[attribute]:
-            with pytest.raises(TypeError, match=rf"\['bad'\]: a {KINDS[attribute].__name__} is needed"):
+            with pytest.raises(TypeError, match=rf"\['bad'\]: expected a {KINDS[attribute].__name__}"):
                 WAYS_IN[way](part, "bad", kind())
     assert list(part) == ["good"]
 

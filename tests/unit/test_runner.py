@@ -1,16 +1,29 @@
 """The runner: fields and a state in, fields and a state out; and the executor that keeps the books for it."""
 
+import sqlite3
+
 import pytest
 
 from brokerfl.broker.inbox import Delivery
 from brokerfl.client import ClientApp
 from brokerfl.client.executor import Executor
-from brokerfl.client.journal import Journal
+from brokerfl.client.journal import Answer, Journal
 from brokerfl.client.payloads import Payloads
-from brokerfl.client.runner import NoStateError, Runner, Task
+from brokerfl.client.runner import MOST_BYTES, NoStateError, Runner, Task
 from brokerfl.client.wanted import Wanted
 from brokerfl.client.worklist import Work, Worklist
-from brokerfl.common import Context, ErrorCode, FrameError, Message, Metadata, MetricsRecord
+from brokerfl.common import (
+    Array,
+    Context,
+    ErrorCode,
+    FrameError,
+    JournalError,
+    Message,
+    Metadata,
+    MetricsRecord,
+    ParametersRecord,
+    SType,
+)
 from brokerfl.testing import fake_connection
 from brokerfl.wire.frame import CONTENT, Fields
 from brokerfl.wire.message import decode_header, decode_message, encode_message
@@ -100,6 +113,41 @@ def test_what_the_app_raises_undoes_its_change() -> None:
     assert (error.code, error.reason) == (ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "ValueError: after it had counted")
     assert not runner.has_state_of(RUN.run_id)
     assert counted(runner.run(task(1, state)).state) == 3
+
+
+def test_an_array_that_sqlite_would_refuse_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit of SQLite is for a row: the longest array that the runner lets through fits into one, with its key."""
+    most = 10_000
+    limit = most - (1_000_000_000 - MOST_BYTES)
+    monkeypatch.setattr("brokerfl.client.runner.MOST_BYTES", limit)
+    journal = Journal()
+    journal.open(b"a Redis")
+    assert journal._db is not None
+    journal._db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, most)
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        size = number_in(message)
+        array = Array("uint8", (size,), SType.NUMPY, bytes(size))
+        context.state.parameters_records["p"] = ParametersRecord({"a": array})
+        return message.create_reply(number(0))
+
+    def answer(state: Fields | None) -> Answer:
+        return Answer(2**64 - 1, "f" * 32, {}, state)
+
+    longest = Runner(app, NODE, {}).run(task(limit, {})).state
+    journal.commit([answer(longest)])
+    assert journal.state_of(2**64 - 1) == longest
+    refused = Runner(app, NODE, {}).run(task(limit + 1, {}))
+    _, error = decode_header(refused.head)
+    assert refused.state is None
+    assert error is not None
+    assert error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+    assert f"has {limit + 1:,} bytes; the limit is {limit:,} bytes: split it" in (error.reason or "")
+    with pytest.raises(JournalError, match="too big"):
+        journal.commit([answer({b"0": bytes(most - 8)})])
+    journal.close()
 
 
 def test_what_cannot_be_read_is_no_fault_of_the_app() -> None:

@@ -98,7 +98,7 @@ def test_lists_and_maps_are_counted_as_the_receiver_counts(content: RecordSet, a
         decode_content(fields)
         for module in (record, frame):
             patch.setattr(module, "MAX_CONTAINERS", count - 1)
-        with pytest.raises(MessageTooLarge, match=f"makes {count:,} lists and maps, at most {count - 1:,} are allowed"):
+        with pytest.raises(MessageTooLarge, match=f"makes {count:,} lists and maps; at most {count - 1:,} are allowed"):
             encode_content(content)
         with pytest.raises(FrameError, match=f"more than {count - 1:,}"):
             decode_content(fields)
@@ -144,7 +144,7 @@ def test_long_bytes_of_a_config_are_buffers() -> None:
     assert exact(decode_content(fields)) == exact(content)
     with pytest.raises(FrameError, match="array 4 declares"):
         decode_content({**fields, b"4": long[1:]})
-    with pytest.raises(FrameError, match="are not the ones that its manifest holds"):
+    with pytest.raises(FrameError, match="describes other arrays than its manifest holds"):
         record.check_description(fields[b"c"], [3])
     for size in (-1, 0, codec.LONG - 1, True, "9", None):
         with pytest.raises(FrameError, match="long bytes are described by"):
@@ -154,7 +154,7 @@ def test_long_bytes_of_a_config_are_buffers() -> None:
 def test_an_order_that_is_none_is_refused() -> None:
     """The order of kinds has one byte for each record, looked at before anything else is done with it."""
     for order in (b"", b"\x02\x01", b"\x01", b"\x03", [1], bytes(10**6)):
-        with pytest.raises(FrameError, match="the order of the records is not one of the records"):
+        with pytest.raises(FrameError, match="the order of the records does not list the records"):
             decode_content({b"c": pack([{}, {}, {"c": {}}, order], 2 * 10**6)})
 
 
@@ -205,7 +205,7 @@ def test_message_ids_are_of_one_run() -> None:
 def test_the_size_limit_counts_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     """Description and arrays together may not exceed the limit, and the error says both numbers."""
     monkeypatch.setattr(record, "MAX_MESSAGE_BYTES", 1000)
-    with pytest.raises(MessageTooLarge, match=r"1,\d\d\d bytes, the limit is 1,000 bytes"):
+    with pytest.raises(MessageTooLarge, match=r"1,\d\d\d bytes; the limit is 1,000 bytes"):
         encode_content(RecordSet({"p": ParametersRecord({"w": Array(np.zeros(125))})}))
 
 

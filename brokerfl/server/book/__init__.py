@@ -1,19 +1,19 @@
-"""The book: the messages of one run that are not settled yet, and all that is counted of them.
+"""The book: the messages of one run that are not settled yet, and the counts of them.
 
-This package alone says what becomes of a message: `state` has the table, `message` what each step does to one message,
-`index` finds messages, `book` plans what commits do to them, and `answers` is about their replies.
+Only this package decides what happens to a message: `state` has the table, `message` what each step does to a message,
+`index` finds messages, `book` plans what commits do to them, and `answers` handles their replies.
 
 A message is *accepted* when the transaction of its push was executed. It is *sent* when it is in its node's inbox. It
-is *answered* when the first reply that fits was read from the outbox, or when a verdict made an Error its reply. It is
+is *answered* when the first matching reply was read from the outbox, or when a verdict made an Error its reply. It is
 *handed over* when the app has that reply for good: the call that waited returned it, or its iterator went past it. It
 is *settled* when a commit took it out of the book; then its reply leaves Redis. These five words mean these five
 moments everywhere: in code, documentation and log.
 
-After a resume the messages that were left open are *orphans*, until the app pushes the same message again or waits for
-its id, and so *adopts* it. Nobody waits for an orphan, so no verdict is passed on it.
+After a resume, unsettled messages are *orphans* until the app pushes the same message again or waits for its id, and so
+*adopts* it. Nobody waits for an orphan, so no verdict is passed on it.
 
-Nothing here does I/O, has a thread, or knows Redis. Everything is guarded by one lock, `Book.changed`, which nobody
-holds while it waits for anything else.
+Nothing here does I/O, starts a thread, or knows Redis. One lock guards everything, `Book.changed`; no thread holds it
+while waiting for anything else.
 """
 
 from brokerfl.server.book.answers import Answers

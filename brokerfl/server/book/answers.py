@@ -1,7 +1,7 @@
 """Answers: the replies of a run's messages, from the outbox to the app.
 
-Owns which reply counts, that each is taken by one thread, and when it is handed over, so that a commit may settle it.
-It must not know how replies are read or waited for.
+Owns which reply counts, that only one thread takes it, and when it is handed over, so that a commit may settle it. It
+must not know how replies are read or awaited.
 """
 
 import threading
@@ -24,9 +24,9 @@ class Answers:
         index: the messages.
 
     Attributes:
-        changed: the lock of the book.
-        dropped: replies that fitted nothing open: another node's, late, or a second one.
-        takes: how often `take` found something.
+        changed: the book's lock.
+        dropped: how many replies matched no open message: from another node, late, or a second one.
+        takes: how often `take` found a reply.
     """
 
     def __init__(self, index: Index) -> None:
@@ -37,7 +37,7 @@ class Answers:
     def answer(self, node_id: int, outbox_entry: str, message_id: str, reply: Fields, data: Entries) -> Settled | None:
         """Take in a reply that was read from ``node_id``'s outbox. Returns what is to be deleted of it.
 
-        It is judged by its arrival: the entry's id carries the server's time.
+        The time of its arrival decides whether it is late: the entry's id carries the server's time.
         """
         with self._lock:
             message = self._index.find(message_id)
@@ -93,27 +93,27 @@ class Answers:
                 self._put_back(message, lambda message: message.go(Step.PUT_BACK))
 
     def _put_back(self, message: OpenMessage, step: Callable[[OpenMessage], Event]) -> bool:
-        if message.state is not State.TAKEN:  # it was cancelled meanwhile
+        if message.state is not State.TAKEN:  # it was cancelled in the meantime
             return False
         self._index.note(message, step(message))
         self._index.answered.move_to_end(message.message_id, last=False)
         return True
 
     def use_spare(self, message: OpenMessage) -> Settled | None:
-        """A reply that was taken is none, for its payload is missing: a later copy is the first to be taken.
+        """The payload of a taken reply is missing: the latest copy becomes the reply, and is the next to be taken.
 
         Returns:
-            The former copy, to be deleted; None where there is no other.
+            The former copy, to be deleted; None if there is no other.
         """
         with self._lock:
             former = message.copy
             return former if message.spares and self._put_back(message, OpenMessage.use_spare) else None
 
     def reopen(self, message: OpenMessage) -> tuple[Settled, Parcel] | None:
-        """A reply that was taken is none, for its payload is missing: the message is open again, a few times.
+        """The payload of a taken reply is missing: the message is open again, at most `MOST_REOPENED` times.
 
         Returns:
-            What there is of its reply, to be deleted, and what is to be sent once more; None where it cannot be.
+            What is left of the reply, to be deleted, and what is to be sent again; None if that is not possible.
         """
         with self._lock:
             former = message.copy
@@ -136,10 +136,10 @@ class Answers:
                     self._index.note(message, message.hand_over())
 
     def handed_over(self) -> list[OpenMessage]:
-        """Return what a commit by this thread settles: what was handed over to the app.
+        """Return what a commit by this thread settles: the messages whose replies were handed over.
 
-        So is what an iterator of this thread has yielded: its loop's body has seen it. What one of another thread has
-        yielded may not have been folded yet.
+        A reply that an iterator of this thread has yielded counts, because the body of its loop has seen it. One that
+        another thread's iterator has yielded may not have been folded yet.
         """
         thread = threading.get_ident()
         with self._lock:

@@ -1,12 +1,12 @@
 """The book of one run: what its pushes and commits do to its messages.
 
-Owns the plan of each commit, which contents are needed, and the run's counters. It must not know Redis, or what becomes
-of replies.
+Owns the plan of each commit, which contents are needed, and the run's counters. It must not know Redis, or what happens
+to replies.
 
-What changes both the book and Redis goes in three steps: `plan` says what is due, as one `Change`; its transaction is
-executed; `apply` does in the book what the change says. Where the transaction fails, `discard` forgets the plan, and
-nothing has to be undone. From plan to apply the messages that are new are *under way*: a reply may be faster than the
-answer to their transaction, so replies find them, and nothing else does.
+What changes both the book and Redis takes three steps: `plan` returns what is due, as one `Change`; its transaction is
+executed; `apply` does the same to the book. If the transaction fails, `discard` forgets the plan, and nothing has to be
+undone. From plan to apply, new messages are *under way*: a reply may be faster than the answer to their transaction, so
+replies find them, and nothing else does.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -26,10 +26,10 @@ from brokerfl.wire.run import LedgerEntry
 
 
 class Applied(NamedTuple):
-    """What became of parcels, and what a change left to be deleted."""
+    """What happened to parcels, and what a change left to be deleted."""
 
-    vanished: list[Parcel]  # found no inbox
-    refused: list[tuple[Parcel, Exception]]  # somebody made another thing of the inbox
+    vanished: list[Parcel]  # there was no inbox
+    refused: list[tuple[Parcel, Exception]]  # the key of the inbox has another type
     freed: list[Settled]  # replies
 
 
@@ -49,7 +49,7 @@ class Book:
         tell: is told of every step that a message takes; it must not call the book.
 
     Attributes:
-        changed: guards all of it; notified when a wait may be over.
+        changed: the lock that guards everything; notified when a wait may be over.
         answers: the replies.
     """
 
@@ -140,7 +140,7 @@ class Book:
             self._kept = names
 
     def reserve(self, entry: LedgerEntry, now: float, *, exactly: bool = False) -> OpenMessage | None:
-        """Return the orphan that a message pushed again stands for; nobody else adopts it until `adopt` or `disown`.
+        """Return the orphan that a message adopts, and reserve it until `adopt` or `disown`.
 
         See `Orphans.reserve`.
         """
@@ -197,11 +197,11 @@ class Book:
         """Return what one commit changes. It is under way until `apply` or `discard`, or until the next plan.
 
         Args:
-            sending: what enters, or is sent once more, unless it was answered meanwhile.
+            sending: messages to enter, or to send again unless they were answered in the meantime.
             settled: messages whose replies the app has; they leave.
             cancelled: orphans; they leave.
-            state: the ServerApp's, where it is another one than the last commit saved.
-            contents: the names of what the run has in Redis.
+            state: the ServerApp's, if it differs from what the last commit saved.
+            contents: the names of the contents that the run has in Redis.
         """
         with self._lock:
             gone, saved = (*settled, *cancelled), state.name if state else self.state_name
@@ -226,7 +226,7 @@ class Book:
 
     @property
     def under_way(self) -> Change:
-        """The last plan, which is neither applied nor discarded."""
+        """The last plan, neither applied nor discarded yet."""
         assert self._under_way is not None, "a plan comes first"
         return self._under_way.change
 
@@ -314,9 +314,9 @@ class Book:
             seen: every entry, as node id, entry id and message id.
 
         Returns:
-            What is to be sent again: open messages that Redis lost, whose fields are at hand; and those whose large
-            replies it lost, which their nodes hold in memory, and not for long. And the entries, as node id and entry
-            id, that belong to nothing of it.
+            What is to be sent again, if its fields are at hand: open messages that Redis lost, and messages whose large
+            replies it lost, which their nodes hold in memory only briefly. And the entries, as node id and entry id,
+            that belong to neither.
         """
         with self._lock:
             owed, in_doubt = self._index.owed(), self._index.in_doubt()

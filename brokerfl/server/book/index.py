@@ -68,12 +68,12 @@ class Index:
         self.by_node.setdefault(message.entry.node_id, {})[message.message_id] = message
 
     def load(self, orphan: OpenMessage) -> None:
-        """A message was accepted in a former life of the run."""
+        """A message was accepted before the resume."""
         self.enter(orphan)
         self._move(orphan, State.UNSENT)
 
     def leave(self, message: OpenMessage, step: Step) -> None:
-        """A message leaves by its last step."""
+        """A message takes its last step, and leaves."""
         self.note(message, message.go(step))
         of_node = self.by_node[message.entry.node_id]
         del self.messages[message.message_id], of_node[message.message_id]
@@ -81,7 +81,7 @@ class Index:
             del self.by_node[message.entry.node_id]
 
     def find(self, message_id: str) -> OpenMessage | None:
-        """Return a message that is not settled, or that is under way."""
+        """Return a message that is unsettled or under way."""
         return self.messages.get(message_id) or self.unsent.get(message_id)
 
     def owing(self) -> list[int]:
@@ -89,9 +89,9 @@ class Index:
         return list(self._owing)
 
     def owed(self) -> list[OpenMessage]:
-        """Return the messages that were accepted and that nobody has answered."""
+        """Return the messages that were accepted and are still open."""
         return [each for node in self._owing for each in self.by_node[node].values() if each.state in OWING]
 
     def in_doubt(self) -> list[OpenMessage]:
-        """Return the messages that are doubtful."""
+        """Return the messages whose replies are doubtful."""
         return [self.messages[message_id] for message_id in self.doubtful if message_id in self.messages]

@@ -1,7 +1,7 @@
-"""One message of a run that is not settled yet, and what is known of it.
+"""One unsettled message of a run, and what is known about it.
 
-Owns what each step of a message does to it: the methods here are the only writers, and the `book` alone calls them. It
-must not know any other message, Redis, or threads.
+Owns what each step does to a message: only the methods here write it, and only the `book` calls them. It must not know
+any other message, Redis, or threads.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from brokerfl.wire.run import LedgerEntry
 #: How often a node is asked again for a reply whose payload is missing.
 MOST_REOPENED = 3
 
-#: Where the chunks of a large reply are in the data stream; nothing for a small one.
+#: Where the chunks of a large reply are in the data stream; empty for a small one.
 Entries = tuple[str, ...]
 
 #: A copy of a reply: its outbox entry, its fields, and where its chunks are.
@@ -29,7 +29,7 @@ _ACCEPTED, _ANSWERED, _TAKEN, _HANDED_OVER = Step.ACCEPTED, Step.ANSWERED, Step.
 
 
 class IllegalStep(AssertionError):  # noqa: N818  (it says what was tried)
-    """A step that the table in `state` does not have: a mistake in the code that tried it."""
+    """A step that is not in the table in `state`: a bug in the code that tried it."""
 
 
 class Event(NamedTuple):
@@ -48,11 +48,11 @@ class OpenMessage:
     """One message of the run."""
 
     message_id: str
-    entry: LedgerEntry  # what the ledger holds of it
-    fields: Fields | None = None  # what was sent, while it may have to be sent again; None where it is not at hand
+    entry: LedgerEntry  # its entry in the ledger
+    fields: Fields | None = None  # what was sent, while it may have to be sent again; None if it is not at hand
     state: State = State.UNSENT
-    inbox_entries: tuple[str, ...] = ()  # where it is in its inbox, as far as is known
-    began: str | None = ""  # where it first was there; "" while it is unsent, None where that is not known
+    inbox_entries: tuple[str, ...] = ()  # its entries in its inbox, as far as known
+    began: str | None = ""  # its first entry there; "" while it is unsent, None if unknown
     outbox_entry: str = ""  # where its reply is
     data_entries: Entries = ()  # where the chunks of a large reply are
     reply: Fields | Error | None = None  # what was read, or the verdict
@@ -62,12 +62,12 @@ class OpenMessage:
 
     @property
     def node_id(self) -> int:
-        """Who is to execute it."""
+        """The node that is to execute it."""
         return self.entry.node_id
 
     @property
     def is_open(self) -> bool:
-        """Whether nobody has answered it."""
+        """Whether it is not answered yet."""
         return self.state in OPEN
 
     def is_handed_over_to(self, thread: int) -> bool:
@@ -75,7 +75,7 @@ class OpenMessage:
         return self.state not in GIVEN or (self.state is State.YIELDED and self.taken_by == thread)
 
     def parcel(self, fields: Fields) -> Parcel:
-        """Return what goes into its inbox, instead of what is there."""
+        """Return what goes into its inbox, replacing what is there."""
         return Parcel(self.node_id, self.message_id, fields, self.inbox_entries)
 
     @property
@@ -93,7 +93,7 @@ class OpenMessage:
         """Take a step that changes nothing but the state.
 
         Raises:
-            IllegalStep: it cannot be taken from where the message is.
+            IllegalStep: the step cannot be taken from the message's state.
         """
         before, entry = self.state, self.entry
         following = TRANSITIONS[before].get(step)
@@ -110,71 +110,71 @@ class OpenMessage:
         return self.go(_ACCEPTED)
 
     def replace(self, entry: LedgerEntry) -> None:
-        """It was sent once more, with another content: Redis had lost the first one."""
+        """It was sent again, with another content: Redis had lost the first one."""
         self.entry = entry
 
     def note_entry(self, entry_id: str) -> None:
-        """Its inbox has it there; "" where the answer was lost: its first entry may be another than is found later."""
+        """It is in its inbox at this entry; "" if the answer was lost: then its first entry stays unknown."""
         if entry_id:
             self.inbox_entries = (*self.inbox_entries, entry_id)
         if self.began == "":
             self.began = entry_id or None
 
     def find(self, entry_ids: list[str]) -> Event:
-        """A comparison with Redis found it there, or nowhere."""
+        """A comparison with Redis found it at these entries, or nowhere."""
         self.inbox_entries = tuple(entry_ids)
         return self.go(Step.FOUND if entry_ids else Step.MISSED)
 
     def adopt(self) -> Event:
-        """It is no orphan any more."""
+        """It is no longer an orphan."""
         return self.go(Step.ADOPTED)
 
     def keep(self, fields: Fields | None) -> None:
-        """What is to be sent again, should it have to be."""
+        """Keep what to send if it has to be sent again."""
         if self.is_open or self.data_entries:
             self.fields = fields
 
     # The reply.
 
     def answer(self, reply: Fields | Error, outbox_entry: str = "", data_entries: Entries = ()) -> Event:
-        """Its first reply came, or a verdict."""
+        """Its first reply arrived, or a verdict was passed."""
         self.reply, self.outbox_entry, self.data_entries = reply, outbox_entry, data_entries
-        if not data_entries:  # else the payload may prove to be missing
+        if not data_entries:  # the payload of a large reply may turn out to be missing
             self.fields = None
         return self.go(_ANSWERED)
 
     def spare(self, copy: Copy) -> bool:
-        """Keep another copy of a large reply: the payload of the one that counts may prove to be missing.
+        """Keep another copy of a large reply: the payload of the one that counts may turn out to be missing.
 
-        A node uploads again what it does not find in Redis. Returns False where that is no such copy.
+        A node uploads again what it does not find in Redis. Returns False if this is not such a copy.
         """
         if self.is_open or not self.data_entries or not copy[2]:
             return False
         if copy[0] in [outbox_entry for outbox_entry, _, _ in self.spares]:
             return True  # read again after a reconnect
-        if len(self.spares) >= MOST_REOPENED:  # a node that works makes no more
+        if len(self.spares) >= MOST_REOPENED:  # a correct node makes no more
             return False
         self.spares = (*self.spares, copy)
         return True
 
     def use_spare(self) -> Event:
-        """Its reply is none, for its payload is missing: the latest copy is its reply."""
+        """The payload of its reply is missing: the latest copy is its reply now."""
         *rest, (self.outbox_entry, self.reply, self.data_entries) = self.spares
         self.spares = tuple(rest)
         return self.go(Step.PUT_BACK)
 
     def reopen(self) -> Event:
-        """Its reply is none, for its payload is missing."""
+        """The payload of its reply is missing: it is open again."""
         self.reopened += 1
         self.reply, self.inbox_entries, self.outbox_entry, self.data_entries = None, (), "", ()
         return self.go(Step.REOPENED)
 
     def take(self, thread: int) -> Event:
-        """A thread fetches its reply."""
+        """A thread takes its reply, to fetch it."""
         self.taken_by = thread
         return self.go(_TAKEN)
 
     def hand_over(self) -> Event:
-        """The app has its reply for good; its bytes are let go. Redis may still lose the chunks of a large one."""
+        """The app has its reply for good; release its bytes. Redis may still lose the chunks of a large one."""
         self.reply = None
         return self.go(_HANDED_OVER)

@@ -1,7 +1,7 @@
-"""The orphans: messages that a former life of the run left open, by what a push would call them.
+"""The orphans: messages left unsettled before a resume, found by what a push of the same message has.
 
-Owns which orphan a message that is pushed again stands for, and that no two messages adopt the same one. It must not
-know what becomes of an orphan.
+Owns which orphan a message adopts when it is pushed again, and that no two messages adopt the same one. It must not
+know what happens to an orphan.
 """
 
 from collections import OrderedDict
@@ -13,7 +13,7 @@ from brokerfl.wire.run import LedgerEntry
 
 
 class Orphans:
-    """The orphans of one run, in the order of their pushes. Used under the book's lock."""
+    """The orphans of one run, in the order of their pushes. Guarded by the book's lock."""
 
     def __init__(self) -> None:
         self._free: OrderedDict[str, OpenMessage] = OrderedDict()
@@ -21,13 +21,13 @@ class Orphans:
         self._by_name: dict[tuple[Any, ...], OrderedDict[str, OpenMessage]] = {}
 
     def add(self, orphan: OpenMessage) -> None:
-        """A message is an orphan from now on."""
+        """From now on this message is an orphan."""
         self._free[orphan.message_id] = orphan
         for name in _names(orphan.entry):
             self._by_name.setdefault(name, OrderedDict())[orphan.message_id] = orphan
 
     def remove(self, message: OpenMessage) -> None:
-        """A message is no orphan any more; one that is reserved stays so."""
+        """This message is no longer an orphan; if it is reserved, it stays reserved."""
         if self._free.pop(message.message_id, None) is not None:
             for name in _names(message.entry):
                 del self._by_name[name][message.message_id]
@@ -35,12 +35,12 @@ class Orphans:
                     del self._by_name[name]
 
     def reserve(self, entry: LedgerEntry, now: float, *, exactly: bool) -> OpenMessage | None:
-        """Return the orphan that a message stands for, and give it to nobody else.
+        """Return the orphan that a message adopts, and reserve it; None if there is none.
 
         Args:
-            entry: the message's: an orphan with equal content, else the oldest that is called the same.
-            now: in milliseconds of Redis TIME. One that has expired without a reply is passed over.
-            exactly: only one with equal content.
+            entry: the message's. An orphan with equal content comes first, otherwise the oldest with the same key.
+            now: Redis TIME in milliseconds. An orphan that expired without a reply is skipped.
+            exactly: only accept equal content.
         """
         for name in _names(entry)[: 1 if exactly else 2] if self._free else ():
             for orphan in self._by_name.get(name, OrderedDict()).values():
@@ -55,17 +55,17 @@ class Orphans:
         return message.message_id in self._reserved
 
     def unreserve(self) -> None:
-        """The push is over: what it did not adopt is free again."""
+        """The push is over: orphans that it did not adopt are free again."""
         for orphan in self._reserved.values():
             if orphan.state in ORPHANS:
                 self.add(orphan)
         self._reserved.clear()
 
     def free(self) -> list[OpenMessage]:
-        """Return the orphans that nobody is adopting."""
+        """Return the orphans that no push is adopting."""
         return list(self._free.values())
 
 
 def _names(entry: LedgerEntry) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """What an orphan is looked up by: first with its content, then without."""
+    """Return what an orphan is found by: first with its content, then without."""
     return (*entry.key, entry.digest), entry.key

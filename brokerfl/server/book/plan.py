@@ -1,6 +1,6 @@
-"""What a plan of the `book` takes into account beside the messages themselves.
+"""What a plan of the `book` considers besides the messages themselves.
 
-Owns which contents are needed, and which chunks of replies nobody needs. It must not know Redis or threads.
+Owns which contents and which chunks of replies are no longer needed. It must not know Redis or threads.
 """
 
 from collections import Counter
@@ -13,16 +13,16 @@ from brokerfl.server.book.state import NEW
 from brokerfl.wire.frame import Fields
 from brokerfl.wire.run import LedgerEntry
 
-#: Milliseconds by which the clock of Redis may be set back: by so much the chunks of a reply may seem to be older than
-#: the message that it answers.
+#: Milliseconds by which the clock of Redis may be set back: the chunks of a reply may seem to be that much older than
+#: the message it answers.
 CLOCK_STEP = 60_000
 
 
 class Sending(NamedTuple):
-    """A message that a commit is to send: a new one, or an orphan that is lost."""
+    """A message that a commit sends: a new one, or an orphan that Redis lost."""
 
     message: OpenMessage
-    entry: LedgerEntry  # what the ledger is to hold of it: an orphan may get another content
+    entry: LedgerEntry  # its future entry in the ledger: an orphan may get another content
     fields: Fields
 
     @property
@@ -44,14 +44,14 @@ def idle(
 
 
 def needed_from(gone: Sequence[OpenMessage], by_node: Mapping[int, Mapping[str, OpenMessage]]) -> dict[int, str]:
-    """Return nodes that may have left chunks that belong to no reply, and from which entry on one may be needed.
+    """Return the nodes that may have left chunks of no reply, and the first entry that may still be needed.
 
-    Such as a node that died in the middle of an upload, or whose connection was cut. A large reply that goes, or one
-    that never came, tells where to look. An open message may have chunks from when it came into its inbox; where that
-    is not known, its node is left alone.
+    A node may have died in the middle of an upload, or lost its connection. A large reply that leaves, or one that
+    never came, says which nodes to look at. An open message may have chunks from when it entered its inbox; if that is
+    unknown, its node is skipped.
 
     Returns:
-        By node the first entry of its data stream that may be needed; "" for none.
+        For each node the first entry of its data stream that may be needed; "" for none.
     """
     leaving = {message.message_id for message in gone}
     suspects = {
@@ -67,7 +67,7 @@ def needed_from(gone: Sequence[OpenMessage], by_node: Mapping[int, Mapping[str, 
 
 
 def _chunk_places(message: OpenMessage) -> Iterator[tuple[int, int]]:
-    """Yield where the chunks of a reply are or, for one that is to come, from where on they can be."""
+    """Yield where the chunks of a reply are, and the earliest place where those of a future reply can be."""
     began, _ = place_of(message.began or "")
     yield max(0, began - CLOCK_STEP), 0
     for _, _, entries in message.copies:

@@ -1,6 +1,6 @@
 """The states of a message, as its run sees it, and the steps between them.
 
-Owns the one table of both. It must not know what a message carries, Redis, or threads.
+Owns the table of both. It must not know what a message carries, Redis, or threads.
 """
 
 from enum import Enum
@@ -9,17 +9,17 @@ from enum import Enum
 class State(Enum):
     """Where a message is between its push and the commit that settles it."""
 
-    __hash__ = object.__hash__  # it is looked up at each step, and Enum's takes three times as long
+    __hash__ = object.__hash__  # it is hashed at each step, and Enum's hash takes three times as long
 
-    UNSENT = "unsent"  # the transaction that is to send it is not known to be executed
-    EARLY = "early"  # as before, but its node was faster with the reply
+    UNSENT = "unsent"  # the transaction that sends it is not known to have been executed
+    EARLY = "early"  # like unsent, but its reply has already arrived
     SENT = "sent"  # in its inbox, or with its node
     LOST = "lost"  # in the ledger, but neither in an inbox nor in an outbox: Redis forgot it
-    ANSWERED = "answered"  # its reply is here, or a verdict
+    ANSWERED = "answered"  # its reply has arrived, or a verdict was passed
     TAKEN = "taken"  # a thread of the app is fetching the reply
-    YIELDED = "yielded"  # an iterator has yielded the reply and not gone past it
+    YIELDED = "yielded"  # an iterator has yielded the reply, but not gone past it
     HANDED_OVER = "handed over"  # the app has the reply
-    ORPHAN = "orphan"  # sent by a former life of the run
+    ORPHAN = "orphan"  # sent before the resume
     ORPHAN_LOST = "orphan, lost"
     ORPHAN_ANSWERED = "orphan, answered"
     GONE = "gone"  # no longer in the books
@@ -31,23 +31,23 @@ class Step(Enum):
     __hash__ = object.__hash__
 
     ACCEPTED = "accepted"  # the transaction of its push was executed
-    SENT = "sent"  # it was put into its inbox once more
+    SENT = "sent"  # it was put into its inbox again
     FOUND = "found"  # a comparison with Redis found it in its inbox
     MISSED = "missed"  # a comparison with Redis found it nowhere
     ANSWERED = "answered"
     ADOPTED = "adopted"
-    DISOWNED = "disowned"  # the push that had it accepted failed later on: its app may push it again
+    DISOWNED = "disowned"  # the push that got it accepted failed later: the app may push it again
     TAKEN = "taken"
     PUT_BACK = "put back"  # the reply could not be fetched now
-    REOPENED = "reopened"  # the payload of its reply is gone: there is no reply
+    REOPENED = "reopened"  # the payload of its reply is gone, so there is no reply
     YIELDED = "yielded"
     HANDED_OVER = "handed over"
     SETTLED = "settled"
-    CANCELLED = "cancelled"  # an orphan that nobody adopted leaves the books
+    CANCELLED = "cancelled"  # an orphan that was not adopted leaves the books
 
 
-#: The steps that may be taken, and where each leads; no other can be taken. An orphan may be adopted while the commit
-#: that cancels it is under way, and may have gone on by the time that is executed: it is cancelled all the same.
+#: The steps that can be taken, and where each leads; there are no others. An orphan may be adopted while the commit
+#: that cancels it is under way, and take further steps before that is executed: it is cancelled all the same.
 _S, _T = State, Step
 TRANSITIONS: dict[State, dict[Step, State]] = {
     _S.UNSENT: {_T.ACCEPTED: _S.SENT, _T.ANSWERED: _S.EARLY},
@@ -84,7 +84,7 @@ LOST = frozenset({State.LOST, State.ORPHAN_LOST})
 
 ORPHANS = frozenset({State.ORPHAN, State.ORPHAN_LOST, State.ORPHAN_ANSWERED})
 
-#: The app has the reply, or a thread of it is fetching it.
+#: The app has the reply, or one of its threads is fetching it.
 TAKEN = frozenset({State.TAKEN, State.YIELDED, State.HANDED_OVER})
 
 #: The app is being given the reply.
