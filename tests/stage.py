@@ -21,6 +21,7 @@ from brokerfl.broker.nodes import Registration
 from brokerfl.client import ClientApp, publisher
 from brokerfl.client.journal import Journal
 from brokerfl.client.node import _MOST_READ, Node
+from brokerfl.client.publisher import Publisher
 from brokerfl.client.wanted import Wanted
 from brokerfl.client.worklist import Work
 from brokerfl.common import Array, Message, ParametersRecord, RecordSet, RedisOutOfMemory
@@ -570,6 +571,16 @@ def is_wanted(node: Node, work: Work) -> bool:
 
 #: What a worker asks Redis for each message: an owner and a name, for `monkeypatch.setattr`.
 QUESTIONS = {"lease": (Node, "_is_current"), "is_wanted": (Wanted, "was_wanted"), "publish": (publisher, "publish")}
+
+
+def publisher_of(node: Node) -> Publisher:
+    """Its publisher, whose thread a world of one thread does without."""
+    return node._service.publisher
+
+
+def fail_node(node: Node, error: BaseException) -> None:
+    """What its publisher's thread does that meets something it cannot wait out."""
+    node._stop.fail(error)
 
 
 def cut_node(node: Node) -> None:

@@ -6,8 +6,8 @@ fields and a state. It must not know Redis, the journal, or where contents and s
 
 import traceback
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from logging import ERROR
+from typing import NamedTuple
 
 from brokerfl.client.app import ClientAppCallable
 from brokerfl.client.reply import encode_refusal, encode_reply, printable
@@ -35,8 +35,7 @@ class NoStateError(Exception):
     """The runner neither has nor was given the state of the run."""
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
+class Task(NamedTuple):
     """One message to execute.
 
     Attributes:
@@ -56,8 +55,7 @@ class Task:
     is_cancelled: Callable[[], bool]
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(NamedTuple):
     """The result of one execution.
 
     Attributes:

@@ -15,12 +15,7 @@ from brokerfl.wire.payload import entries_of
 
 
 class Receiver:
-    """Reads the outboxes of one run. One thread reads at a time; any thread may say what is to be deleted.
-
-    Args:
-        outboxes: the run's.
-        book: where the replies are matched with messages.
-    """
+    """Reads the outboxes of one run. One thread reads at a time; any thread may say what is to be deleted."""
 
     def __init__(self, outboxes: Outboxes, book: Book) -> None:
         self._outboxes = outboxes

@@ -17,15 +17,7 @@ from brokerfl.server.session import Session
 
 
 class Verdicts:
-    """Passes verdicts on the messages of one run.
-
-    Args:
-        book: the messages.
-        session: reaches Redis.
-        receiver: reads the outboxes.
-        liveness: judges which nodes are gone.
-        blobs: what the run has broadcast.
-    """
+    """Passes verdicts on the messages of one run."""
 
     def __init__(self, book: Book, session: Session, receiver: Receiver, liveness: Liveness, blobs: Blobs) -> None:
         self._book = book

@@ -32,14 +32,7 @@ class Wanted:
 
 
 class Waits:
-    """Waits for the replies of one run, in any thread.
-
-    Args:
-        book: the run's messages.
-        session: reaches Redis.
-        receiver: reads the outboxes.
-        verdicts: sweeps.
-    """
+    """Waits for the replies of one run, in any thread."""
 
     def __init__(self, book: Book, session: Session, receiver: Receiver, verdicts: Verdicts) -> None:
         self._changed = book.changed

@@ -55,6 +55,7 @@ from brokerfl.wire.record import decode_content
 from tests.apps import number
 from tests.conftest import PREFIX
 from tests.crash.direct import DirectClient
+from tests.stage import fail_node, publisher_of
 
 #: Virtual seconds after which a case counts as hanging. No accident takes longer than a lease and an offline grace.
 PATIENCE = 300.0
@@ -458,7 +459,7 @@ class NodeProcess:
         self.wire = self.world.wire(self.wire_name)
         self.registration = Registration(self.wire.connection, self.name, home=self.wire_name)
         self.node = Node(self._app(), self.wire.connection, self.registration, journal=self.journal)
-        self.publisher = self.node._service.publisher
+        self.publisher = publisher_of(self.node)
         self.is_registered = False
 
     def turn(self) -> None:
@@ -518,7 +519,7 @@ class NodeProcess:
         try:
             self.publisher._flush_through_outage()
         except BrokerflError as error:
-            self.node._fail(error)
+            fail_node(self.node, error)
 
     def _register(self) -> None:
         while not self.is_registered and not self.was_refused:
