@@ -210,12 +210,12 @@ class Blobs:
     # Deleting.
 
     def remove_manifests(self, pipe: Pipeline, names: Collection[bytes]) -> None:
-        """Put the deletion of contents into ``pipe``, but for their chunks."""
+        """Put the deletion of manifests into ``pipe``."""
         if names:
             pipe.hdel(self._connection.keys.blobs(self._run_id), *names)
 
     def remove_chunks(self, pipe: Pipeline, names: Iterable[bytes]) -> None:
-        """Put the deletion of the chunks into ``pipe`` that only these contents have."""
+        """Put into ``pipe`` the deletion of the chunks that only these contents have."""
         remove_blobs(pipe, self._connection.keys, self._run_id, self._only_in(names))
 
     def _only_in(self, names: Iterable[bytes]) -> list[bytes]:

@@ -13,7 +13,7 @@ chunks of a model are spread over all slots.
     P:{N}:info        hash              a named node: `RETENTION` after it was last seen; an unnamed one: its lease
     P:{N}:lease       string            the node's lease
     P:{N}:ctl         stream            as info
-    P:{N}:runs        hash              `RETENTION` after the last run that touched it was seen
+    P:{N}:runs        hash              as long as any of its runs
     P:{N}:in:R        stream            ┐
     P:{N}:out:R       stream            │ until the run ends; `RETENTION` after its ServerApp was last seen
     P:{N}:data:R      stream            │

@@ -70,7 +70,10 @@ CHUNK_FIELD = b"d"
 
 
 class Outboxes:
-    """The outboxes of one run, as its ServerApp reads them. One thread at a time.
+    """The outboxes of one run, as its ServerApp reads them.
+
+    Several threads may read at once: `advance`, which one of them calls at a time, says which reply is new. A ring that
+    two of them hear, or that gets lost between them, costs only time.
 
     Args:
         connection: to the run's Redis.

@@ -7,7 +7,7 @@ message's state is, or what became of a transaction.
                  run's slot                                nodes' slots, and slots of their own
     create       owner, books, lease, bell                 registry                            `owner.create_run`
     take over    owner, lease                              -                                   `owner.resume_run`
-    renew        lease                                     -                                   `owner.Owner.renew`
+    renew        lease, if it has lapsed                   -                                   `owner.Owner.renew`
     seal         owner: what is on its way has no effect   -                                   `fence.Fence.seal`
     upload       manifest                                  chunks                              `Transactions`
     commit       books, context, manifests                 unneeded chunks; cancelled messages out, first contact,
@@ -104,7 +104,7 @@ class Transactions:
         return Transaction("send", steps, answers=len(parcels), frees=not parcels)
 
     def verdict(self, parcels: Sequence[Parcel], nodes: Collection[int]) -> Transaction:
-        """Take messages out of the inboxes. Its results are what is new in the outboxes of ``nodes``, theirs."""
+        """Take messages out of the inboxes of ``nodes``. Its results are what is new in the nodes' outboxes."""
 
         def at_nodes(pipe: Pipeline) -> None:
             self._take_back(pipe, parcels)

@@ -213,19 +213,20 @@ class Executor:
             FrameError: it cannot be read, or a part of it is gone.
             RedisUnreachable: Redis is unreachable.
         """
-        manifest = manifest_of(work.fields, self._payloads.limit)
         self._payloads.moves_on(work.run_id, group_id)
-        if manifest is None:
-            return dict(work.fields)
         try:
-            return self._payloads.fetch(work.run_id, manifest)
+            return self._content(work)
         except MissingChunkError:
             if not self._wanted.is_wanted(work):
                 return None  # it was answered or taken back, or Redis forgot it and it will come again
         try:
-            return self._payloads.fetch(work.run_id, manifest)
+            return self._content(work)  # which may be another one now: Redis had lost the first
         except MissingChunkError as error:
             raise FrameError(str(error)) from None
+
+    def _content(self, work: Work) -> Fields:
+        manifest = manifest_of(work.fields, self._payloads.limit)
+        return dict(work.fields) if manifest is None else self._payloads.fetch(work.run_id, manifest)
 
     def _upload(self, work: Work, group_id: str, payload: Payload) -> Fields | None:
         """Return what the reply carries of its content; None if it is no longer wanted."""

@@ -1,7 +1,7 @@
 """The service: what happens to a message between its turn and its published reply.
 
-Owns the path from the worklist through the executor to the publisher, and in which order they forget. It must not know
-how messages are read, or who holds the lease.
+Owns the path from the worklist through the executor to the publisher, and the order in which these drop what belongs
+to another Redis. It must not know how messages are read, or who holds the lease.
 """
 
 import time

@@ -17,7 +17,7 @@ from brokerfl.broker.stream import milliseconds_of
 from brokerfl.client.worklist import Work
 from brokerfl.common import BrokerflError, log
 
-#: Seconds of work to read ahead; what was not queued for longer is executed without a question. A node whose messages
+#: Seconds of work to read ahead; what has been queued for less is executed without asking Redis. A node whose messages
 #: take longer than this reads one of each run at a time, so that runs take turns fairly; one with tiny messages reads
 #: many in one round trip.
 READ_AHEAD = 0.05
@@ -58,7 +58,7 @@ class Wanted:
         return True
 
     def was_wanted(self, work: Work) -> bool:
-        """Return whether a message was wanted no longer than `READ_AHEAD` ago.
+        """Return whether a message is wanted, as of at most `READ_AHEAD` ago.
 
         It may have been cancelled while it was queued behind a slow one, so Redis is asked once in `READ_AHEAD`.
 

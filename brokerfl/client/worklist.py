@@ -41,7 +41,8 @@ class Work:
 class Worklist:
     """Messages by run. Runs take turns, with one message at a time.
 
-    A run whose message was handed out has no turn until it is released. Safe to share between threads.
+    A run whose message was handed out has no turn until it is released. Safe to share between threads: it calls nothing
+    with its lock held. Methods whose names begin with an underscore need the lock.
     """
 
     def __init__(self) -> None:
@@ -66,6 +67,7 @@ class Worklist:
         if work is not None:
             if delivery.entry_id not in work.entries:
                 work.entries.append(delivery.entry_id)
+                work.fields = delivery.fields or work.fields  # Redis may have lost the first content
             return
         work = Work(run_id, message_id, delivery.fields, [delivery.entry_id])
         if delivery.is_old:

@@ -15,7 +15,7 @@ from brokerfl.wire.payload import entries_of
 
 
 class Receiver:
-    """Reads the outboxes of one run. One thread reads at a time; any thread may say what is to be deleted."""
+    """Reads the outboxes of one run, in any thread. The book's lock guards the cursors and both lists."""
 
     def __init__(self, outboxes: Outboxes, book: Book) -> None:
         self._outboxes = outboxes
@@ -72,7 +72,7 @@ class Receiver:
             self._freed += replies
 
     def drop(self, replies: Iterable[Settled]) -> None:
-        """Delete replies that match nothing with the next transaction: only the run's owner may delete them."""
+        """Delete unneeded replies with the next transaction: unlike settled ones, another owner may need them."""
         with self._book.changed:
             self._dropped += replies
 

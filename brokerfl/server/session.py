@@ -4,8 +4,8 @@ Owns whether the run is over for this process, how long Redis may be unreachable
 transaction takes effect once even if its answer is lost. It must not know what a transaction does, or who waits for
 replies.
 
-Locks are taken in this order: the pushes', `Session.writing`, the fence's, the book's, the blobs'. The last two are
-never held while a thread waits for Redis.
+Locks are taken in this order: `Pusher._pushing`, `Session.writing`, `Fence._lock`, `Book.changed`, `Blobs._counting`.
+The last two are never held while a thread waits for Redis. Whoever collects (`wait`) holds none of them.
 """
 
 import threading
@@ -260,7 +260,7 @@ class Session:
                     is_uncertain = False
                 except RedisUnreachable as error:
                     self.reconnect(error, None)
-                except RedisOutOfMemory:
+                except BaseException:
                     self._receiver.drop(dropped)
                     raise
 

@@ -61,7 +61,7 @@ class Uploader:
         with self._session.writing:
             self._session.transact(lambda: self._session.transactions.upload(payload, window))
             self._blobs.uploaded(payload, window)
-            if not self._session.is_stale:  # no other thread releases chunks while this one is writing
+            if not self._session.is_stale:  # here, for heartbeat and sweep skip it while a long upload is writing
                 self._blobs.release()
 
     def manifest(self, name: bytes) -> Manifest | None:

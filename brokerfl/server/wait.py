@@ -25,10 +25,10 @@ SWEEP = 1.0
 
 @dataclass
 class Wanted:
-    """The messages whose replies one iterator waits for, and how many takes of the book it has seen."""
+    """The messages whose replies one iterator waits for. Only for the thread that drives it."""
 
     ids: set[str]
-    seen: int = -1
+    seen: int = -1  # the book's takes when nobody else had taken one of ``ids``
 
 
 class Waits:
@@ -82,7 +82,7 @@ class Waits:
             wanted.ids.intersection_update([each for each in wanted.ids if self._answers.waits(each)])
 
     def _wait(self, seconds: float, until: float | None) -> None:
-        """Wait for a change; collect if no other thread does. The lock is held before and after."""
+        """Wait for a change; collect if no other thread does. Called with the lock held once, which is given up."""
         if self._is_collecting:
             self._changed.wait(seconds)
         else:

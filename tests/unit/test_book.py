@@ -232,8 +232,10 @@ def test_an_orphan_that_is_adopted_while_it_is_cancelled_is_gone() -> None:
     book.plan(cancelled=book.orphans())
     book.claim("a")
     assert book.answers.waits("a")
+    takes = book.answers.takes
     book.apply([])
     assert not book.answers.waits("a")
+    assert book.answers.takes > takes, "else an iterator does not look again"
 
 
 def test_a_comparison_finds_what_is_lost_and_what_is_stray() -> None:

@@ -12,8 +12,9 @@ moments everywhere: in code, documentation and log.
 After a resume, unsettled messages are *orphans* until the app pushes the same message again or waits for its id, and so
 *adopts* it. Nobody waits for an orphan, so no verdict is passed on it.
 
-Nothing here does I/O, starts a thread, or knows Redis. One lock guards everything, `Book.changed`; no thread holds it
-while waiting for anything else.
+Nothing here does I/O, starts a thread, or knows Redis. One lock guards everything, and the cursors and lists of
+`receive`: `Book.changed`. No thread holds it while waiting for anything else. Methods whose names begin with an
+underscore are called with it held.
 """
 
 from brokerfl.server.book.answers import Answers

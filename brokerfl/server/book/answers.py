@@ -26,7 +26,7 @@ class Answers:
     Attributes:
         changed: the book's lock.
         dropped: how many replies matched no open message: from another node, late, or a second one.
-        takes: how often `take` found a reply.
+        takes: how often there was one reply less to wait for: `take` found it, or its message left the book.
     """
 
     def __init__(self, index: Index) -> None:
@@ -103,7 +103,7 @@ class Answers:
         """The payload of a taken reply is missing: the latest copy becomes the reply, and is the next to be taken.
 
         Returns:
-            The former copy, to be deleted; None if there is no other.
+            The former reply, to be deleted; None if there is no copy.
         """
         with self._lock:
             former = message.copy

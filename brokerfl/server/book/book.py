@@ -86,7 +86,7 @@ class Book:
 
     @property
     def contacted(self) -> Collection[int]:
-        """The nodes that may hold keys of the run; of a change under way too, lest a first ring is passed over."""
+        """The nodes that may hold keys of the run, with those of a change under way: their first ring may be faster."""
         with self._lock:
             return self._contacted.union(self._under_way.change.contacted if self._under_way else ())
 
@@ -150,13 +150,12 @@ class Book:
     def adopt(self, adopted: Iterable[tuple[OpenMessage, Fields | None]]) -> bool:
         """The push that reserved these orphans succeeded, with these fields; return whether Redis lost one of them."""
         with self._lock:
-            is_any_lost = False
-            for message, fields in adopted:
+            messages = list(adopted)
+            for message, fields in messages:
                 self._adopt(message)
                 message.keep(fields)
-                is_any_lost |= message.state is State.LOST
             self._orphans.unreserve()
-            return is_any_lost
+            return any(message.state is State.LOST for message, _ in messages)
 
     def _adopt(self, message: OpenMessage) -> None:
         if message.state in ORPHANS:
@@ -246,12 +245,14 @@ class Book:
             self._pushed, self._replied = change.messages, change.replies
             vanished, refused = self._note_entries(change.parcels, results)
             freed = [copy for message in (*settled, *cancelled) for copy in message.copies]
-            step = Step.SETTLED
             for message in settled:
-                self._leave(message, step)
+                self._leave(message, Step.SETTLED)
             for message in cancelled:
                 self._leave(message, Step.CANCELLED)
                 self._orphans.remove(message)
+            if cancelled:  # a thread that has claimed one in the meantime waits for nothing
+                self.answers.takes += 1
+                self.changed.notify_all()
             if change.state is not None:
                 self.state_name = change.state.name
             self.discard()

@@ -23,11 +23,11 @@ class Index:
 
     def __init__(self, tell: Callable[[Event], object]) -> None:
         self.lock = threading.RLock()  # the book's; four times as fast to take as the Condition on it
-        self.changed = threading.Condition(self.lock)  # notified when a wait may be over
+        self.changed = threading.Condition(self.lock)  # notified by whoever collects, after each turn, and by verdicts
         self.messages: dict[str, OpenMessage] = {}
         self.by_node: dict[int, dict[str, OpenMessage]] = {}
         self.unsent: dict[str, OpenMessage] = {}  # those that are under way
-        self.answered: OrderedDict[str, None] = OrderedDict()  # those to be taken, in the order of their arrival
+        self.answered: OrderedDict[str, None] = OrderedDict()  # those to be taken: put back, then by arrival
         self.taken: dict[str, OpenMessage] = {}  # and those handed over
         self.doubtful: dict[str, None] = {}  # those whose large replies Redis may have forgotten, with their chunks
         self._owing: dict[int, int] = {}

@@ -24,7 +24,7 @@ Entries = tuple[str, ...]
 Copy = tuple[str, Fields, Entries]
 
 
-#: The steps of every message: see `state` on what it takes to read them off the Enum.
+#: The steps of every message: reading a member off its Enum is slow, see `state`.
 _ACCEPTED, _ANSWERED, _TAKEN, _HANDED_OVER = Step.ACCEPTED, Step.ANSWERED, Step.TAKEN, Step.HANDED_OVER
 
 
@@ -71,7 +71,7 @@ class OpenMessage:
         return self.state in OPEN
 
     def is_handed_over_to(self, thread: int) -> bool:
-        """Whether the app has its reply, which was taken, as far as this thread can tell."""
+        """Whether the app has the reply that was taken: handed over, or yielded to this thread."""
         return self.state not in GIVEN or (self.state is State.YIELDED and self.taken_by == thread)
 
     def parcel(self, fields: Fields) -> Parcel:
