@@ -167,22 +167,26 @@ class Inboxes:
         self._ctl = connection.keys.ctl(node_id)
         self._runs: dict[str, int] = {}
 
-    def refresh(self) -> bool:
+    def refresh(self, *, only_new: bool = False) -> bool:
         """Read again which runs there are. Returns whether anything changed.
 
         Inboxes that are missing or are not streams are left out: a single one would make the whole read fail. A run
         whose inbox is missing is over: it expired, and its field is removed from the hash.
+
+        Args:
+            only_new: look only at inboxes that are not read yet. One of the others that is missing fails a read.
         """
         connection, keys = self._connection, self._connection.keys
         frames = runs_of(connection, self._node_id)
         inboxes = {keys.inbox(self._node_id, run_id): run_id for run_id in frames}
+        asked = [key for key in inboxes if not (only_new and key in self._runs)]
         with map_errors(connection.url), connection.redis.pipeline(transaction=False) as pipe:
-            for key in inboxes:
+            for key in asked:
                 pipe.type(key)
-            types = pipe.execute() if inboxes else []
+            types = dict(zip(asked, pipe.execute(), strict=True)) if asked else {}
         before = self._runs
-        self._runs = {key: inboxes[key] for key, kind in zip(inboxes, types, strict=True) if kind == b"stream"}
-        missing = {inboxes[key]: key for key, kind in zip(inboxes, types, strict=True) if kind == b"none"}
+        self._runs = {key: run_id for key, run_id in inboxes.items() if types.get(key, b"stream") == b"stream"}
+        missing = {inboxes[key]: key for key, kind in types.items() if kind == b"none"}
         if missing:
             self._forget(missing)
         self._on_runs({run_id: frame for run_id, frame in frames.items() if run_id not in missing})
@@ -215,14 +219,15 @@ class Inboxes:
     def pending(self) -> list[Delivery]:
         """Return what was delivered from the known inboxes and is still there."""
         found: list[Delivery] = []
-        for key in list(self._runs):
-            last = "0"
-            while True:
-                batch = self._read({key: last}, count=100, block=None)
-                found += [replace(delivery, is_old=True) for delivery in batch]
-                if not batch:
-                    break
-                last = batch[-1].entry_id
+        after = dict.fromkeys(self._runs, "0")
+        while after:
+            known = self._runs
+            batch = self._read(after, count=100, block=None)
+            found += [replace(delivery, is_old=True) for delivery in batch]
+            last = {self._connection.keys.inbox(self._node_id, each.run_id): each.entry_id for each in batch}
+            if not batch and self._runs != known:  # an inbox was missing, and nothing was read of the others
+                last = after
+            after = {key: entry_id for key, entry_id in last.items() if key in self._runs}
         return found
 
     def read(self, count: int, block: float = BLOCK, without: Collection[int] = ()) -> list[Delivery]:
@@ -271,7 +276,7 @@ class Inboxes:
             pipe.xack(self._ctl, GROUP, *rung)
             pipe.xdel(self._ctl, *rung)
             pipe.execute(raise_on_error=False)
-        self.refresh()
+        self.refresh(only_new=True)
         return set(self._runs) - known
 
     def _recover(self) -> None:

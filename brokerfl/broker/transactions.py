@@ -13,7 +13,7 @@ message's state is, or what became of a transaction.
     commit       books, context, manifests                 unneeded chunks; cancelled messages out, first contact,
                                                            messages in
     send         books: nodes                              strays out, first contact, messages in
-    verdict      -                                         messages out, a ring, one more look into the outbox
+    verdict      -                                         messages out, one more look into the outbox
     restore      owner, books, context, manifests, bell    lifetimes, registry
     rewrite      -                                         chunks that Redis forgot
     delete       everything                                everything, registry                `runs.deletion`
@@ -34,7 +34,7 @@ from brokerfl.broker.blobs import Blobs
 from brokerfl.broker.books import Change, Parcel, Snapshot
 from brokerfl.broker.context import SavedContext
 from brokerfl.broker.fence import Build, Slot, Transaction
-from brokerfl.broker.inbox import add_message, first_contact, remove_message, ring
+from brokerfl.broker.inbox import add_message, first_contact, remove_message
 from brokerfl.broker.outbox import Outboxes, Settled, remove_replies, trim_data
 from brokerfl.broker.owner import Owner
 from brokerfl.broker.runs import Footprint, deletion
@@ -76,7 +76,6 @@ class Transactions:
             for node_id, needed_from in change.needed_from.items():
                 trim_data(pipe, self._keys, node_id, self._run_id, needed_from)
             self._take_back(pipe, change.cancelled)
-            self._ring(pipe, change.cancelled)
             self._take_back(pipe, change.parcels)
             self._deliver(pipe, change.parcels, change.contacted)
 
@@ -108,7 +107,6 @@ class Transactions:
 
         def at_nodes(pipe: Pipeline) -> None:
             self._take_back(pipe, parcels)
-            self._ring(pipe, parcels)
             for node_id in nodes:
                 self._outboxes.read_more(pipe, node_id)
 
@@ -118,10 +116,6 @@ class Transactions:
         for parcel in parcels:
             if parcel.former:
                 remove_message(pipe, self._keys, parcel.node_id, self._run_id, *parcel.former)
-
-    def _ring(self, pipe: Pipeline, parcels: Iterable[Parcel]) -> None:
-        for node_id in dict.fromkeys(parcel.node_id for parcel in parcels):
-            ring(pipe, self._keys, node_id)
 
     def _deliver(self, pipe: Pipeline, parcels: Iterable[Parcel], contacted: Iterable[int]) -> None:
         """The result of each entry is its id, or None where the node has no inbox for this run: first contact again."""

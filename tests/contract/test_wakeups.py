@@ -5,9 +5,12 @@ from typing import Any
 
 import pytest
 
+from brokerfl.broker import inbox
+from brokerfl.broker.keys import GROUP
 from brokerfl.server import wait
 from tests.apps import Gate, driving, federation, number, number_in
 from tests.conftest import Backend
+from tests.stage import silent
 
 #: TLS changes nothing here; test_messages.py and test_nothing_lost.py have it.
 WITHOUT = ("redis-tls",)
@@ -67,3 +70,51 @@ def test_a_waiting_server_app_asks_about_once_a_second(real: Backend) -> None:
         gate.go.set()
         waiter.join()
     assert asked["cmdstat_xread"] <= 2 * 4, "the bell, and the outbox at each sweep"
+
+
+def contact(backend: Backend, node: int, *run_ids: int) -> None:
+    """First contacts of runs, as their ServerApps make them."""
+    keys = backend.connect().keys
+    with backend.admin.pipeline() as pipe:
+        for run_id in run_ids:
+            inbox.first_contact(pipe, keys, node, run_id, b"frame", 60.0)
+        pipe.execute()
+
+
+def commands_of_a_contact(backend: Backend, node: int, met: int) -> dict[str, int]:
+    """What a node asks Redis when one more run contacts it, after it has met so many that are still there."""
+    keys = backend.connect().keys
+    inboxes = inbox.Inboxes(backend.connect(), node)
+    backend.admin.xgroup_create(keys.ctl(node), GROUP, id="0", mkstream=True)
+    contact(backend, node, *range(2, 2 + met))
+    inboxes.drain()
+    while inboxes.read(10, block=0.01):
+        pass
+    with backend.admin.pipeline() as pipe:
+        inbox.first_contact(pipe, keys, node, 10_000, b"frame", 60.0)
+        inbox.add_message(pipe, keys, node, 10_000, {b"i": b"m"})
+        pipe.execute()
+    before = calls(backend)
+    [delivery] = inboxes.read(10, block=1.0)
+    asked = calls(backend)
+    assert delivery.run_id == 10_000
+    backend.admin.unlink(keys.ctl(node))
+    return {name: asked[name] - before.get(name, 0) for name in asked if name != "cmdstat_info"}
+
+
+def test_a_contact_costs_as_much_whatever_the_node_has_met(real: Backend) -> None:
+    """One read for all runs, and questions only about the new one: ten times the runs, the same commands."""
+    few, many = (commands_of_a_contact(real, node, met) for node, met in ((71, 20), (72, 200)))
+    assert few == many
+    assert sum(many.values()) <= 8, many
+
+
+def test_a_cancelled_message_wakes_no_node(real: Backend) -> None:
+    """Taking a message back is no news for a node: it rings no doorbell."""
+    with driving(real) as driver:
+        node = silent(real)
+        [message_id] = driver.push_messages([driver.create_message(number(1), "train", node, "1")])
+        doorbell = driver.connection.keys.ctl(node)
+        rings = real.admin.xlen(doorbell)
+        driver.cancel_messages([message_id])
+        assert real.admin.xlen(doorbell) == rings
