@@ -396,6 +396,25 @@ def read_anew(driver: Driver) -> None:
     driver._hold.waits._receiver.reset()
 
 
+def hold_read(driver: Driver, node: int) -> Callable[[], None]:
+    """Read a node's outbox, and return what takes in the answer, which is late."""
+    receiver = driver._hold.waits._receiver
+    generation = receiver.generation
+    replies, _ = receiver._outboxes.read([node])
+    return lambda: receiver._match(replies, generation)
+
+
+def before_lost_is_looked_for(driver: Driver, monkeypatch: pytest.MonkeyPatch, hook: Callable[[], None]) -> None:
+    """Call ``hook`` in the next comparison, after the cursors were forgotten and before the outboxes are read."""
+    look = driver._hold.blobs.look
+
+    def hooked() -> None:
+        look()
+        hook()
+
+    monkeypatch.setattr(driver._hold.blobs, "look", hooked)
+
+
 def read_nothing(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on its reads find no reply, as if none had arrived."""
     monkeypatch.setattr(driver._hold.waits._receiver._outboxes, "read", lambda *_: ([], True))
@@ -434,6 +453,23 @@ def before_transactions(driver: Driver, monkeypatch: pytest.MonkeyPatch, hook: C
         return execute(build, reclaims)
 
     monkeypatch.setattr(fence, "_execute", hooked)
+
+
+@contextmanager
+def after_commit(driver: Driver, error: BaseException) -> Iterator[None]:
+    """Until the block ends, Redis executes its commits, and ``error`` is what it meets instead of their answers."""
+    fence = driver._hold.owner.fence
+    execute = fence.execute
+
+    def broken(transaction: Transaction, **options: Any) -> list[Any]:
+        answers = execute(transaction, **options)
+        if transaction.name == "commit":
+            raise error
+        return answers
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fence, "execute", broken)
+        yield
 
 
 def fill(driver: Driver, monkeypatch: pytest.MonkeyPatch, executions: int = 0) -> None:

@@ -53,7 +53,9 @@ class Change:
         parcels: what goes into inboxes.
         contacted: the nodes among theirs that the run has not contacted before.
         settled: the ids of the messages whose replies the app has: they leave.
-        cancelled: messages that were not adopted: they leave, and their inbox entries are removed.
+        cancelled: the ids of the messages that were not adopted: they leave.
+        recalled: the inbox entries that are no longer needed: of what is cancelled, and of what was sent again for a
+            reply that the app has had in the meantime.
         state: the ServerApp's, if it differs from what the last commit saved.
         idle: the names of the contents that are no longer needed.
         needed_from: for each node the first entry of its data stream that may still be needed; "" for none.
@@ -66,7 +68,8 @@ class Change:
     parcels: tuple[Parcel, ...] = ()
     contacted: Collection[int] = ()
     settled: tuple[str, ...] = ()
-    cancelled: tuple[Parcel, ...] = ()
+    cancelled: tuple[str, ...] = ()
+    recalled: tuple[Parcel, ...] = ()
     state: EncodedContent | None = None
     idle: tuple[bytes, ...] = ()
     needed_from: Mapping[int, str] = field(default_factory=dict)
@@ -79,7 +82,7 @@ class Change:
     @property
     def leaving(self) -> tuple[str, ...]:
         """The ids of the messages that leave the ledger."""
-        return self.settled + tuple(parcel.message_id for parcel in self.cancelled)
+        return self.settled + self.cancelled
 
     @property
     def frees(self) -> bool:

@@ -85,10 +85,15 @@ class Outboxes:
         self._run_id = run_id
         self._bell = connection.keys.bell(run_id)
         self._is_refused = False
+        self.generation = 0
         self.reset()
 
     def reset(self) -> None:
-        """Forget the cursors: after a reconnect everything is read again; known replies are recognised."""
+        """Forget the cursors: after a reconnect everything is read again; known replies are recognised.
+
+        What a thread reads meanwhile is of an older generation: it is as true, but it must not move the new cursors.
+        """
+        self.generation += 1
         self._bell_cursor = "0"
         self._cursors: dict[int, str] = {}
         self._heard: list[int | None] = []
@@ -179,8 +184,10 @@ class Outboxes:
             for entry_id, fields in entries_of_one(found if isinstance(found, list) else ()):
                 yield node_id, entry_id, fields
 
-    def advance(self, node_id: int, entry_id: str) -> bool:
+    def advance(self, node_id: int, entry_id: str, generation: int) -> bool:
         """Note that a reply was read; False if it was already, by another thread that read it as well."""
+        if generation != self.generation:
+            return True
         if place_of(entry_id) <= place_of(self._cursors.get(node_id, "0-0")):
             return False
         self._cursors[node_id] = entry_id

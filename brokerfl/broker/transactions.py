@@ -70,19 +70,20 @@ class Transactions:
             self.owner.books.change(pipe, change)
             if change.state is not None:
                 self._context.write(pipe, change.state)
-            self._blobs.remove_manifests(pipe, change.idle)
 
         def at_nodes(pipe: Pipeline) -> None:
             for node_id, needed_from in change.needed_from.items():
                 trim_data(pipe, self._keys, node_id, self._run_id, needed_from)
-            self._take_back(pipe, change.cancelled)
+            self._take_back(pipe, change.recalled)
             self._take_back(pipe, change.parcels)
             self._deliver(pipe, change.parcels, change.contacted)
 
-        def own(pipe: Pipeline) -> None:
-            self._blobs.remove_chunks(pipe, change.idle)
-
-        steps = ((Slot.RUN, in_run), (Slot.OWN, own), (Slot.NODE, at_nodes))
+        steps: Steps = (
+            (Slot.RUN, in_run),
+            (Slot.OWN, lambda pipe: self._blobs.remove_chunks(pipe, change.idle)),
+            (Slot.RUN, lambda pipe: self._blobs.remove_manifests(pipe, change.idle)),  # by which chunks are found
+            (Slot.NODE, at_nodes),
+        )
         return Transaction("commit", steps, answers=len(change.parcels), frees=change.frees)
 
     def send(self, parcels: Sequence[Parcel], strays: Iterable[tuple[int, str]] = ()) -> Transaction:

@@ -20,15 +20,7 @@ from brokerfl.wire.record import encode_content
 
 
 class Committer:
-    """Changes the book of one run together with its books in Redis; one commit at a time, from any thread.
-
-    Args:
-        session: the transactions.
-        book: the run's messages.
-        receiver: deletes the replies that were settled.
-        uploader: brings large contents to Redis.
-        context: the ServerApp's; its state is saved by every commit.
-    """
+    """Changes the book of one run together with its books in Redis; one commit at a time, from any thread."""
 
     def __init__(self, session: Session, book: Book, receiver: Receiver, uploader: Uploader, context: Context) -> None:
         self._session = session

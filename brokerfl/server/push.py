@@ -49,14 +49,7 @@ class _Draft:
 
 
 class Pusher:
-    """Pushes the messages of one run; one push at a time, from any thread. Commits that only settle do not wait for it.
-
-    Args:
-        session: reaches Redis.
-        book: the run's messages.
-        committer: changes the book.
-        uploader: uploads large contents.
-    """
+    """Pushes the messages of one run; one push at a time, from any thread. Commits that only settle do not wait for it."""
 
     def __init__(self, session: Session, book: Book, committer: Committer, uploader: Uploader) -> None:
         self._session = session

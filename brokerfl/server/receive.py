@@ -37,22 +37,27 @@ class Receiver:
         """Bring what is new in these nodes' outboxes into the book, and delete settled replies."""
         nodes = set(node_ids)
         with self._book.changed:
-            freed, self._freed = self._freed, []
+            freed, self._freed, generation = self._freed, [], self._outboxes.generation
         if not nodes and not freed:
             return
         replies, is_deleted = self._outboxes.read(nodes, freed)
-        self._match(replies)
+        self._match(replies, generation)
         if not is_deleted:
             self.free(freed)
 
-    def read_more(self, nodes: Sequence[int], results: Iterable[Any]) -> None:
-        """Bring into the book what a verdict found in its last look into outboxes."""
-        self._match(self._outboxes.found_more(nodes, results))
+    @property
+    def generation(self) -> int:
+        """Of what is read from now on: see `Outboxes.reset`."""
+        return self._outboxes.generation
 
-    def _match(self, replies: Iterable[Reply]) -> None:
+    def read_more(self, nodes: Sequence[int], results: Iterable[Any], generation: int) -> None:
+        """Bring into the book what a verdict found in its last look into outboxes."""
+        self._match(self._outboxes.found_more(nodes, results), generation)
+
+    def _match(self, replies: Iterable[Reply], generation: int) -> None:
         with self._book.changed:  # cursors and book change together: a last look must see what is not matched yet
             for node_id, entry_id, fields in replies:
-                if not self._outboxes.advance(node_id, entry_id):
+                if not self._outboxes.advance(node_id, entry_id, generation):
                     continue
                 message_id, data = message_id_of(fields), entries_of(fields)
                 unfit = self._book.answers.answer(node_id, entry_id, message_id, fields, data)  # type: ignore[arg-type]

@@ -7,6 +7,8 @@ writes the run's slot again from memory, and looks for every open message in its
 neither is sent again under the same id. The inbox comes first, because a message moves from there to the outbox.
 """
 
+from collections.abc import Sequence
+from contextlib import suppress
 from logging import INFO
 
 from brokerfl.broker.blobs import Blobs
@@ -15,7 +17,7 @@ from brokerfl.broker.fence import RedisForgot
 from brokerfl.broker.inbox import entries_of
 from brokerfl.broker.runs import Footprint
 from brokerfl.broker.transactions import Transactions
-from brokerfl.common import RunLost, log
+from brokerfl.common import RedisOutOfMemory, RunLost, log
 from brokerfl.server.book import Book
 from brokerfl.server.receive import Receiver
 
@@ -89,11 +91,14 @@ class Reconciler:
             for entry_id, message_id in entries_of(self._owner.connection, node_id, self._run_id)
         ]
         self._receiver.read(nodes)
-        lost, strays = self._book.compare(seen)
+        lost, doubtful, strays = self._book.compare(seen)
         if lost or strays:
             self._repair(lost, strays)
+        if doubtful:
+            with suppress(RedisOutOfMemory):  # then the reply is asked for when the app wants it
+                self._repair(doubtful)
 
-    def _repair(self, lost: list[Parcel], strays: list[tuple[int, str]]) -> None:
+    def _repair(self, lost: list[Parcel], strays: Sequence[tuple[int, str]] = ()) -> None:
         parcels = self._book.still_lost(lost)
         results = self._owner.fence.execute(self._transactions.send(parcels, strays))
         self._book.sent(parcels, results)

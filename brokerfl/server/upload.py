@@ -17,12 +17,7 @@ _MOST_PASSES = 10
 
 
 class Uploader:
-    """Brings the chunks of one run's contents to Redis, from any thread.
-
-    Args:
-        session: runs the transactions.
-        blobs: what Redis has.
-    """
+    """Brings the chunks of one run's contents to Redis, from any thread."""
 
     def __init__(self, session: Session, blobs: Blobs) -> None:
         self._session = session

@@ -46,8 +46,9 @@ class Verdicts:
             return
         nodes = list(dict.fromkeys(message.node_id for message, _ in verdicts))
         parcels = [message.parcel({}) for message, _ in verdicts]
+        generation = self._receiver.generation
         results = self._transactions.owner.fence.execute(self._transactions.verdict(parcels, nodes))
-        self._receiver.read_more(nodes, results)
+        self._receiver.read_more(nodes, results, generation)
         self._book.answers.fail((message.message_id, error) for message, error in verdicts)
 
     def cancel(self, message_ids: Iterable[str]) -> None:

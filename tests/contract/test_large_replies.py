@@ -15,10 +15,13 @@ from tests.stage import (
     LAYER,
     Streams,
     ask,
+    before_lost_is_looked_for,
+    compare,
     cut,
     dropped,
     forget_payloads,
     held_replies,
+    hold_read,
     layer,
     model,
     owing,
@@ -146,6 +149,60 @@ def test_a_payload_that_redis_forgot_after_the_reply_was_read_is_asked_for_at_on
         driver.pull_messages([])
         assert streams.lengths() == (0, 0, 0)
     assert counter.calls == 1
+
+
+def test_what_was_asked_for_again_is_not_executed_after_it_was_settled(backend: Backend) -> None:
+    """Redis forgot a reply that the app has; a node without a memory comes when the run has moved on."""
+    counter = Counter()
+    with driving(backend) as driver:
+        with serving(backend, counter.app) as node:
+            streams = Streams(backend, driver, node)
+            message_id = ask(driver, node, LAYER)
+            [reply] = driver.replies([message_id])
+            assert reply.has_content()
+        for stream in (streams.outbox, streams.data):
+            backend.admin.xtrim(stream, maxlen=0)
+        compare(driver)
+        assert streams.lengths()[0] == 1, "it is asked for again: a crash before the commit would need it"
+        driver.checkpoint()
+        driver.pull_messages([])
+        assert streams.lengths() == (0, 0, 0)
+
+
+def test_comparisons_ask_once_for_what_redis_lost(backend: Backend) -> None:
+    """A copy that came is as good as the reply: nothing is asked for again, and its chunks stay."""
+    counter = Counter()
+    with serving(backend, counter.app) as node, driving(backend) as driver:
+        streams = Streams(backend, driver, node)
+        message_id = ask(driver, node, LAYER)
+        eventually(lambda: (driver.pull_messages([]), owing(driver))[1] == [])
+        for stream in (streams.outbox, streams.data):
+            backend.admin.xtrim(stream, maxlen=0)
+        compare(driver)
+        eventually(lambda: (driver.pull_messages([]), streams.lengths())[1] == (0, 1, 6))
+        for _ in range(6):
+            compare(driver)
+            assert streams.lengths() == (0, 1, 6)
+        forget_payloads(node)
+        [reply] = driver.replies([message_id])
+        assert reply.has_content()
+
+
+def test_a_read_that_began_before_a_comparison_hides_nothing_from_it(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answer comes after the cursors were forgotten: what Redis has is not asked for again."""
+    counter = Counter()
+    with serving(backend, counter.app) as node, driving(backend) as driver:
+        streams = Streams(backend, driver, node)
+        ask(driver, node, LAYER)
+        eventually(lambda: (driver.pull_messages([]), owing(driver))[1] == [])
+        ask(driver, node, 0)
+        eventually(lambda: streams.lengths() == (0, 2, 6))
+        answer = hold_read(driver, node.node_id)
+        before_lost_is_looked_for(driver, monkeypatch, answer)
+        compare(driver)
+        assert streams.lengths() == (0, 2, 6)
 
 
 @pytest.mark.parametrize("held", [True, False])

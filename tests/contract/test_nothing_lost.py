@@ -24,7 +24,7 @@ from brokerfl.wire.message import encode_message, message_id_of
 from brokerfl.wire.record import encode_content
 from tests.apps import Gate, driving, echo_app, eventually, federation, number, number_in, text
 from tests.conftest import PREFIX, Backend, check_keys, real_backend
-from tests.stage import dropped, renews, serving
+from tests.stage import after_commit, dropped, renews, serving, start
 
 
 @pytest.fixture(params=["valkey", "redis"])
@@ -325,3 +325,16 @@ def test_a_message_that_was_about_to_run_is_not_stranded(backend: Backend, monke
         assert [number_in(reply) for reply in replies] == [1]
     assert failed
     assert gate.calls == 1
+
+
+@pytest.mark.parametrize("error", [OutageLimit("gone"), KeyboardInterrupt()], ids=["outage", "ctrl-c"])
+def test_a_push_that_seems_to_have_failed_leaves_no_key(backend: Backend, error: BaseException) -> None:
+    """Redis executed it, and its answer never came: the end of the run deletes what the first contact made."""
+    with federation(backend, nodes=1) as nodes:
+        node = nodes.nodes[0].node_id
+        driver = start(backend)
+        with pytest.raises(type(error)), after_commit(driver, error):
+            driver.push_messages([driver.create_message(number(1), "train", node, "1")])
+        driver.end()
+        assert [key for key in backend.admin.scan_iter() if str(driver.run.run_id).encode() in key] == []
+        assert str(driver.run.run_id).encode() not in backend.admin.hkeys(driver.connection.keys.node_runs(node))

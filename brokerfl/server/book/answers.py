@@ -44,16 +44,19 @@ class Answers:
             if message is None or message.node_id != node_id:
                 self.dropped += 1
                 return node_id, outbox_entry, data
-            if outbox_entry == message.outbox_entry:  # read again after a reconnect
+            if outbox_entry in [entry for _, entry, _ in message.copies]:  # read again after a reconnect
                 self._index.doubtful.pop(message_id, None)
                 return None
             if message.is_open and milliseconds_of(outbox_entry) <= message.entry.deadline:
                 self._index.note(message, message.answer(reply, outbox_entry, data))
                 return None
             self.dropped += 1
-            if message.data_entries == data:  # a second copy of the reply that counts: the payload is still needed
+            if not message.is_open and data in [data for _, _, data in message.copies]:  # the chunks are still needed
                 return node_id, outbox_entry, ()
-            return None if message.spare((outbox_entry, reply, data)) else (node_id, outbox_entry, data)
+            if not message.spare((outbox_entry, reply, data)):
+                return node_id, outbox_entry, data
+            self._index.doubtful.pop(message_id, None)
+            return None
 
     def doubt(self) -> None:
         """All outboxes are about to be read again: a large reply that is gone from there lost its chunks too."""

@@ -64,7 +64,7 @@ class Book:
         self._needs: dict[bytes, int] = {}
         self._kept: Collection[bytes] = ()
         self.state_name = state_name
-        self._contacted = set(snapshot.nodes)
+        self._contacted, self._reached = set(snapshot.nodes), set(snapshot.nodes)
         self._pushed, self._replied = snapshot.messages, snapshot.replies
         self._under_way: _UnderWay | None = None
         self._sequence = 0
@@ -86,20 +86,14 @@ class Book:
 
     @property
     def contacted(self) -> Collection[int]:
-        """The nodes that may hold keys of the run, with those of a change under way: their first ring may be faster."""
+        """The nodes that may hold keys of the run; also those of a transaction that seems to have failed."""
         with self._lock:
-            return self._contacted.union(self._under_way.change.contacted if self._under_way else ())
+            return set(self._reached)
 
     def contacted_among(self, node_ids: Iterable[int]) -> set[int]:
         """Return which of these nodes may hold keys of the run."""
         with self._lock:
-            first = self._under_way.change.contacted if self._under_way else ()
-            return {node_id for node_id in node_ids if node_id in self._contacted or node_id in first}
-
-    def find(self, message_id: str) -> OpenMessage | None:
-        """Return a message that is not settled, or that is under way."""
-        with self._lock:
-            return self._index.find(message_id)
+            return self._reached.intersection(node_ids)
 
     def owing(self) -> list[int]:
         """Return the nodes that owe a reply."""
@@ -124,7 +118,7 @@ class Book:
         """Return what the books in Redis are to hold."""
         with self._lock:
             entries = {message_id: message.entry for message_id, message in self._index.messages.items()}
-            return Snapshot(entries, self.contacted, self._pushed, self._replied)
+            return Snapshot(entries, set(self._reached), self._pushed, self._replied)
 
     # Pushing.
 
@@ -204,16 +198,22 @@ class Book:
         """
         with self._lock:
             gone, saved = (*settled, *cancelled), state.name if state else self.state_name
+            entered = {one.message.message_id: one.entry for one in sending}
             self._index.unsent = {one.message.message_id: one.message for one in sending if one.is_new}
             nodes = dict.fromkeys(one.entry.node_id for one in sending)
+            self._reached.update(nodes)
+            for message in self._index.unsent.values():  # by which a reply that is faster is judged
+                message.replace(entered[message.message_id])
             contents = [name for name in contents if name != saved and name not in self._kept]
+            again = [message for message in settled if message.is_asked_again]
             change = Change(
-                entered={one.message.message_id: one.entry for one in sending},
+                entered=entered,
                 new=tuple(self._index.unsent),
                 parcels=tuple(one.message.parcel(one.fields) for one in sending if one.message.is_open),
                 contacted={node: None for node in nodes if node not in self._contacted},
                 settled=tuple(message.message_id for message in settled),
-                cancelled=tuple(message.parcel({}) for message in cancelled),
+                cancelled=tuple(message.message_id for message in cancelled),
+                recalled=tuple(each.parcel({}) for each in (*cancelled, *again)),
                 state=state,
                 idle=idle(contents, self._needs, sending, gone),
                 needed_from=needed_from(gone, self._index.by_node),
@@ -308,16 +308,16 @@ class Book:
 
     # Comparing.
 
-    def compare(self, seen: Iterable[tuple[int, str, str]]) -> tuple[list[Parcel], list[tuple[int, str]]]:
-        """Compare with what is in the inboxes; the outboxes were read after them.
+    def compare(self, seen: Iterable[tuple[int, str, str]]) -> tuple[list[Parcel], list[Parcel], list[tuple[int, str]]]:
+        """Compare with the inboxes, as they were before the outboxes were read.
 
         Args:
-            seen: every entry, as node id, entry id and message id.
+            seen: every inbox entry, as node id, entry id and message id.
 
         Returns:
-            What is to be sent again, if its fields are at hand: open messages that Redis lost, and messages whose large
-            replies it lost, which their nodes hold in memory only briefly. And the entries, as node id and entry id,
-            that belong to neither.
+            What to send again: open messages that Redis lost, if their fields are at hand; and those whose large
+            replies it lost, which their nodes hold in memory for a while. And the entries (node id, entry id) that
+            belong to neither.
         """
         with self._lock:
             owed, in_doubt = self._index.owed(), self._index.in_doubt()
@@ -331,11 +331,15 @@ class Book:
             for message in owed:
                 self._index.note(message, message.find(found[message.message_id]))
             lost = [message for message in owed if message.state is State.LOST]
-            lost += [message for message in in_doubt if not found[message.message_id]]
-            return [message.parcel(fields) for message in lost if (fields := message.fields) is not None], strays
+            doubtful = [message for message in in_doubt if not found[message.message_id]]
+            return _parcels(lost), _parcels(doubtful), strays
 
     def still_lost(self, parcels: Iterable[Parcel]) -> list[Parcel]:
-        """Return those of these messages that nobody has answered meanwhile, or whose replies are in doubt."""
+        """Return those of these messages that were not answered in the meantime, or whose replies are in doubt."""
         with self._lock:
             due = {message.message_id for message in (*self._index.owed(), *self._index.in_doubt())}
             return [parcel for parcel in parcels if parcel.message_id in due]
+
+
+def _parcels(messages: Iterable[OpenMessage]) -> list[Parcel]:
+    return [message.parcel(fields) for message in messages if (fields := message.fields) is not None]

@@ -59,6 +59,7 @@ class OpenMessage:
     taken_by: int = 0  # the thread that took the reply
     reopened: int = 0  # how often the payload of its reply was missing
     spares: tuple[Copy, ...] = ()  # later copies of a large reply
+    is_asked_again: bool = False  # it was sent again for its reply, which Redis had lost
 
     @property
     def node_id(self) -> int:
@@ -117,6 +118,7 @@ class OpenMessage:
         """It is in its inbox at this entry; "" if the answer was lost: then its first entry stays unknown."""
         if entry_id:
             self.inbox_entries = (*self.inbox_entries, entry_id)
+            self.is_asked_again = self.is_asked_again or not self.is_open
         if self.began == "":
             self.began = entry_id or None
 
@@ -150,8 +152,6 @@ class OpenMessage:
         """
         if self.is_open or not self.data_entries or not copy[2]:
             return False
-        if copy[0] in [outbox_entry for outbox_entry, _, _ in self.spares]:
-            return True  # read again after a reconnect
         if len(self.spares) >= MOST_REOPENED:  # a correct node makes no more
             return False
         self.spares = (*self.spares, copy)
