@@ -49,7 +49,7 @@ class _Draft:
 
 
 class Pusher:
-    """Pushes the messages of one run; one push at a time, from any thread. Commits that only settle do not wait for it."""
+    """Pushes the messages of one run; one push at a time, from any thread. What only settles does not wait for it."""
 
     def __init__(self, session: Session, book: Book, committer: Committer, uploader: Uploader) -> None:
         self._session = session
