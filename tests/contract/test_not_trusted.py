@@ -137,3 +137,18 @@ def test_copies_without_end_are_not_kept(backend: Backend) -> None:
         read_anew(driver)  # a reconnect
         read_outbox(driver, node)
         assert kept.isdisjoint(to_be_deleted(driver))
+
+
+@pytest.mark.parametrize("places", [[(5, 0)] * 40, [(5, 0), (5, 1)] * 20, [(n, 0) for n in range(40, 0, -1)]])
+def test_a_chunk_is_named_once(backend: Backend, places: list[tuple[int, int]]) -> None:
+    """A reply whose manifest names one chunk again and again is Error 4 before any of it is read."""
+    with driving(backend) as driver:
+        node = silent(backend)
+        message_id = push(driver, node, number(1))
+        entries = tuple(f"{at}-{number}" for at, number in places)
+        manifest = Manifest((10, 39 * CHUNK), (b"d" * 32,) * 40, entries)
+        head = head_of(driver, node, message_id)
+        publish_by_hand(backend, driver, node, {**head, MANIFEST: manifest.encoded})
+        [reply] = driver.replies([message_id], timeout=20)
+        assert reply.error.code == ErrorCode.REPLY_MESSAGE_UNAVAILABLE
+        assert "each once" in reply.error.reason
