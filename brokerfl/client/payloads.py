@@ -142,7 +142,7 @@ class Payloads:
         added = add_data(self._connection, self._node_id, run_id, chunks)
         if added is None:
             return False
-        taken = list(takewhile(lambda entry: entry is not None, added))
+        taken = [entry for entry in takewhile(lambda entry: entry is not None, added) if entry is not None]
         if None in added:  # what came behind a refused chunk goes: the entries of a reply rise with its chunks
             remove_data(self._connection, self._node_id, run_id, filter(None, added[len(taken) :]))
         if taken and entries and place_of(taken[0]) <= place_of(entries[max(entries)]):
