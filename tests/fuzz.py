@@ -20,11 +20,12 @@ from brokerfl.wire.message import decode_message, message_id_of
 from brokerfl.wire.payload import MissingChunkError, assemble, decode_manifest, manifest_of
 from brokerfl.wire.record import decode_content
 from brokerfl.wire.run import decode_entry, decode_run
+from brokerfl.wire.weight import MORE
 from tests.mutations import MOST_CONTENT, ONLY, VALID, Frame, mutate
 
 #: Bytes that decoding may take: in all, for each byte of a frame (a small number takes 1 in msgpack, 8 in a list of
-#: Python), and beside that for lists and maps, of which there may be 200,000: an empty one takes 1 in msgpack, 64 here.
-BYTES_MORE, BYTES_EACH, BYTES_EACH_LIST, MOST_FOR_LISTS = 256 * 1024, 10, 90, 16 * 1024 * 1024
+#: Python), and beside that for what takes more, such as an empty list, until it has taken `weight.MORE`.
+BYTES_MORE, BYTES_EACH, BYTES_EACH_ITEM = 256 * 1024, 9, 90
 
 #: Bytes by which the process may grow, as its address space; no limit on systems that do not know one.
 MOST_GROWTH = 512 * 1024 * 1024
@@ -68,7 +69,7 @@ def check(decoder: str, frame: Frame) -> bool:
         AssertionError: something else than FrameError came out, an array cannot be read, or it took too much memory.
     """
     size = sum(map(len, frame.values()))
-    allowed = BYTES_MORE + BYTES_EACH * size + min(BYTES_EACH_LIST * size, MOST_FOR_LISTS)
+    allowed = BYTES_MORE + BYTES_EACH * size + min(BYTES_EACH_ITEM * size, MORE)
     allowed += (decoder == "payload") * MOST_CONTENT
     with _traced():
         before = tracemalloc.get_traced_memory()[0]

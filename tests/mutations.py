@@ -107,11 +107,26 @@ VALID: list[tuple[str, Frame]] = [
 TOKENS = (
     b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xdb\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff",
     b"\xc9\xff\xff\xff\xff\x05", b"\xdc\xff\xff", b"\xde\xff\xff", b"\xd6\xff\x00\x00\x00\x01", b"\xd4\x05x",
-    b"\xc1", b"\x91" * 2000, b"\x81\xa1x" * 500, b"\xdd\x00\x0f\xff\xff" * 50, b"\x90" * 500,
+    b"\xc7\0\x05", b"\xc8\xff\xff\x05", b"\xd5\x05xx", b"\xd7\x05" + bytes(8), b"\xd8\x05" + bytes(16),
+    b"\xd9\xff", b"\xda\xff\xff", b"\xc4\xff", b"\xc5\xff\xff", b"\xd9\x02ab", b"\xc4\x02ab",
+    b"\xa2ab" * 300,
+    b"\xc7\0\x05" * 300, b"\xd4\x05x" * 300, b"\xc4\x02ab" * 300, b"\x81\xa1a\x01" * 300, b"\xe0" * 3000,
+    b"\xde\xff\xff" * 300, b"\xdc\xff\xff" * 300, b"\xc1",
+    b"\x91" * 2000, b"\x81\xa1x" * 500, b"\xdd\x00\x0f\xff\xff" * 50, b"\x90" * 500,
 )  # fmt: skip
 
-#: More empty lists than there may be, and many numbers. They cost time, so there are few.
-HEAVY = (b"\xdd\x00\x06\x1a\x80" + b"\x90" * 400_000, b"\xdd\x00\x03\x0d\x40" + b"\x01" * 200_000)
+
+def _listed(item: bytes, count: int) -> bytes:
+    return b"\xdd" + count.to_bytes(4, "big") + item * count
+
+
+#: More empty lists than there may be, and many of what takes much for its bytes. They cost time, so there are few.
+HEAVY = (
+    _listed(b"\x90", 400_000), _listed(b"\x01", 200_000), _listed(b"\xe0", 200_000), _listed(b"\xd0\x80", 100_000),
+    _listed(b"\xa2ab", 100_000), _listed(b"\xd9\x02ab", 100_000), _listed(b"\xc4\x02ab", 100_000),
+    _listed(b"\xd4\x05x", 200_000), _listed(b"\xc7\0\x05", 200_000), _listed(b"\xd6\xff\0\0\0\1", 100_000),
+    _listed(b"\x81\xa1a\x01", 100_000), _listed(b"\xde\0\x01\xa1a\x01", 60_000), b"\xdd\0\x0f\xff\xff" * 60_000,
+)  # fmt: skip
 
 VALUES: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 255, 2**31, 2**32, 2**53, 2**62, 2**63, 2**64 - 1, -(2**63), 0.0, -0.0, 1e308,

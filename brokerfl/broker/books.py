@@ -236,5 +236,5 @@ def summary_of(run_id: int, meta: Mapping[bytes, bytes], nodes: int) -> Summary 
         run = decode_run(run_id, meta.get(b"frame", b""))
     except FrameError:  # of another version: it can still be seen and stopped
         run = Run(run_id, "?", {}, 0.0)
-    status = meta.get(b"status", b"?").decode()
-    return Summary(run, status, nodes, int(meta.get(b"messages", 0)), int(meta.get(b"replies", 0)))
+    status = meta.get(b"status", b"?").decode(errors="replace")
+    return Summary(run, status, nodes, *(parse_id(meta.get(name, b"0")) or 0 for name in (b"messages", b"replies")))

@@ -20,6 +20,7 @@ from types import TracebackType
 
 from brokerfl.common import BrokerflError, ConfigError, MissingExtra, PortInUse
 from brokerfl.common.lockfile import LockFile
+from brokerfl.common.private import NotOursError, private_directory
 
 _START_LIMIT = 10.0
 _STOP_LIMIT = 30.0
@@ -120,10 +121,12 @@ class EmbeddedServer:
         if self._data is None:
             return
         try:
-            self._data.mkdir(parents=True, exist_ok=True)
+            private_directory(self._data)
             self._guard = LockFile(self._data / "brokerfl.lock")
         except BlockingIOError:
             raise ConfigError(f"the data directory {self._data} is in use by another server") from None
+        except NotOursError as error:
+            raise ConfigError(f"{error.strerror}: name another directory with --data") from None
         except OSError as error:
             raise ConfigError(f"the data directory {self._data} cannot be used: {error.strerror}") from None
 

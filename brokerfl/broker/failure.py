@@ -25,7 +25,7 @@ from redis.exceptions import (
     WatchError,
 )
 
-from brokerfl.common import RedisAuthError, RedisOutOfMemory, RedisTLSError, RedisUnreachable
+from brokerfl.common import ConfigError, RedisAuthError, RedisOutOfMemory, RedisTLSError, RedisUnreachable
 
 #: What redis-py puts before the error of a pipeline: the command, with its data.
 _PIPELINED = re.compile(r"^Command # \d+ \(.*\) of pipeline caused error: ", re.DOTALL)
@@ -37,15 +37,30 @@ _PASSING = ("LOADING", "READONLY", "UNBLOCKED", "CLUSTERDOWN", "MASTERDOWN", "NO
 
 
 @contextmanager
-def map_errors(url: str = "Redis") -> Iterator[None]:
-    """Turn redis-py's exceptions into brokerfl's; others pass unchanged."""
+def map_errors(url: str = "Redis", *keys: str) -> Iterator[None]:
+    """Turn redis-py's exceptions into brokerfl's; others pass unchanged.
+
+    Args:
+        url: of the server, for the texts.
+        keys: keys of the registry that are used: if one has another type, the error names them.
+    """
     try:
         yield
     except (RedisError, OSError) as error:
         mapped = translate(error, url)
+        if mapped is None and keys and "WRONGTYPE" in str(error):
+            mapped = foreign(url, *keys)
         if mapped is None:
             raise
         raise mapped from error
+
+
+def foreign(url: str, *keys: str) -> ConfigError:
+    """Return the error of a key of the registry that brokerfl has not written."""
+    return ConfigError(
+        f"{' or '.join(keys)} at {url} is not what brokerfl keeps there: another program uses this prefix; "
+        "choose another --prefix, or delete the key"
+    )
 
 
 def translate(error: BaseException, url: str = "Redis") -> Exception | None:

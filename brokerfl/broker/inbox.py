@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from logging import WARNING
 
 from redis.client import Pipeline
 from redis.exceptions import ResponseError
@@ -19,9 +20,12 @@ from brokerfl.broker.failure import execute_unless_changed, map_errors, translat
 from brokerfl.broker.keys import BELL_LENGTH, GROUP, LEASE, Keys, milliseconds
 from brokerfl.broker.runs import runs_of
 from brokerfl.broker.stream import entries
-from brokerfl.common import RedisOutOfMemory
+from brokerfl.common import RedisOutOfMemory, log
 from brokerfl.wire.frame import Fields
 from brokerfl.wire.message import message_id_of
+
+#: Most runs that a node serves at once; each costs every read of its inboxes a key.
+MOST_RUNS = 2000
 
 #: Most entries that one question about delivered messages returns.
 MOST_PENDING = 1000
@@ -166,6 +170,7 @@ class Inboxes:
         self._on_runs = on_runs
         self._ctl = connection.keys.ctl(node_id)
         self._runs: dict[str, int] = {}
+        self._is_over = False
 
     def refresh(self, *, only_new: bool = False) -> bool:
         """Read again which runs there are. Returns whether anything changed.
@@ -185,12 +190,32 @@ class Inboxes:
                 pipe.type(key)
             types = dict(zip(asked, pipe.execute(), strict=True)) if asked else {}
         before = self._runs
-        self._runs = {key: run_id for key, run_id in inboxes.items() if types.get(key, b"stream") == b"stream"}
+        there = {key: run_id for key, run_id in inboxes.items() if types.get(key, b"stream") == b"stream"}
+        self._runs = self._within_limit(there)
+        passed_over = {run_id for key, run_id in there.items() if key not in self._runs}
         missing = {inboxes[key]: key for key, kind in types.items() if kind == b"none"}
         if missing:
             self._forget(missing)
-        self._on_runs({run_id: frame for run_id, frame in frames.items() if run_id not in missing})
+        passed_over.update(missing)
+        self._on_runs({run_id: frame for run_id, frame in frames.items() if run_id not in passed_over})
         return before != self._runs
+
+    def _within_limit(self, inboxes: dict[str, int]) -> dict[str, int]:
+        """Return at most `MOST_RUNS` inboxes: those already read, then as many others as there is room for."""
+        is_over, was_over = len(inboxes) > MOST_RUNS, self._is_over
+        self._is_over = is_over
+        if not is_over:
+            return inboxes
+        if not was_over:
+            log(
+                WARNING,
+                "This node has %s runs under the prefix %r; it serves %s of them",
+                len(inboxes),
+                self._connection.keys.prefix,
+                MOST_RUNS,
+            )
+        by_age = sorted(inboxes, key=lambda key: key not in self._runs)
+        return {key: inboxes[key] for key in by_age[:MOST_RUNS]}
 
     def _forget(self, missing: dict[int, str]) -> None:
         """Remove the runs whose inboxes are missing from the hash.

@@ -53,8 +53,11 @@ DEFAULT_PREFIX = "brokerfl"
 
 
 def parse_id(text: bytes) -> int | None:
-    """Return the node or run id in ``text``; None if it is not one: what others wrote may be anything."""
-    if len(text) > 20 or not text.isdigit():
+    """Return the node or run id in ``text``; None if it is not one: what others wrote may be anything.
+
+    Each id has one text: with leading zeros it would be counted twice.
+    """
+    if len(text) > 20 or not text.isdigit() or (text[:1] == b"0" and len(text) > 1):
         return None
     number = int(text)
     return number if number < 2**64 else None

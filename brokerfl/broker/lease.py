@@ -10,7 +10,7 @@ from logging import INFO
 
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import map_errors
-from brokerfl.broker.process import describe
+from brokerfl.broker.process import describe, text_of
 from brokerfl.common import log
 
 
@@ -18,7 +18,7 @@ def holder_of(connection: Connection, key: str) -> str:
     """Return who holds a lease, in words."""
     with map_errors(connection.url):
         value = connection.redis.get(key)
-    return describe(value.decode().rpartition(":")[2]) if value else "nobody"
+    return describe(text_of(value).rpartition(":")[2]) if value else "nobody"
 
 
 def await_lapse(

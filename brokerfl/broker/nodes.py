@@ -14,11 +14,20 @@ from logging import WARNING
 
 from brokerfl import __version__
 from brokerfl.broker.connection import Connection
-from brokerfl.broker.failure import execute_unless_changed, map_errors, translate
+from brokerfl.broker.failure import execute_unless_changed, foreign, map_errors, translate
 from brokerfl.broker.keys import GROUP, LEASE, RETENTION, milliseconds, parse_id
 from brokerfl.broker.lease import await_lapse
-from brokerfl.broker.process import home_of, is_dead, new_token
+from brokerfl.broker.process import home_of, is_dead, new_token, text_of
 from brokerfl.common import NodeNameTaken, log
+
+#: Members of the registry that are looked at in one round trip: anybody may have put any number of them there.
+_AT_ONCE = 1000
+
+#: Most bytes of the identity of a data set, which names a file of the node's journal. brokerfl writes 32.
+_LONGEST_IDENTITY = 64
+
+#: Unix time after which no clock shows a node to have started.
+_YEAR_9999 = 253_402_000_000
 
 
 def node_id_of(prefix: str, name: str) -> int:
@@ -109,7 +118,7 @@ class Registration:
                 holder = pipe.get(lease)
                 if holder == self._token.encode():
                     return True
-                if holder is not None and not self._is_gone(holder.decode()):
+                if holder is not None and not self._is_gone(text_of(holder)):
                     return False
                 pipe.multi()
                 pipe.set(lease, self._token, px=milliseconds(self.lease))
@@ -123,15 +132,23 @@ class Registration:
     def read_identity(self) -> bytes:
         """Return the identity of the Redis data set; give it one if it has none."""
         keys = self._connection.keys
-        with map_errors(self._connection.url), self._connection.redis.pipeline(transaction=False) as pipe:
+        with (
+            map_errors(self._connection.url, keys.identity),
+            self._connection.redis.pipeline(transaction=False) as pipe,
+        ):
             pipe.set(keys.identity, secrets.token_hex(16), nx=True)
             pipe.get(keys.identity)
-            identity: bytes = pipe.execute()[1]
+            return self._checked(pipe.execute()[1])
+
+    def _checked(self, identity: bytes) -> bytes:
+        """Return the identity of the data set, which names a file, if brokerfl can have written it."""
+        if not 0 < len(identity) <= _LONGEST_IDENTITY:
+            raise foreign(self._connection.url, self._connection.keys.identity)
         return identity
 
     def _enter(self) -> None:
         keys, node = self._connection.keys, self.node_id
-        with map_errors(self._connection.url):
+        with map_errors(self._connection.url, keys.identity, keys.nodes, keys.node_info(node), keys.ctl(node)):
             with self._connection.redis.pipeline(transaction=True) as pipe:
                 pipe.set(keys.identity, secrets.token_hex(16), nx=True)
                 pipe.get(keys.identity)
@@ -144,8 +161,8 @@ class Registration:
             for error in results:
                 if isinstance(error, Exception) and not str(error).startswith("BUSYGROUP"):
                     raise error
-        self.identity, home = results[1], results[2]
-        if home and home.decode() != self._home:
+        self.identity, home = self._checked(results[1]), results[2]
+        if home and text_of(home) != self._home:
             log(
                 WARNING,
                 "Node %r used another state directory before: its context.state of current runs is not in this one, "
@@ -190,7 +207,7 @@ class Registration:
             self._connection.set_time(now, asked_at)
         is_ours = holder == self._token.encode()
         # A Redis that forgot its last writes may still have the lease of a predecessor.
-        if holder is not None and not is_ours and not self._is_gone(holder.decode()):
+        if holder is not None and not is_ours and not self._is_gone(text_of(holder)):
             return False
         if not is_ours and not self._take_lease():
             return False
@@ -225,25 +242,33 @@ def list_nodes(connection: Connection) -> list[NodeInfo]:
 
 def _look_at_all(connection: Connection) -> list[tuple[int, bool, dict[bytes, bytes]]]:
     """Return (node id, online, info) of every registered node. Malformed keys of one node do not affect the others."""
-    keys = connection.keys
-    with map_errors(connection.url):
-        members = connection.redis.smembers(keys.nodes)
-        ids = {member: parse_id(member) for member in members}
-        gone = [member for member, node in ids.items() if node is None]
-        known = sorted(node for node in ids.values() if node is not None)
-        with connection.redis.pipeline(transaction=False) as pipe:
-            for node in known:
-                pipe.exists(keys.node_lease(node))
-                pipe.hgetall(keys.node_info(node))
-            answers = pipe.execute(raise_on_error=False)
-        found = []
-        for node, online, info in zip(known, answers[::2], answers[1::2], strict=True):
-            if online == 1 or info:
-                found.append((node, online == 1, info if isinstance(info, dict) else {}))
-            else:
-                gone.append(str(node).encode())
-        if gone:  # a node that registers at this moment enters again with its next renewal
-            connection.redis.srem(keys.nodes, *gone)
+    keys, cursor = connection.keys, -1
+    found: dict[int, tuple[int, bool, dict[bytes, bytes]]] = {}
+    while cursor != 0:
+        with map_errors(connection.url, keys.nodes):
+            cursor, members = connection.redis.sscan(keys.nodes, max(0, cursor), count=_AT_ONCE)
+            found.update((looked[0], looked) for looked in _look_at(connection, members))
+    return [found[node] for node in sorted(found)]
+
+
+def _look_at(connection: Connection, members: list[bytes]) -> list[tuple[int, bool, dict[bytes, bytes]]]:
+    """Return (node id, online, info) of some members of the registry, and remove those that are no node's."""
+    keys, ids = connection.keys, {member: parse_id(member) for member in members}
+    gone = [member for member, node in ids.items() if node is None]
+    known = [node for node in ids.values() if node is not None]
+    with connection.redis.pipeline(transaction=False) as pipe:
+        for node in known:
+            pipe.exists(keys.node_lease(node))
+            pipe.hgetall(keys.node_info(node))
+        answers = pipe.execute(raise_on_error=False)
+    found = []
+    for node, online, info in zip(known, answers[::2], answers[1::2], strict=True):
+        if online == 1 or info:
+            found.append((node, online == 1, info if isinstance(info, dict) else {}))
+        else:
+            gone.append(str(node).encode())
+    if gone:  # a node that registers at this moment enters again with its next renewal
+        connection.redis.srem(keys.nodes, *gone)
     return found
 
 
@@ -252,6 +277,7 @@ def _node_info(node_id: int, online: bool, info: Mapping[bytes, bytes]) -> NodeI
     try:
         labels = {str(key): str(value) for key, value in json.loads(text.get("labels", "{}")).items()}
         since = float(text.get("since", "0"))
+        since = since if 0 <= since < _YEAR_9999 else 0.0  # not inf and not nan
     except (ValueError, AttributeError, RecursionError):
         labels, since = {}, 0.0
     return NodeInfo(node_id, online, text.get("name", ""), labels, text.get("version", ""), since)
@@ -267,7 +293,7 @@ def registered(connection: Connection, node_ids: Iterable[int]) -> set[int]:
     asked = list(node_ids)
     if not asked:
         return set()
-    with map_errors(connection.url):
+    with map_errors(connection.url, connection.keys.nodes):
         known = connection.redis.smismember(connection.keys.nodes, [str(node) for node in asked])
     return {node for node, there in zip(asked, known, strict=True) if there}
 

@@ -19,7 +19,7 @@ from brokerfl.broker.inbox import expire_streams
 from brokerfl.broker.keys import GROUP, LEASE, MOST_RETENTION, RETENTION, milliseconds
 from brokerfl.broker.lease import await_lapse
 from brokerfl.broker.nodes import new_id
-from brokerfl.broker.process import is_dead, new_token
+from brokerfl.broker.process import is_dead, new_token, text_of
 from brokerfl.broker.runs import Footprint, absent, prune, read_run
 from brokerfl.common import ConfigError, RunAttached, RunNotFound, RunStopped, UserConfig
 from brokerfl.wire.run import Run
@@ -42,7 +42,7 @@ def create_run(
     keys = connection.keys
     run = Run(new_id(), app, dict(run_config), connection.read_time())
     owner = Owner(connection, run, Fence(connection, run.run_id, 1, new_token(), retention), lease, retention)
-    with map_errors(connection.url), connection.redis.pipeline(transaction=True) as pipe:
+    with map_errors(connection.url, keys.runs), connection.redis.pipeline(transaction=True) as pipe:
         pipe.set(keys.identity, secrets.token_hex(16), nx=True)
         prune(pipe, keys, run.created_at)
         pipe.set(keys.owner(run.run_id), owner.fence.value)
@@ -115,7 +115,7 @@ def _try_to_take_over(
             if token.startswith(STOP):
                 raise RunStopped(f"run {run_id} was stopped; `brokerfl stop {run_id}` deletes what is left of it")
             holder = pipe.get(keys.run_lease(run_id))
-            if holder is not None and not takeover and not is_dead(holder.decode().partition(":")[2]):
+            if holder is not None and not takeover and not is_dead(text_of(holder).partition(":")[2]):
                 return None
             fence = Fence(connection, run_id, int(counter) + 1, new_token(), retention)
             owner = Owner(connection, run, fence, lease, retention)
@@ -178,8 +178,9 @@ class Owner:
 
     def read_identity(self) -> bytes | None:
         """Return the identity of the Redis data set; None if it has none."""
-        with map_errors(self.connection.url):
-            return self.connection.redis.get(self.connection.keys.identity)  # type: ignore[no-any-return]
+        identity = self.connection.keys.identity
+        with map_errors(self.connection.url, identity):
+            return self.connection.redis.get(identity)  # type: ignore[no-any-return]
 
     def expire(self, pipe: Pipeline) -> None:
         """Put into ``pipe`` the lifetimes of the keys in the run's slot."""

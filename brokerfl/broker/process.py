@@ -4,6 +4,7 @@ Owns the token's form, and the question whether its holder is certainly dead. It
 """
 
 import os
+import re
 import secrets
 import socket
 import subprocess
@@ -33,9 +34,14 @@ def is_dead(token: str) -> bool:
     host, _, rest = token.partition("/")
     pid, _, rest = rest.partition("/")
     started = rest.partition("/")[0]
-    if host != _host() or not pid.isdigit() or started == "-":
+    if host != _host() or not re.fullmatch("[0-9]{1,10}", pid) or started == "-":
         return False
     return _started(int(pid)) != started
+
+
+def text_of(lease: bytes) -> str:
+    """Return the value of a lease as text, whatever somebody else wrote there."""
+    return lease.decode(errors="replace")
 
 
 def describe(token: str) -> str:

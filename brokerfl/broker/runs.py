@@ -19,10 +19,10 @@ from redis.client import Pipeline
 from brokerfl.broker.blobs import chunks_of, remove_blobs
 from brokerfl.broker.books import Summary, ask_summary, nodes_of, note_stop, read_frame, summary_of
 from brokerfl.broker.connection import Connection
-from brokerfl.broker.failure import execute_unless_changed, map_errors
+from brokerfl.broker.failure import execute_unless_changed, found_or_none, map_errors
 from brokerfl.broker.fence import STOP, Build, Fence, RedisForgot, Slot, Transaction
 from brokerfl.broker.keys import BELL_LENGTH, LEASE, MOST_RETENTION, RETENTION, Keys, milliseconds, parse_id
-from brokerfl.broker.process import describe, is_dead, new_token
+from brokerfl.broker.process import describe, is_dead, new_token, text_of
 from brokerfl.common import RedisOutOfMemory, RunNotFound
 from brokerfl.wire.run import Run
 
@@ -142,7 +142,7 @@ def _await_release(connection: Connection, run_id: int, patience: float) -> None
     until = time.monotonic() + patience
     with map_errors(connection.url):
         while (holder := connection.redis.get(lease)) is not None and time.monotonic() < until:
-            if is_dead(holder.decode().partition(":")[2]):
+            if is_dead(text_of(holder).partition(":")[2]):
                 return
             time.sleep(0.05)
 
@@ -177,7 +177,7 @@ def list_runs(connection: Connection) -> list[RunInfo]:
     Runs whose keys expired are removed from `P:runs`.
     """
     keys, now = connection.keys, connection.read_time()
-    with map_errors(connection.url):
+    with map_errors(connection.url, keys.runs):
         with connection.redis.pipeline(transaction=False) as pipe:
             prune(pipe, keys, now)
             pipe.execute()
@@ -194,21 +194,25 @@ def list_runs(connection: Connection) -> list[RunInfo]:
                 removal.zrem(keys.runs, *expired)
                 execute_unless_changed(removal)
     for member, score in ended:
-        runs.append(RunInfo(int(member), "stopped" if score % 1 else "completed", -score / 1000))
+        run_id = parse_id(member)
+        if run_id is not None and -score / 1000 <= now + MOST_RETENTION:  # else somebody else's
+            runs.append(RunInfo(run_id, "stopped" if score % 1 else "completed", -score / 1000))
     return sorted(runs, key=lambda run: run.created_at or run.ended_at, reverse=True)
 
 
 def _look_at(connection: Connection, members: list[bytes]) -> tuple[list[RunInfo], list[bytes]]:
     """Return what Redis knows about runs that have not ended, and those of them whose keys expired."""
-    keys = connection.keys
+    keys, ids = connection.keys, {member: parse_id(member) for member in members}
+    known = {member: run_id for member, run_id in ids.items() if run_id is not None}
     with connection.redis.pipeline(transaction=False) as pipe:
-        for member in members:
-            pipe.get(keys.run_lease(int(member)))
-            ask_summary(pipe, keys, int(member))
-        answers = iter(pipe.execute())
-    runs, expired = [], []
-    for member in members:
-        lease, summary = next(answers), summary_of(int(member), next(answers), next(answers))
+        for run_id in known.values():
+            pipe.get(keys.run_lease(run_id))
+            ask_summary(pipe, keys, run_id)
+        answers = pipe.execute(raise_on_error=False)
+    runs, expired = [], [member for member, run_id in ids.items() if run_id is None]
+    for (member, run_id), *found in zip(known.items(), answers[::3], answers[1::3], answers[2::3], strict=True):
+        lease, meta, nodes = (found_or_none(answer, connection.url) for answer in found)  # None: of another type
+        summary = summary_of(run_id, meta or {}, nodes or 0)
         if summary is None:
             expired.append(member)
         else:
@@ -223,7 +227,7 @@ def _run_info(summary: Summary, lease: bytes | None) -> RunInfo:
         "detached" if is_detached else summary.status,
         created_at=summary.run.created_at,
         app=summary.run.app,
-        holder=describe(lease.decode().partition(":")[2]) if lease else "",
+        holder=describe(text_of(lease).partition(":")[2]) if lease else "",
         nodes=summary.nodes,
         messages=summary.messages,
         replies=summary.replies,

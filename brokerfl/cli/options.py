@@ -2,10 +2,11 @@
 
 import math
 import re
+import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from logging import DEBUG, INFO
+from logging import DEBUG, INFO, WARNING
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -14,7 +15,7 @@ import click
 from brokerfl.broker.connection import TLS, Connection, connect
 from brokerfl.broker.keys import DEFAULT_PREFIX
 from brokerfl.broker.url import masked
-from brokerfl.common import ConfigError
+from brokerfl.common import ConfigError, log
 from brokerfl.common.config import is_utf8
 from brokerfl.common.logger import configure_logging
 from brokerfl.wire.frame import MAX_MESSAGE_BYTES
@@ -121,10 +122,13 @@ def _url(url: str | None, file: str | None) -> str:
 def _read_url(file: str) -> str:
     try:
         words = Path(file).read_text().split()
+        is_open = bool(Path(file).stat().st_mode & stat.S_IROTH)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"the URL file {file} cannot be read: {getattr(error, 'strerror', 'not text')}") from None
     if len(words) != 1:
         raise ConfigError(f"the URL file {file} must hold one URL and nothing else")
+    if is_open:
+        log(WARNING, "Every user of this machine can read the URL file %s; chmod 600 closes it to them", file)
     return words[0]
 
 

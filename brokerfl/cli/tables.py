@@ -24,8 +24,11 @@ format_option = click.option(
 
 
 def local_time(seconds: float) -> datetime | None:
-    """Return Unix time as a local datetime; None for 0, which means unknown."""
-    return datetime.fromtimestamp(seconds).astimezone() if seconds else None
+    """Return Unix time as a local datetime; None for 0, which means unknown, and for what no calendar has."""
+    try:
+        return datetime.fromtimestamp(seconds).astimezone() if seconds else None
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 def show(rows: Sequence[dict[str, Any]], form: str, nothing: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from brokerfl.common import JournalError, NodeNameTaken
 from brokerfl.common.lockfile import LockFile
+from brokerfl.common.private import NotOursError, open_private, private_directory
 
 
 def default_state_dir() -> Path:
@@ -43,13 +44,15 @@ class Folder:
         try:
             self._hold()
             self.home = self._read_home()
+        except NotOursError as error:
+            raise JournalError(f"{error.strerror}: name another state directory with --state-dir") from None
         except OSError as error:
             raise JournalError(
                 f"the state directory {path} cannot be written ({error.strerror}): name another with --state-dir"
             ) from None
 
     def _hold(self) -> None:
-        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)  # what a node learns is private
+        private_directory(self.path)  # what a node learns is private
         try:
             self._lock = LockFile(self.path / "lock")
         except BlockingIOError:
@@ -62,9 +65,24 @@ class Folder:
         home = self.path / "home"
         if not home.exists():
             made = self.path / "home.new"  # a kill in between must not leave half a file
-            made.write_text(secrets.token_hex(8))
+            with open(open_private(made, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "w") as file:
+                file.write(secrets.token_hex(8))
             made.replace(home)
-        return home.read_text()
+        with open(open_private(home, os.O_RDONLY)) as file:
+            return file.read()
+
+    def guard(self, journal: Path) -> None:
+        """Create the file of a journal for SQLite, which follows links and gives its other files the same rights.
+
+        Raises:
+            JournalError: it or a file that belongs to it is not this user's own.
+        """
+        beside = (Path(f"{journal}-wal"), Path(f"{journal}-shm"), journal.with_suffix(".running"))
+        try:
+            for path in (journal, *(each for each in beside if each.exists() or each.is_symlink())):
+                os.close(open_private(path))
+        except NotOursError as error:
+            raise JournalError(f"{error.strerror}: name another state directory with --state-dir") from None
 
     def close(self) -> None:
         """Unlock it."""

@@ -119,6 +119,7 @@ class Journal:
                 path = self._folder.path / f"{identity.hex()}.db"
                 strange = not path.exists() and any(self._folder.path.glob("*.db"))
                 self._path = str(path)
+                self._folder.guard(path)
                 self._running = RunningFile(path.with_suffix(".running"))
             try:
                 self._db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)

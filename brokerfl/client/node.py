@@ -39,7 +39,7 @@ from brokerfl.common import (
     log,
 )
 from brokerfl.wire.frame import MAX_MESSAGE_BYTES
-from brokerfl.wire.message import message_id_of
+from brokerfl.wire.message import received_id_of
 
 #: Most messages of one run that are read at once.
 _MOST_READ = 64
@@ -288,7 +288,7 @@ class Node:
 
     def _queue(self, deliveries: list[Delivery]) -> None:
         for delivery in deliveries:
-            message_id = message_id_of(delivery.fields)
+            message_id = received_id_of(delivery.fields)
             if message_id:
                 self._worklist.add(delivery, message_id)
                 continue

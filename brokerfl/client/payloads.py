@@ -10,12 +10,14 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import takewhile
 
 import tenacity
 
 from brokerfl.broker.blobs import read_blobs
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.outbox import add_data, read_data, remove_data
+from brokerfl.broker.stream import place_of
 from brokerfl.common import RedisOutOfMemory, RedisUnreachable
 from brokerfl.wire.frame import MAX_MESSAGE_BYTES, Fields, size_of
 from brokerfl.wire.hashing import digests_of
@@ -140,8 +142,14 @@ class Payloads:
         added = add_data(self._connection, self._node_id, run_id, chunks)
         if added is None:
             return False
-        entries.update((index, entry) for index, entry in zip(indices, added, strict=True) if entry is not None)
-        if not any(added):
+        taken = [entry for entry in takewhile(lambda entry: entry is not None, added) if entry is not None]
+        if None in added:  # what came behind a refused chunk goes: the entries of a reply rise with its chunks
+            remove_data(self._connection, self._node_id, run_id, filter(None, added[len(taken) :]))
+        if taken and entries and place_of(taken[0]) <= place_of(entries[max(entries)]):
+            entries.clear()  # Redis forgot the stream, and its clock went back
+            return True
+        entries.update(zip(indices, taken, strict=False))
+        if not taken:
             gone = list(entries.values())
             entries.clear()  # first: the answer may be lost
             remove_data(self._connection, self._node_id, run_id, gone)

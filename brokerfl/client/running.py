@@ -8,6 +8,8 @@ import os
 import threading
 from pathlib import Path
 
+from brokerfl.common.private import open_private
+
 #: Bytes of a record: a run id has at most 20 digits, a message id 32.
 _RECORD = 64
 
@@ -27,14 +29,21 @@ class RunningFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._file = open_private(path)
         self._lock = threading.Lock()
 
     def note(self, text: str, worker: int = 0) -> None:
-        """Note what a worker executes: the ids of run and message, or "" for nothing."""
+        """Note what a worker executes: the ids of run and message, or "" for nothing.
+
+        Raises:
+            ValueError: it is longer than a record, and would name what another worker executes.
+        """
+        record = text.ljust(_RECORD).encode()
+        if len(record) > _RECORD:
+            raise ValueError(f"{text[:_RECORD]!r} and more is not the ids of a run and a message")
         with self._lock:
             if self._file >= 0:  # a worker may still execute when the file of its Redis is closed
-                os.pwrite(self._file, text.ljust(_RECORD).encode(), worker * _RECORD)
+                os.pwrite(self._file, record, worker * _RECORD)
 
     def read(self) -> list[tuple[str, str]]:
         """Return the noted pairs (run id, message id). Records with anything else are skipped."""

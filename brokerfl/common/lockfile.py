@@ -8,6 +8,8 @@ import fcntl
 import os
 from pathlib import Path
 
+from brokerfl.common.private import open_private
+
 
 class LockFile:
     """A lock, held until `close` or the end of the process.
@@ -21,7 +23,7 @@ class LockFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._file = open_private(path)
         _held.add(self)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)

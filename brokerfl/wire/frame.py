@@ -18,6 +18,7 @@ from typing import Any
 import msgpack
 
 from brokerfl.common import FrameError, MessageTooLarge
+from brokerfl.wire.weight import check_weight
 
 VERSION = 1
 
@@ -83,13 +84,24 @@ def unpack(data: bytes | memoryview | None, limit: int = MAX_HEADER_BYTES) -> An
         raise FrameVersionError(data[0])
     if len(data) > limit:
         raise FrameError(f"a header of {len(data):,} bytes exceeds the limit of {limit:,}")
-    count = _Count()
+    header, count = memoryview(data)[1:], _Count()
+    check_weight(header)
     try:
         return msgpack.unpackb(
-            memoryview(data)[1:], raw=False, strict_map_key=True, object_hook=count.see, list_hook=count.see
+            header,
+            raw=False,
+            strict_map_key=True,
+            object_hook=count.see,
+            list_hook=count.see,
+            ext_hook=_refuse,
+            max_ext_len=0,
         )
     except Exception as error:  # msgpack raises ValueError, its own types, and UnicodeDecodeError alike
         raise FrameError(f"the header is not msgpack: {error}") from None
+
+
+def _refuse(code: int, data: bytes) -> Any:
+    raise FrameError(f"the header holds an extension of type {code}, which no header has")
 
 
 class _Count:

@@ -5,6 +5,7 @@ Redis.
 """
 
 import os
+import re
 import reprlib
 from collections.abc import Mapping
 from hashlib import blake2s
@@ -16,6 +17,8 @@ from brokerfl.wire.frame import HEAD, ID, MAX_HEADER_BYTES, Fields, pack, unpack
 from brokerfl.wire.record import decode_content
 
 _RANDOM_BYTES, _TAG_BYTES = 12, 4
+
+_ID = re.compile("[0-9a-f]{32}")
 
 #: Bytes that the header of a message leaves free: its reply and its ledger entry repeat group and type, and an Error
 #: reply also has a reason.
@@ -130,6 +133,15 @@ def encode_message(
 def message_id_of(fields: Mapping[bytes, bytes | memoryview]) -> str:
     """Return field ``i``, which every version can read; "" if there is none."""
     return bytes(fields.get(ID, b"")).decode("ascii", "replace")
+
+
+def received_id_of(fields: Mapping[bytes, bytes | memoryview]) -> str:
+    """Return the id of a message as `new_message_id` writes it; "" for anything else.
+
+    A node keeps it in records of a fixed length, and answers with it.
+    """
+    message_id = message_id_of(fields)
+    return message_id if _ID.fullmatch(message_id) else ""
 
 
 def decode_message(fields: Mapping[bytes, bytes | memoryview]) -> Message:

@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
+from itertools import pairwise
 
 from brokerfl.common import FrameError
 from brokerfl.wire.frame import (
@@ -121,7 +122,7 @@ class Manifest:
     Attributes:
         sizes: bytes of its buffers: the description first, then each array.
         digests: sha256 of each chunk.
-        entries: for a reply, the entry of the node's data stream that holds each chunk.
+        entries: for a reply, the entry of the node's data stream that holds each chunk, in strictly rising order.
     """
 
     sizes: tuple[int, ...]
@@ -192,6 +193,9 @@ def decode_manifest(data: bytes | memoryview, limit: int = MAX_MESSAGE_BYTES) ->
     count = manifest.pieces[-1].chunks.stop
     if len(digests) != count * _DIGEST or len(entries) not in (0, count * _ENTRY.size):
         raise FrameError(f"the manifest does not name the {count} chunks that its sizes require")
+    if any(one >= other for one, other in pairwise(_ENTRY.iter_unpack(entries))):
+        # Else one chunk, named again and again, would grow to any size.
+        raise FrameError("the manifest does not name the chunks in the order in which they were sent, each once")
     return manifest
 
 

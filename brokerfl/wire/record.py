@@ -29,6 +29,7 @@ from brokerfl.wire.frame import (
     size_of,
     unpack,
 )
+from brokerfl.wire.weight import check_weight
 
 #: The kinds that a description distinguishes by position; it names those that came later.
 _PLACED = tuple(KINDS)[:3]
@@ -71,6 +72,10 @@ def encode_content(content: RecordSet) -> Fields:
                 f"the content makes {count:,} lists and maps; at most {MAX_CONTAINERS:,} are allowed, one for each "
                 "record and list and two for each array: put numbers into fewer, longer lists, or into arrays"
             )
+        try:
+            check_weight(memoryview(fields[CONTENT])[1:])
+        except FrameError as error:
+            raise MessageTooLarge(f"metrics and configs are too large: {error}: put numbers into arrays") from None
     for index, buffer in enumerate(buffers):
         fields[b"%d" % index] = buffer
     size = size_of(fields)

@@ -7,7 +7,7 @@ from brokerfl.client import ClientApp
 from brokerfl.common import ConfigError, Context, Error, ErrorCode, Message, MessageTooLarge, MetricsRecord, RecordSet
 from brokerfl.server import Driver
 from brokerfl.wire import record
-from tests.apps import Gate, driving, federation, number, number_in, text
+from tests.apps import Counter, Gate, driving, federation, number, number_in, text
 from tests.conftest import Backend
 
 #: TLS changes nothing here; test_messages.py has it.
@@ -62,6 +62,24 @@ def test_an_entry_without_an_id_is_removed(backend: Backend) -> None:
         [reply] = driver.send_and_receive([driver.create_message(number(2), "train", node, "1")])
         assert number_in(reply) == 2
         assert backend.admin.xlen(inbox) == 0
+
+
+@pytest.mark.parametrize(
+    "message_id",
+    ["x", "a" * 31, "a" * 33, "A" * 32, "a" * 64 + "77 " + "b" * 32, "77 " + "b" * 29, "\u00b2" * 32, "g" * 32],
+)
+def test_an_id_that_is_none_is_refused(backend: Backend, message_id: str) -> None:
+    """What is not 32 hex digits would overflow a node's record and accuse another message of a crash: it is removed."""
+    counter = Counter()
+    with federation(backend, counter.app, nodes=1) as nodes, driving(backend) as driver:
+        node = nodes.nodes[0].node_id
+        driver.send_and_receive([driver.create_message(number(1), "train", node, "1")])
+        inbox = driver.connection.keys.inbox(node, driver.run.run_id)
+        backend.admin.xadd(inbox, {"i": message_id.encode(), "h": "x"})
+        assert driver.send_and_receive([driver.create_message(number(2), "train", node, "1")])[0].has_content()
+        assert counter.calls == 2
+        assert backend.admin.xlen(inbox) == 0
+        assert backend.admin.xlen(driver.connection.keys.outbox(node, driver.run.run_id)) <= 2
 
 
 def test_a_reply_of_another_version_is_error_4(backend: Backend) -> None:

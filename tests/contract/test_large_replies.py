@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from brokerfl.broker.connection import Connection
 from brokerfl.client import ClientApp, payloads
 from brokerfl.common import Context, ErrorCode, Message
 from brokerfl.wire.frame import MANIFEST
@@ -250,3 +251,27 @@ def test_a_held_reply_that_the_app_changed_is_not_sent_again(backend: Backend) -
         backend.admin.xtrim(streams.data, maxlen=0)
         [reply] = driver.replies([message_id])
         reason_of(reply, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
+
+
+def test_the_entries_of_a_reply_rise_with_its_chunks(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of four chunks a full Redis refused the second: those behind it go again, after it, and none is left over."""
+    add, refused = payloads.add_data, []
+
+    def add_some(
+        connection: Connection, node_id: int, run_id: int, chunks: list[memoryview]
+    ) -> list[str | None] | None:
+        added = add(connection, node_id, run_id, chunks)
+        if added is not None and len(added) > 1 and not refused:
+            refused.append(added[1])
+            backend.admin.xdel(connection.keys.data(node_id, run_id), added[1])
+            added[1] = None
+        return added
+
+    monkeypatch.setattr(payloads, "add_data", add_some)
+    with serving(backend, Counter().app) as node, driving(backend) as driver:
+        streams = Streams(backend, driver, node)
+        message_id = ask(driver, node, LAYER)
+        [received] = driver.replies([message_id])
+        assert received.content.parameters_records["p"]["a"].data == bytes(LAYER)
+        assert refused
+        assert streams.lengths() == (0, 1, 6)

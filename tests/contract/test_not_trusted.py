@@ -1,11 +1,16 @@
 """What others wrote is not trusted: a node can hurt only itself, whatever it makes of the keys it may write."""
 
+from collections.abc import Callable
+
 import pytest
 
-from brokerfl.broker.nodes import list_nodes
+from brokerfl.broker import inbox
+from brokerfl.broker.inbox import Inboxes
+from brokerfl.broker.nodes import Registration, list_nodes, online_nodes, registered
 from brokerfl.broker.outbox import Outgoing, publish
 from brokerfl.broker.runs import list_runs
-from brokerfl.common import Array, ErrorCode, Metadata, ParametersRecord, RecordSet
+from brokerfl.cli.tables import local_time
+from brokerfl.common import Array, ConfigError, ErrorCode, Metadata, ParametersRecord, RecordSet
 from brokerfl.server import Driver
 from brokerfl.server.book.message import MOST_REOPENED
 from brokerfl.wire.frame import MANIFEST, Fields
@@ -69,6 +74,112 @@ def test_strange_runs_are_passed_over(backend: Backend) -> None:
         [reply] = driver.send_and_receive([driver.create_message(number(1), "train", node, "1")])
         assert number_in(reply) == 1
         assert {info.run_id for info in list_runs(backend.connect())} == {driver.run.run_id, 88}
+
+
+@pytest.mark.parametrize("member", [b"01", b"0077", b"00000000000000000077", b" 77", b"+77"])
+def test_a_node_has_one_name(backend: Backend, member: bytes) -> None:
+    """A node is counted once, however else its id can be written."""
+    backend.admin.sadd(f"{PREFIX}:nodes", "77", member)
+    backend.admin.set(f"{PREFIX}:{{77}}:lease", "x", px=60_000)
+    assert [info.node_id for info in list_nodes(backend.connect())] == [77]
+    assert backend.admin.smembers(f"{PREFIX}:nodes") == {b"77"}
+
+
+def test_many_forged_members_of_the_registry_go(backend: Backend) -> None:
+    """Members that are no node's are looked at some at a time, removed, and hide no node."""
+    with federation(backend, nodes=1) as nodes:
+        good = nodes.nodes[0].node_id
+        backend.admin.sadd(f"{PREFIX}:nodes", *range(10, 5010))
+        assert online_nodes(backend.connect()) == [good]
+        assert backend.admin.smembers(f"{PREFIX}:nodes") == {str(good).encode()}
+
+
+@pytest.mark.parametrize("key", ["nodes", "runs", "id"])
+def test_a_registry_of_another_type_is_one_clear_error(backend: Backend, key: str) -> None:
+    """Another program's key where the registry should be is named, with what to do."""
+    backend.admin.hset(f"{PREFIX}:{key}", "a", "b")
+    actions: dict[str, list[Callable[[], object]]] = {
+        "nodes": [
+            lambda: list_nodes(backend.connect()),
+            lambda: registered(backend.connect(), [77]),
+            Registration(backend.connect(), "a").register,
+        ],
+        "runs": [lambda: list_runs(backend.connect()), lambda: Driver(backend.connect(), "a")],
+        "id": [Registration(backend.connect(), "b").register, lambda: Driver(backend.connect(), "a")],
+    }
+    for action in actions[key]:
+        with pytest.raises(ConfigError, match=rf"{PREFIX}:{key}.* another program uses this prefix"):
+            action()
+
+
+@pytest.mark.parametrize("identity", [b"", b"x" * 65, b"x" * 1_000_000])
+def test_an_identity_of_another_size_is_one_clear_error(backend: Backend, identity: bytes) -> None:
+    """The identity of a data set names a file, so it has a limit."""
+    backend.admin.set(f"{PREFIX}:id", identity)
+    with pytest.raises(ConfigError, match=f"{PREFIX}:id at .* another program"):
+        Registration(backend.connect(), "a").register()
+
+
+@pytest.mark.parametrize("since", ["inf", "-inf", "nan", "1e300", "-5", "1e999999"])
+def test_the_times_of_others_are_no_errors(backend: Backend, since: str) -> None:
+    """A node that says it has been there for ever is listed without a time."""
+    backend.admin.sadd(f"{PREFIX}:nodes", "77")
+    backend.admin.hset(f"{PREFIX}:{{77}}:info", mapping={"since": since})
+    backend.admin.pexpire(f"{PREFIX}:{{77}}:info", 60_000)
+    [info] = list_nodes(backend.connect())
+    assert local_time(info.since) is None
+    assert local_time(float(since)) is None or since == "-5"
+
+
+def test_what_is_foreign_among_runs_breaks_no_list(backend: Backend) -> None:
+    """Members that are no ids, leases that are no text, and books of another type."""
+    with driving(backend) as driver:
+        forged = {"abc": 5, b"\xff": 6, "0077": 7, "99": 8, "98": 9, "x": -2e12, "97": "-inf"}
+        backend.admin.zadd(f"{PREFIX}:runs", forged)
+        backend.admin.hset(f"{PREFIX}:{{run:99}}:meta", mapping={"frame": "x", "status": b"\xff", "messages": "many"})
+        backend.admin.set(f"{PREFIX}:{{run:99}}:lease", b"1:\xff/\xff/\xff", px=60_000)
+        backend.admin.pexpire(f"{PREFIX}:{{run:99}}:meta", 60_000)
+        backend.admin.set(f"{PREFIX}:{{run:98}}:meta", "no hash", px=60_000)
+        assert {info.run_id for info in list_runs(backend.connect())} == {driver.run.run_id, 99}
+        assert backend.admin.zscore(f"{PREFIX}:runs", "abc") is None
+
+
+@pytest.mark.parametrize("lease", [b"\xff\xfe", b"1:\xff", b"a/\xb2/c", b"", "host/²/x".encode()])
+def test_a_lease_that_is_no_text_is_waited_out(backend: Backend, lease: bytes) -> None:
+    """Who holds a name is not known then; it lapses as any other lease."""
+    registration = Registration(backend.connect(), "a")
+    backend.admin.set(f"{PREFIX}:{{{registration.node_id}}}:lease", lease, px=300)
+    registration.register()
+    assert online_nodes(backend.connect()) == [registration.node_id]
+    registration.leave()
+
+
+def test_forged_runs_are_served_up_to_a_limit(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A node that already serves a run goes on with it, takes no more runs than it may, and says so once."""
+    monkeypatch.setattr(inbox, "MOST_RUNS", 20)
+    seen: list[set[int]] = []
+    connection = backend.connect()
+    inboxes = Inboxes(connection, 7, lambda frames: seen.append(set(frames)))
+    keys = connection.keys
+
+    def forge(run_id: int) -> None:
+        backend.admin.hset(keys.node_runs(7), str(run_id), b"frame")
+        backend.admin.xgroup_create(keys.inbox(7, run_id), "brokerfl", id="0", mkstream=True)
+        backend.admin.pexpire(keys.inbox(7, run_id), 60_000)
+
+    forge(500)
+    inboxes.refresh()
+    for run_id in range(100, 150):
+        forge(run_id)
+    backend.admin.pexpire(keys.node_runs(7), 60_000)
+    inboxes.refresh()
+    inboxes.refresh()
+    assert [len(runs) for runs in seen] == [1, 20, 20]
+    assert 500 in seen[2]
+    assert seen[1] == seen[2]
+    assert caplog.text.count("it serves 20 of them") == 1
 
 
 def test_lost_groups_are_made_again(backend: Backend) -> None:
@@ -137,3 +248,18 @@ def test_copies_without_end_are_not_kept(backend: Backend) -> None:
         read_anew(driver)  # a reconnect
         read_outbox(driver, node)
         assert kept.isdisjoint(to_be_deleted(driver))
+
+
+@pytest.mark.parametrize("places", [[(5, 0)] * 40, [(5, 0), (5, 1)] * 20, [(n, 0) for n in range(40, 0, -1)]])
+def test_a_chunk_is_named_once(backend: Backend, places: list[tuple[int, int]]) -> None:
+    """A reply whose manifest names one chunk again and again is Error 4 before any of it is read."""
+    with driving(backend) as driver:
+        node = silent(backend)
+        message_id = push(driver, node, number(1))
+        entries = tuple(f"{at}-{number}" for at, number in places)
+        manifest = Manifest((10, 39 * CHUNK), (b"d" * 32,) * 40, entries)
+        head = head_of(driver, node, message_id)
+        publish_by_hand(backend, driver, node, {**head, MANIFEST: manifest.encoded})
+        [reply] = driver.replies([message_id], timeout=20)
+        assert reply.error.code == ErrorCode.REPLY_MESSAGE_UNAVAILABLE
+        assert "each once" in reply.error.reason

@@ -195,7 +195,7 @@ def test_manifests_come_back(sizes: list[int], is_reply: bool) -> None:
     """Sizes, digests and entries survive the wire, whatever they are."""
     count = divide(sizes)[-1].chunks.stop
     digests = tuple(random.Random(3).randbytes(32) for _ in range(count))
-    entries = tuple(f"{2**64 - 1 - index}-{index}" for index in range(count)) if is_reply else ()
+    entries = tuple(f"{2**64 - 1 - count + index}-{count - index}" for index in range(count)) if is_reply else ()
     manifest = Manifest(tuple(sizes), digests, entries)
     assert decode_manifest(manifest.encoded) == manifest
     assert decode_manifest(memoryview(manifest.encoded)) == manifest
@@ -227,6 +227,9 @@ SIZES = [10, CHUNK + 1]  # three chunks
         pytest.param([SIZES, bytes(96), bytes(32)], id="an entry too few"),
         pytest.param([SIZES, bytes(96), bytes(64)], id="an entry too many"),
         pytest.param([SIZES, bytes(96), bytes(47)], id="an entry cut"),
+        pytest.param([SIZES, bytes(96), bytes(48)], id="one entry three times"),
+        pytest.param([SIZES, bytes(96), bytes(32) + bytes(15) + b"\x01"], id="one entry twice"),
+        pytest.param([SIZES, bytes(96), b"\2" * 16 + b"\1" * 16 + b"\3" * 16], id="entries that go back"),
         pytest.param([SIZES, bytes(96), "1-0"], id="text for entries"),
         pytest.param([[10, 2**40], bytes(96), b""], id="more than any content may have"),
         pytest.param([[2**63, 2**63], bytes(96), b""], id="sizes that overflow"),
@@ -237,7 +240,7 @@ def test_a_malformed_manifest_is_a_frame_error(parts: object) -> None:
     with pytest.raises(FrameError):
         decode_manifest(pack(parts))
     decode_manifest(pack([SIZES, bytes(96), b""]))
-    decode_manifest(pack([SIZES, bytes(96), bytes(48)]))
+    decode_manifest(pack([SIZES, bytes(96), bytes(15) + b"\x01" + bytes(15) + b"\x02" + bytes(14) + b"\x01\0"]))
 
 
 def test_a_manifest_of_rubbish_is_a_frame_error() -> None:
