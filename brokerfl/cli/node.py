@@ -28,7 +28,7 @@ from brokerfl.cli.options import (
     redis_options,
     state_dir_option,
 )
-from brokerfl.cli.signals import SIGNALS, keep_from_children, on_second
+from brokerfl.cli.signals import handle, on_second
 from brokerfl.client.executor import MAX_CRASHES
 from brokerfl.client.folder import node_folder
 from brokerfl.client.journal import Journal
@@ -65,7 +65,7 @@ from brokerfl.common import log
     default=30.0,
     show_default=True,
     type=Seconds(0.0),
-    help="Seconds to finish current messages after SIGTERM or Ctrl-C.",
+    help="Seconds to finish current messages after SIGTERM, SIGHUP or Ctrl-C.",
 )
 @state_dir_option
 @click.option(
@@ -128,7 +128,6 @@ def main(
         max_message=max_message,
     )
     _stop_on_signals(node, registration, grace)
-    keep_from_children()
     node.serve()
     log(INFO, "%s has left", title)
 
@@ -137,8 +136,7 @@ def _stop_on_signals(node: Node, registration: Registration, grace: float) -> No
     """The first signal ends the node after its current messages or the grace period; a second one ends it at once."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        for each in SIGNALS:
-            signal.signal(each, on_second(leave))
+        handle(on_second(leave))
         threading.Thread(target=give_up_after_grace, args=(number,), name="grace", daemon=True).start()
         node.stop()
 
@@ -158,8 +156,7 @@ def _stop_on_signals(node: Node, registration: Registration, grace: float) -> No
         finally:  # Redis may be unreachable
             _exit(number)
 
-    for each in SIGNALS:
-        signal.signal(each, stop)
+    handle(stop)
 
 
 def _exit(number: int) -> None:
@@ -168,6 +165,3 @@ def _exit(number: int) -> None:
     sys.stderr.flush()
     os._exit(128 + number)
 
-
-if __name__ == "__main__":
-    main()

@@ -28,7 +28,7 @@ from brokerfl.cli.options import (
     run_config_option,
     typed_options,
 )
-from brokerfl.cli.signals import SIGNALS, keep_from_children, on_second
+from brokerfl.cli.signals import SIGNALS, handle, on_second
 from brokerfl.common import (
     ConfigError,
     OutageLimit,
@@ -45,7 +45,7 @@ _OF_ONE_START = ("run_config", "resume", "takeover")
 
 
 class _Signalled(BaseException):
-    """SIGINT or SIGTERM; a BaseException, so that an app's own handlers let it pass."""
+    """SIGINT, SIGTERM or SIGHUP; a BaseException, so that an app's own handlers let it pass."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -138,7 +138,6 @@ def main(
     if resume is None:  # a signal that comes while the run is created waits until there is something to detach
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     signals = _Signals()
-    keep_from_children()
     try:
         signals.driver = driver = Driver(
             connection,
@@ -204,7 +203,7 @@ def _in_words(seconds: float) -> str:
 
 
 class _Signals:
-    """Handles SIGINT and SIGTERM: the first one detaches the run, a second one ends the process at once.
+    """Handles the signals: the first one detaches the run, a second one ends the process at once.
 
     Attributes:
         driver: the run's, once there is one.
@@ -214,13 +213,11 @@ class _Signals:
     def __init__(self) -> None:
         self.driver: Driver | None = None
         self.number = 0
-        for number in SIGNALS:
-            signal.signal(number, self._on_first)
+        handle(self._on_first)
 
     def _on_first(self, number: int, frame: FrameType | None) -> None:
         self.number = number
-        for each in SIGNALS:
-            signal.signal(each, on_second(_leave))
+        handle(on_second(_leave))
         if self.driver is not None:
             # While main unwinds, it may join threads that wait for replies, as a ThreadPoolExecutor does. Not in this
             # thread, which may hold any lock.
@@ -231,6 +228,3 @@ class _Signals:
 def _leave(number: int) -> None:
     os._exit(128 + number)
 
-
-if __name__ == "__main__":
-    main()

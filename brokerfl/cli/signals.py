@@ -1,18 +1,21 @@
-"""The signals of the commands that run an app.
+"""The signals of the commands.
 
-Owns that processes forked by the app do not inherit the commands' handlers, and what counts as a second signal. In such
-a process, for example of a multiprocessing.Pool, SIGTERM and SIGINT do what they do in any Python program: the
-command's handlers would give up the node or the run that the parent still serves.
+Owns which signals end a command, what a second one is, and that processes forked by the app do not inherit the
+commands' handlers, which would give up the node or the run that the parent still serves.
 """
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+Handler = Callable[[int, FrameType | None], None]
 
 #: Seconds within which a second signal counts as the first: GNU ``timeout`` signals a process, then its group.
 _TOGETHER = 0.1
@@ -20,7 +23,36 @@ _TOGETHER = 0.1
 _before = threading.local()
 
 
-def on_second(leave: Callable[[int], None]) -> Callable[[int, FrameType | None], None]:
+def handle(handler: Handler) -> None:
+    """Have all `SIGNALS` handled, except a SIGHUP that is ignored: so ``nohup`` starts a command."""
+    for number in SIGNALS:
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
+def ignore() -> None:
+    """Ignore all `SIGNALS` from now on, so that a clean-up is finished."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def handle_early() -> None:
+    """Let a signal end the process at once, until `handle` says better; call it before anything slow.
+
+    As process 1 of a container, a process without a handler does not even get SIGTERM.
+    """
+    handle(_end)
+    os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=_reset)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+    os._exit(128 + number)
+
+
+def on_second(leave: Callable[[int], None]) -> Handler:
     """Return a handler that calls ``leave`` with the signal's number, unless it comes with the first signal."""
     began = time.monotonic()
 
@@ -31,9 +63,7 @@ def on_second(leave: Callable[[int], None]) -> Callable[[int, FrameType | None],
     return handler
 
 
-def keep_from_children() -> None:
-    """Let every process forked from now on start with Python's own signal handlers. Call it once."""
-    os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=_reset)
+# Forked processes, for example of a multiprocessing.Pool, start with Python's own handlers.
 
 
 def _block() -> None:
@@ -46,6 +76,6 @@ def _unblock() -> None:
 
 
 def _reset() -> None:
+    handle(signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _unblock()
