@@ -1,8 +1,6 @@
 """`brokerfl-node`: serves all runs with one ClientApp. Owns the node's options and signals."""
 
-import os
 import signal
-import sys
 import threading
 import time
 from logging import INFO, WARNING
@@ -28,7 +26,7 @@ from brokerfl.cli.options import (
     redis_options,
     state_dir_option,
 )
-from brokerfl.cli.signals import handle, on_second
+from brokerfl.cli.signals import handle, leave, on_second
 from brokerfl.client.executor import MAX_CRASHES
 from brokerfl.client.folder import node_folder
 from brokerfl.client.journal import Journal
@@ -136,32 +134,24 @@ def _stop_on_signals(node: Node, registration: Registration, grace: float) -> No
     """The first signal ends the node after its current messages or the grace period; a second one ends it at once."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        handle(on_second(leave))
+        handle(on_second(end))
         threading.Thread(target=give_up_after_grace, args=(number,), name="grace", daemon=True).start()
         node.stop()
 
-    def leave(number: int) -> None:
+    def end(number: int) -> None:
         node.abandon()
-        _exit(number)
+        leave(number)
 
     def give_up_after_grace(number: int) -> None:
         # Logged here because the signal may have interrupted a write of the main thread.
-        name = signal.Signals(number).name
+        until, name = time.monotonic() + grace, signal.Signals(number).name
         log(INFO, "Got %s; leaving (the current message has %g s to finish; a second signal ends it)", name, grace)
-        time.sleep(grace)
+        time.sleep(max(0.0, until - time.monotonic()))
         log(WARNING, "The current message did not finish in %g s; leaving without it", grace)
         node.abandon()
         try:
             registration.leave()
         finally:  # Redis may be unreachable
-            _exit(number)
+            leave(number)
 
     handle(stop)
-
-
-def _exit(number: int) -> None:
-    """User code cannot be interrupted safely, so this does not unwind it."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(128 + number)
-

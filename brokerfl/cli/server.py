@@ -1,6 +1,5 @@
 """`brokerfl-server`: creates a run, runs the ServerApp, ends the run. Owns its options, signals and detaching."""
 
-import os
 import shlex
 import signal
 import sys
@@ -15,7 +14,7 @@ from brokerfl import __version__
 from brokerfl.broker.keys import LEASE, MOST_RETENTION, OFFLINE_GRACE, RETENTION
 from brokerfl.cli.apps import find_project, load_server_app, print_traceback
 from brokerfl.cli.configs import parse_config
-from brokerfl.cli.exits import Command, Exit, code_of
+from brokerfl.cli.exits import Command, Exit, code_of, say
 from brokerfl.cli.options import (
     CONNECTION,
     Bytes,
@@ -28,7 +27,7 @@ from brokerfl.cli.options import (
     run_config_option,
     typed_options,
 )
-from brokerfl.cli.signals import SIGNALS, handle, on_second
+from brokerfl.cli.signals import SIGNALS, handle, leave, on_second
 from brokerfl.common import (
     ConfigError,
     OutageLimit,
@@ -170,7 +169,7 @@ def _run(driver: Driver, server_app: ServerAppCallable, signals: "_Signals", ret
             _detach(driver, retention, f"got {signal.Signals(signals.number).name}")
             return 128 + signals.number
         driver.detach()
-        click.echo(f"Error: {error}", err=True)
+        say(f"Error: {error}")
         return code_of(error)
     except (OutageLimit, RedisError) as error:
         _detach(driver, retention, str(error))
@@ -188,12 +187,11 @@ def _detach(driver: Driver, retention: float, reason: str) -> None:
     run_id, app = str(driver.run.run_id), click.get_current_context().params["app"]
     resume = shlex.join(["brokerfl-server", app, "--resume", run_id, *typed_options(but=_OF_ONE_START)])
     stop = shlex.join(["brokerfl", "stop", run_id, *typed_options(only=CONNECTION)])
-    click.echo(
+    say(
         f"Run {run_id} is detached: {reason}\n"
         f"Its messages stay in Redis for {_in_words(retention)}. To resume it:\n"
         f"    {resume}\n"
-        f"To delete it: {stop}",
-        err=True,
+        f"To delete it: {stop}"
     )
 
 
@@ -217,14 +215,9 @@ class _Signals:
 
     def _on_first(self, number: int, frame: FrameType | None) -> None:
         self.number = number
-        handle(on_second(_leave))
+        handle(on_second(leave))
         if self.driver is not None:
             # While main unwinds, it may join threads that wait for replies, as a ThreadPoolExecutor does. Not in this
             # thread, which may hold any lock.
             threading.Thread(target=self.driver.abandon, name="abandon", daemon=True).start()
         raise _Signalled(number)
-
-
-def _leave(number: int) -> None:
-    os._exit(128 + number)
-

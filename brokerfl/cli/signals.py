@@ -6,12 +6,12 @@ commands' handlers, which would give up the node or the run that the parent stil
 
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from types import FrameType
+
+from brokerfl.cli.streams import flush
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -23,7 +23,7 @@ _TOGETHER = 0.1
 _before = threading.local()
 
 
-def handle(handler: Handler) -> None:
+def handle(handler: Handler | signal.Handlers) -> None:
     """Have all `SIGNALS` handled, except a SIGHUP that is ignored: so ``nohup`` starts a command."""
     for number in SIGNALS:
         if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
@@ -46,19 +46,22 @@ def handle_early() -> None:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(Exception):
-            stream.flush()
+    leave(number)
+
+
+def leave(number: int) -> None:
+    """End the process because of a signal. User code cannot be interrupted safely, so this does not unwind it."""
+    flush()
     os._exit(128 + number)
 
 
-def on_second(leave: Callable[[int], None]) -> Handler:
-    """Return a handler that calls ``leave`` with the signal's number, unless it comes with the first signal."""
+def on_second(end: Callable[[int], None]) -> Handler:
+    """Return a handler that calls ``end`` with the signal's number, unless it comes with the first signal."""
     began = time.monotonic()
 
     def handler(number: int, frame: FrameType | None) -> None:
         if time.monotonic() - began > _TOGETHER:
-            leave(number)
+            end(number)
 
     return handler
 

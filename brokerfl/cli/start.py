@@ -3,11 +3,13 @@
 import sys
 
 from brokerfl.cli.signals import handle_early
+from brokerfl.cli.streams import guard
 
 
 def node() -> None:
     """Run `brokerfl-node`."""
     handle_early()
+    guard()
     from brokerfl.cli.node import main
 
     main()
@@ -16,6 +18,7 @@ def node() -> None:
 def server() -> None:
     """Run `brokerfl-server`."""
     handle_early()
+    guard()
     from brokerfl.cli.server import main
 
     main()
@@ -24,6 +27,7 @@ def server() -> None:
 def brokerfl() -> None:
     """Run `brokerfl`."""
     handle_early()
+    guard(patient=True)
     from brokerfl.cli.main import main
 
     main()

@@ -7,6 +7,7 @@ root logger, so that an application's own logging (and pytest's ``caplog``) sees
 import logging
 import os
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from json import dumps
 from logging import DEBUG, INFO, LogRecord
@@ -42,11 +43,11 @@ class ConsoleHandler(logging.Handler):
             return
         try:
             coloured = not self.json and stream.isatty() and not os.environ.get("NO_COLOR")
-            stream.write(self._colour(record) if coloured else self.format(record))
-            stream.write("\n")
+            stream.write((self._colour(record) if coloured else self.format(record)) + "\n")
             stream.flush()
         except Exception:  # as in every handler of the standard library: logging never ends the program
-            self.handleError(record)
+            with suppress(Exception):  # it prints to the same stream, which may be closed
+                self.handleError(record)
 
     def format(self, record: LogRecord) -> str:
         """Return the text of one record, without colours."""
