@@ -28,7 +28,7 @@ from brokerfl.cli.options import (
 )
 from brokerfl.cli.signals import handle, leave, on_second
 from brokerfl.client.executor import MAX_CRASHES
-from brokerfl.client.folder import node_folder
+from brokerfl.client.folder import default_state_dir, node_folder
 from brokerfl.client.journal import Journal
 from brokerfl.client.node import Node
 from brokerfl.client.running import MOST_WORKERS
@@ -105,9 +105,10 @@ def main(
     """
     config = parse_config(node_config, "--node-config")
     labels = parse_labels(label)
+    states = (state_dir or default_state_dir()) if name else None  # before the app changes the environment
     reference, client_app = load_client_app(*find_project(app, app_dir))
     connection = redis.connect()
-    journal = Journal(node_folder(state_dir, node_id_of(connection.keys.prefix, name)) if name else None)
+    journal = Journal(node_folder(states, node_id_of(connection.keys.prefix, name)) if name and states else None)
     registration = Registration(connection, name or "", labels, lease, journal.home)
     title = f"Node {registration.node_id}" + (f" ({name})" if name else "")
 

@@ -8,6 +8,7 @@ import click
 
 from brokerfl.broker.embedded import EmbeddedServer
 from brokerfl.cli.exits import Command
+from brokerfl.cli.options import FilePath
 from brokerfl.cli.signals import handle, ignore
 from brokerfl.common import BrokerflError
 
@@ -20,7 +21,7 @@ class _Signalled(BaseException):
 @click.option("--port", default=6379, show_default=True, type=click.IntRange(1, 65535), help="TCP port on 127.0.0.1.")
 @click.option(
     "--data",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=FilePath(file_okay=False, path_type=Path),
     help="Directory for an append-only file; without it, the data are lost when the server stops.",
 )
 def up(port: int, data: Path | None) -> None:

@@ -84,9 +84,10 @@ class _Logger(logging.Logger):
     def disabled(self, value: bool) -> None:
         pass
 
-    def _log(self, *arguments: Any, stacklevel: int = 1, **options: Any) -> None:
+    def _log(self, *arguments: Any, **options: Any) -> None:
+        options["stacklevel"] = options.get("stacklevel", 1) + 1  # this frame is not the caller's
         with suppress(Exception):  # raised by a filter or a factory of the application
-            super()._log(*arguments, stacklevel=stacklevel + 1, **options)
+            super()._log(*arguments, **options)
 
     def callHandlers(self, record: LogRecord) -> None:  # noqa: N802
         """Pass a record to all handlers of this logger and the root logger."""
