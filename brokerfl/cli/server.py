@@ -163,18 +163,22 @@ def _run(driver: Driver, server_app: ServerAppCallable, signals: "_Signals", ret
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         server_app(driver, driver.context)
+        if signals.number:
+            raise _Signalled(signals.number)
         driver.end()
-    except (_Signalled, RunError) as error:
-        if signals.number:  # which the app may have caught, and then used an abandoned Driver
+    except BaseException as error:  # SystemExit, asyncio's CancelledError: only a main that returns ends its run
+        if signals.number:  # what follows a signal is not the app's, which may have caught it, or lost its children
+            if not isinstance(error, _Signalled | RunError):
+                print_traceback(error)
             _detach(driver, retention, f"got {signal.Signals(signals.number).name}")
             return 128 + signals.number
-        driver.detach()
-        say(f"Error: {error}")
-        return code_of(error)
-    except (OutageLimit, RedisError) as error:
-        _detach(driver, retention, str(error))
-        return code_of(error)
-    except BaseException as error:  # SystemExit, asyncio's CancelledError: only a main that returns ends its run
+        if isinstance(error, RunError):
+            driver.detach()
+            say(f"Error: {error}")
+            return code_of(error)
+        if isinstance(error, OutageLimit | RedisError):
+            _detach(driver, retention, str(error))
+            return code_of(error)
         print_traceback(error)
         _detach(driver, retention, f"main raised {type(error).__name__}: {error}")
         return Exit.APP_RAISED

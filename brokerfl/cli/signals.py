@@ -6,9 +6,11 @@ commands' handlers, which would give up the node or the run that the parent stil
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 
 from brokerfl.cli.streams import flush
@@ -36,13 +38,18 @@ def ignore() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def handle_early() -> None:
+def handle_early(*, children_finish: bool = False) -> None:
     """Let a signal end the process at once, until `handle` says better; call it before anything slow.
 
     As process 1 of a container, a process without a handler does not even get SIGTERM.
+
+    Args:
+        children_finish: forked processes ignore SIGINT and SIGHUP, which a terminal sends to the whole process group.
+            SIGTERM ends them, since Process.terminate() sends it.
     """
     handle(_end)
-    os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=_reset)
+    reset = _reset_and_ignore if children_finish else _reset
+    os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=reset)
 
 
 def _end(number: int, frame: FrameType | None) -> None:
@@ -52,6 +59,10 @@ def _end(number: int, frame: FrameType | None) -> None:
 def leave(number: int) -> None:
     """End the process because of a signal. User code cannot be interrupted safely, so this does not unwind it."""
     flush()
+    if "multiprocessing" in sys.modules:
+        with suppress(Exception):  # nobody else would: its children may ignore Ctrl-C
+            for child in sys.modules["multiprocessing"].active_children():
+                child.terminate()
     os._exit(128 + number)
 
 
@@ -66,7 +77,7 @@ def on_second(end: Callable[[int], None]) -> Handler:
     return handler
 
 
-# Forked processes, for example of a multiprocessing.Pool, start with Python's own handlers.
+# Forked processes, for example of a multiprocessing.Pool, do not start with the commands' handlers.
 
 
 def _block() -> None:
@@ -81,4 +92,10 @@ def _unblock() -> None:
 def _reset() -> None:
     handle(signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    _unblock()
+
+
+def _reset_and_ignore() -> None:
+    for number in SIGNALS:  # a SIGTERM that has come already would be lost if it were ignored in between
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
     _unblock()

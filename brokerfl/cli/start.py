@@ -8,7 +8,7 @@ from brokerfl.cli.streams import guard
 
 def node() -> None:
     """Run `brokerfl-node`."""
-    handle_early()
+    handle_early(children_finish=True)
     guard()
     from brokerfl.cli.node import main
 
