@@ -6,6 +6,7 @@ Owns the search, and how a failure of an app is shown.
 import importlib
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,8 @@ def print_traceback(error: BaseException) -> None:
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None and _is_ours(trace.tb_frame.f_code.co_filename):
         trace = trace.tb_next
-    traceback.print_exception(error.with_traceback(trace))
+    with suppress(Exception):  # whatever the app has done to standard error
+        traceback.print_exception(error.with_traceback(trace))
 
 
 def _is_ours(file: str) -> bool:

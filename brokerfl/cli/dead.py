@@ -14,9 +14,9 @@ import click
 
 from brokerfl.cli.apps import find_project, load_client_app, print_traceback
 from brokerfl.cli.configs import parse_config
-from brokerfl.cli.exits import Command, Exit, Group
+from brokerfl.cli.exits import Command, Exit, Group, say
 from brokerfl.cli.options import app_dir_option, node_config_option, run_config_option, state_dir_option
-from brokerfl.cli.tables import format_option, local_time, show, to_json
+from brokerfl.cli.tables import format_option, local_time, show, show_text, to_json
 from brokerfl.client.dead import DeadMessage, dead_messages
 from brokerfl.client.folder import default_state_dir
 from brokerfl.common import Array, BrokerflError, ConfigError, Context, FrameError, Message, RecordSet
@@ -51,7 +51,7 @@ def show_one(message: str, state_dir: Path | None, form: str) -> None:
     found = _find(message, state_dir)
     row, content = _row(found), list(_records(_decode(found).content))
     if form == "json":
-        click.echo(to_json({**row, "content": content}))
+        show_text(to_json({**row, "content": content}))
         return
     for name, value in row.items():
         click.echo(f"{name:<10}{value}")
@@ -89,7 +89,7 @@ def replay(
     context = Context(found.run_id, found.node_id, configs[0], state, configs[1])
     configure_logging()
     meta = given.metadata
-    click.echo(f"Replaying a {meta.message_type} message of run {found.run_id}, group {meta.group_id!r}", err=True)
+    say(f"Replaying a {meta.message_type} message of run {found.run_id}, group {meta.group_id!r}")
     faulthandler.enable()  # for a crash in native code
     try:
         reply = client_app(given, context)

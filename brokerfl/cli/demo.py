@@ -7,7 +7,6 @@ round to its own file; progress and table are made from these.
 import json
 import secrets
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -31,6 +30,7 @@ from brokerfl.broker.nodes import list_nodes, online_nodes
 from brokerfl.broker.runs import forget_registry, list_runs, stop_run
 from brokerfl.cli.exits import Command
 from brokerfl.cli.options import RedisOptions, redis_options
+from brokerfl.cli.signals import handle, ignore
 from brokerfl.common import BrokerflError, MissingExtra
 
 _NODES_LIMIT = 120.0
@@ -80,8 +80,7 @@ def demo(redis: RedisOptions, rounds: int, nodes: int) -> None:
     for package in ("numpy", "sklearn"):
         if find_spec(package) is None:
             raise MissingExtra(f"the demo needs {package}: pip install 'brokerfl[demo]'")
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+    handle(_interrupt)
     source = click.get_current_context().get_parameter_source
     given = any(source(name) is not click.core.ParameterSource.DEFAULT for name in ("redis", "redis_file"))
     console = Console()
@@ -94,8 +93,7 @@ def demo(redis: RedisOptions, rounds: int, nodes: int) -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(each, signal.SIG_IGN)  # let the clean-up finish
+    ignore()  # let the clean-up finish
     raise _Interrupted(number)
 
 
@@ -170,7 +168,7 @@ class _Demo:
     def _process(self, name: str, arguments: Sequence[str]) -> "Iterator[subprocess.Popen[bytes]]":
         """Run one of our commands until the block ends; its output goes to a file."""
         command, app, *options = arguments
-        program = [sys.executable, "-m", f"brokerfl.cli.{command}", app, "--app-dir", str(_apps()), *options]
+        program = [sys.executable, "-m", "brokerfl.cli.start", command, app, "--app-dir", str(_apps()), *options]
         with (self._folder / f"{name}.log").open("wb") as log:
             process = subprocess.Popen(
                 [*program, *self._arguments],

@@ -3,7 +3,7 @@
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import IntEnum
 from typing import Any
 
@@ -87,15 +87,21 @@ def code_of(error: BaseException) -> Exit:
     return next((code for kind, code in _CODES if isinstance(error, kind)), Exit.FAILURE)
 
 
+def say(text: str) -> None:
+    """Print a line to standard error, whatever an app has done to that."""
+    with suppress(Exception):
+        click.echo(text, err=True)
+
+
 @contextmanager
 def clear_errors() -> Iterator[None]:
     """End the process with one clear line and a named exit code for every error that a user can meet."""
     try:
         yield
     except BrokerflError as error:
-        click.echo(f"Error: {error}", err=True)
+        say(f"Error: {error}")
         if isinstance(error, RedisUnreachable):
-            click.echo(_TLS if "rediss://" in str(error) else _START, err=True)
+            say(_TLS if "rediss://" in str(error) else _START)
         sys.exit(code_of(error))
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)

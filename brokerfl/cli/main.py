@@ -17,7 +17,3 @@ def main() -> None:
 
 for command in (up, demo, runs, nodes, stop, dead):
     main.add_command(command)
-
-
-if __name__ == "__main__":
-    main()

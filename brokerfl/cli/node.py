@@ -1,8 +1,6 @@
 """`brokerfl-node`: serves all runs with one ClientApp. Owns the node's options and signals."""
 
-import os
 import signal
-import sys
 import threading
 import time
 from logging import INFO, WARNING
@@ -28,9 +26,9 @@ from brokerfl.cli.options import (
     redis_options,
     state_dir_option,
 )
-from brokerfl.cli.signals import SIGNALS, keep_from_children, on_second
+from brokerfl.cli.signals import handle, leave, on_second
 from brokerfl.client.executor import MAX_CRASHES
-from brokerfl.client.folder import node_folder
+from brokerfl.client.folder import default_state_dir, node_folder
 from brokerfl.client.journal import Journal
 from brokerfl.client.node import Node
 from brokerfl.client.running import MOST_WORKERS
@@ -65,7 +63,7 @@ from brokerfl.common import log
     default=30.0,
     show_default=True,
     type=Seconds(0.0),
-    help="Seconds to finish current messages after SIGTERM or Ctrl-C.",
+    help="Seconds to finish current messages after SIGTERM, SIGHUP or Ctrl-C.",
 )
 @state_dir_option
 @click.option(
@@ -107,9 +105,10 @@ def main(
     """
     config = parse_config(node_config, "--node-config")
     labels = parse_labels(label)
+    states = (state_dir or default_state_dir()) if name else None  # before the app changes the environment
     reference, client_app = load_client_app(*find_project(app, app_dir))
     connection = redis.connect()
-    journal = Journal(node_folder(state_dir, node_id_of(connection.keys.prefix, name)) if name else None)
+    journal = Journal(node_folder(states, node_id_of(connection.keys.prefix, name)) if name and states else None)
     registration = Registration(connection, name or "", labels, lease, journal.home)
     title = f"Node {registration.node_id}" + (f" ({name})" if name else "")
 
@@ -128,7 +127,6 @@ def main(
         max_message=max_message,
     )
     _stop_on_signals(node, registration, grace)
-    keep_from_children()
     node.serve()
     log(INFO, "%s has left", title)
 
@@ -137,37 +135,24 @@ def _stop_on_signals(node: Node, registration: Registration, grace: float) -> No
     """The first signal ends the node after its current messages or the grace period; a second one ends it at once."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        for each in SIGNALS:
-            signal.signal(each, on_second(leave))
+        handle(on_second(end))
         threading.Thread(target=give_up_after_grace, args=(number,), name="grace", daemon=True).start()
         node.stop()
 
-    def leave(number: int) -> None:
+    def end(number: int) -> None:
         node.abandon()
-        _exit(number)
+        leave(number)
 
     def give_up_after_grace(number: int) -> None:
         # Logged here because the signal may have interrupted a write of the main thread.
-        name = signal.Signals(number).name
+        until, name = time.monotonic() + grace, signal.Signals(number).name
         log(INFO, "Got %s; leaving (the current message has %g s to finish; a second signal ends it)", name, grace)
-        time.sleep(grace)
+        time.sleep(max(0.0, until - time.monotonic()))
         log(WARNING, "The current message did not finish in %g s; leaving without it", grace)
         node.abandon()
         try:
             registration.leave()
         finally:  # Redis may be unreachable
-            _exit(number)
+            leave(number)
 
-    for each in SIGNALS:
-        signal.signal(each, stop)
-
-
-def _exit(number: int) -> None:
-    """User code cannot be interrupted safely, so this does not unwind it."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(128 + number)
-
-
-if __name__ == "__main__":
-    main()
+    handle(stop)

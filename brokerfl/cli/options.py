@@ -65,7 +65,7 @@ def redis_options(function: Function) -> Function:
         redis_url = _url(redis, redis_file)
         return function(*args, redis=RedisOptions(redis_url, prefix, insecure, TLS(ca_cert, cert, key)), **options)
 
-    path = click.Path(exists=True, dir_okay=False)
+    path = FilePath(exists=True, dir_okay=False)
     for option in reversed(
         (
             click.option(
@@ -76,7 +76,7 @@ def redis_options(function: Function) -> Function:
             ),
             click.option(
                 "--redis-file",
-                type=click.Path(dir_okay=False),
+                type=click.Path(dir_okay=False),  # which is read at once
                 envvar="BROKERFL_REDIS_URL_FILE",
                 help="File that holds the URL, to keep it out of the process list.",
             ),
@@ -106,6 +106,18 @@ def redis_options(function: Function) -> Function:
     ):
         wrapper = option(wrapper)
     return wrapper  # type: ignore[return-value]
+
+
+class FilePath(click.Path):
+    """A path that means the same after the app has changed the working directory; links in it are not followed."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path, made absolute."""
+        path: Any = super().convert(value, param, ctx)
+        try:
+            return type(path)(Path(path).absolute())
+        except FileNotFoundError:  # the working directory was deleted
+            self.fail(f"{value!r} is relative to a working directory that does not exist", param, ctx)
 
 
 def _url(url: str | None, file: str | None) -> str:
@@ -264,7 +276,7 @@ max_message_option = click.option(
 
 state_dir_option = click.option(
     "--state-dir",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=FilePath(file_okay=False, path_type=Path),
     envvar="BROKERFL_STATE_DIR",
     help="Directory for the state of named nodes. [default: $XDG_STATE_HOME/brokerfl or ~/.local/state/brokerfl]",
 )

@@ -1,6 +1,5 @@
 """`brokerfl-server`: creates a run, runs the ServerApp, ends the run. Owns its options, signals and detaching."""
 
-import os
 import shlex
 import signal
 import sys
@@ -15,7 +14,7 @@ from brokerfl import __version__
 from brokerfl.broker.keys import LEASE, MOST_RETENTION, OFFLINE_GRACE, RETENTION
 from brokerfl.cli.apps import find_project, load_server_app, print_traceback
 from brokerfl.cli.configs import parse_config
-from brokerfl.cli.exits import Command, Exit, code_of
+from brokerfl.cli.exits import Command, Exit, code_of, say
 from brokerfl.cli.options import (
     CONNECTION,
     Bytes,
@@ -28,7 +27,7 @@ from brokerfl.cli.options import (
     run_config_option,
     typed_options,
 )
-from brokerfl.cli.signals import SIGNALS, keep_from_children, on_second
+from brokerfl.cli.signals import SIGNALS, handle, leave, on_second
 from brokerfl.common import (
     ConfigError,
     OutageLimit,
@@ -45,7 +44,7 @@ _OF_ONE_START = ("run_config", "resume", "takeover")
 
 
 class _Signalled(BaseException):
-    """SIGINT or SIGTERM; a BaseException, so that an app's own handlers let it pass."""
+    """SIGINT, SIGTERM or SIGHUP; a BaseException, so that an app's own handlers let it pass."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -138,7 +137,6 @@ def main(
     if resume is None:  # a signal that comes while the run is created waits until there is something to detach
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     signals = _Signals()
-    keep_from_children()
     try:
         signals.driver = driver = Driver(
             connection,
@@ -165,18 +163,22 @@ def _run(driver: Driver, server_app: ServerAppCallable, signals: "_Signals", ret
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         server_app(driver, driver.context)
+        if signals.number:
+            raise _Signalled(signals.number)
         driver.end()
-    except (_Signalled, RunError) as error:
-        if signals.number:  # which the app may have caught, and then used an abandoned Driver
+    except BaseException as error:  # SystemExit, asyncio's CancelledError: only a main that returns ends its run
+        if signals.number:  # what follows a signal is not the app's, which may have caught it, or lost its children
+            if not isinstance(error, _Signalled | RunError):
+                print_traceback(error)
             _detach(driver, retention, f"got {signal.Signals(signals.number).name}")
             return 128 + signals.number
-        driver.detach()
-        click.echo(f"Error: {error}", err=True)
-        return code_of(error)
-    except (OutageLimit, RedisError) as error:
-        _detach(driver, retention, str(error))
-        return code_of(error)
-    except BaseException as error:  # SystemExit, asyncio's CancelledError: only a main that returns ends its run
+        if isinstance(error, RunError):
+            driver.detach()
+            say(f"Error: {error}")
+            return code_of(error)
+        if isinstance(error, OutageLimit | RedisError):
+            _detach(driver, retention, str(error))
+            return code_of(error)
         print_traceback(error)
         _detach(driver, retention, f"main raised {type(error).__name__}: {error}")
         return Exit.APP_RAISED
@@ -189,12 +191,11 @@ def _detach(driver: Driver, retention: float, reason: str) -> None:
     run_id, app = str(driver.run.run_id), click.get_current_context().params["app"]
     resume = shlex.join(["brokerfl-server", app, "--resume", run_id, *typed_options(but=_OF_ONE_START)])
     stop = shlex.join(["brokerfl", "stop", run_id, *typed_options(only=CONNECTION)])
-    click.echo(
+    say(
         f"Run {run_id} is detached: {reason}\n"
         f"Its messages stay in Redis for {_in_words(retention)}. To resume it:\n"
         f"    {resume}\n"
-        f"To delete it: {stop}",
-        err=True,
+        f"To delete it: {stop}"
     )
 
 
@@ -204,7 +205,7 @@ def _in_words(seconds: float) -> str:
 
 
 class _Signals:
-    """Handles SIGINT and SIGTERM: the first one detaches the run, a second one ends the process at once.
+    """Handles the signals: the first one detaches the run, a second one ends the process at once.
 
     Attributes:
         driver: the run's, once there is one.
@@ -214,23 +215,13 @@ class _Signals:
     def __init__(self) -> None:
         self.driver: Driver | None = None
         self.number = 0
-        for number in SIGNALS:
-            signal.signal(number, self._on_first)
+        handle(self._on_first)
 
     def _on_first(self, number: int, frame: FrameType | None) -> None:
         self.number = number
-        for each in SIGNALS:
-            signal.signal(each, on_second(_leave))
+        handle(on_second(leave))
         if self.driver is not None:
             # While main unwinds, it may join threads that wait for replies, as a ThreadPoolExecutor does. Not in this
             # thread, which may hold any lock.
             threading.Thread(target=self.driver.abandon, name="abandon", daemon=True).start()
         raise _Signalled(number)
-
-
-def _leave(number: int) -> None:
-    os._exit(128 + number)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,18 +1,23 @@
-"""The signals of the commands that run an app.
+"""The signals of the commands.
 
-Owns that processes forked by the app do not inherit the commands' handlers, and what counts as a second signal. In such
-a process, for example of a multiprocessing.Pool, SIGTERM and SIGINT do what they do in any Python program: the
-command's handlers would give up the node or the run that the parent still serves.
+Owns which signals end a command, what a second one is, and that processes forked by the app do not inherit the
+commands' handlers, which would give up the node or the run that the parent still serves.
 """
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from brokerfl.cli.streams import flush
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+Handler = Callable[[int, FrameType | None], None]
 
 #: Seconds within which a second signal counts as the first: GNU ``timeout`` signals a process, then its group.
 _TOGETHER = 0.1
@@ -20,20 +25,59 @@ _TOGETHER = 0.1
 _before = threading.local()
 
 
-def on_second(leave: Callable[[int], None]) -> Callable[[int, FrameType | None], None]:
-    """Return a handler that calls ``leave`` with the signal's number, unless it comes with the first signal."""
+def handle(handler: Handler | signal.Handlers) -> None:
+    """Have all `SIGNALS` handled, except a SIGHUP that is ignored: so ``nohup`` starts a command."""
+    for number in SIGNALS:
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
+def ignore() -> None:
+    """Ignore all `SIGNALS` from now on, so that a clean-up is finished."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def handle_early(*, children_finish: bool = False) -> None:
+    """Let a signal end the process at once, until `handle` says better; call it before anything slow.
+
+    As process 1 of a container, a process without a handler does not even get SIGTERM.
+
+    Args:
+        children_finish: forked processes ignore SIGINT and SIGHUP, which a terminal sends to the whole process group.
+            SIGTERM ends them, since Process.terminate() sends it.
+    """
+    handle(_end)
+    reset = _reset_and_ignore if children_finish else _reset
+    os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=reset)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    leave(number)
+
+
+def leave(number: int) -> None:
+    """End the process because of a signal. User code cannot be interrupted safely, so this does not unwind it."""
+    flush()
+    if "multiprocessing" in sys.modules:
+        with suppress(Exception):  # nobody else would: its children may ignore Ctrl-C
+            for child in sys.modules["multiprocessing"].active_children():
+                child.terminate()
+    os._exit(128 + number)
+
+
+def on_second(end: Callable[[int], None]) -> Handler:
+    """Return a handler that calls ``end`` with the signal's number, unless it comes with the first signal."""
     began = time.monotonic()
 
     def handler(number: int, frame: FrameType | None) -> None:
         if time.monotonic() - began > _TOGETHER:
-            leave(number)
+            end(number)
 
     return handler
 
 
-def keep_from_children() -> None:
-    """Let every process forked from now on start with Python's own signal handlers. Call it once."""
-    os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=_reset)
+# Forked processes, for example of a multiprocessing.Pool, do not start with the commands' handlers.
 
 
 def _block() -> None:
@@ -46,6 +90,12 @@ def _unblock() -> None:
 
 
 def _reset() -> None:
+    handle(signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _unblock()
+
+
+def _reset_and_ignore() -> None:
+    for number in SIGNALS:  # a SIGTERM that has come already would be lost if it were ignored in between
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
     _unblock()

@@ -1,6 +1,7 @@
 """Tables and JSON: how rows are printed. Owns `--format`; must not know what the rows mean."""
 
 import json
+import sys
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -9,6 +10,10 @@ import click
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from brokerfl.cli.exits import Exit
+from brokerfl.cli.streams import failure
+from brokerfl.common import BrokerflError
 
 #: Columns of numbers.
 _COUNTS = ("nodes", "messages", "replies", "bytes", "crashes")
@@ -40,9 +45,9 @@ def show(rows: Sequence[dict[str, Any]], form: str, nothing: str) -> None:
         nothing: what to print instead of an empty table.
     """
     if form == "json":
-        click.echo(to_json(rows))
+        show_text(to_json(rows))
     elif not rows:
-        click.echo(nothing)
+        show_text(nothing)
     else:
         columns = [name for name in rows[0] if any(row[name] for row in rows)]
         table = Table(box=None, header_style="bold", pad_edge=False)
@@ -52,6 +57,22 @@ def show(rows: Sequence[dict[str, Any]], form: str, nothing: str) -> None:
             table.add_row(*(Text(_text(row[name])) for name in columns))
         # Wider than any table, in a pipe and on a terminal: an id that is cut or wrapped cannot be copied.
         Console(width=10_000, soft_wrap=True).print(table)
+        _check()
+
+
+def show_text(text: str) -> None:
+    """Print a text that is all that its command is for."""
+    click.echo(text)
+    _check()
+
+
+def _check() -> None:
+    """Fail if standard output did not take what was asked for; quietly if its reader has seen enough, as ``head``."""
+    error = failure()
+    if isinstance(error, BrokenPipeError):
+        sys.exit(Exit.FAILURE)
+    if error is not None:
+        raise BrokerflError(f"standard output cannot be written: {error.strerror}")
 
 
 def to_json(value: object) -> str:

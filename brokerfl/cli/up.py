@@ -1,6 +1,5 @@
 """`brokerfl up`: the embedded server in the foreground. Owns its options and how it ends."""
 
-import signal
 import sys
 from pathlib import Path
 from types import FrameType
@@ -9,6 +8,8 @@ import click
 
 from brokerfl.broker.embedded import EmbeddedServer
 from brokerfl.cli.exits import Command
+from brokerfl.cli.options import FilePath
+from brokerfl.cli.signals import handle, ignore
 from brokerfl.common import BrokerflError
 
 
@@ -20,14 +21,13 @@ class _Signalled(BaseException):
 @click.option("--port", default=6379, show_default=True, type=click.IntRange(1, 65535), help="TCP port on 127.0.0.1.")
 @click.option(
     "--data",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=FilePath(file_okay=False, path_type=Path),
     help="Directory for an append-only file; without it, the data are lost when the server stops.",
 )
 def up(port: int, data: Path | None) -> None:
     """Run the embedded Valkey server until Ctrl-C."""
     try:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, _on_signal)
+        handle(_on_signal)
         with EmbeddedServer(port, data) as server:
             kept = f"append-only file in {data}" if data else "in memory only; --data DIR keeps the data"
             click.echo(f"Valkey is up at {server.url} ({kept}). Ctrl-C stops it.")
@@ -39,6 +39,5 @@ def up(port: int, data: Path | None) -> None:
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
-    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(each, signal.SIG_IGN)  # let the server finish writing its file
+    ignore()  # let the server finish writing its file
     raise _Signalled

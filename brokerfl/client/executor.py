@@ -99,6 +99,7 @@ class Executor:
 
         Raises:
             RedisUnreachable: the node is stopping and a large reply could not be uploaded: the message stays open.
+            InterruptedExecution: the app raised, and the node is stopping: the message stays open.
             JournalError: the state cannot be loaded.
         """
         answered = self._journal.reply_to(work.run_id, work.message_id)

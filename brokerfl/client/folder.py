@@ -16,12 +16,12 @@ from brokerfl.common.private import NotOursError, open_private, private_director
 def default_state_dir() -> Path:
     """Return where nodes keep their state by default (XDG Base Directory Specification, 0.8)."""
     base = os.environ.get("XDG_STATE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".local" / "state") / "brokerfl"
+    return (Path(base) if os.path.isabs(base) else Path.home().absolute() / ".local" / "state") / "brokerfl"
 
 
-def node_folder(state_dir: Path | None, node_id: int) -> Path:
+def node_folder(state_dir: Path, node_id: int) -> Path:
     """Return the directory of one node."""
-    return (state_dir or default_state_dir()) / str(node_id)
+    return state_dir / str(node_id)
 
 
 class Folder:

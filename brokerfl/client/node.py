@@ -112,7 +112,8 @@ class Node:
 
     def _make_service(self, app: ClientAppCallable, options: NodeOptions) -> Service:
         connection, node_id = self._connection, self.node_id
-        runner, wanted = Runner(app, node_id, options.node_config), Wanted(connection, node_id)
+        runner = Runner(app, node_id, options.node_config, self._stop.is_set)
+        wanted = Wanted(connection, node_id)
         executor = Executor(runner, self._journal, self._payloads, wanted, options.max_crashes)
         publisher = Publisher(connection, node_id, self._worklist, self._stop, self._journal.commit)
         return Service(self._worklist, executor, publisher, wanted)

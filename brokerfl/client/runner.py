@@ -6,7 +6,7 @@ fields and a state. It must not know Redis, the journal, or where contents and s
 
 import traceback
 from collections.abc import Callable, Iterable
-from logging import ERROR
+from logging import ERROR, WARNING
 from typing import NamedTuple
 
 from brokerfl.client.app import ClientAppCallable
@@ -33,6 +33,10 @@ MOST_BYTES = 1_000_000_000 - 1024
 
 class NoStateError(Exception):
     """The runner neither has nor was given the state of the run."""
+
+
+class InterruptedExecution(Exception):  # noqa: N818
+    """The app raised after the node was told to stop, perhaps because the signal reached its children, too."""
 
 
 class Task(NamedTuple):
@@ -76,12 +80,20 @@ class Runner:
         app: the ClientApp, or a function with the same arguments.
         node_id: the node.
         node_config: for every Context.
+        is_stopping: whether the node was told to stop.
     """
 
-    def __init__(self, app: ClientAppCallable, node_id: int, node_config: UserConfig) -> None:
+    def __init__(
+        self,
+        app: ClientAppCallable,
+        node_id: int,
+        node_config: UserConfig,
+        is_stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.node_id = node_id
         self._app = app
         self._node_config = dict(node_config)
+        self._is_stopping = is_stopping
         self._contexts: dict[int, _RunContext] = {}
 
     def run(self, task: Task) -> Result:
@@ -89,6 +101,7 @@ class Runner:
 
         Raises:
             NoStateError: the state is missing.
+            InterruptedExecution: the app raised, and the node is stopping: there is no result.
             FrameError: the message or the state cannot be read.
         """
         kept = self._context_of(task)
@@ -118,12 +131,17 @@ class Runner:
         return kept
 
     def _refuse(self, task: Task, error: BaseException) -> Fields:
-        log(
-            ERROR,
-            "The ClientApp raised an exception on a message of type %s\n%s",
-            task.metadata.message_type,
-            printable(traceback.format_exc().rstrip()),
-        )
+        kind, trace = task.metadata.message_type, printable(traceback.format_exc().rstrip())
+        if self._is_stopping():
+            log(
+                WARNING,
+                "The ClientApp raised an exception on a message of type %s after the node was told to stop; "
+                "the message stays open\n%s",
+                kind,
+                trace,
+            )
+            raise InterruptedExecution from error
+        log(ERROR, "The ClientApp raised an exception on a message of type %s\n%s", kind, trace)
         reason = f"{type(error).__name__}: {_text(error)}"
         code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
         return encode_refusal(self.node_id, task.run.run_id, task.message_id, code, reason)

@@ -9,6 +9,7 @@ from logging import INFO
 
 from brokerfl.client.executor import Executor
 from brokerfl.client.publisher import Publisher
+from brokerfl.client.runner import InterruptedExecution
 from brokerfl.client.wanted import Wanted
 from brokerfl.client.worklist import Work, Worklist
 from brokerfl.common import RedisOutOfMemory, RedisUnreachable, log
@@ -60,6 +61,9 @@ class Service:
         except (RedisUnreachable, RedisOutOfMemory):  # its entry is known, so a drain would not queue it again
             self._worklist.release(work, put_back=True)
             raise
+        except InterruptedExecution:  # a named node executes it when it is started again
+            self._worklist.release(work, put_back=True)
+            return
         try:
             if reply is None:
                 self._worklist.give_up(work, judged)

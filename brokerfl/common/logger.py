@@ -1,15 +1,18 @@
 """The logger "brokerfl" and how it prints. Owns the one console handler; must not know what is logged.
 
 As in Flower, importing the package adds a handler to its own logger, at level INFO. Records also propagate to the
-root logger, so that an application's own logging (and pytest's ``caplog``) sees them.
+root logger, so that an application's own logging (and pytest's ``caplog``) sees them; each is printed once.
 """
 
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from json import dumps
 from logging import DEBUG, INFO, LogRecord
+from typing import Any
 
 #: Width of the level and the spaces after the colon together: messages of all levels start in the same column.
 _COLUMN = 10
@@ -42,11 +45,11 @@ class ConsoleHandler(logging.Handler):
             return
         try:
             coloured = not self.json and stream.isatty() and not os.environ.get("NO_COLOR")
-            stream.write(self._colour(record) if coloured else self.format(record))
-            stream.write("\n")
+            stream.write((self._colour(record) if coloured else self.format(record)) + "\n")
             stream.flush()
         except Exception:  # as in every handler of the standard library: logging never ends the program
-            self.handleError(record)
+            with suppress(Exception):  # it prints to the same stream, which may be closed
+                self.handleError(record)
 
     def format(self, record: LogRecord) -> str:
         """Return the text of one record, without colours."""
@@ -65,7 +68,56 @@ class ConsoleHandler(logging.Handler):
         return f"\033[{_COLOURS.get(record.levelname, 0)}m{head}\033[0m{rest}"
 
 
+class _Logger(logging.Logger):
+    """A logger that an application's own logging neither silences, nor doubles, nor breaks.
+
+    Where a handler of the application prints a record to standard output or error, `ConsoleHandler` does not; it still
+    decides which levels are printed there.
+    """
+
+    @property
+    def disabled(self) -> bool:
+        """Never: `logging.config` disables every logger that it does not know."""
+        return False
+
+    @disabled.setter
+    def disabled(self, value: bool) -> None:
+        pass
+
+    def _log(self, *arguments: Any, **options: Any) -> None:
+        options["stacklevel"] = options.get("stacklevel", 1) + 1  # this frame is not the caller's
+        with suppress(Exception):  # raised by a filter or a factory of the application
+            super()._log(*arguments, **options)
+
+    def callHandlers(self, record: LogRecord) -> None:  # noqa: N802
+        """Pass a record to all handlers of this logger and the root logger."""
+        handlers = [handler for handler in self._all_handlers() if record.levelno >= handler.level]
+        others = [handler for handler in handlers if _prints(handler)]
+        if _console in self.handlers and others:
+            superfluous = [_console] if record.levelno >= _console.level else others
+            handlers = [handler for handler in handlers if handler not in superfluous]
+        for handler in handlers:
+            try:
+                handler.handle(record)
+            except Exception:
+                with suppress(Exception):
+                    handler.handleError(record)
+
+    def _all_handlers(self) -> Iterator[logging.Handler]:
+        of: logging.Logger | None = self
+        while of is not None:
+            yield from of.handlers
+            of = of.parent if of.propagate else None
+
+
+def _prints(handler: logging.Handler) -> bool:
+    """Return whether a handler of the standard library, or rich's, prints to standard output or error."""
+    stream = getattr(handler, "stream", None) or getattr(getattr(handler, "console", None), "file", None)
+    return any(stream is each for each in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__) if each is not None)
+
+
 logger = logging.getLogger("brokerfl")
+logger.__class__ = _Logger
 logger.setLevel(DEBUG)
 _console = ConsoleHandler()
 logger.addHandler(_console)

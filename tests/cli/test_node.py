@@ -253,6 +253,27 @@ def test_a_frozen_node_gives_way_to_its_successor(commands: Commands, broker: Br
     assert second.text.count("Training begins") == 1
 
 
+CONFIGURES = {
+    "silences": "logging.config.dictConfig({'version': 1})",
+    "doubles": "logging.basicConfig()",
+    "raises": "logging.getLogger().addHandler(type('H', (logging.Handler,), {'emit': lambda self, record: 1 / 0})())",
+}
+
+
+@pytest.mark.parametrize("how", CONFIGURES)
+def test_an_app_that_configures_logging(commands: Commands, broker: Broker, how: str) -> None:
+    """Whatever an app does to the logging of its process, the node says each thing once, and answers."""
+    text = commands.folder.joinpath("client.py").read_text()
+    commands.write("client.py", text.replace("import time", "import logging, logging.config\nimport time"))
+    commands.write("client.py", commands.folder.joinpath("client.py").read_text() + "\n\n" + CONFIGURES[how] + "\n")
+    node = commands.node()
+    server = commands.run("brokerfl-server", "server:app", "--run-config", "nodes=1 rounds=2")
+    assert "Round 2: 1 of 1 replied" in server.text
+    node.send(signal.SIGTERM)
+    text = "\n".join(line for line in node.ends(0).err.splitlines() if line.startswith("INFO"))
+    assert [text.count(said) for said in ("serves", "Training begins", "Got SIGTERM", "has left")] == [1, 2, 1, 1]
+
+
 def test_labels_and_node_config_arrive(commands: Commands, broker: Broker) -> None:
     """Labels are what `brokerfl nodes` shows; the node config, typed or from the environment, is in the Context."""
     text = commands.folder.joinpath("client.py").read_text()

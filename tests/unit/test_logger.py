@@ -154,8 +154,56 @@ def test_a_broken_stream_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
     stream.close()
     monkeypatch.setattr(sys, "stderr", stream)
-    monkeypatch.setattr(logging, "raiseExceptions", False)
     log(INFO, "text")
+
+
+def printed(code: str) -> list[str]:
+    """What a process prints to both streams that runs ``code`` and then logs at three levels."""
+    after = (
+        "from brokerfl.common import configure_logging, log\nfor level in (10, 20, 30): log(level, 'text %s', level)\n"
+    )
+    script = "import logging, logging.config, sys, brokerfl.common\n" + code + "\n" + after
+    done = subprocess.run([sys.executable, "-c", script], check=True, timeout=30, capture_output=True, text=True)
+    return (done.stdout + done.stderr).splitlines()
+
+
+OURS = ["INFO :      text 20", "WARNING :   text 30"]
+
+
+@pytest.mark.parametrize(
+    ("code", "lines"),
+    [
+        ("logging.config.dictConfig({'version': 1})", OURS),
+        ("logging.getLogger('brokerfl').disabled = True", OURS),
+        ("logging.basicConfig()", ["INFO:brokerfl:text 20", "WARNING:brokerfl:text 30"]),
+        ("logging.basicConfig(stream=sys.stdout, level=10)", ["INFO:brokerfl:text 20", "WARNING:brokerfl:text 30"]),
+        (
+            "logging.basicConfig(); logging.getLogger().handlers[0].setLevel(30)",
+            ["WARNING:brokerfl:text 30", "INFO :      text 20"],
+        ),
+        (
+            "from rich.logging import RichHandler\n"
+            "logging.basicConfig(format='%(message)s', handlers=[RichHandler(show_time=False, show_path=False)])",
+            ["INFO     text 20", "WARNING  text 30"],
+        ),
+        ("logging.getLogger().addHandler(logging.FileHandler('/dev/null'))", OURS),
+        (
+            "logging.raiseExceptions = False; handler = logging.Handler(); logging.getLogger().addHandler(handler)",
+            OURS,
+        ),
+        ("logging.getLogger('brokerfl').addFilter(lambda record: 1 / 0)", []),
+    ],
+)
+def test_an_applications_own_logging(code: str, lines: list[str]) -> None:
+    """It does not silence the log, doubles no line, and what it raises ends nothing; its handlers print if they do."""
+    assert sorted(line.rstrip() for line in printed(code)) == sorted(lines)
+
+
+def test_a_record_names_its_caller(caplog: pytest.LogCaptureFixture) -> None:
+    """A format with the file and the function shows where `log` was called."""
+    log(INFO, "text")
+    [record] = caplog.records
+    assert (record.filename, record.funcName) == ("test_logger.py", "test_a_record_names_its_caller")
 
 
 def test_library_import_leaves_others_alone() -> None:

@@ -1,0 +1,37 @@
+"""The entry points of the commands. Owns what happens before the first slow import; must import nothing slow itself."""
+
+import sys
+
+from brokerfl.cli.signals import handle_early
+from brokerfl.cli.streams import guard
+
+
+def node() -> None:
+    """Run `brokerfl-node`."""
+    handle_early(children_finish=True)
+    guard()
+    from brokerfl.cli.node import main
+
+    main()
+
+
+def server() -> None:
+    """Run `brokerfl-server`."""
+    handle_early()
+    guard()
+    from brokerfl.cli.server import main
+
+    main()
+
+
+def brokerfl() -> None:
+    """Run `brokerfl`."""
+    handle_early()
+    guard(patient=True)
+    from brokerfl.cli.main import main
+
+    main()
+
+
+if __name__ == "__main__":  # python -m brokerfl.cli.start node client:app
+    {"node": node, "server": server, "brokerfl": brokerfl}[sys.argv.pop(1)]()
