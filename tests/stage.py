@@ -375,6 +375,16 @@ def transact(driver: Driver) -> None:
     driver._hold.session.transact(lambda: Transaction("nothing", ()))
 
 
+def beat(driver: Driver) -> None:
+    """What its heartbeat does now and then."""
+    driver._hold._renew()
+
+
+def cut_fence(driver: Driver) -> None:
+    """The connection of its transactions broke, and it has not noticed."""
+    driver._hold.owner.fence._socket.disconnect()
+
+
 def unaware(driver: Driver) -> None:
     """As if it had not noticed that its run is over; and a sweep is due."""
     driver._hold.session._over = None

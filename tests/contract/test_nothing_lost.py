@@ -2,18 +2,22 @@
 
 import random
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis as redis_py
-from redis.client import Pipeline
 
-from brokerfl.broker.embedded import EmbeddedServer
+from brokerfl.broker import connection as connection_module
+from brokerfl.broker.books import Books
+from brokerfl.broker.connection import connect
+from brokerfl.broker.embedded import EmbeddedServer, free_port
 from brokerfl.broker.inbox import Delivery, Inboxes
 from brokerfl.broker.nodes import Registration
 from brokerfl.broker.outbox import Outgoing, publish
+from brokerfl.broker.sockets import Command, Sockets
 from brokerfl.client import wanted
 from brokerfl.client.publisher import Publisher
 from brokerfl.client.stop import Stop
@@ -22,9 +26,9 @@ from brokerfl.common import ErrorCode, Message, Metadata, OutageLimit, RedisOutO
 from brokerfl.server import Driver
 from brokerfl.wire.message import encode_message, message_id_of
 from brokerfl.wire.record import encode_content
-from tests.apps import Gate, driving, echo_app, eventually, federation, number, number_in, text
+from tests.apps import Clock, Gate, driving, echo_app, eventually, federation, number, number_in, text
 from tests.conftest import PREFIX, Backend, check_keys, real_backend
-from tests.stage import dropped, renews, serving
+from tests.stage import dropped, in_inbox, in_ledger, push, renews, serving, silent
 
 
 @pytest.fixture(params=["valkey", "redis"])
@@ -200,20 +204,24 @@ Lose = Callable[[int], None]
 
 @pytest.fixture
 def lose_answers(monkeypatch: pytest.MonkeyPatch) -> Lose:
-    """Let this thread's next transactions be executed, and the connection break before their answers arrive."""
-    execute = Pipeline._execute_transaction
+    """Let this thread's next transactions that send be executed, and the connection break before their answers come."""
+    transact = Sockets.transact_on
     thread, left = threading.get_ident(), [0]
 
-    def lossy(pipe: Pipeline, connection: object, commands: object, raise_on_error: bool) -> object:
-        results = execute(pipe, connection, commands, raise_on_error)
-        if threading.get_ident() == thread and left[0]:
+    def lossy(sockets: Sockets, socket: Any, commands: Sequence[Command], after: Sequence[Command] = ()) -> object:
+        results = transact(sockets, socket, commands, after)
+        if threading.get_ident() == thread and left[0] and sends(commands):
             left[0] -= 1
-            pipe.watching = True  # as it still is when the answer to EXEC has not come
             raise redis_py.ConnectionError("cut after EXEC")
         return results
 
-    monkeypatch.setattr(Pipeline, "_execute_transaction", lossy)
+    monkeypatch.setattr(Sockets, "transact_on", lossy)
     return lambda count: left.__setitem__(0, count)
+
+
+def sends(commands: Sequence[Command]) -> bool:
+    """Whether this transaction puts something into an inbox."""
+    return any(command[0] == "XADD" and ":in:" in str(command[1]) for command in commands)
 
 
 def test_a_push_whose_answer_was_lost_is_made_once(backend: Backend, lose_answers: Lose) -> None:
@@ -231,6 +239,84 @@ def test_a_push_whose_answer_was_lost_is_made_once(backend: Backend, lose_answer
         assert backend.admin.xlen(keys.inbox(registration.node_id, run)) == 2
         assert backend.admin.hlen(keys.ledger(run)) == 2
         assert backend.admin.hget(keys.meta(run), "messages") == b"2"
+
+
+def test_a_push_that_arrives_late_has_no_effect(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The EXEC was on its way when the connection was given up: it arrives when Redis was asked, and said that no."""
+    transact, has = Sockets.transact_on, Books.has
+    other = backend.connect().sockets
+    late, answers, asked = other.take(), [], []
+
+    def delayed(sockets: Sockets, socket: Any, commands: Sequence[Command], after: Sequence[Command] = ()) -> object:
+        if sends(commands) and not asked:
+            asked.append(True)
+            other.talk(late, [*after, ("MULTI",), *commands])  # `after` watches the owner
+            raise redis_py.TimeoutError("no answer")
+        return transact(sockets, socket, commands, after)
+
+    def asks(books: Books, message_id: str) -> bool:
+        found = has(books, message_id)
+        answers.extend(other.talk(late, [("EXEC",)]))
+        return found
+
+    with driving(backend) as driver:
+        node = silent(backend)
+        monkeypatch.setattr(Sockets, "transact_on", delayed)
+        monkeypatch.setattr(Books, "has", asks)
+        message_id = push(driver, node, number(3))
+        monkeypatch.undo()
+        assert answers == [None]
+        assert in_inbox(backend, driver, node) == [message_id]
+        assert in_ledger(backend, driver) == {message_id}
+
+
+def test_a_server_that_flaps_is_given_ever_longer_pauses(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It answers the probe and fails the next command, again and again; one that has held for a while is new."""
+    clock = Clock()
+    connection = backend.connect()
+    monkeypatch.setattr(connection_module, "time", clock)
+    monkeypatch.setattr(connection_module.random, "uniform", lambda least, most: most)
+    for _ in range(6):
+        assert connection.wait_until_up(clock.now + 100.0)
+    assert len(clock.slept) == 5, "the first failure is none of a flapping server"
+    assert clock.slept == sorted(set(clock.slept)), "they grow"
+    assert connection.wait_until_up(clock.now)
+    assert clock.slept.pop() == 0.0, "the caller has no more time"
+    clock.now += 100.0
+    clock.slept.clear()
+    assert connection.wait_until_up(clock.now + 100.0)
+    assert clock.slept == []
+
+
+def test_a_wait_for_redis_ends_when_it_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits for a Redis that is away asks before each attempt whether to go on."""
+    clock, asked = Clock(), []
+
+    def stop() -> bool:
+        asked.append(True)
+        return len(asked) >= 3
+
+    connection = connect(f"redis://127.0.0.1:{free_port()}", check=False)
+    monkeypatch.setattr(connection_module, "time", clock)
+    assert not connection.wait_until_up(clock.now + 60.0, stop)
+    assert len(asked) == 3
+    assert len(clock.slept) == 2
+
+
+def test_a_wait_for_redis_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the pauses are, the caller's time is not exceeded."""
+    clock, asked = Clock(), []
+
+    def stop() -> bool:
+        asked.append(True)
+        assert len(asked) < 1000, "it goes on and on"
+        return False
+
+    connection = connect(f"redis://127.0.0.1:{free_port()}", check=False)
+    monkeypatch.setattr(connection_module, "time", clock)
+    until = clock.now + 10.0
+    assert not connection.wait_until_up(until, stop)
+    assert clock.now == pytest.approx(until, abs=1e-3)
 
 
 def test_a_reply_whose_publish_was_lost_is_counted_once(backend: Backend) -> None:
