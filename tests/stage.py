@@ -655,6 +655,11 @@ def read_inbox(node: Node, count: int) -> list[Delivery]:
     return deliveries
 
 
+def drain(node: Node) -> None:
+    """Let it read and queue what was delivered to it before."""
+    node._queue(node._inboxes.drain())
+
+
 def next_work(node: Node) -> Work:
     """Take the message whose turn it is, as a worker."""
     return node._worklist.next()

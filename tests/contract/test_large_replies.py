@@ -56,6 +56,20 @@ def test_a_large_reply_travels_beside_its_entry(backend: Backend, tmp_path: Path
         assert streams.lengths() == (0, 0, 0)
 
 
+def test_the_payload_of_a_settled_reply_goes_while_its_node_owes_another(backend: Backend) -> None:
+    """What an open message may need keeps the stream from being trimmed, but not that payload from being deleted."""
+    counter = Counter()
+    with serving(backend, counter.app) as node, driving(backend) as driver:
+        streams = Streams(backend, driver, node)
+        [reply] = driver.replies([ask(driver, node, LAYER)])
+        counter.go.clear()
+        waiting = ask(driver, node)
+        driver.settle(reply)
+        assert streams.lengths() == (1, 0, 0)
+        counter.go.set()
+        assert len(list(driver.replies([waiting]))) == 1
+
+
 def test_a_small_reply_needs_no_data_stream(backend: Backend) -> None:
     """A content up to the inline limit is in the reply's own entry."""
     with serving(backend, Counter().app) as node, driving(backend) as driver:

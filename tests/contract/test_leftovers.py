@@ -42,11 +42,13 @@ from tests.stage import (
     model,
     needs,
     push,
+    read_outbox,
     remove_chunks,
     resumed,
     silent,
     start,
     to_all,
+    to_be_deleted,
     unsettled,
 )
 
@@ -210,6 +212,24 @@ def test_chunks_that_seem_older_than_their_message_stay(backend: Backend) -> Non
         driver.settle(reply)
         assert chunks_of_node(backend, driver, node) == 1
         assert is_unsettled(driver, waiting)
+
+
+def test_what_fits_nothing_is_deleted_when_there_is_room(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The transaction that was to delete it was refused: it goes with the next."""
+    with driving(backend) as driver:
+        node = silent(backend)
+        push(driver, node, number(1))
+        outbox = driver.connection.keys.outbox(node, driver.run.run_id)
+        stray = backend.admin.xadd(outbox, {"i": "0" * 32, "h": b"\x01"}).decode()
+        read_outbox(driver, node)
+        with monkeypatch.context() as full:
+            full.setattr(session, "FULL_PATIENCE", 0.0)
+            fill(driver, full)
+            with pytest.raises(RedisOutOfMemory):
+                push(driver, node, number(2))
+        assert to_be_deleted(driver) == {stray}
+        push(driver, node, number(2))
+        assert backend.admin.xlen(outbox) == 0
 
 
 def test_deletions_that_were_refused_are_repeated(backend: Backend) -> None:

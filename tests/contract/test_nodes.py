@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from brokerfl.broker.nodes import Registration, list_nodes, node_id_of, online_nodes, registered
+from brokerfl.broker.nodes import Absence, Registration, absent_nodes, list_nodes, node_id_of, online_nodes, registered
 from brokerfl.broker.process import is_dead, new_token
 from brokerfl.common import NodeNameTaken
 from tests.apps import eventually
@@ -109,6 +109,17 @@ def test_a_dead_unnamed_node_leaves_the_registry(backend: Backend) -> None:
     eventually(lambda: not list_nodes(backend.connect()))
     assert {key.decode() for key in backend.admin.scan_iter()} <= {f"{PREFIX}:id", f"{PREFIX}:nodes"}
     assert not backend.admin.exists(f"{PREFIX}:nodes")
+
+
+def test_only_a_named_node_may_come_back(backend: Backend) -> None:
+    """The id of an unnamed one is never used again, even while what it said of itself is still there."""
+    named, unnamed = Registration(backend.connect(), "berlin"), Registration(backend.connect())
+    connection = backend.connect()
+    for registration in (named, unnamed):
+        registration.register()
+        backend.admin.unlink(connection.keys.node_lease(registration.node_id))
+    absences = absent_nodes(connection, [named.node_id, unnamed.node_id])
+    assert absences == [Absence(named.node_id, comes_back=True), Absence(unnamed.node_id, comes_back=False)]
 
 
 def test_info_is_plain_text(backend: Backend) -> None:

@@ -14,7 +14,7 @@ from brokerfl.broker import connection as connection_module
 from brokerfl.broker.books import Books
 from brokerfl.broker.connection import connect
 from brokerfl.broker.embedded import EmbeddedServer, free_port
-from brokerfl.broker.inbox import Delivery, Inboxes
+from brokerfl.broker.inbox import Delivery, Inboxes, ring_doorbell
 from brokerfl.broker.nodes import Registration
 from brokerfl.broker.outbox import Outgoing, publish
 from brokerfl.broker.sockets import Command, Sockets
@@ -23,12 +23,28 @@ from brokerfl.client.publisher import Publisher
 from brokerfl.client.stop import Stop
 from brokerfl.client.worklist import Work, Worklist
 from brokerfl.common import ErrorCode, Message, Metadata, OutageLimit, RedisOutOfMemory, RedisUnreachable
-from brokerfl.server import Driver
+from brokerfl.server import Driver, reconcile
+from brokerfl.server import session as session_module
+from brokerfl.server.book import Book
 from brokerfl.wire.message import encode_message, message_id_of
 from brokerfl.wire.record import encode_content
 from tests.apps import Clock, Gate, driving, echo_app, eventually, federation, number, number_in, text
 from tests.conftest import PREFIX, Backend, check_keys, real_backend
-from tests.stage import dropped, in_inbox, in_ledger, push, renews, serving, silent
+from tests.stage import (
+    compare,
+    cut,
+    dropped,
+    in_inbox,
+    in_ledger,
+    is_stale,
+    kill,
+    push,
+    read_outbox,
+    renews,
+    serving,
+    silent,
+    start,
+)
 
 
 @pytest.fixture(params=["valkey", "redis"])
@@ -357,6 +373,125 @@ def test_what_was_delivered_before_a_reconnect_is_taken_up(backend: Backend) -> 
         registration.leave()
         with serving(backend, echo_app(), name="node"):
             assert [number_in(reply) for reply in driver.replies(ids)] == [3]
+
+
+def test_all_that_was_delivered_before_a_reconnect_is_taken_up(backend: Backend) -> None:
+    """However much it is: a node reads what it has in hand in parts."""
+    with driving(backend) as driver:
+        node = silent(backend)
+        driver.push_messages([driver.create_message(number(i), "train", node, "1") for i in range(250)])
+        former = Inboxes(backend.connect(), node)
+        former.refresh()
+        assert len(former.read(250, block=1.0)) == 250
+        again = Inboxes(backend.connect(), node).drain()
+        assert len({delivery.entry_id for delivery in again}) == len(again) == 250
+        assert all(delivery.is_old for delivery in again)
+
+
+def test_a_ring_brings_what_a_former_process_read(backend: Backend) -> None:
+    """One that lost its name reads once more after its successor has looked, and rings when it notices."""
+    with driving(backend) as driver:
+        node = silent(backend)
+        push(driver, node, number(1))
+        former, present = (Inboxes(backend.connect(), node) for _ in range(2))
+        former.refresh()
+        assert present.drain() == []
+        [delivery] = former.read(1, block=1.0)
+        ring_doorbell(driver.connection, node)
+        assert [(each.entry_id, each.is_old) for each in present.read(1, block=1.0)] == [(delivery.entry_id, True)]
+
+
+def answer(backend: Backend, driver: Driver, node: int, message_id: str, value: int) -> None:
+    """Publish what a node replies that has read nothing."""
+    header = Metadata(driver.run.run_id, "", node, 1, message_id, "1", 60.0, "train")
+    inbox = driver.connection.keys.inbox(node, driver.run.run_id)
+    entries = [entry.decode() for entry, fields in backend.admin.xrange(inbox) if fields[b"i"].decode() == message_id]
+    fields = encode_message(message_id, header, encode_content(number(value)))
+    publish(backend.connect(), node, [Outgoing(driver.run.run_id, tuple(entries) or ("1-0",), fields)])
+
+
+def test_a_reply_with_an_id_from_the_past_is_read(backend: Backend) -> None:
+    """Redis forgot an outbox and its clock was set back: after an outage all outboxes are read from their beginning."""
+    with driving(backend) as driver:
+        node = silent(backend)
+        first, second = push(driver, node, number(1)), push(driver, node, number(2))
+        answer(backend, driver, node, first, 8)
+        assert [number_in(reply) for reply in driver.replies([first])] == [8]
+        answer(backend, driver, node, second, 9)
+        outbox = driver.connection.keys.outbox(node, driver.run.run_id)
+        fields = backend.admin.xrange(outbox)[-1][1]
+        backend.admin.unlink(outbox)
+        backend.admin.xadd(outbox, fields, id="1-0")
+        cut(driver)
+        assert [number_in(reply) for reply in driver.replies([second], timeout=20)] == [9]
+
+
+@pytest.mark.parametrize("when", ["before its inbox is read", "after the book was compared"])
+def test_what_is_answered_during_a_comparison_is_not_sent_again(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """A message moves from its inbox to the outbox while a run looks for it in one after the other."""
+    with driving(backend) as driver:
+        node = silent(backend)
+        message_id = push(driver, node, number(1))
+        read, compared = reconcile.entries_of, Book.compare
+
+        def reads(*arguments: Any) -> Any:
+            answer(backend, driver, node, message_id, 9)
+            return list(read(*arguments))
+
+        def compares(book: Book, seen: Any) -> Any:
+            found = compared(book, seen)
+            answer(backend, driver, node, message_id, 9)
+            read_outbox(driver, node)
+            return found
+
+        if when == "before its inbox is read":
+            monkeypatch.setattr(reconcile, "entries_of", reads)
+        else:
+            backend.admin.xtrim(driver.connection.keys.inbox(node, driver.run.run_id), maxlen=0)
+            monkeypatch.setattr(Book, "compare", compares)
+        compare(driver)
+        assert in_inbox(backend, driver, node) == []
+        assert [number_in(reply) for reply in driver.replies([message_id])] == [9]
+
+
+def test_a_loss_is_remembered_until_a_comparison_saw_it_all(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that redis-py repaired silently, and one in the middle of a comparison, which may have missed it."""
+    with driving(backend) as driver:
+        push(driver, silent(backend), number(1))
+        assert not is_stale(driver)
+        driver.connection.losses += 1
+        assert is_stale(driver)
+        compare(driver)
+        assert not is_stale(driver)
+        read = reconcile.entries_of
+
+        def breaks(*arguments: Any) -> Any:
+            driver.connection.losses += 1
+            return read(*arguments)
+
+        monkeypatch.setattr(reconcile, "entries_of", breaks)
+        compare(driver)
+        assert is_stale(driver)
+        monkeypatch.undo()
+        compare(driver)
+        assert not is_stale(driver)
+
+
+def test_a_server_that_flaps_for_too_long_is_an_outage(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It answers when it is probed, but no command succeeds in between: the limit counts from the first failure."""
+    clock = Clock()
+    driver = start(backend, outage_limit=600.0)
+    kill(driver)  # a beat would succeed
+    monkeypatch.setattr(session_module, "time", clock)
+    for _ in range(2):
+        cut(driver)
+        clock.now += 301.0
+    with pytest.raises(OutageLimit):
+        cut(driver)
+    monkeypatch.undo()
+    driver.detach()
 
 
 def test_an_inbox_that_vanished_is_opened_again(backend: Backend) -> None:

@@ -15,7 +15,7 @@ from brokerfl.server import Driver
 from brokerfl.testing import fake_connection
 from tests.apps import Clock, Gate, contents_of, driving, eventually, federation, number, number_in
 from tests.conftest import PREFIX, Backend, check_keys
-from tests.stage import beat, cut, kill, push, silent, start
+from tests.stage import beat, cut, kill, push, renew_lifetimes, silent, start
 
 #: TLS changes nothing here; test_messages.py has it.
 WITHOUT = ("redis-tls",)
@@ -111,6 +111,30 @@ def test_a_run_that_the_registry_forgot_is_entered_again(backend: Backend) -> No
         cut(driver)
         push(driver, silent(backend), number(1))
         assert [info.run_id for info in list_runs(backend.connect())] == [driver.run.run_id]
+
+
+def test_a_run_does_not_shorten_what_a_node_keeps_of_another(backend: Backend) -> None:
+    """The hash of a node's runs is shared: the longest retention counts."""
+    with driving(backend, retention=3600.0) as long, driving(backend, retention=60.0) as short:
+        node = silent(backend)
+        for driver in (short, long, short):
+            push(driver, node, number(1))
+            renew_lifetimes(driver)
+        assert backend.admin.pttl(long.connection.keys.node_runs(node)) > 60_000
+
+
+def test_a_run_does_not_go_on_in_another_redis(backend: Backend) -> None:
+    """The data were lost and somebody else was there first: it is not written into what is another data set."""
+    driver, node = start(backend), silent(backend)
+    kill(driver)
+    backend.admin.flushall()
+    Registration(backend.connect(), "somebody else").register()
+    cut(driver)
+    assert driver.push_messages([driver.create_message(number(1), "train", node, "1")]) == [""]
+    with pytest.raises(RunLost, match="Redis lost its data"):
+        driver.pull_messages([])
+    assert keys_of(backend, driver) == []
+    driver.detach()
 
 
 def test_everything_of_a_dead_run_expires(backend: Backend) -> None:

@@ -15,7 +15,7 @@ from brokerfl.server import push as push_module
 from brokerfl.server import wait as waiting
 from tests.apps import Clock, Gate, driving, echo_app, eventually, federation, number, number_in
 from tests.conftest import Backend
-from tests.stage import after_uploads, dropped, kill, layer, model, push, read_nothing, serving, silent
+from tests.stage import after_uploads, cut, dropped, kill, layer, model, push, read_nothing, serving, silent
 
 
 def server_time(backend: Backend) -> float:
@@ -301,3 +301,13 @@ def test_a_ttl_counts_from_the_end_of_the_upload(backend: Backend, monkeypatch: 
             each: entry.deadline for each, entry in read_books(driver.connection, driver.run.run_id).entries.items()
         }
         assert deadlines[slow] - deadlines[quick] >= 100_000
+
+
+def test_nodes_have_time_to_come_back_after_an_outage(backend: Backend) -> None:
+    """In an outage every lease lapses: whoever comes back first gives nobody up at once."""
+    with driving(backend) as driver:
+        node = silent_node(backend, lease=60.0).node_id
+        message_id = push(driver, node, number(1))
+        backend.admin.unlink(driver.connection.keys.node_lease(node))
+        cut(driver)
+        assert list(driver.replies([message_id], timeout=1.5)) == []
