@@ -603,6 +603,11 @@ def heartbeat(node: Node) -> None:
     node._renew()
 
 
+def thaw(node: Node) -> None:
+    """It was frozen for so long that its lease may have lapsed."""
+    node._registration.renewed_at = float("-inf")
+
+
 def renews(node: Node) -> bool:
     """Whether it still has its lease, which is renewed."""
     return node._registration.renew()

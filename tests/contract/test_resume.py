@@ -19,6 +19,7 @@ from brokerfl.common import (
     Message,
     MetricsRecord,
     ParametersRecord,
+    RedisOutOfMemory,
     RedisUnreachable,
     RunAttached,
     RunFenced,
@@ -26,7 +27,7 @@ from brokerfl.common import (
     RunNotFound,
     RunStopped,
 )
-from brokerfl.server import Driver
+from brokerfl.server import Driver, session
 from tests.apps import Gate, contents_of, driving, eventually, federation, number, number_in, text
 from tests.conftest import Backend
 from tests.stage import (
@@ -628,3 +629,32 @@ def test_a_detached_run_keeps_what_nodes_answer(backend: Backend) -> None:
         assert [reply.has_content() for reply in replies] == [True, True]
         driver.end()
     assert gate.calls == 2
+
+
+def test_what_redis_lost_and_nobody_pushes_again_is_error_3(backend: Backend) -> None:
+    """The app waits for an id that it remembers; what was sent is not at hand to be sent again."""
+    former, node = start(backend), silent(backend)
+    message_id = push(former, node, number(1))
+    backend.admin.unlink(former.connection.keys.inbox(node, former.run.run_id))
+    kill(former)
+    with resumed(backend, former) as driver:
+        [reply] = driver.replies([message_id], timeout=20)
+        assert reply.error.code == ErrorCode.MESSAGE_UNAVAILABLE
+        assert "did not push it again" in (reply.error.reason or "")
+
+
+def test_a_push_that_failed_leaves_its_orphans_to_the_next(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redis is full when a resumed app pushes again: tried once more, the push adopts what is open."""
+    monkeypatch.setattr(session, "FULL_PATIENCE", 0.0)
+    former, node = start(backend), silent(backend)
+    message_id = push(former, node, number(1))
+    kill(former)
+    with resumed(backend, former) as driver:
+        batch = [driver.create_message(number(value), "train", node, "1") for value in (1, 2)]
+        with monkeypatch.context() as full:
+            fill(driver, full)
+            with pytest.raises(RedisOutOfMemory):
+                driver.push_messages(batch)
+        first, second = driver.push_messages(batch)
+        assert first == message_id != second
+        assert in_inbox(backend, driver, node) == [first, second]

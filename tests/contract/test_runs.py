@@ -288,3 +288,40 @@ def test_a_resumed_run_has_its_whole_lifetime_again(backend: Backend) -> None:
     assert backend.admin.pttl(inbox) > 900_000
     eventually(lambda: backend.admin.pttl(keys.node_runs(node)) > 900_000)
     with_run.end()
+
+
+def test_a_node_that_only_the_ledger_names_keeps_nothing(backend: Backend) -> None:
+    """Redis lost the set of a run's nodes: who stops the run finds them in its open messages."""
+    driver, node = start(backend, lease=0.6), silent(backend)
+    push(driver, node, number(1))
+    kill(driver)
+    backend.admin.unlink(driver.connection.keys.run_nodes(driver.run.run_id))
+    stop_run(backend.connect(), driver.run.run_id)
+    assert keys_of(backend, driver) == []
+    assert backend.admin.hkeys(driver.connection.keys.node_runs(node)) == []
+
+
+def test_a_stop_that_dies_leaves_no_key_without_a_lifetime(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has taken the run and deleted nothing yet."""
+
+    def dies(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    driver = start(backend)
+    monkeypatch.setattr(runs_module, "_await_release", dies)
+    with pytest.raises(KeyboardInterrupt):
+        stop_run(backend.connect(), driver.run.run_id)
+    assert backend.admin.pttl(driver.connection.keys.owner(driver.run.run_id)) > 0
+    driver.detach()
+
+
+def test_a_beat_that_learns_of_a_stop_gives_up_the_lease(backend: Backend) -> None:
+    """Whoever stopped the run waits for that before it deletes."""
+    driver = start(backend)
+    keys, run = driver.connection.keys, driver.run.run_id
+    kill(driver)
+    backend.admin.set(keys.owner(run), "2:stop/somebody", keepttl=True)
+    with pytest.raises(RunStopped):
+        beat(driver)
+    assert not backend.admin.exists(keys.run_lease(run))
+    driver.detach()

@@ -311,3 +311,26 @@ def test_nodes_have_time_to_come_back_after_an_outage(backend: Backend) -> None:
         backend.admin.unlink(driver.connection.keys.node_lease(node))
         cut(driver)
         assert list(driver.replies([message_id], timeout=1.5)) == []
+
+
+def test_rings_do_not_put_off_a_verdict(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bell that never stops ringing leaves time to look at deadlines."""
+    monkeypatch.setattr(waiting, "SWEEP", 0.2)
+    over = threading.Event()
+    with driving(backend) as driver:
+        node = silent(backend)
+        bell, ring = driver.connection.keys.bell(driver.run.run_id), {"n": str(node)}
+
+        def ringing() -> None:
+            while not over.wait(0.005):
+                backend.admin.xadd(bell, ring, nomkstream=True)  # type: ignore[arg-type]
+
+        ringer = threading.Thread(target=ringing)
+        message_id = push(driver, node, number(1), ttl=0.3)
+        ringer.start()
+        try:
+            [reply] = driver.replies([message_id], timeout=10)
+        finally:
+            over.set()
+            ringer.join()
+        assert reply.error.code == ErrorCode.MESSAGE_UNAVAILABLE
