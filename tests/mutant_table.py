@@ -275,13 +275,6 @@ TRANSACTIONS = (
         "contract/test_interleavings contract/test_nothing_lost",
     ),
     Mutant(
-        "a plan that failed is not forgotten",
-        "server/commit.py",
-        "        except BaseException:\n            self._book.discard()\n",
-        "        except BaseException:\n",
-        "contract/test_nothing_lost contract/test_upload_whole contract/test_content_freed contract/test_settle",
-    ),
-    Mutant(
         "a push does not notice that Redis lost its content",
         "server/commit.py",
         "if not all(map(self._uploader.has, contents)):",
@@ -418,13 +411,6 @@ STREAMS = (
         "contract/test_nothing_lost",
     ),
     Mutant(
-        "an entry of an outbox counts twice",
-        "broker/outbox.py",
-        'if place_of(entry_id) <= place_of(self._cursors.get(node_id, "0-0")):',
-        "if not entry_id:",
-        "contract/test_interleavings contract/test_leftovers contract/test_messages",
-    ),
-    Mutant(
         "a deletion that a full Redis or a replica refused is not repeated",
         "broker/outbox.py",
         "return not isinstance(refusal, RedisUnreachable)",
@@ -540,7 +526,7 @@ BOOK = (
         "server/book/answers.py",
         "return [message for message in found if message.state is not State.TAKEN]",
         "return found",
-        "contract/test_settle",
+        "unit/test_book",
     ),
     Mutant(
         "an error is made the reply of an answered message",
@@ -847,13 +833,6 @@ WAITS = (
         "contract/test_waits contract/test_content_limits",
     ),
     Mutant(
-        "an orphan that Redis lost is not sent again",
-        "server/push.py",
-        "(self.is_new or self.is_replaced or self.message.state in LOST)",
-        "(self.is_new or self.is_replaced)",
-        "contract/test_resume contract/test_content_adopted",
-    ),
-    Mutant(
         "a push that failed leaves what it had reserved",
         "server/push.py",
         "                self._book.disown([draft.message for draft in drafts if draft and draft.is_new])\n",
@@ -1120,7 +1099,7 @@ NODE = (
         "client/executor.py",
         "                if fields is None:\n                    self._runner.drop(work.run_id)",
         "                pass",
-        "contract/test_cancel contract/test_large_replies contract/test_back_pressure",
+        "contract/test_large_replies",
     ),
     Mutant(
         "a change of the state survives an exception",
@@ -1156,21 +1135,21 @@ NODE = (
         "client/publisher.py",
         "self._remove_late(work, self._worklist.done(work, sent.inbox_entries))",
         "self._worklist.done(work, sent.inbox_entries)",
-        "contract/test_nothing_lost contract/test_leftovers contract/test_workers",
+        "unit/test_publisher",
     ),
     Mutant(
         "work for another Redis is noted",
         "client/publisher.py",
         "if work.answer is not None and not work.is_lost]",
         "if work.answer is not None]",
-        "contract/test_workers",
+        "unit/test_publisher",
     ),
     Mutant(
         "work for another Redis is published",
         "client/publisher.py",
         "for work, reply in noted if not work.is_lost]",
         "for work, reply in noted]",
-        "contract/test_workers",
+        "unit/test_publisher",
     ),
     Mutant(
         "a message that could not be executed is lost",
@@ -1212,7 +1191,7 @@ NODE = (
         "client/worklist.py",
         "queue.appendleft(work)",
         "queue.append(work)",
-        "contract/test_workers contract/test_nothing_lost",
+        "unit/test_worklist",
     ),
     Mutant(
         "a run with several messages has several workers",
@@ -1226,21 +1205,21 @@ NODE = (
         "client/worklist.py",
         "(self._waiting and not self._held)",
         "bool(self._waiting)",
-        "contract/test_workers contract/test_nothing_lost",
+        "unit/test_worklist",
     ),
     Mutant(
         "what is queued for a run that is over stays",
         "client/worklist.py",
         "                    self._done(work)\n                queue.clear()",
         "                    assert work",
-        "contract/test_workers contract/test_leftovers contract/test_cancel contract/test_frames",
+        "unit/test_worklist",
     ),
     Mutant(
         "a message that is sent again after it was given up is lost",
         "client/worklist.py",
         "            for entry in self._done(work, judged):\n",
         "            for entry in self._done(work, judged)[:0]:\n",
-        "contract/test_nothing_lost contract/test_workers contract/test_leftovers",
+        "unit/test_worklist",
     ),
     Mutant(
         "the memory for received contents has no bound",
@@ -1268,7 +1247,7 @@ NODE = (
         "client/payloads.py",
         "if run_id in self._held and self._held[run_id][1] != group_id:",
         "if run_id not in self._held and run_id in self._held:",
-        "contract/test_large_replies contract/test_leftovers contract/test_content_verified",
+        "contract/test_large_replies",
     ),
     Mutant(
         "replies that do not fit together wait for one another",

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 _LEFT_OUT = (".git", ".venv*", "__pycache__", ".*_cache", ".hypothesis")
 
 #: Selects one backend of each contract test, and tests that have none.
-_FAKEREDIS = "not valkey and not [redis and not -redis"
+_FAKEREDIS = "not valkey and not [redis] and not [redis- and not -redis] and not -redis-"
 
 #: Seconds after which tests that still run have noticed that something hangs.
 _PATIENCE = {"its tests": 300, "its tests on valkey": 600, "unit, contract": 1800, "crash": 3600}

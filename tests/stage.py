@@ -547,6 +547,11 @@ def held_replies(node: Node) -> set[int]:
     return {*node._payloads._held}
 
 
+def can_send_again(node: Node, run_id: int, message_id: str) -> bool:
+    """Whether the large reply to this message is in memory as it was sent."""
+    return node._payloads.held(run_id, message_id) is not None
+
+
 def has_queued(node: Node) -> bool:
     """Whether it has read messages that it does not execute yet."""
     return bool(node._worklist)
