@@ -1255,7 +1255,7 @@ NODE = (
         "            entries.clear()  # first: the answer may be lost\n"
         "            remove_data(self._connection, self._node_id, run_id, gone)\n",
         "            assert gone is not None\n",
-        "contract/test_back_pressure",
+        "contract/test_leftovers contract/test_back_pressure",
     ),
     Mutant(
         "chunks that are gone are taken for uploaded",

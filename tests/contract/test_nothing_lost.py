@@ -4,6 +4,7 @@ import random
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -454,6 +455,20 @@ def test_what_is_answered_during_a_comparison_is_not_sent_again(
         compare(driver)
         assert in_inbox(backend, driver, node) == []
         assert [number_in(reply) for reply in driver.replies([message_id])] == [9]
+
+
+def test_a_connection_that_is_repaired_silently_is_a_loss(backend: Backend) -> None:
+    """redis-py reconnects a socket that it finds broken before a command: nobody hears of it, but it is counted."""
+    if not backend.is_real:
+        pytest.skip("fakeredis has no connections to cut")
+    connection = backend.connect()
+    connection.redis.ping()
+    assert connection.losses == 0
+    backend.admin.client_kill_filter(_type="normal", skipme=True)
+    with suppress(redis_py.ConnectionError):  # the end of the socket may not have arrived
+        connection.redis.ping()
+    connection.redis.ping()
+    assert connection.losses == 1
 
 
 def test_a_loss_is_remembered_until_a_comparison_saw_it_all(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
