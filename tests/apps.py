@@ -53,6 +53,30 @@ def eventually(condition: Callable[[], object], within: float = 10.0) -> None:
         threading.Event().wait(0.01)
 
 
+class Clock:
+    """Takes the place of the module ``time`` in another module: it goes on when it is told to, or slept on.
+
+    Attributes:
+        now: what `monotonic` and `time` return, in seconds.
+        slept: the pauses.
+    """
+
+    def __init__(self) -> None:
+        self.now = time.time()
+        self.slept: list[float] = []
+
+    def monotonic(self) -> float:
+        """Now."""
+        return self.now
+
+    time = monotonic
+
+    def sleep(self, seconds: float) -> None:
+        """Go on by so many seconds."""
+        self.slept.append(seconds)
+        self.now += seconds
+
+
 def append_only_file(data: Path) -> Path:
     """The file that a server with this data directory appends to."""
     return max(data.glob("appendonlydir/*.incr.aof"), key=lambda file: int(file.name.split(".")[2]))

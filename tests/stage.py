@@ -375,6 +375,16 @@ def transact(driver: Driver) -> None:
     driver._hold.session.transact(lambda: Transaction("nothing", ()))
 
 
+def beat(driver: Driver) -> None:
+    """What its heartbeat does now and then."""
+    driver._hold._renew()
+
+
+def cut_fence(driver: Driver) -> None:
+    """The connection of its transactions broke, and it has not noticed."""
+    driver._hold.owner.fence._socket.disconnect()
+
+
 def unaware(driver: Driver) -> None:
     """As if it had not noticed that its run is over; and a sweep is due."""
     driver._hold.session._over = None
@@ -573,6 +583,11 @@ def held_replies(node: Node) -> set[int]:
     return {*node._payloads._held}
 
 
+def can_send_again(node: Node, run_id: int, message_id: str) -> bool:
+    """Whether the large reply to this message is in memory as it was sent."""
+    return node._payloads.held(run_id, message_id) is not None
+
+
 def has_queued(node: Node) -> bool:
     """Whether it has read messages that it does not execute yet."""
     return bool(node._worklist)
@@ -629,6 +644,11 @@ def heartbeat(node: Node) -> None:
     node._renew()
 
 
+def thaw(node: Node) -> None:
+    """It was frozen for so long that its lease may have lapsed."""
+    node._registration.renewed_at = float("-inf")
+
+
 def renews(node: Node) -> bool:
     """Whether it still has its lease, which is renewed."""
     return node._registration.renew()
@@ -679,6 +699,11 @@ def read_inbox(node: Node, count: int) -> list[Delivery]:
     deliveries = node._inboxes.read(count, 1.0)
     node._queue(deliveries)
     return deliveries
+
+
+def drain(node: Node) -> None:
+    """Let it read and queue what was delivered to it before."""
+    node._queue(node._inboxes.drain())
 
 
 def next_work(node: Node) -> Work:

@@ -6,16 +6,17 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from brokerfl.broker.inbox import Inboxes
 from brokerfl.broker.nodes import Registration, node_id_of
 from brokerfl.broker.runs import stop_run
-from brokerfl.client import ClientApp
+from brokerfl.client import ClientApp, wanted
 from brokerfl.client.node import Node
 from brokerfl.client.wanted import READ_AHEAD
 from brokerfl.common import Context, ErrorCode, Message, RunStopped
 from brokerfl.server import Driver
 from tests.apps import Gate, driving, echo_app, eventually, federation, number, number_in
 from tests.conftest import PREFIX, Backend
-from tests.stage import dropped, has_queued, serving
+from tests.stage import by_hand, drain, dropped, has_queued, is_wanted, last_in_hand, serving
 
 #: TLS changes nothing here; test_messages.py has it.
 WITHOUT = ("redis-tls",)
@@ -276,3 +277,17 @@ def test_a_message_waits_over_a_resume(backend: Backend) -> None:
     with serving(backend, echo_app(), name="later"):
         assert [number_in(reply) for reply in driver.replies([message_id])] == [3]
     driver.end()
+
+
+def test_what_a_former_process_had_read_is_asked_for(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have been cancelled long ago: a node that takes it up trusts nothing that it has not asked."""
+    monkeypatch.setattr(wanted, "READ_AHEAD", 3600.0)
+    with by_hand(backend, echo_app(), None) as node, driving(backend) as driver:
+        message_id = push(driver, node.node_id)
+        former = Inboxes(backend.connect(), node.node_id)
+        former.refresh()
+        assert len(former.read(1, block=1.0)) == 1
+        drain(node)
+        assert is_wanted(node, last_in_hand(node))
+        driver.cancel_messages([message_id])
+        assert not is_wanted(node, last_in_hand(node))

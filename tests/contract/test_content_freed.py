@@ -6,10 +6,11 @@ from brokerfl.broker.nodes import Registration
 from brokerfl.broker.runs import stop_run
 from brokerfl.common import Array, ParametersRecord
 from brokerfl.server import Driver
-from tests.apps import driving, federation, number, number_in
+from tests.apps import Seen, driving, federation, number, number_in
 from tests.conftest import Backend, check_keys
 from tests.stage import (
     Late,
+    after_uploads,
     chunks_in,
     chunks_of,
     kill,
@@ -152,3 +153,15 @@ def test_what_nobody_adopts_is_freed_with_its_message(backend: Backend) -> None:
             for group in ("2", "3"):
                 to_all(driver, [node], number(1), group)
             assert chunks_in(backend) == set()
+
+
+def test_what_a_push_is_uploading_is_not_freed_by_a_settle(
+    backend: Backend, sent: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing needs a content yet that is on its way: all the same, its chunks are sent once."""
+    with federation(backend, Seen().app, nodes=1) as nodes, driving(backend) as driver:
+        node = nodes.nodes[0].node_id
+        [reply] = to_all(driver, [node], number(1))
+        after_uploads(driver, monkeypatch, lambda: driver.settle(reply))
+        to_all(driver, [node], model(layer(1)))
+        assert len(sent) == len(set(sent)) > 1

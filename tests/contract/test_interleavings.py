@@ -21,6 +21,7 @@ from tests.conftest import Backend
 from tests.stage import (
     CHUNK,
     Late,
+    beat,
     before_windows,
     by_hand,
     chunks_in,
@@ -96,6 +97,20 @@ def test_chunks_are_let_go_during_a_long_upload(backend: Backend, monkeypatch: p
         push(driver, silent(backend), model(layer(1, 40 * CHUNK)))
         assert len(chunks_in(backend)) == 41
         assert held_chunks(driver) <= 1
+
+
+def test_chunks_are_held_until_a_lost_connection_is_seen_to(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redis may have forgotten them: a beat between the loss and the comparison does not let them go."""
+    with driving(backend) as driver:
+        driver.connection.persists = True
+        push(driver, silent(backend), model(layer(1, 4 * CHUNK)))
+        monkeypatch.setattr(blobs, "KEEP_UPLOADED", -1.0)
+        driver.connection.losses += 1
+        beat(driver)
+        assert held_chunks(driver) > 0
+        compare(driver)
+        beat(driver)
+        assert held_chunks(driver) == 0
 
 
 # The ClientApp.

@@ -11,20 +11,23 @@ from brokerfl.client import journal as journal_module
 from brokerfl.common import Context, ErrorCode, Message
 from brokerfl.server import Driver
 from brokerfl.wire.frame import CONTENT, MANIFEST, join_fields, split_fields
-from tests.apps import Counter, driving, eventually, number_in
+from tests.apps import Bench, Counter, driving, eventually, number_in
 from tests.conftest import Backend
 from tests.stage import (
     Streams,
     ask,
+    by_hand,
     dropped,
     fields_of,
     identity,
     kill,
+    push_numbers,
     saved_reply,
     saved_state,
     send,
     serving,
     tidy_soon,
+    turns,
 )
 
 #: TLS changes nothing here; test_messages.py has it.
@@ -248,3 +251,13 @@ def test_a_node_keeps_the_last_replies(backend: Backend, monkeypatch: pytest.Mon
         run = driver.run.run_id
         assert [saved_reply(node, run, message_id) is None for message_id in ids] == [True] * 2 + [False] * 3
         assert number_in(send(driver, node)) == 6
+
+
+def test_an_app_is_not_to_blame_for_what_happens_after_its_execution(backend: Backend, tmp_path: Path) -> None:
+    """The node is killed while it has nothing to execute: no message is named as the reason."""
+    bench = Bench()
+    with by_hand(backend, bench.app, tmp_path) as node, driving(backend) as driver:
+        push_numbers(driver, node, 1)
+        turns(node, 1, bench)
+        [running] = tmp_path.rglob("*.running")
+        assert running.read_bytes().strip() == b""

@@ -1,15 +1,18 @@
 """A large reply travels in chunks beside its entry, is asked for again while its node holds it, and leaves nothing."""
 
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from brokerfl.broker.connection import Connection
 from brokerfl.client import ClientApp, payloads
+from brokerfl.client.payloads import Payloads
 from brokerfl.common import Context, ErrorCode, Message
 from brokerfl.wire.frame import MANIFEST
 from brokerfl.wire.payload import Manifest, decode_manifest
-from tests.apps import Counter, driving, eventually
+from tests.apps import Counter, driving, eventually, number_in
 from tests.conftest import Backend
 from tests.stage import (
     INLINE,
@@ -17,12 +20,15 @@ from tests.stage import (
     Streams,
     ask,
     before_lost_is_looked_for,
+    by_hand,
+    can_send_again,
     compare,
     cut,
     dropped,
     forget_payloads,
     held_replies,
     hold_read,
+    hold_reply,
     layer,
     model,
     owing,
@@ -58,6 +64,20 @@ def test_a_large_reply_travels_beside_its_entry(backend: Backend, tmp_path: Path
         driver.checkpoint()
         driver.pull_messages([])
         assert streams.lengths() == (0, 0, 0)
+
+
+def test_the_payload_of_a_settled_reply_goes_while_its_node_owes_another(backend: Backend) -> None:
+    """What an open message may need keeps the stream from being trimmed, but not that payload from being deleted."""
+    counter = Counter()
+    with serving(backend, counter.app) as node, driving(backend) as driver:
+        streams = Streams(backend, driver, node)
+        [reply] = driver.replies([ask(driver, node, LAYER)])
+        counter.go.clear()
+        waiting = ask(driver, node)
+        driver.settle(reply)
+        assert streams.lengths() == (1, 0, 0)
+        counter.go.set()
+        assert len(list(driver.replies([waiting]))) == 1
 
 
 def test_a_small_reply_needs_no_data_stream(backend: Backend) -> None:
@@ -234,6 +254,26 @@ def test_a_forgotten_payload_is_uploaded_again(backend: Backend, held: bool, mon
     assert counter.calls == 1
 
 
+def test_a_large_reply_is_held_until_the_next_round(backend: Backend) -> None:
+    """A message of another group says that the run needs the last reply no longer; one of the same does not."""
+    with serving(backend, Counter().app) as node, driving(backend) as driver:
+        send(driver, node, LAYER, group="1")
+        send(driver, node, group="1")
+        assert held_replies(node) == {driver.run.run_id}
+        send(driver, node, group="2")
+        assert held_replies(node) == set()
+
+
+def test_a_reply_that_the_app_changed_is_not_held_any_more(backend: Backend) -> None:
+    """Its chunks are not uploaded once more only to be found wrong."""
+    array = layer(1)
+    with by_hand(backend, ClientApp(), None) as node:
+        hold_reply(node, 7, model(array), since=time.monotonic())
+        assert can_send_again(node, 7, "m")
+        array[:] = 0
+        assert not can_send_again(node, 7, "m")
+
+
 def test_a_held_reply_that_the_app_changed_is_not_sent_again(backend: Backend) -> None:
     """A ClientApp that goes on writing to the arrays of its last reply makes Error 4 of it, never a wrong array."""
     array = layer(1)
@@ -275,3 +315,17 @@ def test_the_entries_of_a_reply_rise_with_its_chunks(backend: Backend, monkeypat
         assert received.content.parameters_records["p"]["a"].data == bytes(LAYER)
         assert refused
         assert streams.lengths() == (0, 1, 6)
+
+
+def test_a_reply_that_nobody_wants_undoes_its_change(
+    backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was cancelled while Redis was too full for its payload: nothing of that execution remains."""
+    counter, given_up = Counter(), threading.Event()
+    with serving(backend, counter.app, tmp_path) as node, driving(backend) as driver:
+        with monkeypatch.context() as unwanted:
+            unwanted.setattr(Payloads, "upload", lambda *_: given_up.set())
+            message_id = ask(driver, node, LAYER)
+            assert given_up.wait(10)
+            driver.cancel_messages([message_id])
+        assert number_in(send(driver, node)) == 1

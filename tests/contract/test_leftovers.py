@@ -10,6 +10,7 @@ import pytest
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.nodes import Registration
 from brokerfl.broker.outbox import add_data
+from brokerfl.broker.stream import milliseconds_of
 from brokerfl.client import payloads
 from brokerfl.client.node import Node
 from brokerfl.client.payloads import Payloads
@@ -41,11 +42,13 @@ from tests.stage import (
     model,
     needs,
     push,
+    read_outbox,
     remove_chunks,
     resumed,
     silent,
     start,
     to_all,
+    to_be_deleted,
     unsettled,
 )
 
@@ -193,6 +196,40 @@ def test_what_an_adopted_message_may_have_stays(backend: Backend, monkeypatch: p
         assert reply.error.code == ErrorCode.MESSAGE_UNAVAILABLE
         driver.settle(reply)
         assert chunks_of_node(backend, driver, node) == 3
+
+
+def test_chunks_that_seem_older_than_their_message_stay(backend: Backend) -> None:
+    """The clock of Redis was set back after the push: the node's upload for it has earlier entry ids."""
+    with driving(backend) as driver:
+        node = silent(backend)
+        gone, waiting = (push(driver, node, number(value)) for value in (1, 2))
+        inbox, _, data = driver.connection.keys.of_node_and_run(node, driver.run.run_id)
+        began = milliseconds_of(backend.admin.xrange(inbox)[1][0].decode())
+        for earlier in (90_000, 30_000):  # what is older than a minute is left from something else
+            backend.admin.xadd(data, {"d": bytes(1000)}, id=f"{began - earlier}-0")
+        driver.cancel_messages([gone])
+        [reply] = driver.replies([gone], timeout=20)
+        driver.settle(reply)
+        assert chunks_of_node(backend, driver, node) == 1
+        assert is_unsettled(driver, waiting)
+
+
+def test_what_fits_nothing_is_deleted_when_there_is_room(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The transaction that was to delete it was refused: it goes with the next."""
+    with driving(backend) as driver:
+        node = silent(backend)
+        push(driver, node, number(1))
+        outbox = driver.connection.keys.outbox(node, driver.run.run_id)
+        stray = backend.admin.xadd(outbox, {"i": "0" * 32, "h": b"\x01"}).decode()
+        read_outbox(driver, node)
+        with monkeypatch.context() as full:
+            full.setattr(session, "FULL_PATIENCE", 0.0)
+            fill(driver, full)
+            with pytest.raises(RedisOutOfMemory):
+                push(driver, node, number(2))
+        assert to_be_deleted(driver) == {stray}
+        push(driver, node, number(2))
+        assert backend.admin.xlen(outbox) == 0
 
 
 def test_deletions_that_were_refused_are_repeated(backend: Backend) -> None:

@@ -1,6 +1,7 @@
 """Messages go to nodes and replies come back: the Driver's methods, one by one."""
 
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,9 +19,11 @@ from brokerfl.common import (
     RecordSet,
 )
 from brokerfl.server import Driver
+from brokerfl.server import replies as replies_module
 from brokerfl.testing import fake_connection
-from tests.apps import Gate, driving, echo_app, federation, number, number_in, text
+from tests.apps import Gate, driving, echo_app, eventually, federation, number, number_in, text
 from tests.conftest import Backend
+from tests.stage import owing, read_outbox
 
 
 def messages_to(driver: Driver, nodes: list[int], content: RecordSet, group: str = "1") -> list[Message]:
@@ -265,3 +268,22 @@ def test_impossible_messages_are_named(what: str, value: object) -> None:
     with pytest.raises(ValueError, match=what):
         driver.create_message(RecordSet(), "train", **arguments)  # type: ignore[arg-type]
     driver.end()
+
+
+def test_replies_that_could_not_be_returned_can_be_pulled(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in the middle of the second: the first, which is already there, is not lost with it."""
+    decode, calls = replies_module.decode_reply, []
+
+    def interrupted(*arguments: Any) -> Message:
+        calls.append(True)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return decode(*arguments)
+
+    monkeypatch.setattr(replies_module, "decode_reply", interrupted)
+    with federation(backend, nodes=2), driving(backend) as driver:
+        ids = driver.push_messages(messages_to(driver, driver.get_node_ids(), number(1)))
+        eventually(lambda: ([read_outbox(driver, node) for node in owing(driver)], not owing(driver))[1])
+        with pytest.raises(KeyboardInterrupt):
+            driver.pull_messages(ids)
+        assert [number_in(reply) for reply in driver.pull_messages(ids)] == [1, 1]

@@ -5,12 +5,12 @@ import threading
 
 import pytest
 
-from brokerfl.broker.nodes import Registration, list_nodes, node_id_of, online_nodes, registered
+from brokerfl.broker.nodes import Absence, Registration, absent_nodes, list_nodes, node_id_of, online_nodes, registered
 from brokerfl.broker.process import is_dead, new_token
 from brokerfl.common import NodeNameTaken
-from tests.apps import eventually
+from tests.apps import Bench, driving, eventually, number
 from tests.conftest import PREFIX, Backend
-from tests.stage import claim_as
+from tests.stage import by_hand, claim_as, push, thaw
 
 
 def test_a_name_keeps_its_id(backend: Backend) -> None:
@@ -72,6 +72,7 @@ def test_a_lapsed_lease_is_taken_and_its_holder_notices(backend: Backend) -> Non
     second.register()
     assert not first.renew()
     first.leave()
+    assert online_nodes(backend.connect()) == [second.node_id], "it is not its own lease that it gives up"
     assert second.renew()
     assert online_nodes(backend.connect()) == [second.node_id]
 
@@ -111,6 +112,17 @@ def test_a_dead_unnamed_node_leaves_the_registry(backend: Backend) -> None:
     assert not backend.admin.exists(f"{PREFIX}:nodes")
 
 
+def test_only_a_named_node_may_come_back(backend: Backend) -> None:
+    """The id of an unnamed one is never used again, even while what it said of itself is still there."""
+    named, unnamed = Registration(backend.connect(), "berlin"), Registration(backend.connect())
+    connection = backend.connect()
+    for registration in (named, unnamed):
+        registration.register()
+        backend.admin.unlink(connection.keys.node_lease(registration.node_id))
+    absences = absent_nodes(connection, [named.node_id, unnamed.node_id])
+    assert absences == [Absence(named.node_id, comes_back=True), Absence(unnamed.node_id, comes_back=False)]
+
+
 def test_info_is_plain_text(backend: Backend) -> None:
     """The info hash can be read with redis-cli: text fields, labels as JSON."""
     registration = Registration(backend.connect(), "berlin", {"gpu": "1"})
@@ -118,3 +130,40 @@ def test_info_is_plain_text(backend: Backend) -> None:
     info = backend.admin.hgetall(backend.connect().keys.node_info(registration.node_id))
     assert info[b"name"] == b"berlin"
     assert json.loads(info[b"labels"]) == {"gpu": "1"}
+
+
+def test_who_has_the_state_directory_has_the_name(backend: Backend) -> None:
+    """The lease is that of another host, which cannot be asked; but this process has locked its directory."""
+    first = Registration(backend.connect(), "berlin", lease=3600.0)
+    claim_as(first, "elsewhere/1/1/x/home")
+    first.register()
+    again = Registration(backend.connect(), "berlin", home="home")
+    again.register()  # an hour, if it waited
+    assert again.renew()
+
+
+def test_what_redis_forgot_of_a_node_comes_back(backend: Backend) -> None:
+    """The lease is still there, but what it said of itself is not: the next renewal says it again."""
+    registration = Registration(backend.connect(), "berlin", {"gpu": "1"})
+    registration.register()
+    backend.admin.unlink(backend.connect().keys.node_info(registration.node_id))
+    assert registration.renew()
+    assert [info.labels for info in list_nodes(backend.connect())] == [{"gpu": "1"}]
+
+
+def test_a_node_that_was_frozen_looks_for_its_lease_first(backend: Backend) -> None:
+    """Another process has its id by now: it executes nothing more, and rings so that the other looks for it."""
+    bench = Bench()
+    with by_hand(backend, bench.app, None) as node, driving(backend) as driver:
+        keys = driver.connection.keys
+        node.turn(0.01)
+        push(driver, node.node_id, number(1))
+        thaw(node)
+        backend.admin.set(keys.node_lease(node.node_id), "elsewhere/1/1/x", px=60_000)
+        for _ in range(3):
+            node.turn(0.01)
+        assert bench.executed == {}
+        assert node.is_stopping()
+        before = backend.admin.xinfo_stream(keys.ctl(node.node_id))["last-generated-id"]
+        node.leave()
+        assert backend.admin.xinfo_stream(keys.ctl(node.node_id))["last-generated-id"] > before

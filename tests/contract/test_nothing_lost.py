@@ -2,29 +2,51 @@
 
 import random
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis as redis_py
-from redis.client import Pipeline
 
-from brokerfl.broker.embedded import EmbeddedServer
-from brokerfl.broker.inbox import Delivery, Inboxes
+from brokerfl.broker import connection as connection_module
+from brokerfl.broker.books import Books
+from brokerfl.broker.connection import connect
+from brokerfl.broker.embedded import EmbeddedServer, free_port
+from brokerfl.broker.inbox import Delivery, Inboxes, ring_doorbell
 from brokerfl.broker.nodes import Registration
 from brokerfl.broker.outbox import Outgoing, publish
+from brokerfl.broker.sockets import Command, Sockets
 from brokerfl.client import wanted
 from brokerfl.client.publisher import Publisher
 from brokerfl.client.stop import Stop
 from brokerfl.client.worklist import Work, Worklist
 from brokerfl.common import ErrorCode, Message, Metadata, OutageLimit, RedisOutOfMemory, RedisUnreachable
-from brokerfl.server import Driver
+from brokerfl.server import Driver, reconcile
+from brokerfl.server import session as session_module
+from brokerfl.server.book import Book
 from brokerfl.wire.message import encode_message, message_id_of
 from brokerfl.wire.record import encode_content
-from tests.apps import Gate, driving, echo_app, eventually, federation, number, number_in, text
+from tests.apps import Clock, Gate, driving, echo_app, eventually, federation, number, number_in, text
 from tests.conftest import PREFIX, Backend, check_keys, real_backend
-from tests.stage import after_commit, dropped, renews, serving, start
+from tests.stage import (
+    after_commit,
+    compare,
+    cut,
+    dropped,
+    in_inbox,
+    in_ledger,
+    is_stale,
+    kill,
+    push,
+    read_outbox,
+    renews,
+    serving,
+    silent,
+    start,
+)
 
 
 @pytest.fixture(params=["valkey", "redis"])
@@ -200,20 +222,24 @@ Lose = Callable[[int], None]
 
 @pytest.fixture
 def lose_answers(monkeypatch: pytest.MonkeyPatch) -> Lose:
-    """Let this thread's next transactions be executed, and the connection break before their answers arrive."""
-    execute = Pipeline._execute_transaction
+    """Let this thread's next transactions that send be executed, and the connection break before their answers come."""
+    transact = Sockets.transact_on
     thread, left = threading.get_ident(), [0]
 
-    def lossy(pipe: Pipeline, connection: object, commands: object, raise_on_error: bool) -> object:
-        results = execute(pipe, connection, commands, raise_on_error)
-        if threading.get_ident() == thread and left[0]:
+    def lossy(sockets: Sockets, socket: Any, commands: Sequence[Command], after: Sequence[Command] = ()) -> object:
+        results = transact(sockets, socket, commands, after)
+        if threading.get_ident() == thread and left[0] and sends(commands):
             left[0] -= 1
-            pipe.watching = True  # as it still is when the answer to EXEC has not come
             raise redis_py.ConnectionError("cut after EXEC")
         return results
 
-    monkeypatch.setattr(Pipeline, "_execute_transaction", lossy)
+    monkeypatch.setattr(Sockets, "transact_on", lossy)
     return lambda count: left.__setitem__(0, count)
+
+
+def sends(commands: Sequence[Command]) -> bool:
+    """Whether this transaction puts something into an inbox."""
+    return any(command[0] == "XADD" and ":in:" in str(command[1]) for command in commands)
 
 
 def test_a_push_whose_answer_was_lost_is_made_once(backend: Backend, lose_answers: Lose) -> None:
@@ -231,6 +257,84 @@ def test_a_push_whose_answer_was_lost_is_made_once(backend: Backend, lose_answer
         assert backend.admin.xlen(keys.inbox(registration.node_id, run)) == 2
         assert backend.admin.hlen(keys.ledger(run)) == 2
         assert backend.admin.hget(keys.meta(run), "messages") == b"2"
+
+
+def test_a_push_that_arrives_late_has_no_effect(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The EXEC was on its way when the connection was given up: it arrives when Redis was asked, and said that no."""
+    transact, has = Sockets.transact_on, Books.has
+    other = backend.connect().sockets
+    late, answers, asked = other.take(), [], []
+
+    def delayed(sockets: Sockets, socket: Any, commands: Sequence[Command], after: Sequence[Command] = ()) -> object:
+        if sends(commands) and not asked:
+            asked.append(True)
+            other.talk(late, [*after, ("MULTI",), *commands])  # `after` watches the owner
+            raise redis_py.TimeoutError("no answer")
+        return transact(sockets, socket, commands, after)
+
+    def asks(books: Books, message_id: str) -> bool:
+        found = has(books, message_id)
+        answers.extend(other.talk(late, [("EXEC",)]))
+        return found
+
+    with driving(backend) as driver:
+        node = silent(backend)
+        monkeypatch.setattr(Sockets, "transact_on", delayed)
+        monkeypatch.setattr(Books, "has", asks)
+        message_id = push(driver, node, number(3))
+        monkeypatch.undo()
+        assert answers == [None]
+        assert in_inbox(backend, driver, node) == [message_id]
+        assert in_ledger(backend, driver) == {message_id}
+
+
+def test_a_server_that_flaps_is_given_ever_longer_pauses(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It answers the probe and fails the next command, again and again; one that has held for a while is new."""
+    clock = Clock()
+    connection = backend.connect()
+    monkeypatch.setattr(connection_module, "time", clock)
+    monkeypatch.setattr(connection_module.random, "uniform", lambda least, most: most)
+    for _ in range(6):
+        assert connection.wait_until_up(clock.now + 100.0)
+    assert len(clock.slept) == 5, "the first failure is none of a flapping server"
+    assert clock.slept == sorted(set(clock.slept)), "they grow"
+    assert connection.wait_until_up(clock.now)
+    assert clock.slept.pop() == 0.0, "the caller has no more time"
+    clock.now += 100.0
+    clock.slept.clear()
+    assert connection.wait_until_up(clock.now + 100.0)
+    assert clock.slept == []
+
+
+def test_a_wait_for_redis_ends_when_it_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits for a Redis that is away asks before each attempt whether to go on."""
+    clock, asked = Clock(), []
+
+    def stop() -> bool:
+        asked.append(True)
+        return len(asked) >= 3
+
+    connection = connect(f"redis://127.0.0.1:{free_port()}", check=False)
+    monkeypatch.setattr(connection_module, "time", clock)
+    assert not connection.wait_until_up(clock.now + 60.0, stop)
+    assert len(asked) == 3
+    assert len(clock.slept) == 2
+
+
+def test_a_wait_for_redis_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the pauses are, the caller's time is not exceeded."""
+    clock, asked = Clock(), []
+
+    def stop() -> bool:
+        asked.append(True)
+        assert len(asked) < 1000, "it goes on and on"
+        return False
+
+    connection = connect(f"redis://127.0.0.1:{free_port()}", check=False)
+    monkeypatch.setattr(connection_module, "time", clock)
+    until = clock.now + 10.0
+    assert not connection.wait_until_up(until, stop)
+    assert clock.now == pytest.approx(until, abs=1e-3)
 
 
 def test_a_reply_whose_publish_was_lost_is_counted_once(backend: Backend) -> None:
@@ -271,6 +375,139 @@ def test_what_was_delivered_before_a_reconnect_is_taken_up(backend: Backend) -> 
         registration.leave()
         with serving(backend, echo_app(), name="node"):
             assert [number_in(reply) for reply in driver.replies(ids)] == [3]
+
+
+def test_all_that_was_delivered_before_a_reconnect_is_taken_up(backend: Backend) -> None:
+    """However much it is: a node reads what it has in hand in parts."""
+    with driving(backend) as driver:
+        node = silent(backend)
+        driver.push_messages([driver.create_message(number(i), "train", node, "1") for i in range(250)])
+        former = Inboxes(backend.connect(), node)
+        former.refresh()
+        assert len(former.read(250, block=1.0)) == 250
+        again = Inboxes(backend.connect(), node).drain()
+        assert len({delivery.entry_id for delivery in again}) == len(again) == 250
+        assert all(delivery.is_old for delivery in again)
+
+
+def test_a_ring_brings_what_a_former_process_read(backend: Backend) -> None:
+    """One that lost its name reads once more after its successor has looked, and rings when it notices."""
+    with driving(backend) as driver:
+        node = silent(backend)
+        push(driver, node, number(1))
+        former, present = (Inboxes(backend.connect(), node) for _ in range(2))
+        former.refresh()
+        assert present.drain() == []
+        [delivery] = former.read(1, block=1.0)
+        ring_doorbell(driver.connection, node)
+        assert [(each.entry_id, each.is_old) for each in present.read(1, block=1.0)] == [(delivery.entry_id, True)]
+
+
+def answer(backend: Backend, driver: Driver, node: int, message_id: str, value: int) -> None:
+    """Publish what a node replies that has read nothing."""
+    header = Metadata(driver.run.run_id, "", node, 1, message_id, "1", 60.0, "train")
+    inbox = driver.connection.keys.inbox(node, driver.run.run_id)
+    entries = [entry.decode() for entry, fields in backend.admin.xrange(inbox) if fields[b"i"].decode() == message_id]
+    fields = encode_message(message_id, header, encode_content(number(value)))
+    publish(backend.connect(), node, [Outgoing(driver.run.run_id, tuple(entries) or ("1-0",), fields)])
+
+
+def test_a_reply_with_an_id_from_the_past_is_read(backend: Backend) -> None:
+    """Redis forgot an outbox and its clock was set back: after an outage all outboxes are read from their beginning."""
+    with driving(backend) as driver:
+        node = silent(backend)
+        first, second = push(driver, node, number(1)), push(driver, node, number(2))
+        answer(backend, driver, node, first, 8)
+        assert [number_in(reply) for reply in driver.replies([first])] == [8]
+        answer(backend, driver, node, second, 9)
+        outbox = driver.connection.keys.outbox(node, driver.run.run_id)
+        fields = backend.admin.xrange(outbox)[-1][1]
+        backend.admin.unlink(outbox)
+        backend.admin.xadd(outbox, fields, id="1-0")
+        cut(driver)
+        assert [number_in(reply) for reply in driver.replies([second], timeout=20)] == [9]
+
+
+@pytest.mark.parametrize("when", ["before its inbox is read", "after the book was compared"])
+def test_what_is_answered_during_a_comparison_is_not_sent_again(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """A message moves from its inbox to the outbox while a run looks for it in one after the other."""
+    with driving(backend) as driver:
+        node = silent(backend)
+        message_id = push(driver, node, number(1))
+        read, compared = reconcile.entries_of, Book.compare
+
+        def reads(*arguments: Any) -> Any:
+            answer(backend, driver, node, message_id, 9)
+            return list(read(*arguments))
+
+        def compares(book: Book, seen: Any) -> Any:
+            found = compared(book, seen)
+            answer(backend, driver, node, message_id, 9)
+            read_outbox(driver, node)
+            return found
+
+        if when == "before its inbox is read":
+            monkeypatch.setattr(reconcile, "entries_of", reads)
+        else:
+            backend.admin.xtrim(driver.connection.keys.inbox(node, driver.run.run_id), maxlen=0)
+            monkeypatch.setattr(Book, "compare", compares)
+        compare(driver)
+        assert in_inbox(backend, driver, node) == []
+        assert [number_in(reply) for reply in driver.replies([message_id])] == [9]
+
+
+def test_a_connection_that_is_repaired_silently_is_a_loss(backend: Backend) -> None:
+    """redis-py reconnects a socket that it finds broken before a command: nobody hears of it, but it is counted."""
+    if not backend.is_real:
+        pytest.skip("fakeredis has no connections to cut")
+    connection = backend.connect()
+    connection.redis.ping()
+    assert connection.losses == 0
+    backend.admin.client_kill_filter(_type="normal", skipme=True)
+    with suppress(redis_py.ConnectionError):  # the end of the socket may not have arrived
+        connection.redis.ping()
+    connection.redis.ping()
+    assert connection.losses == 1
+
+
+def test_a_loss_is_remembered_until_a_comparison_saw_it_all(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that redis-py repaired silently, and one in the middle of a comparison, which may have missed it."""
+    with driving(backend) as driver:
+        push(driver, silent(backend), number(1))
+        assert not is_stale(driver)
+        driver.connection.losses += 1
+        assert is_stale(driver)
+        compare(driver)
+        assert not is_stale(driver)
+        read = reconcile.entries_of
+
+        def breaks(*arguments: Any) -> Any:
+            driver.connection.losses += 1
+            return read(*arguments)
+
+        monkeypatch.setattr(reconcile, "entries_of", breaks)
+        compare(driver)
+        assert is_stale(driver)
+        monkeypatch.undo()
+        compare(driver)
+        assert not is_stale(driver)
+
+
+def test_a_server_that_flaps_for_too_long_is_an_outage(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It answers when it is probed, but no command succeeds in between: the limit counts from the first failure."""
+    clock = Clock()
+    driver = start(backend, outage_limit=600.0)
+    kill(driver)  # a beat would succeed
+    monkeypatch.setattr(session_module, "time", clock)
+    for _ in range(2):
+        cut(driver)
+        clock.now += 301.0
+    with pytest.raises(OutageLimit):
+        cut(driver)
+    monkeypatch.undo()
+    driver.detach()
 
 
 def test_an_inbox_that_vanished_is_opened_again(backend: Backend) -> None:

@@ -4,9 +4,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import redis as redis_py
+from redis.client import Pipeline
 
 from brokerfl.broker.context import SavedContext
 from brokerfl.broker.nodes import Registration
+from brokerfl.broker.owner import resume_run
 from brokerfl.broker.runs import has_ended, list_runs, stop_run
 from brokerfl.common import (
     Array,
@@ -16,16 +19,32 @@ from brokerfl.common import (
     Message,
     MetricsRecord,
     ParametersRecord,
+    RedisOutOfMemory,
+    RedisUnreachable,
     RunAttached,
     RunFenced,
     RunLost,
     RunNotFound,
     RunStopped,
 )
-from brokerfl.server import Driver
+from brokerfl.server import Driver, session
 from tests.apps import Gate, contents_of, driving, eventually, federation, number, number_in, text
 from tests.conftest import Backend
-from tests.stage import in_inbox, in_ledger, kill, push, resumed, silent, start, sweep_soon, transact, unaware
+from tests.stage import (
+    cut,
+    cut_fence,
+    fill,
+    in_inbox,
+    in_ledger,
+    kill,
+    push,
+    resumed,
+    silent,
+    start,
+    sweep_soon,
+    transact,
+    unaware,
+)
 
 #: TLS changes nothing here; test_messages.py has it.
 WITHOUT = ("redis-tls",)
@@ -500,6 +519,79 @@ def test_a_former_server_app_does_nothing(backend: Backend) -> None:
     assert gate.calls == 1
 
 
+def test_a_takeover_that_redis_forgot_holds(backend: Backend) -> None:
+    """Redis was killed and knows only the first ServerApp again: the second restores its run, and the first is out."""
+    former = start(backend)
+    owner = former.connection.keys.owner(former.run.run_id)
+    before, node = backend.admin.get(owner), silent(backend)
+    kill(former)
+    with resumed(backend, former) as driver:
+        after = backend.admin.get(owner)
+        backend.admin.set(owner, before, keepttl=True)
+        cut(driver)
+        message_id = push(driver, node, number(1))
+        assert backend.admin.get(owner) == after
+        assert in_ledger(backend, driver) == {message_id}
+        with pytest.raises(RunFenced):
+            transact(former)
+
+
+@pytest.mark.parametrize("when", ["its connection had broken", "Redis is full"])
+def test_a_takeover_is_noticed_by_what_writes_next(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """The first ServerApp watches the owner on a new connection, too, and looks for it where no MULTI is possible."""
+    with federation(backend, nodes=1) as nodes:
+        former = start(backend)
+        [reply] = former.send_and_receive([former.create_message(number(1), "train", nodes.nodes[0].node_id, "1")])
+        kill(former)
+        with resumed(backend, former) as driver:
+            if when == "Redis is full":
+                fill(former, monkeypatch)
+            else:
+                cut_fence(former)
+            with pytest.raises(RunFenced):
+                former.settle(reply)
+            assert in_ledger(backend, driver) == {reply.metadata.reply_to_message}
+
+
+def test_a_takeover_leaves_no_key_without_a_lifetime(backend: Backend) -> None:
+    """Not even if the second ServerApp dies right after it: the fixture looks at all keys."""
+    former = start(backend)
+    kill(former)
+    resume_run(backend.connect(), former.run.run_id, takeover=True)
+
+
+def test_a_former_server_app_detaches_from_nothing(backend: Backend) -> None:
+    """Its detaching leaves the second one's lease, so nobody takes the run from that one."""
+    former = start(backend)
+    with resumed(backend, former) as driver:
+        former.detach()
+        assert backend.admin.exists(driver.connection.keys.run_lease(driver.run.run_id))
+        with pytest.raises(RunAttached):
+            Driver(backend.connect(), "", None, resume=driver.run.run_id)
+
+
+def test_a_takeover_whose_answer_was_lost_is_not_repeated(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection broke in its EXEC, which is no changed key: it raises, and one owner was counted."""
+    former, execute, failed = start(backend), Pipeline._execute_transaction, []
+    kill(former)
+
+    def lossy(pipe: Pipeline, connection: object, commands: object, raise_on_error: bool) -> object:
+        results = execute(pipe, connection, commands, raise_on_error)
+        if failed:
+            return results
+        failed.append(True)
+        pipe.watching = True  # as it still is when the answer to EXEC has not come
+        raise redis_py.ConnectionError("cut after EXEC")
+
+    monkeypatch.setattr(Pipeline, "_execute_transaction", lossy)
+    with pytest.raises(RedisUnreachable):
+        resume_run(backend.connect(), former.run.run_id, takeover=True)
+    owner = backend.admin.get(former.connection.keys.owner(former.run.run_id))
+    assert owner.startswith(b"2:")
+
+
 def test_a_former_server_app_does_not_end_a_run_that_is_over(backend: Backend) -> None:
     """One that was taken over and wakes after the end raises RunLost, creates no key, and the end stays as it was."""
     former = start(backend)
@@ -537,3 +629,32 @@ def test_a_detached_run_keeps_what_nodes_answer(backend: Backend) -> None:
         assert [reply.has_content() for reply in replies] == [True, True]
         driver.end()
     assert gate.calls == 2
+
+
+def test_what_redis_lost_and_nobody_pushes_again_is_error_3(backend: Backend) -> None:
+    """The app waits for an id that it remembers; what was sent is not at hand to be sent again."""
+    former, node = start(backend), silent(backend)
+    message_id = push(former, node, number(1))
+    backend.admin.unlink(former.connection.keys.inbox(node, former.run.run_id))
+    kill(former)
+    with resumed(backend, former) as driver:
+        [reply] = driver.replies([message_id], timeout=20)
+        assert reply.error.code == ErrorCode.MESSAGE_UNAVAILABLE
+        assert "did not push it again" in (reply.error.reason or "")
+
+
+def test_a_push_that_failed_leaves_its_orphans_to_the_next(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redis is full when a resumed app pushes again: tried once more, the push adopts what is open."""
+    monkeypatch.setattr(session, "FULL_PATIENCE", 0.0)
+    former, node = start(backend), silent(backend)
+    message_id = push(former, node, number(1))
+    kill(former)
+    with resumed(backend, former) as driver:
+        batch = [driver.create_message(number(value), "train", node, "1") for value in (1, 2)]
+        with monkeypatch.context() as full:
+            fill(driver, full)
+            with pytest.raises(RedisOutOfMemory):
+                driver.push_messages(batch)
+        first, second = driver.push_messages(batch)
+        assert first == message_id != second
+        assert in_inbox(backend, driver, node) == [first, second]

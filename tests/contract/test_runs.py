@@ -5,6 +5,7 @@ import threading
 import pytest
 
 from brokerfl.broker import nodes as nodes_module
+from brokerfl.broker import owner as owner_module
 from brokerfl.broker import runs as runs_module
 from brokerfl.broker.keys import MOST_RETENTION, RETENTION
 from brokerfl.broker.nodes import Registration
@@ -12,9 +13,9 @@ from brokerfl.broker.runs import list_runs, stop_run
 from brokerfl.common import ConfigError, RunFenced, RunLost, RunStopped
 from brokerfl.server import Driver
 from brokerfl.testing import fake_connection
-from tests.apps import Gate, contents_of, driving, eventually, federation, number, number_in
+from tests.apps import Clock, Gate, contents_of, driving, eventually, federation, number, number_in
 from tests.conftest import PREFIX, Backend, check_keys
-from tests.stage import cut, kill
+from tests.stage import beat, cut, kill, push, renew_lifetimes, silent, start
 
 #: TLS changes nothing here; test_messages.py has it.
 WITHOUT = ("redis-tls",)
@@ -74,6 +75,66 @@ def test_an_attached_run_never_loses_its_keys(backend: Backend) -> None:
         assert sorted(keys_of(backend, driver)) == sorted(before)
         gate.go.set()
         assert [number_in(reply) for reply in driver.replies(ids)] == [3]
+
+
+def test_a_lease_that_lapsed_in_an_outage_is_taken_again(backend: Backend) -> None:
+    """The next beat sets it: without a lease, anybody might resume the run."""
+    with driving(backend) as driver:
+        lease = driver.connection.keys.run_lease(driver.run.run_id)
+        backend.admin.unlink(lease)
+        beat(driver)
+        assert backend.admin.pttl(lease) > 0
+
+
+def test_a_server_app_that_was_cut_off_for_too_long_writes_nothing(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its keys may have expired, and even the mark of its end: it does not take that for a Redis that forgot."""
+    clock = Clock()
+    monkeypatch.setattr(owner_module, "time", clock)
+    driver, node = start(backend), silent(backend)
+    kill(driver)
+    backend.admin.unlink(*keys_of(backend, driver), driver.connection.keys.runs)
+    clock.now += RETENTION + 1
+    cut(driver)
+    assert driver.push_messages([driver.create_message(number(1), "train", node, "1")]) == [""]
+    with pytest.raises(RunLost, match="it was deleted, or it expired"):
+        driver.pull_messages([])
+    assert keys_of(backend, driver) == []
+    driver.detach()
+
+
+def test_a_run_that_the_registry_forgot_is_entered_again(backend: Backend) -> None:
+    """Redis lost the write that entered it: whoever lists the runs sees it again."""
+    with driving(backend) as driver:
+        backend.admin.zrem(driver.connection.keys.runs, str(driver.run.run_id))
+        cut(driver)
+        push(driver, silent(backend), number(1))
+        assert [info.run_id for info in list_runs(backend.connect())] == [driver.run.run_id]
+
+
+def test_a_run_does_not_shorten_what_a_node_keeps_of_another(backend: Backend) -> None:
+    """The hash of a node's runs is shared: the longest retention counts."""
+    with driving(backend, retention=3600.0) as long, driving(backend, retention=60.0) as short:
+        node = silent(backend)
+        for driver in (short, long, short):
+            push(driver, node, number(1))
+            renew_lifetimes(driver)
+        assert backend.admin.pttl(long.connection.keys.node_runs(node)) > 60_000
+
+
+def test_a_run_does_not_go_on_in_another_redis(backend: Backend) -> None:
+    """The data were lost and somebody else was there first: it is not written into what is another data set."""
+    driver, node = start(backend), silent(backend)
+    kill(driver)
+    backend.admin.flushall()
+    Registration(backend.connect(), "somebody else").register()
+    cut(driver)
+    assert driver.push_messages([driver.create_message(number(1), "train", node, "1")]) == [""]
+    with pytest.raises(RunLost, match="Redis lost its data"):
+        driver.pull_messages([])
+    assert keys_of(backend, driver) == []
+    driver.detach()
 
 
 def test_everything_of_a_dead_run_expires(backend: Backend) -> None:
@@ -227,3 +288,40 @@ def test_a_resumed_run_has_its_whole_lifetime_again(backend: Backend) -> None:
     assert backend.admin.pttl(inbox) > 900_000
     eventually(lambda: backend.admin.pttl(keys.node_runs(node)) > 900_000)
     with_run.end()
+
+
+def test_a_node_that_only_the_ledger_names_keeps_nothing(backend: Backend) -> None:
+    """Redis lost the set of a run's nodes: who stops the run finds them in its open messages."""
+    driver, node = start(backend, lease=0.6), silent(backend)
+    push(driver, node, number(1))
+    kill(driver)
+    backend.admin.unlink(driver.connection.keys.run_nodes(driver.run.run_id))
+    stop_run(backend.connect(), driver.run.run_id)
+    assert keys_of(backend, driver) == []
+    assert backend.admin.hkeys(driver.connection.keys.node_runs(node)) == []
+
+
+def test_a_stop_that_dies_leaves_no_key_without_a_lifetime(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has taken the run and deleted nothing yet."""
+
+    def dies(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    driver = start(backend)
+    monkeypatch.setattr(runs_module, "_await_release", dies)
+    with pytest.raises(KeyboardInterrupt):
+        stop_run(backend.connect(), driver.run.run_id)
+    assert backend.admin.pttl(driver.connection.keys.owner(driver.run.run_id)) > 0
+    driver.detach()
+
+
+def test_a_beat_that_learns_of_a_stop_gives_up_the_lease(backend: Backend) -> None:
+    """Whoever stopped the run waits for that before it deletes."""
+    driver = start(backend)
+    keys, run = driver.connection.keys, driver.run.run_id
+    kill(driver)
+    backend.admin.set(keys.owner(run), "2:stop/somebody", keepttl=True)
+    with pytest.raises(RunStopped):
+        beat(driver)
+    assert not backend.admin.exists(keys.run_lease(run))
+    driver.detach()

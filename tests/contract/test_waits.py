@@ -4,15 +4,18 @@ import threading
 
 import pytest
 
+from brokerfl.broker import liveness as liveness_module
+from brokerfl.broker.books import read_books
 from brokerfl.broker.liveness import Liveness
 from brokerfl.broker.nodes import Absence, Registration
 from brokerfl.broker.runs import list_runs, stop_run
 from brokerfl.common import ErrorCode, RunNotFound, RunStopped
 from brokerfl.server import Driver
+from brokerfl.server import push as push_module
 from brokerfl.server import wait as waiting
-from tests.apps import Gate, driving, echo_app, eventually, federation, number, number_in
+from tests.apps import Clock, Gate, driving, echo_app, eventually, federation, number, number_in
 from tests.conftest import Backend
-from tests.stage import dropped, kill, read_nothing, serving
+from tests.stage import after_uploads, cut, dropped, kill, layer, model, push, read_nothing, serving, silent
 
 
 def server_time(backend: Backend) -> float:
@@ -254,3 +257,80 @@ def test_absence_is_counted_from_the_observers_reconnect() -> None:
     assert liveness.unavailable([Absence(5, comes_back=False)]) == {5}
     liveness.reconnected()
     assert liveness.unavailable([Absence(5, comes_back=False), Absence(6, comes_back=True)]) == set()
+
+
+def test_an_absence_that_nobody_watched_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody looked for a while: the node may have been there in between, so its grace begins again."""
+    clock = Clock()
+    monkeypatch.setattr(liveness_module, "time", clock)
+    liveness, absent = Liveness(offline_grace=60.0), [Absence(5, comes_back=True)]
+    assert liveness.unavailable(absent) == set()
+    clock.now += 1000.0
+    for _ in range(60):
+        assert liveness.unavailable(absent) == set()
+        clock.now += 1.0
+    assert liveness.unavailable(absent) == {5}
+
+
+def test_a_node_that_was_back_is_given_its_grace_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was seen before an outage of the observer does not count after it, nor what was seen before a return."""
+    clock = Clock()
+    monkeypatch.setattr(liveness_module, "time", clock)
+    liveness, absent = Liveness(offline_grace=5.0, lease=0.0), [Absence(5, comes_back=True)]
+    assert liveness.unavailable(absent) == set()
+    clock.now += 5.0
+    liveness.reconnected()
+    assert liveness.unavailable(absent) == set()
+    clock.now += 5.0
+    assert liveness.unavailable([]) == set()
+    assert liveness.unavailable(absent) == set()
+    clock.now += 5.0
+    assert liveness.unavailable(absent) == {5}
+
+
+def test_a_ttl_counts_from_the_end_of_the_upload(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that takes 100 seconds to upload does not take them from the time that its node has."""
+    clock = Clock()
+    monkeypatch.setattr(push_module, "time", clock)
+    with driving(backend) as driver:
+        node = silent(backend)
+        quick = push(driver, node, number(1), ttl=50.0)
+        after_uploads(driver, monkeypatch, lambda: setattr(clock, "now", clock.now + 100.0))
+        slow = push(driver, node, model(layer(1, 200_000)), ttl=50.0)
+        deadlines = {
+            each: entry.deadline for each, entry in read_books(driver.connection, driver.run.run_id).entries.items()
+        }
+        assert deadlines[slow] - deadlines[quick] >= 100_000
+
+
+def test_nodes_have_time_to_come_back_after_an_outage(backend: Backend) -> None:
+    """In an outage every lease lapses: whoever comes back first gives nobody up at once."""
+    with driving(backend) as driver:
+        node = silent_node(backend, lease=60.0).node_id
+        message_id = push(driver, node, number(1))
+        backend.admin.unlink(driver.connection.keys.node_lease(node))
+        cut(driver)
+        assert list(driver.replies([message_id], timeout=1.5)) == []
+
+
+def test_rings_do_not_put_off_a_verdict(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bell that never stops ringing leaves time to look at deadlines."""
+    monkeypatch.setattr(waiting, "SWEEP", 0.2)
+    over = threading.Event()
+    with driving(backend) as driver:
+        node = silent(backend)
+        bell, ring = driver.connection.keys.bell(driver.run.run_id), {"n": str(node)}
+
+        def ringing() -> None:
+            while not over.wait(0.005):
+                backend.admin.xadd(bell, ring, nomkstream=True)  # type: ignore[arg-type]
+
+        ringer = threading.Thread(target=ringing)
+        message_id = push(driver, node, number(1), ttl=0.3)
+        ringer.start()
+        try:
+            [reply] = driver.replies([message_id], timeout=10)
+        finally:
+            over.set()
+            ringer.join()
+        assert reply.error.code == ErrorCode.MESSAGE_UNAVAILABLE

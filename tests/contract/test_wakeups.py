@@ -5,12 +5,16 @@ from typing import Any
 
 import pytest
 
-from brokerfl.broker import inbox
-from brokerfl.broker.keys import GROUP
+from brokerfl.broker import inbox, runs
+from brokerfl.broker.connection import Connection
+from brokerfl.broker.inbox import ring_doorbell
+from brokerfl.broker.keys import BELL_LENGTH, GROUP
+from brokerfl.broker.outbox import Outgoing, publish
+from brokerfl.broker.runs import stop_run
 from brokerfl.server import wait
 from tests.apps import Gate, driving, federation, number, number_in
 from tests.conftest import Backend
-from tests.stage import silent
+from tests.stage import in_ledger, push, silent, start
 
 #: TLS changes nothing here; test_messages.py and test_nothing_lost.py have it.
 WITHOUT = ("redis-tls",)
@@ -118,3 +122,48 @@ def test_a_cancelled_message_wakes_no_node(real: Backend) -> None:
         rings = real.admin.xlen(doorbell)
         driver.cancel_messages([message_id])
         assert real.admin.xlen(doorbell) == rings
+
+
+def overfilled(backend: Backend, bell: str) -> None:
+    """Ring far more often than anybody listens."""
+    with backend.admin.pipeline(transaction=False) as pipe:
+        for _ in range(3 * BELL_LENGTH):
+            pipe.xadd(bell, {"n": ""})
+        pipe.execute()
+
+
+def test_a_doorbell_that_nobody_answers_stays_short(backend: Backend) -> None:
+    """A node that is away is rung all the same; the rings that it has not heard are bounded."""
+    with driving(backend) as driver:
+        node = silent(backend)
+        doorbell = driver.connection.keys.ctl(node)
+        overfilled(backend, doorbell)
+        ring_doorbell(driver.connection, node)
+        assert backend.admin.xlen(doorbell) <= 2 * BELL_LENGTH
+
+
+def test_the_bell_of_a_busy_server_app_stays_short(backend: Backend) -> None:
+    """Nodes ring for each reply, whether or not the ServerApp is listening."""
+    with driving(backend) as driver:
+        node, run = silent(backend), driver.run.run_id
+        message_id = push(driver, node, number(1))
+        bell = driver.connection.keys.bell(run)
+        overfilled(backend, bell)
+        assert publish(driver.connection, node, [Outgoing(run, ("1-0",), {b"i": message_id.encode()})]) == [True]
+        assert backend.admin.xlen(bell) <= 2 * BELL_LENGTH
+
+
+def test_the_ring_of_a_stop_keeps_the_bell_short(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is one ring more, with the same bound, for as long as the ServerApp has not detached."""
+    driver, lengths = start(backend), []
+    bell = driver.connection.keys.bell(driver.run.run_id)
+
+    def look(connection: Connection, *_: object) -> None:
+        lengths.append(backend.admin.xlen(bell))
+
+    monkeypatch.setattr(runs, "_await_release", look)
+    overfilled(backend, bell)
+    stop_run(backend.connect(), driver.run.run_id)
+    driver.detach()
+    assert in_ledger(backend, driver) == set()
+    assert 0 < lengths[0] <= 2 * BELL_LENGTH

@@ -1,5 +1,6 @@
 """The book: every state and step, and what plans, commits and replies make of a run's messages."""
 
+import threading
 from collections import Counter
 
 import pytest
@@ -322,6 +323,74 @@ def test_what_is_put_back_is_the_first_to_be_taken() -> None:
     book.answers.put_back([message for message in two if message])
     order = [book.answers.take({"a", "b", "c"}) for _ in range(3)]
     assert [message.message_id for message in order if message] == ["a", "b", "c"]
+
+
+def test_a_second_copy_of_a_reply_leaves_its_payload() -> None:
+    """A node that did not hear the answer publishes again: the copy goes, the chunks that both name stay."""
+    book = pushed("a")
+    assert answer(book, "a", "5-0", ("1-0",)) is None
+    for number in range(6, 12):
+        assert answer(book, "a", f"{number}-0", ("1-0",)) == (7, f"{number}-0", ())
+
+
+def test_a_copy_that_is_read_again_is_the_same_one() -> None:
+    """After a reconnect all is read again: a copy with chunks of its own is kept once."""
+    book = pushed("a")
+    assert [answer(book, "a", f"{entry}-0", (f"{entry}-1",)) for entry in (5, 6, 6, 6, 6)] == [None] * 5
+    found = book.find("a")
+    assert found is not None
+    assert found.copies == [(7, "5-0", ("5-1",)), (7, "6-0", ("6-1",))]
+
+
+def test_what_is_being_fetched_is_not_settled() -> None:
+    """Neither because somebody names it, nor by another thread's commit; what a thread yielded is its own."""
+    book = pushed("a", "b")
+    for number, message_id in enumerate(("a", "b"), 5):
+        answer(book, message_id, f"{number}-0")
+    taken = [book.answers.take({"a"})]
+    assert book.answers.handed_over_of(["a", "b"]) == []
+    elsewhere = threading.Thread(target=lambda: taken.append(book.answers.take({"b"})))
+    elsewhere.start()
+    elsewhere.join()
+    here, there = taken
+    assert here is not None
+    assert there is not None
+    for message in (here, there):
+        book.answers.yielded(message)
+    assert book.answers.handed_over() == [here]
+    assert book.answers.handed_over_of(["a", "b"]) == [here, there]
+    book.answers.hand_over([there])
+    assert book.answers.handed_over() == [here, there]
+
+
+def test_what_a_push_is_adopting_gets_no_verdict() -> None:
+    """Not even if the app waits for its id in another thread: the push may be about to send it again."""
+    book = Book(Snapshot({"a": entry()}), b"state")
+    orphan = book.reserve(entry(), 0.0)
+    assert orphan is not None
+    book.claim("a")
+    assert book.awaited() == []
+    book.adopt([(orphan, None)])
+    assert book.awaited() == [orphan]
+
+
+def test_all_entries_of_a_message_are_known() -> None:
+    """It was sent again: whoever takes it back takes both."""
+    message = OpenMessage("a", entry())
+    message.note_entry("1-0")
+    message.note_entry("2-0")
+    assert message.parcel({}).former == ("1-0", "2-0")
+
+
+def test_chunks_of_a_reply_that_is_not_settled_are_needed() -> None:
+    """However old they seem to be; and nothing is known of a node at which a message found no inbox."""
+    book = empty()
+    book.plan([sending("a"), sending("b"), sending("c", node=8), sending("d", node=8)])
+    book.apply([b"100000000-0", b"100000000-1", b"100000000-0", None])
+    answer(book, "a", "100000001-0", ("5-0",))
+    book.answers.fail([("b", Error(3)), ("c", Error(3))])
+    gone = [message for message in map(book.find, "bc") if message is not None]
+    assert book.plan(settled=gone).needed_from == {7: "5-0"}
 
 
 def test_every_step_is_told_once() -> None:

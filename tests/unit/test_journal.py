@@ -320,6 +320,15 @@ def test_a_run_that_comes_back_is_kept(journal: Journal, monkeypatch: pytest.Mon
     assert not look(7700.0)
 
 
+def test_a_clock_that_was_set_back_prolongs_no_absence(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was seen at a time that is still to come counts from now."""
+    journal.commit([Answer(7, "a", REPLY, STATE)])
+    for now, is_kept in ((10_000.0, True), (0.0, True), (3500.0, True), (3700.0, False)):
+        monkeypatch.setattr(journal_module.time, "time", lambda now=now: now)
+        journal.keep_only([])
+        assert (journal.state_of(7) == STATE) is is_kept
+
+
 def test_old_replies_go(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of each run the last MOST_REPLIES are kept, whichever of them was served last; the states stay."""
     monkeypatch.setattr(journal_module, "MOST_REPLIES", 10)

@@ -1,4 +1,6 @@
-"""The worklist: what becomes of a message that is sent again while it is in hand."""
+"""The worklist: turns, what is put back, and what happens to work that nobody wants any more."""
+
+import threading
 
 from brokerfl.broker.inbox import Delivery
 from brokerfl.client.worklist import Worklist
@@ -26,3 +28,61 @@ def test_an_entry_that_comes_while_its_message_is_given_up_is_queued_with_its_ow
     worklist.release(work)
     again = worklist.next()
     assert (again.entries, again.fields) == (["2-0"], {b"c": b"new"})
+
+
+def filled(*names: str, run: int = 1) -> Worklist:
+    worklist = Worklist()
+    for number, name in enumerate(names, 1):
+        worklist.add(Delivery(run, f"{number}-0", {b"i": name.encode()}), name)
+    return worklist
+
+
+def test_what_is_put_back_is_next() -> None:
+    """It could not be executed: the run goes on with it, in the order in which its messages came."""
+    worklist = filled("a", "b", "c")
+    first = worklist.next()
+    worklist.release(first, put_back=True)
+    again = [worklist.next()]
+    worklist.release(again[0])
+    again.append(worklist.next())
+    assert [work.message_id for work in again] == ["a", "b"]
+
+
+def test_nothing_is_handed_out_while_it_is_held() -> None:
+    """Redis is away: workers that wait get their work when the loop has recovered, and not before."""
+    worklist, got = filled("a"), threading.Event()
+    worklist.hold()
+
+    def wait() -> None:
+        assert worklist.wait() is not None
+        got.set()
+
+    waiter = threading.Thread(target=wait)
+    waiter.start()
+    assert not got.wait(0.1)
+    worklist.resume()
+    assert got.wait(10)
+    waiter.join()
+
+
+def test_what_was_sent_again_is_queued_when_it_is_given_up() -> None:
+    """The entry that was judged is done with; one that came meanwhile is another chance, and has to be asked for."""
+    worklist = filled("a")
+    work = worklist.next()
+    worklist.add(Delivery(1, "9-0", work.fields), "a")
+    worklist.give_up(work, ["1-0"])
+    worklist.release(work)
+    again = worklist.next()
+    assert (again.message_id, again.entries) == ("a", ["9-0"])
+    assert again.queued_at < 0
+
+
+def test_a_run_that_is_over_leaves_nothing() -> None:
+    """What is queued for it is dropped, and can come again should Redis have forgotten the run for a moment."""
+    worklist = filled("a", "b")
+    work = worklist.next()
+    worklist.keep_only([])
+    worklist.release(work)
+    assert not worklist
+    worklist.add(Delivery(1, "9-0", {}), "b")
+    assert worklist.next().message_id == "b"
