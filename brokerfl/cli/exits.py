@@ -30,6 +30,7 @@ from brokerfl.common import (
     RunNotFound,
     RunStopped,
 )
+from brokerfl.common.text import shown
 
 
 class Exit(IntEnum):
@@ -93,7 +94,7 @@ def clear_errors() -> Iterator[None]:
     try:
         yield
     except BrokerflError as error:
-        click.echo(f"Error: {error}", err=True)
+        click.echo(f"Error: {shown(str(error), keep=chr(10))}", err=True)
         if isinstance(error, RedisUnreachable):
             click.echo(_TLS if "rediss://" in str(error) else _START, err=True)
         sys.exit(code_of(error))

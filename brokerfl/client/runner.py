@@ -22,6 +22,7 @@ from brokerfl.common import (
     UserConfig,
     log,
 )
+from brokerfl.common.text import shown
 from brokerfl.wire.frame import Fields
 from brokerfl.wire.record import decode_content, digest_of, encode_content
 from brokerfl.wire.run import Run
@@ -121,7 +122,7 @@ class Runner:
         log(
             ERROR,
             "The ClientApp raised an exception on a message of type %s\n%s",
-            task.metadata.message_type,
+            shown(task.metadata.message_type),
             printable(traceback.format_exc().rstrip()),
         )
         reason = f"{type(error).__name__}: {_text(error)}"
