@@ -10,6 +10,8 @@ import socket
 import subprocess
 from pathlib import Path
 
+from brokerfl.common.text import shown
+
 
 def new_token(home: str = "") -> str:
     """Return ``host/pid/start/random/home`` of this process; the random part distinguishes leases of one process.
@@ -47,7 +49,7 @@ def text_of(lease: bytes) -> str:
 def describe(token: str) -> str:
     """Return who holds a lease, in words."""
     host, _, rest = token.partition("/")
-    return f"process {rest.partition('/')[0]} on {host.partition('+')[0]}"
+    return shown(f"process {rest.partition('/')[0]} on {host.partition('+')[0]}")
 
 
 def _host() -> str:

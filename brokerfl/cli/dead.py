@@ -16,12 +16,13 @@ from brokerfl.cli.apps import find_project, load_client_app, print_traceback
 from brokerfl.cli.configs import parse_config
 from brokerfl.cli.exits import Command, Exit, Group, say
 from brokerfl.cli.options import app_dir_option, node_config_option, run_config_option, state_dir_option
-from brokerfl.cli.tables import format_option, local_time, show, show_text, to_json
+from brokerfl.cli.tables import accept_any_text, format_option, local_time, show, show_text, to_json
 from brokerfl.client.dead import DeadMessage, dead_messages
 from brokerfl.client.folder import default_state_dir
 from brokerfl.common import Array, BrokerflError, ConfigError, Context, FrameError, Message, RecordSet
 from brokerfl.common.logger import configure_logging
 from brokerfl.common.record import KINDS
+from brokerfl.common.text import shown
 from brokerfl.wire.frame import size_of
 from brokerfl.wire.message import decode_message
 from brokerfl.wire.record import decode_content
@@ -53,8 +54,9 @@ def show_one(message: str, state_dir: Path | None, form: str) -> None:
     if form == "json":
         show_text(to_json({**row, "content": content}))
         return
+    accept_any_text()
     for name, value in row.items():
-        click.echo(f"{name:<10}{value}")
+        click.echo(f"{name:<10}{shown(str(value))}")
     click.echo()
     show(content, form, "the content is empty")
 
@@ -89,7 +91,7 @@ def replay(
     context = Context(found.run_id, found.node_id, configs[0], state, configs[1])
     configure_logging()
     meta = given.metadata
-    say(f"Replaying a {meta.message_type} message of run {found.run_id}, group {meta.group_id!r}")
+    say(f"Replaying a {shown(meta.message_type)} message of run {found.run_id}, group {meta.group_id!r}")
     faulthandler.enable()  # for a crash in native code
     try:
         reply = client_app(given, context)
@@ -99,7 +101,7 @@ def replay(
     if not isinstance(reply, Message):
         raise BrokerflError(f"the function for {meta.message_type} messages returned {type(reply).__name__}")
     if reply.has_error():
-        click.echo(f"The reply is Error {reply.error.code}: {reply.error.reason}")
+        click.echo(f"The reply is Error {reply.error.code}: {shown(str(reply.error.reason))}")
     else:
         show(list(_records(reply.content)), "table", "the reply's content is empty")
 

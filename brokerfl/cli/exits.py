@@ -30,6 +30,7 @@ from brokerfl.common import (
     RunNotFound,
     RunStopped,
 )
+from brokerfl.common.text import shown
 
 
 class Exit(IntEnum):
@@ -99,7 +100,7 @@ def clear_errors() -> Iterator[None]:
     try:
         yield
     except BrokerflError as error:
-        say(f"Error: {error}")
+        say(f"Error: {shown(str(error), keep=chr(10))}")
         if isinstance(error, RedisUnreachable):
             say(_TLS if "rediss://" in str(error) else _START)
         sys.exit(code_of(error))

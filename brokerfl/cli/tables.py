@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Sequence
 from datetime import datetime
+from io import TextIOWrapper
 from typing import Any
 
 import click
@@ -14,6 +15,7 @@ from rich.text import Text
 from brokerfl.cli.exits import Exit
 from brokerfl.cli.streams import failure
 from brokerfl.common import BrokerflError
+from brokerfl.common.text import shown
 
 #: Columns of numbers.
 _COUNTS = ("nodes", "messages", "replies", "bytes", "crashes")
@@ -55,8 +57,10 @@ def show(rows: Sequence[dict[str, Any]], form: str, nothing: str) -> None:
             table.add_column(name, justify="right" if name in _COUNTS else "left")
         for row in rows:
             table.add_row(*(Text(_text(row[name])) for name in columns))
-        # Wider than any table, in a pipe and on a terminal: an id that is cut or wrapped cannot be copied.
-        Console(width=10_000, soft_wrap=True).print(table)
+        # As wide as the table, in a pipe and on a terminal: an id that is cut or wrapped cannot be copied.
+        width = sum(2 * max(len(_text(row[name])) for row in rows) + len(name) + 2 for name in columns)
+        accept_any_text()
+        Console(width=width, soft_wrap=True).print(table)
         _check()
 
 
@@ -75,6 +79,12 @@ def _check() -> None:
         raise BrokerflError(f"standard output cannot be written: {error.strerror}")
 
 
+def accept_any_text() -> None:
+    """Let standard output escape what its encoding does not have, as standard error does."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def to_json(value: object) -> str:
     """Return ``value`` as indented JSON; times are in ISO 8601."""
     return json.dumps(value, indent=2, default=lambda time: time.isoformat(timespec="seconds"))
@@ -82,7 +92,7 @@ def to_json(value: object) -> str:
 
 def _text(value: object) -> str:
     if isinstance(value, dict):
-        return " ".join(f"{key}={text}" for key, text in value.items())
+        return shown(" ".join(f"{key}={text}" for key, text in value.items()))
     if isinstance(value, datetime):
         return f"{value:%Y-%m-%d %H:%M:%S}"
-    return "" if value is None else str(value)
+    return "" if value is None else shown(str(value))

@@ -15,6 +15,7 @@ from brokerfl.client.runner import NoStateError, Result, Runner, Task
 from brokerfl.client.wanted import Wanted
 from brokerfl.client.worklist import Work
 from brokerfl.common import ErrorCode, FrameError, Metadata, log
+from brokerfl.common.text import shown
 from brokerfl.wire.frame import MANIFEST, Fields, size_of
 from brokerfl.wire.message import decode_header
 from brokerfl.wire.payload import INLINE, EncodedContent, MissingChunkError, Payload, manifest_of
@@ -56,7 +57,7 @@ class Executor:
                 try:
                     self._runs[run_id] = decode_run(run_id, frame)
                 except FrameError as error:
-                    log(WARNING, "Run %s cannot be served: %s", run_id, error)
+                    log(WARNING, "Run %s cannot be served: %s", run_id, shown(str(error)))
         for run_id in set(self._runs).difference(frames):
             del self._runs[run_id]
             self._payloads.forget(run_id)
@@ -121,7 +122,7 @@ class Executor:
             finally:
                 self._journal.forgive(worker)  # from here on the app is not to blame if the node is killed
         except FrameError as error:
-            log(WARNING, "A message of run %s cannot be read: %s", work.run_id, error)
+            log(WARNING, "A message of run %s cannot be read: %s", work.run_id, shown(str(error)))
             reason = f"node {self._runner.node_id} cannot read the message: {error}"
             return self._refuse(work, ErrorCode.MESSAGE_UNAVAILABLE, reason)
         except NoStateError:  # its run was over in the meantime, perhaps only for a moment

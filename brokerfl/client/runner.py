@@ -22,6 +22,7 @@ from brokerfl.common import (
     UserConfig,
     log,
 )
+from brokerfl.common.text import shown
 from brokerfl.wire.frame import Fields
 from brokerfl.wire.record import decode_content, digest_of, encode_content
 from brokerfl.wire.run import Run
@@ -131,7 +132,7 @@ class Runner:
         return kept
 
     def _refuse(self, task: Task, error: BaseException) -> Fields:
-        kind, trace = task.metadata.message_type, printable(traceback.format_exc().rstrip())
+        kind, trace = shown(task.metadata.message_type), printable(traceback.format_exc().rstrip())
         if self._is_stopping():
             log(
                 WARNING,

@@ -14,10 +14,15 @@ from json import dumps
 from logging import DEBUG, INFO, LogRecord
 from typing import Any
 
+from brokerfl.common.text import shown
+
 #: Width of the level and the spaces after the colon together: messages of all levels start in the same column.
 _COLUMN = 10
 
 _COLOURS = {"DEBUG": 94, "INFO": 92, "WARNING": 93, "ERROR": 91, "CRITICAL": 95}
+
+#: Control characters that a line may hold: apps log tracebacks and tables.
+_KEPT = "\n\t"
 
 _text = logging.Formatter()
 
@@ -57,7 +62,7 @@ class ConsoleHandler(logging.Handler):
             time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
             return dumps({"time": time, "level": record.levelname, "message": _text.format(record)})
         padding = " " * (_COLUMN - len(record.levelname))
-        return f"{self._head(record)}:{padding}{_text.format(record)}"
+        return f"{self._head(record)}:{padding}{shown(_text.format(record), keep=_KEPT)}"
 
     def _head(self, record: LogRecord) -> str:
         return f"{record.levelname} {_text.formatTime(record) if self.timestamps else ''}"

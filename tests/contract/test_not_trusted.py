@@ -5,6 +5,8 @@ from collections.abc import Callable
 import pytest
 
 from brokerfl.broker import inbox
+from brokerfl.broker import nodes as nodes_module
+from brokerfl.broker.connection import Connection
 from brokerfl.broker.inbox import Inboxes
 from brokerfl.broker.nodes import Registration, list_nodes, online_nodes, registered
 from brokerfl.broker.outbox import Outgoing, publish
@@ -85,12 +87,20 @@ def test_a_node_has_one_name(backend: Backend, member: bytes) -> None:
     assert backend.admin.smembers(f"{PREFIX}:nodes") == {b"77"}
 
 
-def test_many_forged_members_of_the_registry_go(backend: Backend) -> None:
+def test_many_forged_members_of_the_registry_go(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Members that are no node's are looked at some at a time, removed, and hide no node."""
+    look_at, looked = nodes_module._look_at, []
+
+    def count(connection: Connection, members: list[bytes]) -> list[tuple[int, bool, dict[bytes, bytes]]]:
+        looked.append(len(members))
+        return look_at(connection, members)
+
+    monkeypatch.setattr(nodes_module, "_look_at", count)
     with federation(backend, nodes=1) as nodes:
         good = nodes.nodes[0].node_id
         backend.admin.sadd(f"{PREFIX}:nodes", *range(10, 5010))
         assert online_nodes(backend.connect()) == [good]
+        assert max(looked) <= 2 * 1000
         assert backend.admin.smembers(f"{PREFIX}:nodes") == {str(good).encode()}
 
 
