@@ -19,7 +19,7 @@ from brokerfl.broker.connection import BLOCK, Connection
 from brokerfl.broker.failure import execute_unless_changed, map_errors, translate
 from brokerfl.broker.keys import BELL_LENGTH, GROUP, LEASE, Keys, milliseconds
 from brokerfl.broker.runs import runs_of
-from brokerfl.broker.stream import entries
+from brokerfl.broker.stream import entries, place_of
 from brokerfl.common import RedisOutOfMemory, log
 from brokerfl.wire.frame import Fields
 from brokerfl.wire.message import message_id_of
@@ -119,6 +119,20 @@ def is_wanted(connection: Connection, node_id: int, run_id: int, entry_ids: Iter
         if isinstance(answer, Exception) and not _is_missing(answer):
             raise translate(answer, connection.url) or answer
     return any(isinstance(answer, list) and answer for answer in answers)
+
+
+def was_forgotten(connection: Connection, node_id: int, run_id: int, entry_ids: Iterable[str]) -> bool | None:
+    """Return whether Redis forgot that it delivered these entries; None if it has no such inbox."""
+    with map_errors(connection.url):
+        [answer] = connection.sockets.exchange([("XINFO", "GROUPS", connection.keys.inbox(node_id, run_id))])
+    if isinstance(answer, Exception):
+        error = translate(answer, connection.url)
+        if error is not None:
+            raise error from answer
+        return None
+    groups = [dict(zip(group[::2], group[1::2], strict=True)) if isinstance(group, list) else group for group in answer]
+    delivered = [place_of(group[b"last-delivered-id"].decode()) for group in groups if group[b"name"] == GROUP.encode()]
+    return not delivered or max(map(place_of, entry_ids)) > delivered[0]
 
 
 def pending_entries(connection: Connection, node_id: int, run_id: int) -> set[str]:

@@ -12,7 +12,7 @@ import time
 from logging import INFO
 
 from brokerfl.broker.connection import Connection
-from brokerfl.broker.inbox import MOST_PENDING, discard_message, is_wanted, pending_entries
+from brokerfl.broker.inbox import MOST_PENDING, discard_message, is_wanted, pending_entries, was_forgotten
 from brokerfl.broker.stream import milliseconds_of
 from brokerfl.client.worklist import Work
 from brokerfl.common import BrokerflError, log
@@ -84,6 +84,14 @@ class Wanted:
         """
         return is_wanted(self._connection, self._node_id, work.run_id, work.entries)
 
+    def was_forgotten(self, work: Work) -> bool | None:
+        """Return whether Redis forgot that this node was given a message; None if it knows nothing of the run.
+
+        Raises:
+            RedisUnreachable: Redis is unreachable.
+        """
+        return was_forgotten(self._connection, self._node_id, work.run_id, work.entries)
+
     def watch(self, work: Work) -> "Watch":
         """Return a watch on a message that is about to be executed."""
         return Watch(self._connection, self, work)
@@ -115,8 +123,8 @@ class Watch:
     def is_cancelled(self) -> bool:
         """Ask about the message, at most once a second.
 
-        After a lost connection Redis may have forgotten it, which is not a cancellation: its ServerApp sends it again.
-        If Redis lost all its data, the message is cancelled.
+        If a connection was lost since the message was last seen, Redis may have forgotten it, which is no cancellation:
+        its ServerApp sends it again. If Redis lost all its data, the message is cancelled.
         """
         now = time.monotonic()
         if self._work.is_lost:
@@ -125,8 +133,19 @@ class Watch:
             return self._unwanted
         self._asked_at = now
         try:
-            wanted = self._wanted.is_wanted(self._work)
+            if self._wanted.is_wanted(self._work):
+                self._losses = self._connection.losses
+            else:
+                self._unwanted = self._was_taken_back()
         except BrokerflError:
             return False
-        self._unwanted = not wanted and self._connection.losses == self._losses
         return self._unwanted
+
+    def _was_taken_back(self) -> bool:
+        losses = self._connection.losses
+        if losses == self._losses:
+            return True
+        is_forgotten = self._wanted.was_forgotten(self._work)
+        if is_forgotten is None:  # the run is over, or its ServerApp has not written it again yet: the next time counts
+            self._losses = losses
+        return is_forgotten is False

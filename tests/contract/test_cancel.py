@@ -191,6 +191,48 @@ def test_running_code_sees_that_it_is_cancelled(
     eventually(lambda: not [key for key in backend.admin.scan_iter() if str(driver.run.run_id).encode() in key])
 
 
+def cut_all(backend: Backend) -> None:
+    """Break every connection but that of the test."""
+    backend.admin.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+
+
+@pytest.mark.parametrize("backend", ["valkey", "redis"], indirect=True)
+@pytest.mark.parametrize("act", [cancel, stop, end])
+@pytest.mark.parametrize("asks_between", [True, False])
+def test_a_lost_connection_hides_no_cancellation(
+    backend: Backend,
+    watched: tuple[Watcher, Driver, str],
+    act: Callable[[Backend, Driver, str], None],
+    asks_between: bool,
+) -> None:
+    """context.cancelled() becomes true although a connection was lost while the code ran: long before, or just now."""
+    watcher, driver, message_id = watched
+    cut_all(backend)
+    if asks_between:
+        assert not watcher.cancelled.wait(1.2), "more than the second in which it asks Redis once"
+    act(backend, driver, message_id)
+    assert watcher.cancelled.wait(5)
+    if act is cancel:
+        driver.end()
+
+
+@pytest.mark.parametrize("backend", ["valkey", "redis"], indirect=True)
+def test_a_forgotten_message_is_not_cancelled(backend: Backend, watched: tuple[Watcher, Driver, str]) -> None:
+    """A Redis that was killed may have forgotten a delivery: the code goes on, because the message is sent again."""
+    watcher, driver, _ = watched
+    [inbox] = [key.decode() for key in backend.admin.scan_iter() if b":in:" in key]
+    [(entry, _)] = backend.admin.xrange(inbox)
+    [group] = backend.admin.xinfo_groups(inbox)
+    with backend.admin.pipeline() as pipe:
+        pipe.xack(inbox, group["name"], entry)
+        pipe.xdel(inbox, entry)
+        pipe.xgroup_setid(inbox, group["name"], "0")
+        pipe.client_kill_filter(_type="normal", skipme=True)
+        pipe.execute()
+    assert not watcher.cancelled.wait(2.5)
+    driver.end()
+
+
 def test_a_detached_run_is_not_cancelled(backend: Backend, watched: tuple[Watcher, Driver, str]) -> None:
     """Code whose ServerApp has let go of the run goes on: somebody may resume it."""
     watcher, driver, message_id = watched
