@@ -158,6 +158,8 @@ def _kill(process: subprocess.Popen[str]) -> None:
 
 def _numbers(text: str) -> range:
     first, _, last = text.partition("-")
+    if int(last or first) >= len(MUTANTS):
+        raise ValueError(f"there are {len(MUTANTS)} mutants, from 0")
     return range(int(first), int(last or first) + 1)
 
 

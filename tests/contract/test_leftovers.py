@@ -17,7 +17,7 @@ from brokerfl.client.payloads import Payloads
 from brokerfl.common import ErrorCode, RedisOutOfMemory, RedisUnreachable
 from brokerfl.server import Driver, session
 from brokerfl.server.book import plan
-from brokerfl.wire.payload import Payload
+from brokerfl.wire.payload import WINDOW, Payload
 from brokerfl.wire.record import encode_content
 from tests.apps import Gate, Seen, driving, eventually, federation, number
 from tests.conftest import Backend
@@ -274,6 +274,28 @@ def test_a_reply_names_no_chunk_that_its_node_deleted(backend: Backend, monkeypa
         manifest = uploading.upload(run, "m", "1", Payload(encode_content(model(layer(1)))), lambda: True)
         assert manifest is not None
         assert uploading.has_uploaded(run, manifest)
+
+
+def test_a_reply_that_waits_for_room_makes_room(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several that do not fit together one gets through: the others take out what they have already uploaded."""
+    add, lengths = payloads.add_data, []
+    with driving(backend) as driver:
+        node, run = silent(backend), driver.run.run_id
+        push(driver, node, number(1))
+
+        def full_once(
+            connection: Connection, node: int, run: int, chunks: Iterable[memoryview]
+        ) -> list[str | None] | None:
+            lengths.append(chunks_of_node(backend, driver, node))
+            return [None for _ in chunks] if len(lengths) == 2 else add(connection, node, run, chunks)
+
+        monkeypatch.setattr(payloads, "add_data", full_once)
+        uploading = Payloads(backend.connect(), node)
+        payload = Payload(encode_content(model(layer(1, 40 * CHUNK))))
+        manifest = uploading.upload(run, "m", "1", payload, lambda: True)
+        assert manifest is not None
+        assert uploading.has_uploaded(run, manifest)
+        assert lengths[:3] == [0, WINDOW, 0]
 
 
 @contextmanager
