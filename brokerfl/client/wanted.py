@@ -8,6 +8,7 @@ Owns the question, and how old an answer may be. It must not know what is done w
 """
 
 import math
+import os
 import time
 from logging import INFO
 
@@ -106,7 +107,7 @@ class Watch:
         work: the message.
     """
 
-    __slots__ = ("_asked_at", "_connection", "_is_over", "_losses", "_unwanted", "_wanted", "_work")
+    __slots__ = ("_asked_at", "_connection", "_is_over", "_losses", "_process", "_unwanted", "_wanted", "_work")
 
     def __init__(self, connection: Connection, wanted: Wanted, work: Work) -> None:
         self._connection = connection
@@ -114,6 +115,7 @@ class Watch:
         self._work = work
         self._losses = connection.losses
         self._asked_at = 0.0
+        self._process = os.getpid()
         self._unwanted = self._is_over = False
 
     def end(self) -> None:
@@ -125,11 +127,14 @@ class Watch:
 
         If a connection was lost since the message was last seen, Redis may have forgotten it, which is no cancellation:
         its ServerApp sends it again. If Redis lost all its data, the message is cancelled.
+
+        A process that the app forked gets the last answer before the fork: its copy of a lock of the connection may be
+        held by a thread that it does not have.
         """
         now = time.monotonic()
         if self._work.is_lost:
             return True
-        if self._is_over or self._unwanted or now - self._asked_at < _ASK:
+        if self._is_over or self._unwanted or now - self._asked_at < _ASK or os.getpid() != self._process:
             return self._unwanted
         self._asked_at = now
         try:

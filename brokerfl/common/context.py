@@ -36,6 +36,6 @@ class Context:
         """Return whether the result is no longer wanted: the message was cancelled, or the run is over.
 
         Cheap enough to call for every batch: it asks Redis at most once a second. Code that sees it may raise or
-        return.
+        return. In a process that the app forked, the answer is the last one from before the fork.
         """
         return self._is_cancelled()

@@ -4,10 +4,11 @@ Owns all such names, as seen in 1.13.1, 1.25.0, 1.41.0 and 1.42.0 unless a comme
 values of records, or anything of brokerfl except its log.
 """
 
+import copy
 import importlib
 import importlib.metadata
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from logging import WARNING
 from types import SimpleNamespace
 from typing import Any
@@ -119,6 +120,15 @@ def record_dict_of(records: Iterable[tuple[str, Any]]) -> Any:
 def array_of(dtype: str, shape: tuple[int, ...], stype: str, data: bytes) -> Any:
     """Return an Array."""
     return Array(dtype, _SHAPE(shape), stype, data)
+
+
+def run_server_app(app: Any, grid: Any, context: Any, check: Callable[[object], None]) -> None:
+    """Run a ServerApp, and pass what its main function returned to ``check``: flwr drops it."""
+    main = getattr(app, "_main", None)
+    if main is not None:
+        app = copy.copy(app)
+        app._main = lambda grid, context: check(main(grid, context))
+    app(grid, context)
 
 
 #: What flwr's workflows (DefaultWorkflow, with SecAgg+ or without) keep in a ServerApp's state: the names of records,

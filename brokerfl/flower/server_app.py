@@ -6,6 +6,7 @@ from brokerfl.common import Context, RecordSet
 from brokerfl.flower import compat
 from brokerfl.flower.context import flower_context_of
 from brokerfl.flower.grid import FlowerGrid
+from brokerfl.server.app import check_ran
 
 if TYPE_CHECKING:
     from brokerfl.server import Driver
@@ -31,6 +32,7 @@ class FlowerServerApp:
 
         Raises:
             Exception: raised by the app.
+            TypeError: its main function returned a coroutine or a generator.
         """
         if not _keeps_something(context.state):
             driver.start_over()
@@ -38,7 +40,7 @@ class FlowerServerApp:
         grid = FlowerGrid(driver, flower_context)
         over = None
         try:
-            self._app(grid, flower_context)
+            compat.run_server_app(self._app, grid, flower_context, check_ran)
         except compat.RunNotRunning as error:
             over = error.__cause__ or error
         if over is not None:  # raised inside the except block, each of the two would be the other's cause or context

@@ -14,7 +14,7 @@ from brokerfl.common import Context, UserConfig
 from brokerfl.common.config import flattened
 from brokerfl.flower import adapt_client_app, adapt_server_app
 from brokerfl.server import Driver, ServerApp
-from brokerfl.server.app import ServerAppCallable
+from brokerfl.server.app import ServerAppCallable, check_ran
 from brokerfl.testing.fake import FakeServer, fake_connection
 
 
@@ -118,7 +118,7 @@ class Federation:
         server_app = adapt_server_app(server_app)
         driver = Driver(self._open(), app, flattened(run_config or {}, "run_config"))
         try:
-            server_app(driver, driver.context)
+            check_ran(server_app(driver, driver.context))
         finally:
             driver.end()
         return SimulationResult(driver.run.run_id, driver.context)

@@ -62,6 +62,34 @@ def train(message: Message, context: Context) -> Message:
 """
 
 
+#: Asks in a child, which ends with 40 plus the answer, or with 50 if it connects to anything.
+ASKING = """
+import multiprocessing
+import os
+import sys
+from logging import INFO
+
+from brokerfl.client import ClientApp
+from brokerfl.common import Context, Message, log
+
+app = ClientApp()
+
+
+def ask(context: Context) -> None:
+    sys.addaudithook(lambda event, _: os._exit(50) if event == "socket.connect" else None)
+    sys.exit(40 + context.cancelled())
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    child = multiprocessing.get_context("fork").Process(target=ask, args=(context,))
+    child.start()
+    child.join()
+    log(INFO, f"Ended with {child.exitcode}")
+    return message.create_reply(message.content)
+"""
+
+
 @pytest.fixture
 def gate(tmp_path: Path) -> Path:
     """A file that is not there; a node waits for it in the middle of a message."""
@@ -122,6 +150,14 @@ def test_a_child_of_the_app_is_not_the_node(commands: Commands, broker: Broker) 
     assert "Round 2: 1 of 1 replied" in server.text
     assert re.findall("Ended with (.*)", node.text) == ["-15", "-15"]
     assert [row["status"] for row in listed(commands)] == ["online"]
+
+
+def test_a_child_of_the_app_asks_without_redis(commands: Commands, broker: Broker) -> None:
+    """A forked process may hold a copy of any lock: context.cancelled() answers there without a connection."""
+    commands.write("client.py", ASKING)
+    node = commands.node()
+    commands.run("brokerfl-server", "server:app", "--run-config", "nodes=1")
+    assert node.wait_for(r"Ended with (\d+)") == "40"
 
 
 def test_a_child_that_outlives_its_node_does_not_hold_the_name(commands: Commands, broker: Broker, gate: Path) -> None:

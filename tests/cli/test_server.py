@@ -157,6 +157,15 @@ def test_a_base_exception_in_main_detaches_the_run(commands: Commands, broker: B
     assert_detached(server, commands, broker)
 
 
+def test_an_async_main_is_refused(commands: Commands, broker: Broker) -> None:
+    """A main that would have to be awaited has not run: it ends with 4 and a line that says what to write instead."""
+    commands.write("server.py", RAISING.replace("def main", "async def main"))
+    server = commands.run("brokerfl-server", "server:app", "--lease", NEVER, code=4)
+    assert "TypeError: the main function returned a coroutine, which runs nothing by itself: write `def" in server.err
+    assert "never awaited" not in server.err
+    assert_detached(server, commands, broker)
+
+
 def test_a_child_that_main_ends_dies_silently(commands: Commands, broker: Broker) -> None:
     """SIGTERM ends a process that main forked, as in any Python, and the run goes on."""
     commands.write("server.py", FORKING)

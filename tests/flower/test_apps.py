@@ -695,3 +695,19 @@ def test_actions() -> None:
     missing = answers.pop("query.missing")
     assert answers == {kind: kind for kind in kinds[:-1]}
     assert missing == "ValueError: No query function registered with name 'missing'"
+
+
+def test_a_main_that_runs_nothing() -> None:
+    """A coroutine or a generator that a main function returns is refused: its run is not completed."""
+
+    async def coroutine(grid: Any, context: Any) -> None:
+        raise AssertionError("nobody awaits it")
+
+    def generator(grid: Any, context: Any) -> Iterator[None]:
+        yield
+
+    for main in (coroutine, generator):
+        server_app = ServerApp()
+        server_app.main()(main)
+        with pytest.raises(TypeError, match=f"^the main function returned a {main.__name__}, which runs nothing "):
+            run_simulation(server_app, ClientApp(), 1)

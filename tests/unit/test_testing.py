@@ -1,6 +1,10 @@
 """brokerfl.testing: what users test their own apps with."""
 
+import asyncio
 import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
+from typing import Any
 
 import pytest
 
@@ -86,3 +90,28 @@ def test_tables_of_a_config_are_flattened_and_other_values_are_named() -> None:
         ConfigError, match="'a' is a list, but keys must be str, and values booleans, numbers or strings"
     ):
         Driver(fake_connection(), "server:app", {"a": [1]})  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("kind", ["coroutine", "generator", "async_generator", "Future"])
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_main_that_runs_nothing(kind: str, plain: bool) -> None:
+    """What a main function returns to be run by somebody else is refused, not dropped; so it is of a plain function."""
+
+    async def coroutine(driver: Driver, context: Context) -> None:
+        raise AssertionError("nobody awaits it")
+
+    def generator(driver: Driver, context: Context) -> Iterator[None]:
+        yield
+
+    async def async_generator(driver: Driver, context: Context) -> AsyncIterator[None]:
+        yield
+
+    def future(driver: Driver, context: Context) -> "asyncio.Future[None]":
+        with closing(asyncio.new_event_loop()) as loop:
+            return loop.create_future()
+
+    main: Any = {"coroutine": coroutine, "generator": generator, "async_generator": async_generator}.get(kind, future)
+    server_app = ServerApp()
+    server_app.main()(main)
+    with pytest.raises(TypeError, match=f"^the main function returned a {kind}, which runs nothing by itself: "):
+        run_simulation(main if plain else server_app, ClientApp(), 1)
