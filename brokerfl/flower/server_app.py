@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 from brokerfl.common import Context, RecordSet
+from brokerfl.common.main import check_ran
 from brokerfl.flower import compat
 from brokerfl.flower.context import flower_context_of
 from brokerfl.flower.grid import FlowerGrid
-from brokerfl.server.app import check_ran
 
 if TYPE_CHECKING:
     from brokerfl.server import Driver

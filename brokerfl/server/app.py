@@ -1,30 +1,15 @@
 """ServerApp: the function that runs a federation. Owns its registration; must not know how messages travel."""
 
-import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from brokerfl.common import Context
+from brokerfl.common.main import check_ran
 
 if TYPE_CHECKING:
     from brokerfl.server.driver import Driver
 
 ServerAppCallable = Callable[["Driver", Context], None]
-
-
-def check_ran(result: object) -> None:
-    """Check what a main function returned.
-
-    Raises:
-        TypeError: a coroutine or a generator: nothing of the function has run.
-    """
-    is_async = inspect.isawaitable(result) or inspect.isasyncgen(result)
-    if not is_async and not inspect.isgenerator(result):
-        return
-    if inspect.iscoroutine(result):
-        result.close()  # else Python also warns that it was never awaited
-    how = "write `def main` and call `asyncio.run(…)` in it" if is_async else "write it without `yield`"
-    raise TypeError(f"the main function returned a {type(result).__name__}, which runs nothing by itself: {how}")
 
 
 class ServerApp:

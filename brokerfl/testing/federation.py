@@ -12,9 +12,10 @@ from brokerfl.client.app import ClientAppCallable
 from brokerfl.client.node import Node
 from brokerfl.common import Context, UserConfig
 from brokerfl.common.config import flattened
+from brokerfl.common.main import check_ran
 from brokerfl.flower import adapt_client_app, adapt_server_app
 from brokerfl.server import Driver, ServerApp
-from brokerfl.server.app import ServerAppCallable, check_ran
+from brokerfl.server.app import ServerAppCallable
 from brokerfl.testing.fake import FakeServer, fake_connection
 
 

@@ -3,6 +3,7 @@
 The apps are written to a directory of the test's own, as a user would write them.
 """
 
+import json
 import os
 import re
 import signal
@@ -244,3 +245,19 @@ def error_of(process: Process) -> str:
     assert "Traceback" not in process.text
     assert process.out == ""
     return errors[0]
+
+
+def gated(gate: Path) -> tuple[str, str]:
+    return "--node-config", f"gate='{gate}'"
+
+
+def listed(commands: Commands) -> list[dict[str, object]]:
+    nodes = json.loads(commands.run("brokerfl", "nodes", "--format", "json").out)
+    assert isinstance(nodes, list)
+    return nodes
+
+
+def runs(commands: Commands) -> dict[str, str]:
+    """The status of each run that has not ended."""
+    rows = json.loads(commands.run("brokerfl", "runs", "--format", "json").out)
+    return {row["run"]: row["status"] for row in rows}

@@ -1,6 +1,5 @@
 """`brokerfl-node`: names, signals, and what a node's death means to the runs."""
 
-import json
 import os
 import re
 import signal
@@ -9,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.apps import eventually
-from tests.cli.conftest import DEADLINE, NEVER, Broker, Commands, error_of, node_id, run_id
+from tests.cli.conftest import DEADLINE, NEVER, Broker, Commands, error_of, gated, listed, node_id, run_id
 from tests.conftest import PREFIX
 
 pytestmark = pytest.mark.timeout(180)
@@ -94,16 +93,6 @@ def train(message: Message, context: Context) -> Message:
 def gate(tmp_path: Path) -> Path:
     """A file that is not there; a node waits for it in the middle of a message."""
     return tmp_path / "gate"
-
-
-def gated(gate: Path) -> tuple[str, str]:
-    return "--node-config", f"gate='{gate}'"
-
-
-def listed(commands: Commands) -> list[dict[str, object]]:
-    nodes = json.loads(commands.run("brokerfl", "nodes", "--format", "json").out)
-    assert isinstance(nodes, list)
-    return nodes
 
 
 def elsewhere(tmp_path: Path) -> tuple[str, str]:

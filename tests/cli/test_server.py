@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from tests.apps import eventually
-from tests.cli.conftest import DEADLINE, NEVER, Broker, Commands, Process, run_id
+from tests.cli.conftest import DEADLINE, NEVER, Broker, Commands, Process, run_id, runs
 from tests.conftest import PREFIX
 
 pytestmark = pytest.mark.timeout(180)
@@ -94,12 +94,6 @@ def main(driver: Driver, context: Context) -> None:
     child.join()
     print("Ended with", child.exitcode, flush=True)
 """
-
-
-def runs(commands: Commands) -> dict[str, str]:
-    """The status of each run that has not ended."""
-    rows = json.loads(commands.run("brokerfl", "runs", "--format", "json").out)
-    return {row["run"]: row["status"] for row in rows}
 
 
 def remaining(broker: Broker) -> set[str]:

@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.apps import eventually
-from tests.cli.conftest import DEADLINE, NEVER, SCRIPTS, Broker, Commands, node_id, run_id
-from tests.cli.test_node import gated
-from tests.cli.test_server import runs
+from tests.cli.conftest import DEADLINE, NEVER, SCRIPTS, Broker, Commands, gated, node_id, run_id, runs
 
 pytestmark = pytest.mark.timeout(180)
 

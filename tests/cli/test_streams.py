@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.apps import eventually
-from tests.cli.conftest import DEADLINE, SCRIPTS, Broker, Commands, Process, node_id, run_id
-from tests.cli.test_node import gated, listed
-from tests.cli.test_server import runs
+from tests.cli.conftest import DEADLINE, SCRIPTS, Broker, Commands, Process, gated, listed, node_id, run_id, runs
 
 pytestmark = pytest.mark.timeout(180)
 

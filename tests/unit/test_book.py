@@ -337,7 +337,7 @@ def test_a_copy_that_is_read_again_is_the_same_one() -> None:
     """After a reconnect all is read again: a copy with chunks of its own is kept once."""
     book = pushed("a")
     assert [answer(book, "a", f"{entry}-0", (f"{entry}-1",)) for entry in (5, 6, 6, 6, 6)] == [None] * 5
-    found = book.find("a")
+    found = book._index.find("a")
     assert found is not None
     assert found.copies == [(7, "5-0", ("5-1",)), (7, "6-0", ("6-1",))]
 
@@ -389,7 +389,7 @@ def test_chunks_of_a_reply_that_is_not_settled_are_needed() -> None:
     book.apply([b"100000000-0", b"100000000-1", b"100000000-0", None])
     answer(book, "a", "100000001-0", ("5-0",))
     book.answers.fail([("b", Error(3)), ("c", Error(3))])
-    gone = [message for message in map(book.find, "bc") if message is not None]
+    gone = [message for message in map(book._index.find, "bc") if message is not None]
     assert book.plan(settled=gone).needed_from == {7: "5-0"}
 
 
