@@ -187,14 +187,14 @@ TRANSACTIONS = (
         "chunks that nobody needs stay",
         "broker/transactions.py",
         "self._blobs.remove_chunks(pipe, change.idle)",
-        "pass",
+        "None",
         "contract/test_content_freed",
     ),
     Mutant(
         "manifests of contents that nobody needs stay",
         "broker/transactions.py",
         "self._blobs.remove_manifests(pipe, change.idle)",
-        "pass",
+        "None",
         "contract/test_content_freed",
     ),
     Mutant(
