@@ -88,6 +88,11 @@ class Streams:
         """How many entries inbox, outbox and data stream have."""
         return self._admin.xlen(self.inbox), self._admin.xlen(self.outbox), self._admin.xlen(self.data)
 
+    def forget_replies(self) -> None:
+        """Lose what the node wrote: the replies and their payloads."""
+        for stream in (self.outbox, self.data):
+            self._admin.xtrim(stream, maxlen=0)
+
 
 # Messages.
 

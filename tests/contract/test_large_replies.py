@@ -159,8 +159,7 @@ def test_a_payload_that_redis_forgot_after_the_reply_was_read_is_asked_for_at_on
         streams = Streams(backend, driver, node)
         message_id = ask(driver, node, LAYER)
         eventually(lambda: (driver.pull_messages([]), owing(driver))[1] == [])
-        for stream in (streams.outbox, streams.data):
-            backend.admin.xtrim(stream, maxlen=0)
+        streams.forget_replies()
         cut(driver)
         eventually(lambda: (driver.pull_messages([]), spares_of(driver, message_id))[1])
         forget_payloads(node)
@@ -181,8 +180,7 @@ def test_what_was_asked_for_again_is_not_executed_after_it_was_settled(backend: 
             message_id = ask(driver, node, LAYER)
             [reply] = driver.replies([message_id])
             assert reply.has_content()
-        for stream in (streams.outbox, streams.data):
-            backend.admin.xtrim(stream, maxlen=0)
+        streams.forget_replies()
         compare(driver)
         assert streams.lengths()[0] == 1, "it is asked for again: a crash before the commit would need it"
         driver.checkpoint()
@@ -197,8 +195,7 @@ def test_comparisons_ask_once_for_what_redis_lost(backend: Backend) -> None:
         streams = Streams(backend, driver, node)
         message_id = ask(driver, node, LAYER)
         eventually(lambda: (driver.pull_messages([]), owing(driver))[1] == [])
-        for stream in (streams.outbox, streams.data):
-            backend.admin.xtrim(stream, maxlen=0)
+        streams.forget_replies()
         compare(driver)
         eventually(lambda: (driver.pull_messages([]), streams.lengths())[1] == (0, 1, 6))
         for _ in range(6):
@@ -242,8 +239,7 @@ def test_a_forgotten_payload_is_uploaded_again(backend: Backend, held: bool, mon
         eventually(lambda: streams.lengths() == (0, 1, 6))
         if not held:
             eventually(lambda: not held_replies(node))
-        for stream in (streams.outbox, streams.data):
-            backend.admin.xtrim(stream, maxlen=0)
+        streams.forget_replies()
         streams.again(fields)
         [reply] = driver.replies([message_id])
         if held:
