@@ -148,11 +148,17 @@ class Session:
         Raises:
             RedisOutOfMemory: there was no room for `FULL_PATIENCE` seconds.
         """
+        try:
+            return action()
+        except RedisOutOfMemory:
+            return self._when_there_is_room(action)
+
+    def _when_there_is_room(self, action: Callable[[], Answer]) -> Answer:
         retrying = tenacity.Retrying(
             wait=tenacity.wait_random_exponential(multiplier=0.1, max=1.0),
             stop=tenacity.stop_after_delay(FULL_PATIENCE),
             retry=tenacity.retry_if_exception_type(RedisOutOfMemory),
-            before_sleep=lambda _: self.through_outage(lambda: self._receiver.read(())),  # delete what is settled
+            before=lambda _: self.through_outage(lambda: self._receiver.read(())),  # delete what is settled
             sleep=time.sleep,
             reraise=True,
         )

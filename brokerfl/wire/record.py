@@ -12,7 +12,6 @@ A description is a list:
 
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from hashlib import sha256
 from typing import Any
 
@@ -37,6 +36,9 @@ _PLACES = len(_PLACED)
 
 #: Most buffers of a content: an array is described by two lists, and a description has at most 200,000.
 MAX_ARRAYS = 99_000
+
+#: What a codec raises for a description that is malformed.
+_MALFORMED = (TypeError, ValueError, AttributeError)
 
 #: The descriptions of records, by kind and name.
 _Described = dict[type[Record[Any]], dict[str, dict[str, Any]]]
@@ -94,13 +96,15 @@ def decode_content(fields: Mapping[bytes, Buffer]) -> RecordSet:
     """
     kinds, order = _description(fields.get(CONTENT))
     buffers = Buffers(fields)
-    with _malformed():
+    try:
         decoded = [
             {name: CODECS[kind].decode(record, buffers) for name, record in records.items()} for kind, records in kinds
         ]
         content = RecordSet()
         content.add(_in_order(decoded, *order))
         return content
+    except _MALFORMED as error:
+        raise FrameError(f"the content is malformed: {error}") from None
 
 
 def check_description(data: bytes | memoryview, sizes: Sequence[int]) -> None:
@@ -109,11 +113,13 @@ def check_description(data: bytes | memoryview, sizes: Sequence[int]) -> None:
     Raises:
         FrameError: it does not, or is malformed.
     """
-    with _malformed():
+    try:
         kinds, _ = _description(data)
         declared = [
             size for kind, records in kinds for record in records.values() for size in CODECS[kind].sizes(record)
         ]
+    except _MALFORMED as error:
+        raise FrameError(f"the content is malformed: {error}") from None
     if declared != list(sizes):
         raise FrameError("the content describes other arrays than its manifest holds")
 
@@ -181,14 +187,6 @@ def _in_order(kinds: list[dict[str, Record[Any]]], order: bytes | None = None) -
     remaining = [iter(records.items()) for records in kinds]
     for kind in order:
         yield next(remaining[kind])
-
-
-@contextmanager
-def _malformed() -> Iterator[None]:
-    try:
-        yield
-    except (TypeError, ValueError, AttributeError) as error:
-        raise FrameError(f"the content is malformed: {error}") from None
 
 
 def digest_of(content: Fields) -> bytes:
