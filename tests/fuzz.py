@@ -16,8 +16,9 @@ from contextlib import contextmanager, suppress
 
 from brokerfl.common import Array, FrameError, RecordSet, SType
 from brokerfl.wire.frame import MANIFEST
+from brokerfl.wire.manifest import decode_manifest, manifest_of
 from brokerfl.wire.message import decode_message, message_id_of
-from brokerfl.wire.payload import MissingChunkError, assemble, decode_manifest, manifest_of
+from brokerfl.wire.payload import MissingChunkError, assemble
 from brokerfl.wire.record import decode_content
 from brokerfl.wire.run import decode_entry, decode_run
 from brokerfl.wire.weight import MORE

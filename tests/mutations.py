@@ -13,8 +13,9 @@ import numpy as np
 from brokerfl.common import Array, ConfigsRecord, Error, Metadata, MetricsRecord, ParametersRecord, RecordSet
 from brokerfl.wire.codec import LONG
 from brokerfl.wire.frame import CONTENT, HEAD, MANIFEST, VERSION
+from brokerfl.wire.manifest import Manifest, divide
 from brokerfl.wire.message import encode_message
-from brokerfl.wire.payload import Manifest, Payload, divide
+from brokerfl.wire.payload import Payload
 from brokerfl.wire.record import encode_content
 from brokerfl.wire.run import LedgerEntry, Run, encode_entry, encode_run
 

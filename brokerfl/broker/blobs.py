@@ -18,7 +18,8 @@ from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import found_or_none, map_errors
 from brokerfl.broker.keys import Keys, milliseconds
 from brokerfl.common import FrameError, MessageTooLarge
-from brokerfl.wire.payload import WINDOW, Manifest, Payload, decode_manifest
+from brokerfl.wire.manifest import Manifest, decode_manifest
+from brokerfl.wire.payload import WINDOW, Payload
 
 #: Seconds that an uploaded chunk also stays in memory, counted only while Redis answers. With ``appendfsync everysec``,
 #: Redis forgets what it acknowledged in the last second, or two if the disk is slow

@@ -12,7 +12,8 @@ from brokerfl.broker.failure import map_errors
 from brokerfl.broker.keys import milliseconds
 from brokerfl.common import RecordSet, RunLost
 from brokerfl.wire.frame import Fields
-from brokerfl.wire.payload import EncodedContent, MissingChunkError, assemble, manifest_of
+from brokerfl.wire.manifest import manifest_of
+from brokerfl.wire.payload import EncodedContent, MissingChunkError, assemble
 from brokerfl.wire.record import decode_content, encode_content
 
 

@@ -21,7 +21,7 @@ from brokerfl.client.dead import DeadMessage, dead_messages
 from brokerfl.client.folder import default_state_dir
 from brokerfl.common import Array, BrokerflError, ConfigError, Context, FrameError, Message, RecordSet
 from brokerfl.common.logger import configure_logging
-from brokerfl.common.record import KINDS
+from brokerfl.common.recordset import KINDS
 from brokerfl.common.text import shown
 from brokerfl.wire.frame import size_of
 from brokerfl.wire.message import decode_message

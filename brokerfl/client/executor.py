@@ -17,8 +17,9 @@ from brokerfl.client.worklist import Work
 from brokerfl.common import ErrorCode, FrameError, Metadata, log
 from brokerfl.common.text import shown
 from brokerfl.wire.frame import MANIFEST, Fields, size_of
+from brokerfl.wire.manifest import manifest_of
 from brokerfl.wire.message import decode_header
-from brokerfl.wire.payload import INLINE, EncodedContent, MissingChunkError, Payload, manifest_of
+from brokerfl.wire.payload import INLINE, EncodedContent, MissingChunkError, Payload
 from brokerfl.wire.record import frozen
 from brokerfl.wire.run import Run, decode_run
 

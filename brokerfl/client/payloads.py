@@ -21,7 +21,8 @@ from brokerfl.broker.stream import place_of
 from brokerfl.common import RedisOutOfMemory, RedisUnreachable
 from brokerfl.wire.frame import MAX_MESSAGE_BYTES, Fields, size_of
 from brokerfl.wire.hashing import digests_of
-from brokerfl.wire.payload import WINDOW, Manifest, Payload, assemble
+from brokerfl.wire.manifest import Manifest
+from brokerfl.wire.payload import WINDOW, Payload, assemble
 
 #: Most bytes of received contents that are kept, for all runs together. The ClientApp's arrays share this memory.
 CACHE = 1024**3

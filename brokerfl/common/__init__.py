@@ -45,7 +45,8 @@ from brokerfl.common.message import (
     is_message_type,
     split_message_type,
 )
-from brokerfl.common.record import ConfigsRecord, MetricsRecord, ParametersRecord, RecordSet
+from brokerfl.common.record import ConfigsRecord, MetricsRecord, ParametersRecord
+from brokerfl.common.recordset import RecordSet
 
 __all__ = [
     "DEFAULT_TTL",

@@ -4,7 +4,8 @@ The others are elsewhere: ``Grid`` is ``brokerfl.server.Driver``; a RecordSet's 
 and ``config_records``, and a Metadata's ``reply_to_message_id``, are properties.
 """
 
-from brokerfl.common.record import ConfigsRecord, MetricsRecord, ParametersRecord, RecordSet
+from brokerfl.common.record import ConfigsRecord, MetricsRecord, ParametersRecord
+from brokerfl.common.recordset import RecordSet
 
 RecordDict = RecordSet
 ArrayRecord = ParametersRecord

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from brokerfl.common.record import RecordSet
+from brokerfl.common.recordset import RecordSet
 
 ConfigScalar = bool | int | float | str
 

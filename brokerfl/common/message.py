@@ -11,7 +11,7 @@ from logging import WARNING
 from typing import TypeVar
 
 from brokerfl.common.logger import log
-from brokerfl.common.record import KINDS, RecordSet
+from brokerfl.common.recordset import KINDS, RecordSet
 
 T = TypeVar("T")
 

@@ -10,8 +10,8 @@ from typing import Any
 from brokerfl.broker.outbox import Outboxes, Reply, Settled
 from brokerfl.common import log
 from brokerfl.server.book import Book
+from brokerfl.wire.manifest import entries_of
 from brokerfl.wire.message import message_id_of
-from brokerfl.wire.payload import entries_of
 
 
 class Receiver:

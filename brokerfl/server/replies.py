@@ -15,7 +15,8 @@ from brokerfl.server.commit import Committer
 from brokerfl.server.session import Session
 from brokerfl.server.wait import Waits, Wanted
 from brokerfl.wire.frame import Fields
-from brokerfl.wire.payload import MissingChunkError, assemble, manifest_of
+from brokerfl.wire.manifest import manifest_of
+from brokerfl.wire.payload import MissingChunkError, assemble
 from brokerfl.wire.reply import decode_reply, error_reply
 
 

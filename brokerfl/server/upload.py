@@ -10,7 +10,8 @@ from typing import Any
 from brokerfl.broker.blobs import Blobs
 from brokerfl.common import RedisOutOfMemory
 from brokerfl.server.session import Session
-from brokerfl.wire.payload import EncodedContent, Manifest, Payload
+from brokerfl.wire.manifest import Manifest
+from brokerfl.wire.payload import EncodedContent, Payload
 
 #: How often the upload of a content is tried: again after each loss, and a Redis that evicts loses chunks every time.
 _MOST_PASSES = 10

@@ -12,7 +12,8 @@ from typing import Any, Generic
 
 from brokerfl.common import Array, ConfigsRecord, FrameError, MetricsRecord, ParametersRecord, SType
 from brokerfl.common.array import ITEMSIZE, NPY_MAGIC
-from brokerfl.common.record import KINDS, R, Record
+from brokerfl.common.record import Record
+from brokerfl.common.recordset import KINDS, R
 
 Buffer = bytes | memoryview
 

@@ -16,7 +16,8 @@ from hashlib import sha256
 from typing import Any
 
 from brokerfl.common import FrameError, MessageTooLarge, RecordSet
-from brokerfl.common.record import KINDS, Record
+from brokerfl.common.record import Record
+from brokerfl.common.recordset import KINDS
 from brokerfl.wire.codec import CODECS, Buffer, Buffers
 from brokerfl.wire.frame import (
     CONTENT,

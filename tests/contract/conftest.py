@@ -6,7 +6,7 @@ import pytest
 from redis.client import Pipeline
 
 from brokerfl.broker.sockets import Sockets
-from brokerfl.wire import payload
+from brokerfl.wire import manifest, payload
 from tests.stage import CHUNK, INLINE
 
 
@@ -14,7 +14,7 @@ from tests.stage import CHUNK, INLINE
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some thousand bytes make many chunks, and memory comes in huge pages where it does for large arrays."""
     monkeypatch.setattr(payload, "INLINE", INLINE)
-    monkeypatch.setattr(payload, "CHUNK", CHUNK)
+    monkeypatch.setattr(manifest, "CHUNK", CHUNK)
     monkeypatch.setattr(payload, "_HUGE", 4 * CHUNK)
 
 

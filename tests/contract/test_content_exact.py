@@ -5,7 +5,7 @@ import pytest
 
 from brokerfl.common import Array, Context, Message, ParametersRecord, RecordSet
 from brokerfl.common.array import ITEMSIZE
-from brokerfl.wire import payload
+from brokerfl.wire import manifest, payload
 from brokerfl.wire.record import encode_content
 from tests.apps import Gate, Seen, driving, echo_app, federation, number
 from tests.conftest import Backend
@@ -17,7 +17,7 @@ WITHOUT = ("redis-tls",)
 pytestmark = pytest.mark.usefixtures("small_chunks")
 
 #: Sizes as they are for everyone.
-REAL_INLINE, REAL_CHUNK = payload.INLINE, payload.CHUNK
+REAL_INLINE, REAL_CHUNK = payload.INLINE, manifest.CHUNK
 
 
 @pytest.mark.parametrize("size", [10, LAYER], ids=["inline", "chunks"])
@@ -93,7 +93,7 @@ def test_sizes_around_the_limits_come_back(backend: Backend) -> None:
 def test_several_mebibytes_pass_and_come_back(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the real sizes of chunks, and where it can be set, values of at most 1 MB: a model of 5 MB, bit for bit."""
     monkeypatch.setattr(payload, "INLINE", REAL_INLINE)
-    monkeypatch.setattr(payload, "CHUNK", REAL_CHUNK)
+    monkeypatch.setattr(manifest, "CHUNK", REAL_CHUNK)
     content = model(layer(1, 5_000_000), layer(2, 10), layer(3, REAL_CHUNK), layer(4, REAL_INLINE))
     before = backend.admin.config_get("proto-max-bulk-len") if backend.is_real else {}
     if before:

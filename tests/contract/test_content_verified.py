@@ -12,8 +12,9 @@ from brokerfl.common import ErrorCode, Metadata
 from brokerfl.server.book.message import MOST_REOPENED
 from brokerfl.wire import payload
 from brokerfl.wire.frame import MANIFEST
+from brokerfl.wire.manifest import Manifest, decode_manifest
 from brokerfl.wire.message import encode_message
-from brokerfl.wire.payload import Manifest, Payload, decode_manifest
+from brokerfl.wire.payload import Payload
 from brokerfl.wire.record import encode_content
 from tests.apps import Gate, driving, federation, number, number_in
 from tests.conftest import Backend

@@ -13,8 +13,9 @@ from brokerfl.broker.outbox import Outboxes, Outgoing, Reply, Settled, add_data,
 from brokerfl.client import ClientApp, payloads
 from brokerfl.common import Context, ErrorCode, Message, Metadata, RecordSet
 from brokerfl.wire.frame import MANIFEST
+from brokerfl.wire.manifest import Manifest
 from brokerfl.wire.message import encode_message
-from brokerfl.wire.payload import Manifest, Payload
+from brokerfl.wire.payload import Payload
 from brokerfl.wire.record import encode_content
 from tests.apps import Bench, driving, echo_app, eventually, number, number_in
 from tests.conftest import Backend

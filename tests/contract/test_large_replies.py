@@ -11,7 +11,7 @@ from brokerfl.client import ClientApp, payloads
 from brokerfl.client.payloads import Payloads
 from brokerfl.common import Context, ErrorCode, Message
 from brokerfl.wire.frame import MANIFEST
-from brokerfl.wire.payload import Manifest, decode_manifest
+from brokerfl.wire.manifest import Manifest, decode_manifest
 from tests.apps import Counter, driving, eventually, number_in
 from tests.conftest import Backend
 from tests.stage import (

@@ -16,8 +16,8 @@ from brokerfl.common import Array, ConfigError, ErrorCode, Metadata, ParametersR
 from brokerfl.server import Driver
 from brokerfl.server.book.message import MOST_REOPENED
 from brokerfl.wire.frame import MANIFEST, Fields
+from brokerfl.wire.manifest import CHUNK, Manifest
 from brokerfl.wire.message import encode_message
-from brokerfl.wire.payload import CHUNK, Manifest
 from brokerfl.wire.record import encode_content
 from tests.apps import driving, federation, number, number_in
 from tests.conftest import PREFIX, Backend

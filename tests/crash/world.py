@@ -50,7 +50,7 @@ from brokerfl.common import (
     RunStopped,
 )
 from brokerfl.server import Driver
-from brokerfl.wire import hashing, payload
+from brokerfl.wire import hashing, manifest, payload
 from brokerfl.wire.record import decode_content
 from tests.apps import number
 from tests.conftest import PREFIX
@@ -675,7 +675,7 @@ def payloads(are_chunked: bool) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if are_chunked:
             patch.setattr(payload, "INLINE", 0)
-            patch.setattr(payload, "CHUNK", 32)
+            patch.setattr(manifest, "CHUNK", 32)
         yield
 
 

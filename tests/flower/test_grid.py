@@ -18,7 +18,8 @@ from brokerfl.common import ErrorCode, RunStopped
 from brokerfl.flower import adapt_server_app
 from brokerfl.server import Driver
 from brokerfl.testing import FakeServer, Federation, fake_connection, run_simulation
-from brokerfl.wire.payload import CHUNK, Payload
+from brokerfl.wire.manifest import CHUNK
+from brokerfl.wire.payload import Payload
 from brokerfl.wire.record import encode_content
 from tests.apps import eventually
 from tests.flower.names import (

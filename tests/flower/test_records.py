@@ -19,10 +19,12 @@ from brokerfl.common import Context as OurContext
 from brokerfl.common import ErrorCode, MetricsRecord, ParametersRecord, RecordSet
 from brokerfl.common import Message as OurMessage
 from brokerfl.common.array import NPY_MAGIC
-from brokerfl.common.record import KINDS, Kind, Record
+from brokerfl.common.record import Record
+from brokerfl.common.recordset import KINDS, Kind
 from brokerfl.testing import FakeServer, Federation, fake_connection, run_simulation
 from brokerfl.wire.frame import MANIFEST
-from brokerfl.wire.payload import EncodedContent, assemble, decode_manifest
+from brokerfl.wire.manifest import decode_manifest
+from brokerfl.wire.payload import EncodedContent, assemble
 from brokerfl.wire.record import decode_content, encode_content
 from tests.flower.names import (
     HAS_MESSAGE_API,

@@ -18,7 +18,8 @@ from brokerfl.common import (
     ParametersRecord,
     RecordSet,
 )
-from brokerfl.common.record import KINDS, Kind, Record
+from brokerfl.common.record import Record
+from brokerfl.common.recordset import KINDS, Kind
 from brokerfl.wire import codec, frame, record
 from brokerfl.wire.codec import CODECS, Codec
 from brokerfl.wire.frame import pack, unpack
@@ -221,7 +222,8 @@ def test_the_table() -> None:
 )
 def test_entry_and_codec_come_together(change: str, name: str) -> None:
     """The wire layer cannot be imported while a kind has only one of the two; the error names the kind."""
-    code = f"from brokerfl.common.record import *\n{change}\nimport brokerfl.wire.record"
+    imports = "from brokerfl.common.record import *\nfrom brokerfl.common.recordset import *"
+    code = f"{imports}\n{change}\nimport brokerfl.wire.record"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     assert done.stderr.endswith(f"in the table of RecordSet and in CODECS, unlike {name}\n")

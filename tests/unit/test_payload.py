@@ -10,20 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from brokerfl.common import Array, FrameError, ParametersRecord, RecordSet
-from brokerfl.wire import payload
+from brokerfl.wire import manifest, payload
 from brokerfl.wire.frame import CONTENT, MANIFEST, Fields, FrameVersionError, pack
-from brokerfl.wire.payload import (
-    CHUNK,
-    WINDOW,
-    EncodedContent,
-    Manifest,
-    MissingChunkError,
-    Payload,
-    assemble,
-    decode_manifest,
-    divide,
-    manifest_of,
-)
+from brokerfl.wire.manifest import CHUNK, MAX_MANIFEST_BYTES, Manifest, Piece, decode_manifest, divide, manifest_of
+from brokerfl.wire.payload import WINDOW, EncodedContent, MissingChunkError, Payload, assemble
 from brokerfl.wire.record import decode_content, encode_content
 
 #: Chunk and inline limit of the tests that need many chunks.
@@ -40,7 +30,7 @@ sizes_of_buffers = st.lists(
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some hundred bytes make many chunks, and pieces come from the system where large ones do."""
-    monkeypatch.setattr(payload, "CHUNK", SMALL_CHUNK)
+    monkeypatch.setattr(manifest, "CHUNK", SMALL_CHUNK)
     monkeypatch.setattr(payload, "INLINE", SMALL_INLINE)
     monkeypatch.setattr(payload, "_HUGE", 4 * SMALL_CHUNK)
 
@@ -120,7 +110,7 @@ def test_small_buffers_share_a_chunk_and_large_ones_have_their_own() -> None:
         (5, (0, 32), CHUNK - 16, [6]),
         (7, (0,), 40, [7]),
     ]
-    assert divide([0]) == [payload.Piece(0, (0,), 0, 0)]
+    assert divide([0]) == [Piece(0, (0,), 0, 0)]
     assert list(divide([0])[0].chunks) == []
 
 
@@ -245,11 +235,11 @@ def test_a_malformed_manifest_is_a_frame_error(parts: object) -> None:
 
 def test_a_manifest_of_rubbish_is_a_frame_error() -> None:
     """No bytes, bytes that are no msgpack, and another version are refused; the version is named."""
-    for rubbish in (b"", b"\x01", b"\x01\xc1", b"\x01\x93", bytes(payload.MAX_MANIFEST_BYTES + 1)):
+    for rubbish in (b"", b"\x01", b"\x01\xc1", b"\x01\x93", bytes(MAX_MANIFEST_BYTES + 1)):
         with pytest.raises(FrameError):
             decode_manifest(rubbish)
     with pytest.raises(FrameError, match=r"exceeds the limit of 4,194,304"):
-        decode_manifest(b"\x01" + bytes(payload.MAX_MANIFEST_BYTES))
+        decode_manifest(b"\x01" + bytes(MAX_MANIFEST_BYTES))
     with pytest.raises(FrameVersionError, match="version 9"):
         decode_manifest(b"\x09\x93")
 
