@@ -74,6 +74,11 @@ def _model(size: int) -> Callable[[Stage, Plan], Comparison]:
     return lambda stage, plan: compare_models(stage, plan, size)
 
 
+def _kept_model(stage: Stage, plan: Plan) -> Comparison:
+    with Stage(nodes=5, keeps_file=True) as keeping:
+        return compare_models(keeping, plan, LARGE)
+
+
 def _second(stage: Stage, plan: Plan) -> Comparison:
     with stage.federation.run() as (driver, nodes):
         _ask_twice(driver, nodes[:5], "warm-up", WARM_UP)
@@ -189,6 +194,7 @@ ROWS = {
         Row("small", "1,000 small messages (100-float array) in one push, 10 nodes, echo", BARE, 3.0, "s", _small),
         Row("10mb", "10 MB to 5 nodes, 10 MB back from each", BARE, 1.3, "s", _model(10 * MEGABYTE)),
         Row("100mb", "100 MB to 5 nodes, 100 MB back from each", BARE, 1.2, "s", _model(LARGE)),
+        Row("100mb-file", "the same, and the server keeps an append-only file", BARE, 1.2, "s", _kept_model),
         Row("second", "second message with the same 100 MB, small reply, 5 nodes", "the first", 0.15, "s", _second),
         Row(
             "server-memory", "memory added in a ServerApp that sends 100 MB and folds five replies",

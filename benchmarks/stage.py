@@ -6,6 +6,8 @@ Owns which of them share a server. It must not know what is measured.
 import time
 from contextlib import ExitStack
 from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, Self
 
@@ -23,14 +25,20 @@ PREFIX = "bench"
 class Stage:
     """Everything that runs, until the ``with`` block ends.
 
+    Args:
+        nodes: of each contestant.
+        keeps_file: let the server keep an append-only file, in a temporary directory.
+
     Attributes:
-        server: an embedded Valkey without persistence.
+        server: an embedded Valkey.
         client: a bare client of it, for what Redis says of itself.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, nodes: int = NODES, keeps_file: bool = False) -> None:
         self._stack = ExitStack()
-        self.server = EmbeddedServer()
+        self._nodes = nodes
+        data = Path(self._stack.enter_context(TemporaryDirectory(prefix="bench-"))) if keeps_file else None
+        self.server = EmbeddedServer(data=data)
 
     def __enter__(self) -> Self:
         self._stack.enter_context(self.server)
@@ -45,12 +53,12 @@ class Stage:
     @cached_property
     def federation(self) -> Federation:
         """The nodes of brokerfl."""
-        return self._stack.enter_context(Federation(self.server.url, NODES, PREFIX))
+        return self._stack.enter_context(Federation(self.server.url, self._nodes, PREFIX))
 
     @cached_property
     def bare(self) -> Bare:
         """The nodes of the rival."""
-        bare = self._stack.enter_context(Bare(self.server.url, NODES))
+        bare = self._stack.enter_context(Bare(self.server.url, self._nodes))
         bare.wait()
         return bare
 
