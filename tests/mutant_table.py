@@ -85,8 +85,8 @@ FENCE = (
     Mutant(
         "a full Redis deletes nothing",
         "broker/fence.py",
-        "                if not transaction.frees:\n",
-        "                if transaction is not None:\n",
+        "            if not transaction.frees:\n",
+        "            if transaction is not None:\n",
         "contract/test_settle contract/test_leftovers contract/test_runs contract/test_nothing_lost",
     ),
     Mutant(
@@ -702,16 +702,51 @@ WAITS = (
     Mutant(
         "who waits for Redis does not hear that it is over",
         "broker/connection.py",
-        "stop=lambda _: stop() or time.monotonic() >= until,",
-        "stop=lambda _: time.monotonic() >= until,",
+        "if stop() or time.monotonic() >= until:",
+        "if time.monotonic() >= until:",
         "contract/test_nothing_lost contract/test_cancel",
     ),
     Mutant(
         "a wait for Redis outlasts its time",
         "broker/connection.py",
-        "stop=lambda _: stop() or time.monotonic() >= until,",
-        "stop=lambda _: stop(),",
+        "if stop() or time.monotonic() >= until:",
+        "if stop():",
         "contract/test_nothing_lost",
+    ),
+    Mutant(
+        "a thread asks Redis although its run is over",
+        "broker/connection.py",
+        "if stop() or is_spent():",
+        "if is_spent():",
+        "contract/test_timeouts",
+    ),
+    Mutant(
+        "a socket waits longer than its thread may",
+        "broker/sockets.py",
+        "return time_left(self._socket_timeout)",
+        "return self._socket_timeout",
+        "contract/test_timeouts",
+    ),
+    Mutant(
+        "a wait for replies outlasts its time without Redis",
+        "server/replies.py",
+        "return within(until, fetch)",
+        "return fetch()",
+        "contract/test_timeouts",
+    ),
+    Mutant(
+        "a pull waits for Redis",
+        "server/driver.py",
+        "within(time.monotonic(), pull)",
+        "pull()",
+        "contract/test_timeouts",
+    ),
+    Mutant(
+        "a detach waits for Redis",
+        "server/hold.py",
+        "within(time.monotonic(), self._give_up)",
+        "self._give_up()",
+        "contract/test_timeouts",
     ),
     Mutant(
         "a connection that redis-py repaired is no loss",
@@ -758,8 +793,8 @@ WAITS = (
     Mutant(
         "dropped replies are forgotten by a full Redis",
         "server/session.py",
-        "                    self._receiver.drop(dropped)\n",
-        "",
+        "            self._receiver.drop(dropped)\n",
+        "            pass\n",
         "contract/test_leftovers",
     ),
     Mutant(

@@ -367,7 +367,7 @@ def distrust(driver: Driver) -> None:
 
 def cut(driver: Driver) -> None:
     """A connection broke, and Redis answers again: the next step compares with it and restores what it lacks."""
-    driver._hold.session.reconnect(ConnectionError("cut"), None)
+    driver._hold.session.reconnect(ConnectionError("cut"))
 
 
 def compare(driver: Driver) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 from weakref import WeakSet
 
 import redis
-import tenacity
 from redis.backoff import NoBackoff
 from redis.client import Pipeline as Pipeline
 from redis.connection import HiredisRespSerializer, PythonRespSerializer
@@ -27,7 +26,8 @@ from redis.utils import HIREDIS_AVAILABLE
 
 from brokerfl.broker.failure import map_errors, translate
 from brokerfl.broker.keys import DEFAULT_PREFIX, Keys
-from brokerfl.broker.sockets import Sockets
+from brokerfl.broker.patience import end_of, is_spent
+from brokerfl.broker.sockets import Sockets, bounded
 from brokerfl.broker.url import check_url, masked
 from brokerfl.common import (
     ConfigError,
@@ -97,6 +97,7 @@ class Connection:
         self._offset = 0.0
         self._waiting = threading.Lock()
         self._up_at = 0.0
+        self._down_since: float | None = None
         self._flaps = 0
 
     def __repr__(self) -> str:
@@ -175,19 +176,31 @@ class Connection:
         Raises:
             RedisAuthError, RedisTLSError: it answers, but refuses the login or the connection.
         """
+        until = end_of(until)
         patience = min(max(0.0, until - time.monotonic()), threading.TIMEOUT_MAX)
         if not self._waiting.acquire(timeout=patience):
             return False
         try:  # a second thread finds that Redis answers, and logs nothing
+            if stop() or is_spent():  # it may have waited long for its turn, or for an answer
+                return False
             self._wait_out_flaps(until)
             self._probe()
+            self.note_up()
             return True
         except RedisUnreachable as error:
-            log(WARNING, "%s; waiting until it answers again", str(error).rstrip("."))
+            if self._down_since is None:
+                self._down_since = time.monotonic()
+                log(WARNING, "%s; waiting until it answers again", str(error).rstrip("."))
             return self._wait_for_answer(until, stop)
         finally:
             self._up_at = time.monotonic()
             self._waiting.release()
+
+    def note_up(self) -> None:
+        """Redis answered: an outage, if one was logged, is over."""
+        if self._down_since is not None:
+            log(INFO, "Redis at %s is back after %.1f s", self.url, time.monotonic() - self._down_since)
+        self._down_since = None
 
     def _wait_out_flaps(self, until: float) -> None:
         """Back off from a server that answers the probe but fails the next command, as a replica does."""
@@ -204,20 +217,19 @@ class Connection:
         self.read_time()
 
     def _wait_for_answer(self, until: float, stop: Callable[[], bool]) -> bool:
-        since = time.monotonic()
-        retrying = tenacity.Retrying(
-            wait=tenacity.wait_random_exponential(multiplier=0.05, max=2.0),
-            stop=lambda _: stop() or time.monotonic() >= until,
-            retry=tenacity.retry_if_exception_type(RedisUnreachable),
-            sleep=lambda seconds: time.sleep(max(0.0, min(seconds, until - time.monotonic()))),
-            reraise=True,
-        )
-        try:
-            retrying(self._probe)
-        except RedisUnreachable:
-            return False
-        log(INFO, "Redis at %s is back after %.1f s", self.url, time.monotonic() - since)
-        return True
+        longest = 0.05
+        while True:
+            pause = random.uniform(0.0, longest)
+            time.sleep(max(0.0, min(pause, until - time.monotonic())))
+            longest = min(2.0, 2 * longest)
+            if stop() or time.monotonic() >= until:  # an attempt may last as long as a socket's timeout
+                return False
+            try:
+                self._probe()
+            except RedisUnreachable:
+                continue
+            self.note_up()
+            return True
 
     def reset(self) -> None:
         """Close the idle sockets: if a signal interrupted a command, one may hold an answer that nobody waits for."""
@@ -265,6 +277,7 @@ def connect(
         )
     except ValueError as error:
         raise ConfigError(f"the Redis URL {masked(url)} cannot be read: {error}") from None
+    client.connection_pool.connection_class = bounded(client.connection_pool.connection_class)
     connection = Connection(client, Keys(prefix), masked(url))
     client.connection_pool.connection_kwargs["redis_connect_func"] = _Greeting(connection)
     client.connection_pool.connection_kwargs["command_packer"] = _Packer(client.connection_pool.get_encoder().encode)

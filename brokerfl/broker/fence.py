@@ -19,6 +19,7 @@ from redis.exceptions import ResponseError
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import map_errors
 from brokerfl.broker.keys import RETENTION, milliseconds
+from brokerfl.broker.patience import holding
 from brokerfl.broker.sockets import Command, commands_of
 from brokerfl.common import BrokerflError, RedisOutOfMemory, RunFenced, RunLost, RunStopped
 
@@ -93,7 +94,7 @@ class Fence:
         self._counter = counter
         self._token = token
         self._retention = retention
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._watch = (("WATCH", self._key), ("GET", self._key))
         self._socket: Any = None
         self._is_watching = False
@@ -122,14 +123,16 @@ class Fence:
             RedisUnreachable: unknown whether it was written.
             RedisOutOfMemory: nothing was written.
         """
-        with self._lock:
-            try:
-                results = self._execute(transaction.build, reclaims)
-            except RedisOutOfMemory:
-                if not transaction.frees:
-                    raise
-                results = self._execute_outside(transaction.build)
+        results = holding(self._lock, lambda: self._execute_or_free(transaction, reclaims))
         return results[len(results) - transaction.answers :]
+
+    def _execute_or_free(self, transaction: Transaction, reclaims: bool) -> list[Any]:
+        try:
+            return self._execute(transaction.build, reclaims)
+        except RedisOutOfMemory:
+            if not transaction.frees:
+                raise
+            return self._execute_outside(transaction.build)
 
     def _execute(self, build: Build, reclaims: bool) -> list[Any]:
         with map_errors(self._connection.url):

@@ -8,6 +8,7 @@ connection.
 """
 
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from brokerfl.broker.connection import BLOCK, Connection
 from brokerfl.broker.heartbeat import Heartbeat
 from brokerfl.broker.inbox import Delivery, Inboxes, discard_message, ring_doorbell
 from brokerfl.broker.nodes import Registration
+from brokerfl.broker.patience import STEP, within
 from brokerfl.client.app import ClientAppCallable
 from brokerfl.client.executor import MAX_CRASHES, Executor
 from brokerfl.client.journal import Journal
@@ -193,7 +195,7 @@ class Node:
             self._workers.join()
         try:
             self._close_publisher()
-            self._registration.leave()
+            within(time.monotonic() + STEP, self._registration.leave)
         except BrokerflError as error:
             log(WARNING, "The node left, but could not tell Redis: %s", error)
         if isinstance(self._stop.failure, NodeNameTaken):

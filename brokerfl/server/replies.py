@@ -4,11 +4,11 @@ Owns when a large reply is fetched, what happens if its payload is gone, and whe
 not know how replies are awaited, or how outboxes are read.
 """
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from brokerfl.broker.outbox import read_data
+from brokerfl.broker.patience import time_is_up, within
 from brokerfl.common import Error, ErrorCode, FrameError, Message, RedisUnreachable
 from brokerfl.server.book import Book, OpenMessage
 from brokerfl.server.commit import Committer
@@ -72,7 +72,7 @@ class Replies:
         with self._handing_over() as taken:
             while (message := self._answers.take(message_ids)) is not None:
                 message_ids.discard(message.message_id)
-                decoded = self._decode(message, time.monotonic())
+                decoded = self._decode(message)
                 if decoded is not None:
                     replies.append(decoded)
                     taken.append(message)
@@ -94,31 +94,31 @@ class Replies:
 
     def _next(self, wanted: Wanted, until: float | None) -> tuple[OpenMessage, Message] | None:
         """Return the next reply, taken but not handed over yet; None when none is left, or when time is up."""
-        while (message := self._waits.next(wanted, until)) is not None:
-            decoded = self._decode(message, until)
-            if decoded is not None:
-                return message, decoded
-            wanted.ids.add(message.message_id)
-            if until is not None and time.monotonic() >= until:
-                break
-        return None
+
+        def fetch() -> tuple[OpenMessage, Message] | None:
+            while (message := self._waits.next(wanted, until)) is not None:
+                decoded = self._decode(message)
+                if decoded is not None:
+                    return message, decoded
+                wanted.ids.add(message.message_id)
+                if time_is_up():
+                    break
+            return None
+
+        return within(until, fetch)
 
     # Fetching.
 
-    def _decode(self, message: OpenMessage, until: float | None) -> Message | None:
+    def _decode(self, message: OpenMessage) -> Message | None:
         """Return a reply that was taken; None if it cannot be had now: then it can be taken again.
 
-        A payload that Redis lost is asked for again; one that does not arrive by ``until`` is left to the next call.
+        A payload that Redis lost is asked for again; one that does not arrive in time is left to the next call.
         """
         if isinstance(message.reply, Error):
             return error_reply(self._run_id, message.message_id, message.entry, message.reply)
         assert message.reply is not None, "the reply was handed over already"
         try:
-            fetched = self._fetch(message, message.reply, until)
-            fields = {**message.reply, **fetched} if fetched else message.reply
-            return decode_reply(self._run_id, message.message_id, message.entry, fields)
-        except MissingChunkError as error:
-            return None if self._committer.send_again(message) else self._unreadable(message, str(error))
+            return self._read(message, message.reply)
         except FrameError as error:
             return self._unreadable(message, str(error))
         except BaseException as error:
@@ -127,7 +127,15 @@ class Replies:
                 return None
             raise
 
-    def _fetch(self, message: OpenMessage, reply: Fields, until: float | None) -> Fields:
+    def _read(self, message: OpenMessage, reply: Fields) -> Message | None:
+        try:
+            fetched = self._fetch(message, reply)
+            fields = {**reply, **fetched} if fetched else reply
+            return decode_reply(self._run_id, message.message_id, message.entry, fields)
+        except MissingChunkError as error:
+            return None if self._committer.send_again(message) else self._unreadable(message, str(error))
+
+    def _fetch(self, message: OpenMessage, reply: Fields) -> Fields:
         """Return the content of a large reply, and nothing for a small one; after an outage, continue where it was."""
         manifest = manifest_of(reply, self._limit)
         if manifest is None:
@@ -144,8 +152,8 @@ class Replies:
                         del wanted[0]
                         yield chunk
                 except RedisUnreachable as error:
-                    self._session.reconnect(error, until)
-                    if until is not None and time.monotonic() >= until:
+                    self._session.reconnect(error)
+                    if time_is_up():
                         raise
 
         content, _ = assemble(manifest, read)

@@ -66,7 +66,7 @@ class Waits:
                 left = SWEEP if until is None else until - time.monotonic()
                 if not wanted.ids or left <= 0:
                     return None
-                self._wait(min(left, SWEEP), until)
+                self._wait(min(left, SWEEP))
 
     def _take(self, wanted: Wanted) -> OpenMessage | None:
         message = self._answers.take(wanted.ids)
@@ -81,19 +81,19 @@ class Waits:
             wanted.seen = self._answers.takes
             wanted.ids.intersection_update([each for each in wanted.ids if self._answers.waits(each)])
 
-    def _wait(self, seconds: float, until: float | None) -> None:
+    def _wait(self, seconds: float) -> None:
         """Wait for a change; collect if no other thread does. Called with the lock held once, which is given up."""
         if self._is_collecting:
             self._changed.wait(seconds)
         else:
-            self._lead(lambda: self._collect(seconds, until))
+            self._lead(lambda: self._collect(seconds))
 
     def poll(self) -> None:
         """Collect what has arrived, without waiting. Does nothing while another thread collects."""
         with self._changed:
             self._session.check()
             if not self._is_collecting:
-                self._lead(lambda: self._collect(None, time.monotonic()))
+                self._lead(lambda: self._collect(None))
 
     def _lead(self, collect: Callable[[], None]) -> None:
         self._is_collecting = True
@@ -112,7 +112,7 @@ class Waits:
 
     # Collecting; one thread at a time, without the lock.
 
-    def _collect(self, block: float | None, until: float | None) -> None:
+    def _collect(self, block: float | None) -> None:
         try:
             if not self._session.reconcile_in_time(block or 0.0):
                 return
@@ -129,7 +129,7 @@ class Waits:
         except RedisOutOfMemory as error:
             self._do_without_room(error, block)
         except RedisUnreachable as error:
-            self._session.reconnect(error, until)
+            self._session.reconnect(error)
 
     def _sweep(self) -> None:
         self._verdicts.sweep()

@@ -15,6 +15,32 @@ from tests.cli.conftest import Broker, Commands, Process, error_of, run_id
 pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("valkey_url")]
 
 
+THREADS = '''
+"""Eight threads that ask Redis for as long as the run lasts."""
+
+from concurrent.futures import ThreadPoolExecutor
+from logging import INFO
+
+from brokerfl.common import Context, log
+from brokerfl.server import Driver, ServerApp
+
+app = ServerApp()
+
+
+def ask(driver: Driver) -> None:
+    while True:
+        driver.get_node_ids()
+
+
+@app.main()
+def main(driver: Driver, context: Context) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        asking = [pool.submit(ask, driver) for _ in range(8)]
+        log(INFO, "All threads ask")
+        [each.result() for each in asking]
+'''
+
+
 @pytest.fixture
 def server(commands: Commands) -> Iterator[EmbeddedServer]:
     """A server of the test's own, without persistence, that may be stopped and started; ``commands`` use it."""
@@ -117,3 +143,24 @@ def test_a_full_redis_is_named(commands: Commands, broker: Broker) -> None:
     finally:
         broker.admin.config_set("maxmemory", 0)
     assert error_of(process).startswith(f"Error: {broker.url} is full (maxmemory): ")
+
+
+def test_a_signal_ends_commands_while_redis_is_frozen(commands: Commands, server: EmbeddedServer) -> None:
+    """Eight threads that ask a Redis that says nothing end together, not one after the other; so do eight workers."""
+    commands.write("threads.py", THREADS)
+    idle, busy = commands.node(), commands.node("--workers", "8", "--node-config", "gate='gate'")
+    commands.server("--run-config", "nodes=2")
+    busy.wait_for("Training begins")
+    server_app = commands.start("brokerfl-server", "threads:app")
+    server_app.wait_for("All threads ask")
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        server_app.wait_for("waiting until it answers again")
+        commands.write("gate", "")
+        for process in (server_app, idle, busy):
+            process.send(signal.SIGTERM)
+        assert "is detached: got SIGTERM" in server_app.ends(143).err
+        for node in (idle, busy):
+            assert "The node left, but could not tell Redis" in node.ends(0).text
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
