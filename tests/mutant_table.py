@@ -721,6 +721,42 @@ WAITS = (
         "contract/test_timeouts",
     ),
     Mutant(
+        "a reply is read before it is matched",
+        "server/receive.py",
+        "                if not self._outboxes.is_new(node_id, entry_id, generation):\n                    continue\n",
+        "                if not self._outboxes.is_new(node_id, entry_id, generation):\n                    continue\n"
+        "                self._outboxes.advance(node_id, entry_id, generation)\n",
+        "contract/test_interrupted",
+    ),
+    Mutant(
+        "an interrupted step leaves the index as it is",
+        "server/book/answers.py",
+        "            self._index.rebuild()\n",
+        "",
+        "contract/test_interrupted",
+    ),
+    Mutant(
+        "what an interrupted call took is lost",
+        "server/replies.py",
+        "        self._answers.put_back(wanted.taken)\n",
+        "        self._answers.put_back()\n",
+        "contract/test_interrupted contract/test_large_replies",
+    ),
+    Mutant(
+        "an interrupted step is not compared with Redis",
+        "server/wait.py",
+        "            self._session.distrust()  # a signal",
+        "            pass  # a signal",
+        "contract/test_interrupted",
+    ),
+    Mutant(
+        "a socket whose command was interrupted is used again",
+        "broker/sockets.py",
+        "return is_interrupted or super().should_reconnect()",
+        "return super().should_reconnect()",
+        "contract/test_interrupted",
+    ),
+    Mutant(
         "a socket waits longer than its thread may",
         "broker/sockets.py",
         "return time_left(self._socket_timeout)",
@@ -737,8 +773,8 @@ WAITS = (
     Mutant(
         "a pull waits for Redis",
         "server/driver.py",
-        "within(time.monotonic(), pull)",
-        "pull()",
+        "within(now, self._hold.waits.poll)",
+        "self._hold.waits.poll()",
         "contract/test_timeouts",
     ),
     Mutant(
@@ -821,7 +857,7 @@ WAITS = (
     Mutant(
         "a verdict wins over a reply",
         "server/verdict.py",
-        "        self._receiver.read_more(nodes, results, generation)\n",
+        "            self._receiver.read_more(nodes, results, generation)\n",
         "",
         "contract/test_waits",
     ),
@@ -898,9 +934,9 @@ WAITS = (
     Mutant(
         "replies that could not be returned are lost",
         "server/replies.py",
-        "            self._answers.put_back(taken)\n",
-        "",
-        "contract/test_messages",
+        "                replies.append(found[1])\n",
+        "                replies.append(found[1])\n                wanted.taken.clear()\n",
+        "contract/test_messages contract/test_interrupted",
     ),
     Mutant(
         "a fetch begins anew after an outage",

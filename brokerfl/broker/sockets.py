@@ -9,12 +9,13 @@ a WATCH and a MULTI of 11 commands take 350 µs with them and 180 µs without (t
 Answers are as the server sends them, including errors; everything here raises redis-py's errors.
 """
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from redis.client import Pipeline
-from redis.exceptions import ResponseError, TimeoutError
+from redis.exceptions import RedisError, ResponseError, TimeoutError
 
 from brokerfl.broker.patience import is_spent, spend, time_left
 
@@ -181,6 +182,7 @@ def bounded(kind: Any) -> Any:
             return self._wait(super().connect)
 
         def send_packed_command(self, *args: Any, **options: Any) -> Any:
+            self._handled = sys.exc_info()[1]
             if self._sock is not None:
                 self._sock.settimeout(self.socket_timeout)
             return self._wait(lambda: super(Bounded, self).send_packed_command(*args, **options))
@@ -189,6 +191,12 @@ def bounded(kind: Any) -> Any:
             if time_left() is not None:  # less is left than when the command was sent
                 options.setdefault("timeout", self.socket_timeout)
             return self._wait(lambda: super(Bounded, self).read_response(*args, **options))
+
+        def should_reconnect(self) -> Any:
+            # Asked when it goes back to the pool. An exception of a signal handler may have left an answer to be read.
+            error = sys.exc_info()[1]
+            is_interrupted = error is not getattr(self, "_handled", None) and not isinstance(error, RedisError)
+            return is_interrupted or super().should_reconnect()
 
         def _wait(self, action: Callable[[], Any]) -> Any:
             if is_spent():

@@ -235,19 +235,17 @@ class Driver:
         Nodes are checked only while the app pulls or waits: pull at least every 10 seconds, or use `replies`.
         """
         wanted, foreign = self._sort(message_ids)
-
-        def pull() -> list[Message]:
-            self._hold.waits.poll()
-            return self._replies.here(wanted)
-
-        return [unknown_reply(self._run_id, each) for each in foreign] + within(time.monotonic(), pull)
+        unknown, now = [unknown_reply(self._run_id, each) for each in foreign], time.monotonic()
+        within(now, self._hold.waits.poll)
+        return unknown + self._replies.all(wanted, now)
 
     def replies(self, message_ids: Iterable[str], *, timeout: float | None = None) -> Iterator[Message]:
         """Yield each reply to ``message_ids`` as soon as it arrives, until all have arrived.
 
-        A reply is handed over when the iterator advances past it, or when the loop's thread commits. A large one is
-        fetched when its turn comes, and not kept: an app that folds replies needs memory for one at a time if it
-        deletes each (``del reply``) before it asks for the next.
+        A reply is handed over when the iterator advances past it, or when the thread commits whose loop this is: the
+        one that called `replies`, or that loops over what it returned. A large one is fetched when its turn comes, and
+        not kept: an app that folds replies needs memory for one at a time if it deletes each (``del reply``) before it
+        asks for the next.
 
         Args:
             message_ids: as `push_messages` returned them; ``""`` is ignored.
@@ -255,11 +253,7 @@ class Driver:
                 silent. None waits until all are answered.
         """
         wanted, foreign = self._sort(message_ids)
-        return self._iterate(wanted, foreign, _until(timeout))
-
-    def _iterate(self, wanted: set[str], foreign: list[str], until: float | None) -> Iterator[Message]:
-        yield from (unknown_reply(self._run_id, each) for each in foreign)
-        yield from self._replies.each(wanted, until)
+        return self._replies.each((unknown_reply(self._run_id, each) for each in foreign), wanted, _until(timeout))
 
     def send_and_receive(
         self,

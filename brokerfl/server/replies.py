@@ -4,20 +4,35 @@ Owns when a large reply is fetched, what happens if its payload is gone, and whe
 not know how replies are awaited, or how outboxes are read.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 
 from brokerfl.broker.outbox import read_data
 from brokerfl.broker.patience import time_is_up, within
 from brokerfl.common import Error, ErrorCode, FrameError, Message, RedisUnreachable
-from brokerfl.server.book import Book, OpenMessage
+from brokerfl.server.book import Book, OpenMessage, Wanted
 from brokerfl.server.commit import Committer
 from brokerfl.server.session import Session
-from brokerfl.server.wait import Waits, Wanted
+from brokerfl.server.wait import Waits
 from brokerfl.wire.frame import Fields
 from brokerfl.wire.manifest import manifest_of
 from brokerfl.wire.payload import MissingChunkError, assemble
 from brokerfl.wire.reply import decode_reply, error_reply
+
+
+class Loop(map):  # type: ignore[type-arg]
+    """Iterates over replies, and notes whose loop it is: of the thread that made it, or that later began to loop over it.
+
+    What ``next(loop)`` returns in another thread, such as an executor's, is on its way to the app. A map, because that
+    is C: no exception of a signal handler comes between it and the app.
+    """
+
+    wanted: Wanted
+
+    def __iter__(self) -> "Loop":
+        self.wanted.thread = threading.get_ident()
+        return self
 
 
 class Replies:
@@ -42,55 +57,51 @@ class Replies:
 
     # Handing over.
 
-    def each(self, message_ids: set[str], until: float | None) -> Iterator[Message]:
-        """Yield replies as they arrive, until a local monotonic time; None waits for all.
+    def each(self, first: Iterable[Message], message_ids: set[str], until: float | None) -> Iterator[Message]:
+        """Yield ``first``, then replies as they arrive, until a local monotonic time; None waits for all.
 
         Each is handed over when the iterator advances past it, or is closed.
         """
         wanted = Wanted(message_ids)
-        while (found := self._next(wanted, until)) is not None:
-            message, only = found[0], [found[1]]
-            del found  # the reply may be half of the app's memory
-            self._answers.yielded(message)
+        loop = Loop(list.pop, chain(([message] for message in first), self._each(wanted, until)))
+        loop.wanted = wanted
+        return loop
+
+    def _each(self, wanted: Wanted, until: float | None) -> Iterator[list[Message]]:
+        while True:
             try:
-                yield only.pop()
+                wanted.taken.clear()
+                found = self._next(wanted, until)
+                if found is None:
+                    return
+                message, only = found[0], [found[1]]
+                del found  # the reply may be half of the app's memory
+                self._answers.yielded(message)
+            except BaseException:
+                self._give_up(wanted)
+                raise
+            try:
+                yield only
             finally:  # even after a break, the app has the reply
                 self._answers.hand_over([message])
 
     def all(self, message_ids: set[str], until: float | None) -> list[Message]:
         """Return what `each` yields; all of it is handed over, or nothing."""
         wanted, replies = Wanted(message_ids), []
-        with self._handing_over() as taken:
-            while (found := self._next(wanted, until)) is not None:
-                taken.append(found[0])
-                replies.append(found[1])
-        return replies
-
-    def here(self, message_ids: set[str]) -> list[Message]:
-        """Return the replies that have arrived; all of them are handed over, or none."""
-        replies: list[Message] = []
-        with self._handing_over() as taken:
-            while (message := self._answers.take(message_ids)) is not None:
-                message_ids.discard(message.message_id)
-                decoded = self._decode(message)
-                if decoded is not None:
-                    replies.append(decoded)
-                    taken.append(message)
-        return replies
-
-    @contextmanager
-    def _handing_over(self) -> Iterator[list[OpenMessage]]:
-        """Hand over what is put into the list at the end of the block: until then no other thread settles it.
-
-        If the block fails, the replies can be taken again.
-        """
-        taken: list[OpenMessage] = []
         try:
-            yield taken
+            while (found := self._next(wanted, until)) is not None:
+                replies.append(found[1])
+            self._answers.giving(wanted)
+            wanted.is_given = True
+            return replies
         except BaseException:
-            self._answers.put_back(taken)
+            self._give_up(wanted)
             raise
-        self._answers.hand_over(taken)
+
+    def _give_up(self, wanted: Wanted) -> None:
+        """An exception ends the call, maybe one of a signal handler: the app has nothing of what it took."""
+        self._session.distrust()
+        self._answers.put_back(wanted.taken)
 
     def _next(self, wanted: Wanted, until: float | None) -> tuple[OpenMessage, Message] | None:
         """Return the next reply, taken but not handed over yet; None when none is left, or when time is up."""
@@ -100,9 +111,9 @@ class Replies:
                 decoded = self._decode(message)
                 if decoded is not None:
                     return message, decoded
-                wanted.ids.add(message.message_id)
-                if time_is_up():
-                    break
+                wanted.taken.pop()
+                if not time_is_up():  # otherwise the next call gets it
+                    wanted.ids.add(message.message_id)
             return None
 
         return within(until, fetch)
