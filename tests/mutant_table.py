@@ -757,6 +757,20 @@ WAITS = (
         "contract/test_interrupted",
     ),
     Mutant(
+        "a commit settles what another thread's loop is about to get",
+        "server/book/answers.py",
+        "message.take(thread if thread == wanted.thread else 0)",
+        "message.take(thread)",
+        "contract/test_settle",
+    ),
+    Mutant(
+        "a loop belongs to the thread that made its iterator",
+        "server/replies.py",
+        "        self.wanted.thread = threading.get_ident()\n",
+        "        pass\n",
+        "contract/test_settle",
+    ),
+    Mutant(
         "a socket waits longer than its thread may",
         "broker/sockets.py",
         "return time_left(self._socket_timeout)",

@@ -22,7 +22,7 @@ from brokerfl.wire.reply import decode_reply, error_reply
 
 
 class Loop(map):  # type: ignore[type-arg]
-    """Iterates over replies, and notes whose loop it is: of the thread that made it, or that later began to loop over it.
+    """Iterates over replies; notes whose loop it is: of the thread that made it, or that later began to loop over it.
 
     What ``next(loop)`` returns in another thread, such as an executor's, is on its way to the app. A map, because that
     is C: no exception of a signal handler comes between it and the app.
