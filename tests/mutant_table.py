@@ -771,6 +771,20 @@ WAITS = (
         "contract/test_settle",
     ),
     Mutant(
+        "a run that is over keeps its socket",
+        "broker/fence.py",
+        "            holding(self._lock, self._unwatch)\n",
+        "            pass\n",
+        "contract/test_runs",
+    ),
+    Mutant(
+        "a hundred sockets are all there are",
+        "broker/connection.py",
+        "_MOST_SOCKETS = 2**31",
+        "_MOST_SOCKETS = 100",
+        "contract/test_runs",
+    ),
+    Mutant(
         "a socket waits longer than its thread may",
         "broker/sockets.py",
         "return time_left(self._socket_timeout)",

@@ -51,6 +51,9 @@ _CUTOFF = 6000
 #: A repeated XADD is a duplicate and a repeated XREADGROUP strands a batch: the loops retry, not the client.
 NO_RETRY = Retry(NoBackoff(), 0)
 
+#: There is no limit: a heartbeat must get a socket, however many workers or Drivers have one.
+_MOST_SOCKETS = 2**31
+
 #: NOMKSTREAM came with 6.2, PEXPIRE GT with 7.0; 7.0.15 is the oldest server that the tests use.
 OLDEST_SERVER = (7, 0)
 
@@ -89,6 +92,7 @@ class Connection:
     def __init__(self, client: redis.Redis, keys: Keys, url: str = "") -> None:
         # Any, because redis-py annotates every answer as the union of what any server and protocol may answer.
         self.redis: Any = client
+        client.connection_pool.max_connections = _MOST_SOCKETS
         self.sockets = Sockets(client)
         self.keys = keys
         self.url = url

@@ -9,12 +9,13 @@ notice that it lapsed.
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 from redis.client import Pipeline
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import map_errors
@@ -181,6 +182,22 @@ class Fence:
         self._is_watching = refusal is None
         self._owner = watched[-1] if refusal is None else None
         return refusal
+
+    def close(self) -> None:
+        """Give the socket back, without its WATCH: this owner is done. Redis may be unreachable."""
+        with suppress(RedisError, OSError):
+            holding(self._lock, self._unwatch)
+
+    def _unwatch(self) -> None:
+        if self._socket is None:
+            return
+        try:
+            self._connection.sockets.talk(self._socket, [("UNWATCH",)])
+        except BaseException:
+            self._drop()
+            raise
+        self._connection.sockets.give(self._socket)
+        self._socket, self._is_watching = None, False
 
     def _drop(self) -> None:
         self._is_watching = False

@@ -132,11 +132,9 @@ class Replies:
             return self._read(message, message.reply)
         except FrameError as error:
             return self._unreadable(message, str(error))
-        except BaseException as error:
+        except RedisUnreachable:
             self._answers.put_back([message])
-            if isinstance(error, RedisUnreachable):
-                return None
-            raise
+            return None
 
     def _read(self, message: OpenMessage, reply: Fields) -> Message | None:
         try:
