@@ -31,6 +31,7 @@ from brokerfl.broker.sockets import Sockets, bounded
 from brokerfl.broker.url import check_url, masked
 from brokerfl.common import (
     ConfigError,
+    RedisRefuses,
     RedisTooOld,
     RedisUnreachable,
     log,
@@ -102,6 +103,7 @@ class Connection:
         self._waiting = threading.Lock()
         self._up_at = 0.0
         self._down_since: float | None = None
+        self._is_refused = False
         self._flaps = 0
 
     def __repr__(self) -> str:
@@ -163,16 +165,19 @@ class Connection:
                 raise RedisTooOld(
                     f"the server at {self.url} is older than Redis 6; brokerfl needs 7.0 or newer (or Valkey 7.2)"
                 ) from None
-            if translate(error) is not None:
+            if isinstance(error, ResponseError) and translate(error) is not None:
                 raise
             raise ConfigError(f"the server at {self.url} cannot be used: {text}") from None
 
-    def wait_until_up(self, until: float, stop: Callable[[], bool] = lambda: False) -> bool:
+    def wait_until_up(
+        self, until: float, stop: Callable[[], bool] = lambda: False, because: Exception | None = None
+    ) -> bool:
         """Wait with jittered back-off until Redis answers again; log the outage once, and its end once.
 
         Args:
             until: local monotonic time at which to give up.
             stop: called before each attempt; true gives up.
+            because: what Redis did. If that is no silence, it is logged when it comes again after an answer.
 
         Returns:
             Whether Redis answers.
@@ -187,37 +192,42 @@ class Connection:
         try:  # a second thread finds that Redis answers, and logs nothing
             if stop() or is_spent():  # it may have waited long for its turn, or for an answer
                 return False
-            self._wait_out_flaps(until)
+            self._wait_out_flaps(until, because)
             self._probe()
             self.note_up()
             return True
         except RedisUnreachable as error:
             if self._down_since is None:
                 self._down_since = time.monotonic()
-                log(WARNING, "%s; waiting until it answers again", str(error).rstrip("."))
+                self._is_refused = isinstance(error, RedisRefuses)
+                until_when = "that is over" if self._is_refused else "it answers again"
+                log(WARNING, "%s; waiting until %s", str(error).rstrip("."), until_when)
             return self._wait_for_answer(until, stop)
         finally:
             self._up_at = time.monotonic()
             self._waiting.release()
 
-    def note_up(self) -> None:
-        """Redis answered: an outage, if one was logged, is over."""
-        if self._down_since is not None:
-            log(INFO, "Redis at %s is back after %.1f s", self.url, time.monotonic() - self._down_since)
+    def note_up(self, *, wrote: bool = True) -> None:
+        """Redis answered: an outage, if one was logged, is over; one that only refuses writes, if this was a write."""
+        if self._down_since is None or (self._is_refused and not wrote):
+            return
+        log(INFO, "Redis at %s is back after %.1f s", self.url, time.monotonic() - self._down_since)
         self._down_since = None
 
-    def _wait_out_flaps(self, until: float) -> None:
-        """Back off from a server that answers the probe but fails the next command, as a replica does."""
+    def _wait_out_flaps(self, until: float, because: Exception | None) -> None:
+        """Back off from a server that answers the probe but fails the next command."""
         now = time.monotonic()
         self._flaps = self._flaps + 1 if now - self._up_at < _FLAP else 0
+        if self._flaps == 1 and isinstance(because, RedisRefuses):
+            log(WARNING, "%s; trying again", because)
         if self._flaps:
             pause = random.uniform(0.0, min(_FLAP * 0.9, 0.02 * 2 ** min(self._flaps, 10)))
             time.sleep(max(0.0, min(pause, until - now)))
 
     def _probe(self) -> None:
-        """Redis answers TIME even while it loads its data, but not a read."""
+        """TIME is answered even while data are loaded, and reads even by a replica. This changes nothing."""
         with map_errors(self.url):
-            self.redis.exists(self.keys.identity)
+            self.redis.pexpire(self.keys.identity, 1, gt=True)
         self.read_time()
 
     def _wait_for_answer(self, until: float, stop: Callable[[], bool]) -> bool:

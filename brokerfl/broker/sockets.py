@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from redis.client import Pipeline
-from redis.exceptions import RedisError, ResponseError, TimeoutError
+from redis.exceptions import InvalidResponse, RedisError, ResponseError, TimeoutError
 
 from brokerfl.broker.patience import is_spent, spend, time_left
 
@@ -206,6 +206,9 @@ def bounded(kind: Any) -> Any:
             except TimeoutError:
                 spend()
                 raise
+            except (ValueError, TypeError, LookupError, AttributeError) as error:  # redis-py made nothing of an answer
+                self.disconnect()
+                raise InvalidResponse(str(error)) from error
 
     return Bounded
 

@@ -220,9 +220,9 @@ class Node:
         """Read, waiting ``block`` seconds for a message; without workers, execute one. Wait out an outage."""
         try:
             self._turn(block)
-        except (RedisUnreachable, RedisOutOfMemory):
+        except (RedisUnreachable, RedisOutOfMemory) as error:
             self._hold()
-            self._connection.wait_until_up(float("inf"), self.is_stopping)
+            self._connection.wait_until_up(float("inf"), self.is_stopping, error)
         except NodeNameTaken as error:
             self._stop.fail(error)
 

@@ -100,10 +100,10 @@ class Session:
         """Compare before doing anything else: Redis has forgotten something."""
         self._is_stale = True
 
-    def is_up(self) -> None:
+    def is_up(self, *, wrote: bool = False) -> None:
         """Redis answered: an outage, if there was one, is over."""
         self._down_since = None
-        self._connection.note_up()
+        self._connection.note_up(wrote=wrote)
 
     def reconnect(self, error: Exception) -> None:
         """Wait until Redis answers again, or until this thread's time is up.
@@ -119,7 +119,7 @@ class Session:
         now = time.monotonic()
         self._down_since = self._down_since or now
         limit = self._down_since + self._outage_limit
-        answers = now < limit and self._connection.wait_until_up(limit, lambda: self._over is not None)
+        answers = now < limit and self._connection.wait_until_up(limit, lambda: self.is_over, error)
         self.check()  # before Redis is asked again
         if not answers and time.monotonic() >= limit:
             raise OutageLimit(f"Redis was unreachable for more than {self._outage_limit:g} s: {error}") from error
@@ -198,6 +198,7 @@ class Session:
             self._reconciler.restore(was_cut=self._was_cut or losses != self._losses)
             self._reconciler.compare()
             self._losses, self._was_cut, self._is_stale = losses, False, False
+            self._connection.note_up()
 
     def reconcile_in_time(self, patience: float) -> bool:
         """Like `reconcile`, but wait ``patience`` seconds for another writer; return whether book and Redis agree."""
@@ -262,7 +263,7 @@ class Session:
                         transaction = self.transactions.dropping(dropped, make())
                         is_uncertain = True
                         results = self._fence.execute(transaction)
-                        self.is_up()
+                        self.is_up(wrote=True)
                         return results
                     except RedisForgot:
                         self.distrust()

@@ -1,6 +1,7 @@
 """A Redis that goes away, comes back empty, or is full: what the commands say and how they end."""
 
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,8 +10,8 @@ import pytest
 from redis import Redis
 
 from brokerfl.broker.embedded import EmbeddedServer
-from tests.apps import append_only_file, written_size
-from tests.cli.conftest import Broker, Commands, Process, error_of, run_id
+from tests.apps import append_only_file, eventually, written_size
+from tests.cli.conftest import Broker, Commands, Process, error_of, run_id, stand_in
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("valkey_url")]
 
@@ -164,3 +165,37 @@ def test_a_signal_ends_commands_while_redis_is_frozen(commands: Commands, server
             assert "The node left, but could not tell Redis" in node.ends(0).text
     finally:
         os.kill(server.pid, signal.SIGCONT)
+
+
+def test_a_replica_is_told_apart_from_silence(commands: Commands, server: EmbeddedServer) -> None:
+    """At the start, node and ServerApp say what it is and what to do, and do not ask whether it is running."""
+    with Redis.from_url(server.url) as admin:
+        admin.replicaof("127.0.0.1", 1)
+    for command, app in (("brokerfl-node", "client:app"), ("brokerfl-server", "server:app")):
+        process = commands.run(command, app, code=10)
+        expected = "takes no writes: it is a replica: name its primary, or promote it with REPLICAOF NO ONE"
+        assert error_of(process) == f"Error: Redis at {server.url} {expected}"
+        assert "Is it running?" not in process.text
+
+
+class Garbage(dict[bytes, bytes]):
+    """The answers of a web server, counted."""
+
+    met = 0
+
+    def get(self, word: bytes, default: bytes) -> bytes:  # type: ignore[override]
+        self.met += 1
+        return default
+
+
+def test_a_node_outlives_a_proxy_that_answers_garbage(commands: Commands, server: EmbeddedServer) -> None:
+    """A web server on the port for a while: it is said once, and the node serves on when Redis is back."""
+    node, garbage = commands.node(), Garbage()
+    server.stop()
+    with stand_in(garbage, port=int(server.url.rpartition(":")[2])):
+        eventually(lambda: garbage.met > 3 or not node.is_running)
+        assert len(re.findall("WARNING : +.*; waiting until", node.text)) == 1
+    server.start()
+    assert "Round 1: 1 of 1 replied" in commands.run("brokerfl-server", "server:app", "--run-config", "nodes=1").text
+    assert node.is_running
+    assert "Traceback" not in node.text
