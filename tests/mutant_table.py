@@ -813,6 +813,20 @@ WAITS = (
         "cli/test_outages",
     ),
     Mutant(
+        "a forked process uses its parent's Driver",
+        "server/driver.py",
+        "belong_here(self, self._replies, self._book.answers)",
+        "belong_here()",
+        "contract/test_forked",
+    ),
+    Mutant(
+        "a forked process uses its parent's sockets",
+        "broker/sockets.py",
+        "        sockets._idle.clear()\n",
+        "        pass\n",
+        "contract/test_forked",
+    ),
+    Mutant(
         "a socket waits longer than its thread may",
         "broker/sockets.py",
         "return time_left(self._socket_timeout)",

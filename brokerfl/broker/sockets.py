@@ -9,10 +9,12 @@ a WATCH and a MULTI of 11 commands take 350 µs with them and 180 µs without (t
 Answers are as the server sends them, including errors; everything here raises redis-py's errors.
 """
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
+from weakref import WeakSet
 
 from redis.client import Pipeline
 from redis.exceptions import InvalidResponse, RedisError, ResponseError, TimeoutError
@@ -39,6 +41,7 @@ class Sockets:
     def __init__(self, client: Any) -> None:
         self._client = client
         self._idle: list[Any] = []
+        _made.add(self)
 
     def pipe(self) -> Pipeline:
         """Return a pipeline to put commands into, for `transact` and `exchange`."""
@@ -153,6 +156,18 @@ class Sockets:
             else:
                 self.give(socket)
         yield answer
+
+
+_made: WeakSet[Sockets] = WeakSet()
+
+
+def _forget() -> None:
+    """The idle sockets are the parent's: a forked process only closes its copies."""
+    for sockets in list(_made):
+        sockets._idle.clear()
+
+
+os.register_at_fork(after_in_child=_forget)
 
 
 def bounded(kind: Any) -> Any:

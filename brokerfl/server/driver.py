@@ -21,6 +21,7 @@ from brokerfl.common import (
     RunError,
     UserConfig,
 )
+from brokerfl.common.forked import belong_here
 from brokerfl.server.hold import Hold, Options, Settings
 from brokerfl.wire.message import check_message, check_metadata, is_message_id
 from brokerfl.wire.reply import refused_reply, unknown_reply
@@ -28,7 +29,9 @@ from brokerfl.wire.run import Run
 
 
 class Driver:
-    """Sends messages to nodes and collects their replies, for one run. Safe to use from many threads.
+    """Sends messages to nodes and collects their replies, for one run.
+
+    Safe to use from many threads. In a process that was forked from its own, every call raises RuntimeError.
 
     `brokerfl-server` and `brokerfl.testing` create one and pass it to the ServerApp's main function. Once the run is
     over for this process, every call except `push_messages` raises RunStopped, RunFenced, RunLost or OutageLimit.
@@ -75,6 +78,7 @@ class Driver:
         self._connection, self._run_id = connection, self._hold.run.run_id
         self._session, self._replies, self._book = self._hold.session, self._hold.replies, self._hold.book
         self.context = self._hold.context
+        belong_here(self, self._replies, self._book.answers)
 
     def __repr__(self) -> str:
         return f"<Driver run={self._run_id} open={len(self._book)}>"
