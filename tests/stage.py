@@ -365,9 +365,29 @@ def distrust(driver: Driver) -> None:
     driver._hold.session.distrust()
 
 
+@contextmanager
+def locked(driver: Driver) -> Iterator[None]:
+    """Another thread holds the locks of a Driver, as one may at any moment."""
+    held, go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with driver._hold.session.writing, driver._hold.book.lock, driver._hold.pusher._pushing:
+            held.set()
+            go.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    try:
+        yield
+    finally:
+        go.set()
+        thread.join()
+
+
 def cut(driver: Driver) -> None:
     """A connection broke, and Redis answers again: the next step compares with it and restores what it lacks."""
-    driver._hold.session.reconnect(ConnectionError("cut"), None)
+    driver._hold.session.reconnect(ConnectionError("cut"))
 
 
 def compare(driver: Driver) -> None:

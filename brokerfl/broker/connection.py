@@ -14,7 +14,6 @@ from typing import Any
 from weakref import WeakSet
 
 import redis
-import tenacity
 from redis.backoff import NoBackoff
 from redis.client import Pipeline as Pipeline
 from redis.connection import HiredisRespSerializer, PythonRespSerializer
@@ -27,10 +26,12 @@ from redis.utils import HIREDIS_AVAILABLE
 
 from brokerfl.broker.failure import map_errors, translate
 from brokerfl.broker.keys import DEFAULT_PREFIX, Keys
-from brokerfl.broker.sockets import Sockets
+from brokerfl.broker.patience import end_of, is_spent
+from brokerfl.broker.sockets import Sockets, bounded
 from brokerfl.broker.url import check_url, masked
 from brokerfl.common import (
     ConfigError,
+    RedisRefuses,
     RedisTooOld,
     RedisUnreachable,
     log,
@@ -50,6 +51,9 @@ _CUTOFF = 6000
 
 #: A repeated XADD is a duplicate and a repeated XREADGROUP strands a batch: the loops retry, not the client.
 NO_RETRY = Retry(NoBackoff(), 0)
+
+#: There is no limit: a heartbeat must get a socket, however many workers or Drivers have one.
+_MOST_SOCKETS = 2**31
 
 #: NOMKSTREAM came with 6.2, PEXPIRE GT with 7.0; 7.0.15 is the oldest server that the tests use.
 OLDEST_SERVER = (7, 0)
@@ -89,6 +93,7 @@ class Connection:
     def __init__(self, client: redis.Redis, keys: Keys, url: str = "") -> None:
         # Any, because redis-py annotates every answer as the union of what any server and protocol may answer.
         self.redis: Any = client
+        client.connection_pool.max_connections = _MOST_SOCKETS
         self.sockets = Sockets(client)
         self.keys = keys
         self.url = url
@@ -97,6 +102,8 @@ class Connection:
         self._offset = 0.0
         self._waiting = threading.Lock()
         self._up_at = 0.0
+        self._down_since: float | None = None
+        self._is_refused = False
         self._flaps = 0
 
     def __repr__(self) -> str:
@@ -158,16 +165,19 @@ class Connection:
                 raise RedisTooOld(
                     f"the server at {self.url} is older than Redis 6; brokerfl needs 7.0 or newer (or Valkey 7.2)"
                 ) from None
-            if translate(error) is not None:
+            if isinstance(error, ResponseError) and translate(error) is not None:
                 raise
             raise ConfigError(f"the server at {self.url} cannot be used: {text}") from None
 
-    def wait_until_up(self, until: float, stop: Callable[[], bool] = lambda: False) -> bool:
+    def wait_until_up(
+        self, until: float, stop: Callable[[], bool] = lambda: False, because: Exception | None = None
+    ) -> bool:
         """Wait with jittered back-off until Redis answers again; log the outage once, and its end once.
 
         Args:
             until: local monotonic time at which to give up.
             stop: called before each attempt; true gives up.
+            because: what Redis did. If that is no silence, it is logged when it comes again after an answer.
 
         Returns:
             Whether Redis answers.
@@ -175,49 +185,65 @@ class Connection:
         Raises:
             RedisAuthError, RedisTLSError: it answers, but refuses the login or the connection.
         """
+        until = end_of(until)
         patience = min(max(0.0, until - time.monotonic()), threading.TIMEOUT_MAX)
         if not self._waiting.acquire(timeout=patience):
             return False
         try:  # a second thread finds that Redis answers, and logs nothing
-            self._wait_out_flaps(until)
+            if stop() or is_spent():  # it may have waited long for its turn, or for an answer
+                return False
+            self._wait_out_flaps(until, because)
             self._probe()
+            self.note_up()
             return True
         except RedisUnreachable as error:
-            log(WARNING, "%s; waiting until it answers again", str(error).rstrip("."))
+            if self._down_since is None:
+                self._down_since = time.monotonic()
+                self._is_refused = isinstance(error, RedisRefuses)
+                until_when = "that is over" if self._is_refused else "it answers again"
+                log(WARNING, "%s; waiting until %s", str(error).rstrip("."), until_when)
             return self._wait_for_answer(until, stop)
         finally:
             self._up_at = time.monotonic()
             self._waiting.release()
 
-    def _wait_out_flaps(self, until: float) -> None:
-        """Back off from a server that answers the probe but fails the next command, as a replica does."""
+    def note_up(self, *, wrote: bool = True) -> None:
+        """Redis answered: an outage, if one was logged, is over; one that only refuses writes, if this was a write."""
+        if self._down_since is None or (self._is_refused and not wrote):
+            return
+        log(INFO, "Redis at %s is back after %.1f s", self.url, time.monotonic() - self._down_since)
+        self._down_since = None
+
+    def _wait_out_flaps(self, until: float, because: Exception | None) -> None:
+        """Back off from a server that answers the probe but fails the next command."""
         now = time.monotonic()
         self._flaps = self._flaps + 1 if now - self._up_at < _FLAP else 0
+        if self._flaps == 1 and isinstance(because, RedisRefuses):
+            log(WARNING, "%s; trying again", because)
         if self._flaps:
             pause = random.uniform(0.0, min(_FLAP * 0.9, 0.02 * 2 ** min(self._flaps, 10)))
             time.sleep(max(0.0, min(pause, until - now)))
 
     def _probe(self) -> None:
-        """Redis answers TIME even while it loads its data, but not a read."""
+        """TIME is answered even while data are loaded, and reads even by a replica. This changes nothing."""
         with map_errors(self.url):
-            self.redis.exists(self.keys.identity)
+            self.redis.pexpire(self.keys.identity, 1, gt=True)
         self.read_time()
 
     def _wait_for_answer(self, until: float, stop: Callable[[], bool]) -> bool:
-        since = time.monotonic()
-        retrying = tenacity.Retrying(
-            wait=tenacity.wait_random_exponential(multiplier=0.05, max=2.0),
-            stop=lambda _: stop() or time.monotonic() >= until,
-            retry=tenacity.retry_if_exception_type(RedisUnreachable),
-            sleep=lambda seconds: time.sleep(max(0.0, min(seconds, until - time.monotonic()))),
-            reraise=True,
-        )
-        try:
-            retrying(self._probe)
-        except RedisUnreachable:
-            return False
-        log(INFO, "Redis at %s is back after %.1f s", self.url, time.monotonic() - since)
-        return True
+        longest = 0.05
+        while True:
+            pause = random.uniform(0.0, longest)
+            time.sleep(max(0.0, min(pause, until - time.monotonic())))
+            longest = min(2.0, 2 * longest)
+            if stop() or time.monotonic() >= until:  # an attempt may last as long as a socket's timeout
+                return False
+            try:
+                self._probe()
+            except RedisUnreachable:
+                continue
+            self.note_up()
+            return True
 
     def reset(self) -> None:
         """Close the idle sockets: if a signal interrupted a command, one may hold an answer that nobody waits for."""
@@ -265,6 +291,7 @@ def connect(
         )
     except ValueError as error:
         raise ConfigError(f"the Redis URL {masked(url)} cannot be read: {error}") from None
+    client.connection_pool.connection_class = bounded(client.connection_pool.connection_class)
     connection = Connection(client, Keys(prefix), masked(url))
     client.connection_pool.connection_kwargs["redis_connect_func"] = _Greeting(connection)
     client.connection_pool.connection_kwargs["command_packer"] = _Packer(client.connection_pool.get_encoder().encode)

@@ -13,27 +13,47 @@ from redis.client import Pipeline
 from redis.exceptions import (
     AuthenticationError,
     AuthenticationWrongNumberOfArgsError,
+    BusyLoadingError,
     ClusterDownError,
     ConnectionError,
+    InvalidResponse,
     MasterDownError,
     NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
     RedisError,
+    ResponseError,
     TimeoutError,
     TryAgainError,
     WatchError,
 )
 
-from brokerfl.common import ConfigError, RedisAuthError, RedisOutOfMemory, RedisTLSError, RedisUnreachable
+from brokerfl.common import (
+    ConfigError,
+    RedisAuthError,
+    RedisOutOfMemory,
+    RedisRefuses,
+    RedisTLSError,
+    RedisUnreachable,
+)
 
 #: What redis-py puts before the error of a pipeline: the command, with its data.
 _PIPELINED = re.compile(r"^Command # \d+ \(.*\) of pipeline caused error: ", re.DOTALL)
 
 #: Errors of a server that answers but cannot do it now: wait, then ask again. redis-py removes the code from the text
 #: of those for which it has a class.
-_PASSING_CLASSES = (ConnectionError, TimeoutError, ReadOnlyError, MasterDownError, ClusterDownError, TryAgainError)
-_PASSING = ("LOADING", "READONLY", "UNBLOCKED", "CLUSTERDOWN", "MASTERDOWN", "NOREPLICAS", "MISCONF", "BUSY ")
+_PASSING_CLASSES = (ConnectionError, TimeoutError, ClusterDownError, TryAgainError)
+_PASSING = ("UNBLOCKED", "CLUSTERDOWN")
+
+#: Why a server takes no writes, and what to do, by the class or the code of its error.
+_REFUSALS: tuple[tuple[type[Exception] | None, str, str], ...] = (
+    (ReadOnlyError, "READONLY", "it is a replica: name its primary, or promote it with REPLICAOF NO ONE"),
+    (MasterDownError, "MASTERDOWN", "it is a replica without its primary: name the primary, or start that"),
+    (None, "MISCONF", "it cannot save its data: look at its log and at its disk"),
+    (None, "NOREPLICAS", "it has too few replicas: start them, or lower its min-replicas-to-write"),
+    (BusyLoadingError, "LOADING", "it is still loading its data"),
+    (None, "BUSY ", "a script keeps it busy: wait, or end that with SCRIPT KILL"),
+)
 
 
 @contextmanager
@@ -50,6 +70,8 @@ def map_errors(url: str = "Redis", *keys: str) -> Iterator[None]:
         mapped = translate(error, url)
         if mapped is None and keys and "WRONGTYPE" in str(error):
             mapped = foreign(url, *keys)
+        if mapped is None and isinstance(error, ResponseError):
+            mapped = meaning(error, url)
         if mapped is None:
             raise
         raise mapped from error
@@ -61,6 +83,11 @@ def foreign(url: str, *keys: str) -> ConfigError:
         f"{' or '.join(keys)} at {url} is not what brokerfl keeps there: another program uses this prefix; "
         "choose another --prefix, or delete the key"
     )
+
+
+def meaning(error: Exception, url: str) -> Exception:
+    """Return the brokerfl exception to raise for an error that Redis answered."""
+    return translate(error, url) or RedisRefuses(f"Redis at {url} answers with an error: {error}")
 
 
 def translate(error: BaseException, url: str = "Redis") -> Exception | None:
@@ -80,6 +107,11 @@ def translate(error: BaseException, url: str = "Redis") -> Exception | None:
         return RedisAuthError(f"{url} denies a permission that brokerfl needs: {text}")
     if isinstance(error, OutOfMemoryError) or "OOM command not allowed" in text:
         return RedisOutOfMemory(f"{url} is full (maxmemory): {text}")
+    for kind, code, reason in _REFUSALS:
+        if (kind and isinstance(error, kind)) or text.startswith(code):
+            return RedisRefuses(f"Redis at {url} takes no writes: {reason}")
+    if isinstance(error, InvalidResponse):
+        return RedisRefuses(f"{url} does not answer as Redis does; is something else on this port? ({text})")
     if isinstance(error, (*_PASSING_CLASSES, OSError)) or text.startswith(_PASSING):
         return RedisUnreachable(f"Redis at {url} does not answer: {text or type(error).__name__}")
     return None

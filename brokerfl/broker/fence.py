@@ -9,16 +9,18 @@ notice that it lapsed.
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 from redis.client import Pipeline
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import map_errors
 from brokerfl.broker.keys import RETENTION, milliseconds
+from brokerfl.broker.patience import holding
 from brokerfl.broker.sockets import Command, commands_of
 from brokerfl.common import BrokerflError, RedisOutOfMemory, RunFenced, RunLost, RunStopped
 
@@ -93,7 +95,7 @@ class Fence:
         self._counter = counter
         self._token = token
         self._retention = retention
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._watch = (("WATCH", self._key), ("GET", self._key))
         self._socket: Any = None
         self._is_watching = False
@@ -122,14 +124,16 @@ class Fence:
             RedisUnreachable: unknown whether it was written.
             RedisOutOfMemory: nothing was written.
         """
-        with self._lock:
-            try:
-                results = self._execute(transaction.build, reclaims)
-            except RedisOutOfMemory:
-                if not transaction.frees:
-                    raise
-                results = self._execute_outside(transaction.build)
+        results = holding(self._lock, lambda: self._execute_or_free(transaction, reclaims))
         return results[len(results) - transaction.answers :]
+
+    def _execute_or_free(self, transaction: Transaction, reclaims: bool) -> list[Any]:
+        try:
+            return self._execute(transaction.build, reclaims)
+        except RedisOutOfMemory:
+            if not transaction.frees:
+                raise
+            return self._execute_outside(transaction.build)
 
     def _execute(self, build: Build, reclaims: bool) -> list[Any]:
         with map_errors(self._connection.url):
@@ -178,6 +182,22 @@ class Fence:
         self._is_watching = refusal is None
         self._owner = watched[-1] if refusal is None else None
         return refusal
+
+    def close(self) -> None:
+        """Give the socket back, without its WATCH: this owner is done. Redis may be unreachable."""
+        with suppress(RedisError, OSError):
+            holding(self._lock, self._unwatch)
+
+    def _unwatch(self) -> None:
+        if self._socket is None:
+            return
+        try:
+            self._connection.sockets.talk(self._socket, [("UNWATCH",)])
+        except BaseException:
+            self._drop()
+            raise
+        self._connection.sockets.give(self._socket)
+        self._socket, self._is_watching = None, False
 
     def _drop(self) -> None:
         self._is_watching = False

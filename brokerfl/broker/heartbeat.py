@@ -30,11 +30,13 @@ class Heartbeat:
         """Start; the first beat comes after one interval."""
         self._thread.start()
 
-    def stop(self) -> None:
-        """Stop, and wait for a beat in progress."""
+    def stop(self, patience: float | None = None) -> bool:
+        """Stop, and wait for a beat in progress, up to ``patience`` seconds; return whether it is over."""
         self._stopped.set()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join()
+            self._thread.join(patience)
+            return not self._thread.is_alive()
+        return True
 
     def _run(self) -> None:
         while not self._stopped.wait(self._interval):

@@ -16,7 +16,7 @@ from redis.client import Pipeline
 from redis.exceptions import ResponseError
 
 from brokerfl.broker.connection import BLOCK, Connection
-from brokerfl.broker.failure import execute_unless_changed, map_errors, translate
+from brokerfl.broker.failure import execute_unless_changed, map_errors, meaning, translate
 from brokerfl.broker.keys import BELL_LENGTH, GROUP, LEASE, Keys, milliseconds
 from brokerfl.broker.runs import runs_of
 from brokerfl.broker.stream import entries, place_of
@@ -117,7 +117,7 @@ def is_wanted(connection: Connection, node_id: int, run_id: int, entry_ids: Iter
         answers = pipe.execute(raise_on_error=False)
     for answer in answers:
         if isinstance(answer, Exception) and not _is_missing(answer):
-            raise translate(answer, connection.url) or answer
+            raise meaning(answer, connection.url)
     return any(isinstance(answer, list) and answer for answer in answers)
 
 
@@ -142,7 +142,7 @@ def pending_entries(connection: Connection, node_id: int, run_id: int) -> set[st
         [answer] = connection.sockets.exchange([command])
     if isinstance(answer, Exception):
         if not _is_missing(answer):
-            raise translate(answer, connection.url) or answer
+            raise meaning(answer, connection.url)
         return set()
     return {entry[0].decode() for entry in answer}
 
@@ -289,7 +289,7 @@ class Inboxes:
             [response] = self._connection.sockets.exchange([(*command, "STREAMS", *streams, *streams.values())])
         if isinstance(response, ResponseError):
             if not _is_missing(response):
-                raise translate(response, self._connection.url) or response
+                raise meaning(response, self._connection.url)
             with map_errors(self._connection.url):
                 self._recover()
             return []

@@ -72,8 +72,8 @@ CHUNK_FIELD = b"d"
 class Outboxes:
     """The outboxes of one run, as its ServerApp reads them.
 
-    Several threads may read at once: `advance`, which one of them calls at a time, says which reply is new. A ring that
-    two of them hear, or that gets lost between them, costs only time.
+    Several threads may read at once: `is_new` and `advance`, which one of them calls at a time, say which reply is new.
+    A ring that two of them hear, or that gets lost between them, costs only time.
 
     Args:
         connection: to the run's Redis.
@@ -184,14 +184,14 @@ class Outboxes:
             for entry_id, fields in entries_of_one(found if isinstance(found, list) else ()):
                 yield node_id, entry_id, fields
 
-    def advance(self, node_id: int, entry_id: str, generation: int) -> bool:
-        """Note that a reply was read; False if it was already, by another thread that read it as well."""
-        if generation != self.generation:
-            return True
-        if place_of(entry_id) <= place_of(self._cursors.get(node_id, "0-0")):
-            return False
-        self._cursors[node_id] = entry_id
-        return True
+    def is_new(self, node_id: int, entry_id: str, generation: int) -> bool:
+        """Return whether a reply was not read yet, by another thread that read it as well."""
+        return generation != self.generation or place_of(entry_id) > place_of(self._cursors.get(node_id, "0-0"))
+
+    def advance(self, node_id: int, entry_id: str, generation: int) -> None:
+        """Note that a reply was read, with everything before it."""
+        if generation == self.generation:
+            self._cursors[node_id] = entry_id
 
 
 def _read(streams: Mapping[str, str], block: float | None = None) -> Command:

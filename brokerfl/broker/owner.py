@@ -236,3 +236,4 @@ class Owner:
             if self.connection.redis.get(key) == self.fence.value.encode():
                 self.renew_lifetimes(footprint)
                 self.connection.redis.unlink(key)
+        self.fence.close()

@@ -1,6 +1,7 @@
 """The sockets: commands of the message path, without redis-py's pool and pipelines.
 
-Owns sockets that are kept from one command to the next. It must not know what the commands mean.
+Owns sockets that are kept from one command to the next, and that no wait of one outlasts the `patience` of its thread.
+It must not know what the commands mean.
 
 redis-py still packs and parses, but its pool, its pipelines and their metrics cost more than the commands themselves:
 a WATCH and a MULTI of 11 commands take 350 µs with them and 180 µs without (two cores, redis-py 8.1).
@@ -8,12 +9,17 @@ a WATCH and a MULTI of 11 commands take 350 µs with them and 180 µs without (t
 Answers are as the server sends them, including errors; everything here raises redis-py's errors.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
+from weakref import WeakSet
 
 from redis.client import Pipeline
-from redis.exceptions import ResponseError
+from redis.exceptions import InvalidResponse, RedisError, ResponseError, TimeoutError
+
+from brokerfl.broker.patience import is_spent, spend, time_left
 
 Command = Sequence[Any]
 
@@ -35,6 +41,7 @@ class Sockets:
     def __init__(self, client: Any) -> None:
         self._client = client
         self._idle: list[Any] = []
+        _made.add(self)
 
     def pipe(self) -> Pipeline:
         """Return a pipeline to put commands into, for `transact` and `exchange`."""
@@ -149,6 +156,76 @@ class Sockets:
             else:
                 self.give(socket)
         yield answer
+
+
+_made: WeakSet[Sockets] = WeakSet()
+
+
+def _forget() -> None:
+    """The idle sockets are the parent's: a forked process only closes its copies."""
+    for sockets in list(_made):
+        sockets._idle.clear()
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
+def bounded(kind: Any) -> Any:
+    """Return redis-py's class of a socket, except that no wait of it outlasts the patience of the thread that uses it.
+
+    Each wait counts for itself: an answer that comes in pieces may take longer.
+    """
+
+    class Bounded(kind):  # type: ignore[misc]
+        @property
+        def socket_timeout(self) -> Any:
+            return time_left(self._socket_timeout)
+
+        @socket_timeout.setter
+        def socket_timeout(self, value: Any) -> None:
+            self._socket_timeout = value
+
+        @property
+        def socket_connect_timeout(self) -> Any:
+            return time_left(self._socket_connect_timeout)
+
+        @socket_connect_timeout.setter
+        def socket_connect_timeout(self, value: Any) -> None:
+            self._socket_connect_timeout = value
+
+        def connect(self) -> Any:
+            return self._wait(super().connect)
+
+        def send_packed_command(self, *args: Any, **options: Any) -> Any:
+            self._handled = sys.exc_info()[1]
+            if self._sock is not None:
+                self._sock.settimeout(self.socket_timeout)
+            return self._wait(lambda: super(Bounded, self).send_packed_command(*args, **options))
+
+        def read_response(self, *args: Any, **options: Any) -> Any:
+            if time_left() is not None:  # less is left than when the command was sent
+                options.setdefault("timeout", self.socket_timeout)
+            return self._wait(lambda: super(Bounded, self).read_response(*args, **options))
+
+        def should_reconnect(self) -> Any:
+            # Asked when it goes back to the pool. An exception of a signal handler may have left an answer to be read.
+            error = sys.exc_info()[1]
+            is_interrupted = error is not getattr(self, "_handled", None) and not isinstance(error, RedisError)
+            return is_interrupted or super().should_reconnect()
+
+        def _wait(self, action: Callable[[], Any]) -> Any:
+            if is_spent():
+                raise TimeoutError("it was silent until the time was up")
+            try:
+                return action()
+            except TimeoutError:
+                spend()
+                raise
+            except (ValueError, TypeError, LookupError, AttributeError) as error:  # redis-py made nothing of an answer
+                self.disconnect()
+                raise InvalidResponse(str(error)) from error
+
+    return Bounded
 
 
 def _pieces(packed: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:

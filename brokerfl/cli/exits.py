@@ -21,6 +21,7 @@ from brokerfl.common import (
     PortInUse,
     RedisAuthError,
     RedisOutOfMemory,
+    RedisRefuses,
     RedisTLSError,
     RedisTooOld,
     RedisUnreachable,
@@ -101,7 +102,7 @@ def clear_errors() -> Iterator[None]:
         yield
     except BrokerflError as error:
         say(f"Error: {shown(str(error), keep=chr(10))}")
-        if isinstance(error, RedisUnreachable):
+        if isinstance(error, RedisUnreachable) and not isinstance(error, RedisRefuses):
             say(_TLS if "rediss://" in str(error) else _START)
         sys.exit(code_of(error))
     except KeyboardInterrupt:

@@ -8,6 +8,7 @@ connection.
 """
 
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from brokerfl.broker.connection import BLOCK, Connection
 from brokerfl.broker.heartbeat import Heartbeat
 from brokerfl.broker.inbox import Delivery, Inboxes, discard_message, ring_doorbell
 from brokerfl.broker.nodes import Registration
+from brokerfl.broker.patience import STEP, within
 from brokerfl.client.app import ClientAppCallable
 from brokerfl.client.executor import MAX_CRASHES, Executor
 from brokerfl.client.journal import Journal
@@ -193,7 +195,7 @@ class Node:
             self._workers.join()
         try:
             self._close_publisher()
-            self._registration.leave()
+            within(time.monotonic() + STEP, self._registration.leave)
         except BrokerflError as error:
             log(WARNING, "The node left, but could not tell Redis: %s", error)
         if isinstance(self._stop.failure, NodeNameTaken):
@@ -218,9 +220,9 @@ class Node:
         """Read, waiting ``block`` seconds for a message; without workers, execute one. Wait out an outage."""
         try:
             self._turn(block)
-        except (RedisUnreachable, RedisOutOfMemory):
+        except (RedisUnreachable, RedisOutOfMemory) as error:
             self._hold()
-            self._connection.wait_until_up(float("inf"), self.is_stopping)
+            self._connection.wait_until_up(float("inf"), self.is_stopping, error)
         except NodeNameTaken as error:
             self._stop.fail(error)
 

@@ -41,6 +41,10 @@ class RedisUnreachable(RedisError):
     """
 
 
+class RedisRefuses(RedisUnreachable):
+    """It answers, but takes no writes now, or something else answers in its place; the text says what to do."""
+
+
 class RedisAuthError(RedisError):
     """The user name or password is wrong or missing, or the user lacks a permission."""
 

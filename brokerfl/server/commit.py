@@ -10,7 +10,8 @@ from logging import INFO
 
 from brokerfl.broker.books import Parcel
 from brokerfl.broker.fence import Transaction
-from brokerfl.common import BrokerflError, Context, Error, ErrorCode, RedisOutOfMemory, log
+from brokerfl.broker.patience import holding
+from brokerfl.common import BrokerflError, Context, Error, ErrorCode, RedisOutOfMemory, RedisUnreachable, log
 from brokerfl.server.book import Applied, Book, OpenMessage, Sending
 from brokerfl.server.receive import Receiver
 from brokerfl.server.session import Session
@@ -148,22 +149,28 @@ class Committer:
         return self._book.sent(parcels, results)
 
     def send_again(self, message: OpenMessage) -> bool:
-        """The payload of a taken reply is missing: use another copy, or ask the node again; return whether one did."""
+        """The payload of a taken reply is missing: use another copy, or ask the node again; return whether one did.
+
+        Raises:
+            RedisUnreachable: this thread's time was up.
+        """
         former = self._book.answers.use_spare(message)
         if former is not None:
             self._receiver.drop([former])
             return True
-        with self._session.writing:
-            reopened = self._book.answers.reopen(message)
-            if reopened is None:
-                return False
-            former, parcel = reopened
-            self._receiver.drop([former])
-            try:
-                self._follow_up(Applied([parcel], [], []))
-            except RedisOutOfMemory:
-                self._session.distrust()  # the next comparison finds it missing, and sends it when there is room
-            return True
+        return holding(self._session.writing, lambda: self._reopen(message))
+
+    def _reopen(self, message: OpenMessage) -> bool:
+        reopened = self._book.answers.reopen(message)
+        if reopened is None:
+            return False
+        former, parcel = reopened
+        self._receiver.drop([former])
+        try:
+            self._follow_up(Applied([parcel], [], []))
+        except (RedisOutOfMemory, RedisUnreachable):
+            self._session.distrust()  # the next comparison finds it missing, and sends it when that is possible
+        return True
 
 
 def _refusal(parcel: Parcel, problem: Exception) -> Error:

@@ -10,7 +10,18 @@ from typing import Unpack
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.nodes import online_nodes
 from brokerfl.broker.owner import create_run, resume_run
-from brokerfl.common import DEFAULT_TTL, SUPERLINK_NODE_ID, Message, Metadata, RecordSet, RunError, UserConfig
+from brokerfl.broker.patience import within
+from brokerfl.common import (
+    DEFAULT_TTL,
+    SUPERLINK_NODE_ID,
+    Message,
+    Metadata,
+    RecordSet,
+    RedisUnreachable,
+    RunError,
+    UserConfig,
+)
+from brokerfl.common.forked import belong_here
 from brokerfl.server.hold import Hold, Options, Settings
 from brokerfl.wire.message import check_message, check_metadata, is_message_id
 from brokerfl.wire.reply import refused_reply, unknown_reply
@@ -18,7 +29,9 @@ from brokerfl.wire.run import Run
 
 
 class Driver:
-    """Sends messages to nodes and collects their replies, for one run. Safe to use from many threads.
+    """Sends messages to nodes and collects their replies, for one run.
+
+    Safe to use from many threads. In a process that was forked from its own, every call raises RuntimeError.
 
     `brokerfl-server` and `brokerfl.testing` create one and pass it to the ServerApp's main function. Once the run is
     over for this process, every call except `push_messages` raises RunStopped, RunFenced, RunLost or OutageLimit.
@@ -65,6 +78,7 @@ class Driver:
         self._connection, self._run_id = connection, self._hold.run.run_id
         self._session, self._replies, self._book = self._hold.session, self._hold.replies, self._hold.book
         self.context = self._hold.context
+        belong_here(self, self._replies, self._book.answers)
 
     def __repr__(self) -> str:
         return f"<Driver run={self._run_id} open={len(self._book)}>"
@@ -90,11 +104,14 @@ class Driver:
         """Wait until at least ``n`` nodes are online, for ``timeout`` seconds or forever, and return their ids.
 
         Raises:
-            TimeoutError: fewer nodes came online in time; the text says how many.
+            TimeoutError: fewer nodes came online in time; the text says how many, or that Redis does not answer.
         """
         until = _until(timeout)
         while True:
-            found = self.get_node_ids()
+            try:
+                found = within(until, self.get_node_ids)
+            except RedisUnreachable as error:
+                raise TimeoutError(f"fewer than {n} nodes were seen online in {timeout:g} s: {error}") from error
             if len(found) >= n:
                 return found
             left = 0.2 if until is None else min(0.2, until - time.monotonic())
@@ -218,29 +235,29 @@ class Driver:
         """Return the replies to ``message_ids`` that have arrived, each only once; do not wait for others.
 
         The content of a large reply is fetched from Redis first. An id that no push of this run returned is Error 3.
+        While Redis is silent, this returns after about a second, with what was read before.
         Nodes are checked only while the app pulls or waits: pull at least every 10 seconds, or use `replies`.
         """
         wanted, foreign = self._sort(message_ids)
-        self._hold.waits.poll()
-        return [unknown_reply(self._run_id, each) for each in foreign] + self._replies.here(wanted)
+        unknown, now = [unknown_reply(self._run_id, each) for each in foreign], time.monotonic()
+        within(now, self._hold.waits.poll)
+        return unknown + self._replies.all(wanted, now)
 
     def replies(self, message_ids: Iterable[str], *, timeout: float | None = None) -> Iterator[Message]:
         """Yield each reply to ``message_ids`` as soon as it arrives, until all have arrived.
 
-        A reply is handed over when the iterator advances past it, or when the loop's thread commits. A large one is
-        fetched when its turn comes, and not kept: an app that folds replies needs memory for one at a time if it
-        deletes each (``del reply``) before it asks for the next.
+        A reply is handed over when the iterator advances past it, or when the thread commits whose loop this is: the
+        one that called `replies`, or that loops over what it returned. A large one is fetched when its turn comes, and
+        not kept: an app that folds replies needs memory for one at a time if it deletes each (``del reply``) before it
+        asks for the next.
 
         Args:
             message_ids: as `push_messages` returned them; ``""`` is ignored.
-            timeout: seconds for all of them together; then the iteration ends. None waits until all are answered.
+            timeout: seconds for all of them together; then the iteration ends, at most about a second later if Redis is
+                silent. None waits until all are answered.
         """
         wanted, foreign = self._sort(message_ids)
-        return self._iterate(wanted, foreign, _until(timeout))
-
-    def _iterate(self, wanted: set[str], foreign: list[str], until: float | None) -> Iterator[Message]:
-        yield from (unknown_reply(self._run_id, each) for each in foreign)
-        yield from self._replies.each(wanted, until)
+        return self._replies.each((unknown_reply(self._run_id, each) for each in foreign), wanted, _until(timeout))
 
     def send_and_receive(
         self,
@@ -256,7 +273,9 @@ class Driver:
 
         Args:
             messages: as for `push_messages`, which also lists the exceptions.
-            timeout: in seconds; then the replies so far are returned. The others can still be pulled by id.
+            timeout: in seconds from the end of the push; then the replies so far are returned, at most about a second
+                later if Redis is silent. The others can still be pulled by id: see `Message.metadata`. A push has no
+                timeout: while Redis does not answer, it waits, up to the outage limit.
             deliver_when_online: as for `push_messages`.
             checkpoint: as for `push_messages`.
         """

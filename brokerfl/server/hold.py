@@ -4,6 +4,7 @@ Owns how the parts of a ServerApp's side are put together, the heartbeat, and ho
 know which calls an app makes; the Driver does.
 """
 
+import time
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from brokerfl.broker.keys import LEASE, OFFLINE_GRACE, RETENTION
 from brokerfl.broker.liveness import Liveness
 from brokerfl.broker.outbox import Outboxes
 from brokerfl.broker.owner import Owner
+from brokerfl.broker.patience import STEP, within
 from brokerfl.broker.runs import Footprint, has_ended
 from brokerfl.broker.transactions import Transactions
 from brokerfl.common import SUPERLINK_NODE_ID, BrokerflError, Context, RunError, RunStopped
@@ -137,6 +139,7 @@ class Hold:
             frees=True,
         )
         self._is_closed = True
+        self.owner.fence.close()
         self.waits.end(RunStopped(f"run {self.run.run_id} has ended"))
 
     def abandon(self) -> None:
@@ -147,7 +150,10 @@ class Hold:
         """Detach from the run without ending it: its keys stay for the retention time. Redis may be unreachable."""
         self._is_closed = True
         self.abandon()  # first, so that nothing, the heartbeat included, waits for a Redis that does not answer
-        self._heartbeat.stop()
-        with suppress(BrokerflError):  # the lease lapses by itself
-            self.owner.connection.reset()
-            self.owner.detach(self.footprint())
+        if self._heartbeat.stop(STEP):
+            with suppress(BrokerflError):  # the lease lapses by itself
+                within(time.monotonic(), self._give_up)
+
+    def _give_up(self) -> None:
+        self.owner.connection.reset()
+        self.owner.detach(self.footprint())

@@ -25,7 +25,7 @@ class Receiver:
 
     def reset(self) -> None:
         """Read everything again next time: Redis may have forgotten entries, and reused their ids."""
-        with self._book.changed:
+        with self._book.lock:
             self._book.answers.doubt()
             self._outboxes.reset()
 
@@ -36,14 +36,17 @@ class Receiver:
     def read(self, node_ids: Iterable[int]) -> None:
         """Bring what is new in these nodes' outboxes into the book, and delete settled replies."""
         nodes = set(node_ids)
-        with self._book.changed:
+        with self._book.lock:
             freed, self._freed, generation = self._freed, [], self._outboxes.generation
         if not nodes and not freed:
             return
-        replies, is_deleted = self._outboxes.read(nodes, freed)
-        self._match(replies, generation)
-        if not is_deleted:
-            self.free(freed)
+        is_deleted = False
+        try:
+            replies, is_deleted = self._outboxes.read(nodes, freed)
+            self._match(replies, generation)
+        finally:
+            if not is_deleted:
+                self.free(freed)
 
     @property
     def generation(self) -> int:
@@ -55,15 +58,16 @@ class Receiver:
         self._match(self._outboxes.found_more(nodes, results), generation)
 
     def _match(self, replies: Iterable[Reply], generation: int) -> None:
-        with self._book.changed:  # cursors and book change together: a last look must see what is not matched yet
+        with self._book.lock:  # cursors and book change together: a last look must see what is not matched yet
             for node_id, entry_id, fields in replies:
-                if not self._outboxes.advance(node_id, entry_id, generation):
+                if not self._outboxes.is_new(node_id, entry_id, generation):
                     continue
                 message_id, data = message_id_of(fields), entries_of(fields)
                 unfit = self._book.answers.answer(node_id, entry_id, message_id, fields, data)  # type: ignore[arg-type]
                 if unfit is not None:
                     self._dropped.append(unfit)
                     log(DEBUG, "Dropped a reply of node %s that matches no open message", node_id)
+                self._outboxes.advance(node_id, entry_id, generation)  # last: what interrupts this has it matched again
 
     def unsettled(self) -> int:
         """Return how many replies were handed over and stay in Redis until the run moves on."""
@@ -73,16 +77,16 @@ class Receiver:
 
     def free(self, replies: Iterable[Settled]) -> None:
         """Delete settled replies with the next read of the outboxes."""
-        with self._book.changed:
+        with self._book.lock:
             self._freed += replies
 
     def drop(self, replies: Iterable[Settled]) -> None:
         """Delete unneeded replies with the next transaction: unlike settled ones, another owner may need them."""
-        with self._book.changed:
+        with self._book.lock:
             self._dropped += replies
 
     def dropped(self) -> list[Settled]:
         """Return what the next transaction is to delete; if that fails, pass it to `drop` again."""
-        with self._book.changed:
+        with self._book.lock:
             dropped, self._dropped = self._dropped, []
             return dropped

@@ -4,20 +4,35 @@ Owns when a large reply is fetched, what happens if its payload is gone, and whe
 not know how replies are awaited, or how outboxes are read.
 """
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 
 from brokerfl.broker.outbox import read_data
+from brokerfl.broker.patience import time_is_up, within
 from brokerfl.common import Error, ErrorCode, FrameError, Message, RedisUnreachable
-from brokerfl.server.book import Book, OpenMessage
+from brokerfl.server.book import Book, OpenMessage, Wanted
 from brokerfl.server.commit import Committer
 from brokerfl.server.session import Session
-from brokerfl.server.wait import Waits, Wanted
+from brokerfl.server.wait import Waits
 from brokerfl.wire.frame import Fields
 from brokerfl.wire.manifest import manifest_of
 from brokerfl.wire.payload import MissingChunkError, assemble
 from brokerfl.wire.reply import decode_reply, error_reply
+
+
+class Loop(map):  # type: ignore[type-arg]
+    """Iterates over replies; notes whose loop it is: of the thread that made it, or that later began to loop over it.
+
+    What ``next(loop)`` returns in another thread, such as an executor's, is on its way to the app. A map, because that
+    is C: no exception of a signal handler comes between it and the app.
+    """
+
+    wanted: Wanted
+
+    def __iter__(self) -> "Loop":
+        self.wanted.thread = threading.get_ident()
+        return self
 
 
 class Replies:
@@ -42,92 +57,94 @@ class Replies:
 
     # Handing over.
 
-    def each(self, message_ids: set[str], until: float | None) -> Iterator[Message]:
-        """Yield replies as they arrive, until a local monotonic time; None waits for all.
+    def each(self, first: Iterable[Message], message_ids: set[str], until: float | None) -> Iterator[Message]:
+        """Yield ``first``, then replies as they arrive, until a local monotonic time; None waits for all.
 
         Each is handed over when the iterator advances past it, or is closed.
         """
         wanted = Wanted(message_ids)
-        while (found := self._next(wanted, until)) is not None:
-            message, only = found[0], [found[1]]
-            del found  # the reply may be half of the app's memory
-            self._answers.yielded(message)
+        loop = Loop(list.pop, chain(([message] for message in first), self._each(wanted, until)))
+        loop.wanted = wanted
+        return loop
+
+    def _each(self, wanted: Wanted, until: float | None) -> Iterator[list[Message]]:
+        while True:
             try:
-                yield only.pop()
+                wanted.taken.clear()
+                found = self._next(wanted, until)
+                if found is None:
+                    return
+                message, only = found[0], [found[1]]
+                del found  # the reply may be half of the app's memory
+                self._answers.yielded(message)
+            except BaseException:
+                self._give_up(wanted)
+                raise
+            try:
+                yield only
             finally:  # even after a break, the app has the reply
                 self._answers.hand_over([message])
 
     def all(self, message_ids: set[str], until: float | None) -> list[Message]:
         """Return what `each` yields; all of it is handed over, or nothing."""
         wanted, replies = Wanted(message_ids), []
-        with self._handing_over() as taken:
-            while (found := self._next(wanted, until)) is not None:
-                taken.append(found[0])
-                replies.append(found[1])
-        return replies
-
-    def here(self, message_ids: set[str]) -> list[Message]:
-        """Return the replies that have arrived; all of them are handed over, or none."""
-        replies: list[Message] = []
-        with self._handing_over() as taken:
-            while (message := self._answers.take(message_ids)) is not None:
-                message_ids.discard(message.message_id)
-                decoded = self._decode(message, time.monotonic())
-                if decoded is not None:
-                    replies.append(decoded)
-                    taken.append(message)
-        return replies
-
-    @contextmanager
-    def _handing_over(self) -> Iterator[list[OpenMessage]]:
-        """Hand over what is put into the list at the end of the block: until then no other thread settles it.
-
-        If the block fails, the replies can be taken again.
-        """
-        taken: list[OpenMessage] = []
         try:
-            yield taken
+            while (found := self._next(wanted, until)) is not None:
+                replies.append(found[1])
+            self._answers.giving(wanted)
+            wanted.is_given = True
+            return replies
         except BaseException:
-            self._answers.put_back(taken)
+            self._give_up(wanted)
             raise
-        self._answers.hand_over(taken)
+
+    def _give_up(self, wanted: Wanted) -> None:
+        """An exception ends the call, maybe one of a signal handler: the app has nothing of what it took."""
+        self._session.distrust()
+        self._answers.put_back(wanted.taken)
 
     def _next(self, wanted: Wanted, until: float | None) -> tuple[OpenMessage, Message] | None:
         """Return the next reply, taken but not handed over yet; None when none is left, or when time is up."""
-        while (message := self._waits.next(wanted, until)) is not None:
-            decoded = self._decode(message, until)
-            if decoded is not None:
-                return message, decoded
-            wanted.ids.add(message.message_id)
-            if until is not None and time.monotonic() >= until:
-                break
-        return None
+
+        def fetch() -> tuple[OpenMessage, Message] | None:
+            while (message := self._waits.next(wanted, until)) is not None:
+                decoded = self._decode(message)
+                if decoded is not None:
+                    return message, decoded
+                wanted.taken.pop()
+                if not time_is_up():  # otherwise the next call gets it
+                    wanted.ids.add(message.message_id)
+            return None
+
+        return within(until, fetch)
 
     # Fetching.
 
-    def _decode(self, message: OpenMessage, until: float | None) -> Message | None:
+    def _decode(self, message: OpenMessage) -> Message | None:
         """Return a reply that was taken; None if it cannot be had now: then it can be taken again.
 
-        A payload that Redis lost is asked for again; one that does not arrive by ``until`` is left to the next call.
+        A payload that Redis lost is asked for again; one that does not arrive in time is left to the next call.
         """
         if isinstance(message.reply, Error):
             return error_reply(self._run_id, message.message_id, message.entry, message.reply)
         assert message.reply is not None, "the reply was handed over already"
         try:
-            fetched = self._fetch(message, message.reply, until)
-            fields = {**message.reply, **fetched} if fetched else message.reply
+            return self._read(message, message.reply)
+        except FrameError as error:
+            return self._unreadable(message, str(error))
+        except RedisUnreachable:
+            self._answers.put_back([message])
+            return None
+
+    def _read(self, message: OpenMessage, reply: Fields) -> Message | None:
+        try:
+            fetched = self._fetch(message, reply)
+            fields = {**reply, **fetched} if fetched else reply
             return decode_reply(self._run_id, message.message_id, message.entry, fields)
         except MissingChunkError as error:
             return None if self._committer.send_again(message) else self._unreadable(message, str(error))
-        except FrameError as error:
-            return self._unreadable(message, str(error))
-        except BaseException as error:
-            self._answers.put_back([message])
-            if isinstance(error, RedisUnreachable):
-                return None
-            raise
 
-    def _fetch(self, message: OpenMessage, reply: Fields, until: float | None) -> Fields:
+    def _fetch(self, message: OpenMessage, reply: Fields) -> Fields:
         """Return the content of a large reply, and nothing for a small one; after an outage, continue where it was."""
         manifest = manifest_of(reply, self._limit)
         if manifest is None:
@@ -144,8 +161,8 @@ class Replies:
                         del wanted[0]
                         yield chunk
                 except RedisUnreachable as error:
-                    self._session.reconnect(error, until)
-                    if until is not None and time.monotonic() >= until:
+                    self._session.reconnect(error)
+                    if time_is_up():
                         raise
 
         content, _ = assemble(manifest, read)

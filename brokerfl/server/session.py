@@ -17,6 +17,7 @@ import tenacity
 
 from brokerfl.broker.fence import RedisForgot, Transaction
 from brokerfl.broker.liveness import Liveness
+from brokerfl.broker.patience import OutOfTime, holding, time_is_up
 from brokerfl.broker.transactions import Transactions
 from brokerfl.common import OutageLimit, RedisOutOfMemory, RedisUnreachable
 from brokerfl.server.receive import Receiver
@@ -99,34 +100,36 @@ class Session:
         """Compare before doing anything else: Redis has forgotten something."""
         self._is_stale = True
 
-    def is_up(self) -> None:
+    def is_up(self, *, wrote: bool = False) -> None:
         """Redis answered: an outage, if there was one, is over."""
         self._down_since = None
+        self._connection.note_up(wrote=wrote)
 
-    def reconnect(self, error: Exception, until: float | None) -> None:
-        """Wait until Redis answers again, at most until the local monotonic time ``until``.
+    def reconnect(self, error: Exception) -> None:
+        """Wait until Redis answers again, or until this thread's time is up.
 
         Raises:
             OutageLimit: Redis was unreachable for too long.
             RunError: the run is over for this process.
         """
-        self._is_stale = self._was_cut = True
         self.check()
+        if isinstance(error, OutOfTime):
+            return
+        self._is_stale = self._was_cut = True
         now = time.monotonic()
         self._down_since = self._down_since or now
         limit = self._down_since + self._outage_limit
-        is_up = now < limit and self._connection.wait_until_up(
-            limit if until is None else min(limit, until), lambda: self._over is not None
-        )
-        if not is_up and time.monotonic() >= limit:
+        answers = now < limit and self._connection.wait_until_up(limit, lambda: self.is_over, error)
+        self.check()  # before Redis is asked again
+        if not answers and time.monotonic() >= limit:
             raise OutageLimit(f"Redis was unreachable for more than {self._outage_limit:g} s: {error}") from error
 
-    def through_outage(self, ask: Callable[[], Answer], until: float | None = None) -> Answer:
+    def through_outage(self, ask: Callable[[], Answer]) -> Answer:
         """Return what ``ask`` returns, asking again after an outage.
 
         Raises:
             OutageLimit: Redis was unreachable for too long.
-            RedisUnreachable: it still was at the local monotonic time ``until``.
+            RedisUnreachable: it still was when this thread's time was up.
         """
         while True:
             try:
@@ -136,8 +139,8 @@ class Session:
             except RedisForgot:
                 self.distrust()
             except RedisUnreachable as error:
-                self.reconnect(error, until)
-                if until is not None and time.monotonic() >= until:
+                self.reconnect(error)
+                if time_is_up():
                     raise
 
     def with_room(self, action: Callable[[], Answer]) -> Answer:
@@ -195,18 +198,17 @@ class Session:
             self._reconciler.restore(was_cut=self._was_cut or losses != self._losses)
             self._reconciler.compare()
             self._losses, self._was_cut, self._is_stale = losses, False, False
+            self._connection.note_up()
 
     def reconcile_in_time(self, patience: float) -> bool:
         """Like `reconcile`, but wait ``patience`` seconds for another writer; return whether book and Redis agree."""
         if not self.is_stale:
             return True
-        if not self.writing.acquire(timeout=patience):
-            return False
         try:
-            self.reconcile()
+            holding(self.writing, self.reconcile, patience)
             return True
-        finally:
-            self.writing.release()
+        except OutOfTime:
+            return False
 
     def when_quiet(self, action: Callable[[], None]) -> None:
         """Call ``action`` if no thread is writing or comparing, and no comparison is due."""
@@ -247,28 +249,32 @@ class Session:
         Raises:
             RunStopped, RunFenced, RunLost, OutageLimit: the run is over for this process.
             RedisOutOfMemory: Redis is full; nothing was written.
+            RedisUnreachable: this thread's time was up; unknown whether it was written.
         """
         dropped, is_uncertain = self._receiver.dropped(), False
-        with self.writing:
-            while True:
-                try:
-                    # Ask before the comparison, which writes the books as they were before this transaction.
-                    if is_uncertain and self._has_taken_effect(was_executed):
-                        return None
-                    self._reconcile_unless_full(frees)
-                    transaction = self.transactions.dropping(dropped, make())
-                    is_uncertain = True
-                    results = self._fence.execute(transaction)
-                    self.is_up()
-                    return results
-                except RedisForgot:
-                    self.distrust()
-                    is_uncertain = False
-                except RedisUnreachable as error:
-                    self.reconnect(error, None)
-                except BaseException:
-                    self._receiver.drop(dropped)
-                    raise
+        try:
+            with self.writing:
+                while True:
+                    try:
+                        # Ask before the comparison, which writes the books as they were before this transaction.
+                        if is_uncertain and self._has_taken_effect(was_executed):
+                            return None
+                        self._reconcile_unless_full(frees)
+                        transaction = self.transactions.dropping(dropped, make())
+                        is_uncertain = True
+                        results = self._fence.execute(transaction)
+                        self.is_up(wrote=True)
+                        return results
+                    except RedisForgot:
+                        self.distrust()
+                        is_uncertain = False
+                    except RedisUnreachable as error:
+                        self.reconnect(error)
+                        if time_is_up():
+                            raise
+        except BaseException:
+            self._receiver.drop(dropped)
+            raise
 
     def _reconcile_unless_full(self, frees: bool) -> None:
         """A transaction that only deletes need not wait until there is room for what Redis forgot: it makes room."""

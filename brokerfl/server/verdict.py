@@ -47,9 +47,14 @@ class Verdicts:
         nodes = list(dict.fromkeys(message.node_id for message, _ in verdicts))
         parcels = [message.parcel({}) for message, _ in verdicts]
         generation = self._receiver.generation
-        results = self._transactions.owner.fence.execute(self._transactions.verdict(parcels, nodes))
-        self._receiver.read_more(nodes, results, generation)
-        self._book.answers.fail((message.message_id, error) for message, error in verdicts)
+        try:
+            results = self._transactions.owner.fence.execute(self._transactions.verdict(parcels, nodes))
+            self._receiver.read_more(nodes, results, generation)
+            self._book.answers.fail((message.message_id, error) for message, error in verdicts)
+        except BaseException:  # no inbox may have them any more
+            self._session.distrust()
+            self._book.answers.put_back()
+            raise
 
     def cancel(self, message_ids: Iterable[str]) -> None:
         """Answer open messages with Error 3, and take them out of the inboxes."""

@@ -8,13 +8,11 @@ app with one thread has no hand-offs between threads, and an app with many opens
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from logging import WARNING
 
 from brokerfl.broker.fence import RedisForgot
 from brokerfl.common import OutageLimit, RedisOutOfMemory, RedisUnreachable, RunError, log
-from brokerfl.server.book import Book, OpenMessage
+from brokerfl.server.book import Book, OpenMessage, Wanted
 from brokerfl.server.receive import Receiver
 from brokerfl.server.session import Session
 from brokerfl.server.verdict import Verdicts
@@ -23,32 +21,24 @@ from brokerfl.server.verdict import Verdicts
 SWEEP = 1.0
 
 
-@dataclass
-class Wanted:
-    """The messages whose replies one iterator waits for. Only for the thread that drives it."""
-
-    ids: set[str]
-    seen: int = -1  # the book's takes when nobody else had taken one of ``ids``
-
-
 class Waits:
     """Waits for the replies of one run, in any thread."""
 
     def __init__(self, book: Book, session: Session, receiver: Receiver, verdicts: Verdicts) -> None:
-        self._changed = book.changed
+        self._lock, self._changed = book.lock, book.changed
         self._answers = book.answers
         self._book = book
         self._session = session
         self._receiver = receiver
         self._verdicts = verdicts
-        self._is_collecting = False
+        self._leader: object | None = None  # of the thread that collects
         self._is_full = False
         self._swept = time.monotonic()
 
     def end(self, reason: Exception) -> None:
         """The run is over for this process: from now on every wait raises ``reason``."""
         self._session.end(reason)
-        with self._changed:
+        with self._lock:
             self._changed.notify_all()
 
     def next(self, wanted: Wanted, until: float | None) -> OpenMessage | None:
@@ -56,8 +46,8 @@ class Waits:
 
         Removes from ``wanted`` what was found, and what another call took. None means that none is left, or time is up.
         """
-        with self._changed:
-            while True:
+        while True:
+            with self._lock:
                 message = self._take(wanted)
                 if message is not None:
                     return message
@@ -66,10 +56,14 @@ class Waits:
                 left = SWEEP if until is None else until - time.monotonic()
                 if not wanted.ids or left <= 0:
                     return None
-                self._wait(min(left, SWEEP), until)
+                seconds = min(left, SWEEP)
+                if self._leader is not None:
+                    self._changed.wait(seconds)
+                    continue
+            self._lead(seconds)
 
     def _take(self, wanted: Wanted) -> OpenMessage | None:
-        message = self._answers.take(wanted.ids)
+        message = self._answers.take(wanted)
         if message is not None:
             wanted.ids.discard(message.message_id)
             wanted.seen += wanted.seen == self._answers.takes - 1
@@ -81,38 +75,34 @@ class Waits:
             wanted.seen = self._answers.takes
             wanted.ids.intersection_update([each for each in wanted.ids if self._answers.waits(each)])
 
-    def _wait(self, seconds: float, until: float | None) -> None:
-        """Wait for a change; collect if no other thread does. Called with the lock held once, which is given up."""
-        if self._is_collecting:
-            self._changed.wait(seconds)
-        else:
-            self._lead(lambda: self._collect(seconds, until))
-
     def poll(self) -> None:
         """Collect what has arrived, without waiting. Does nothing while another thread collects."""
-        with self._changed:
-            self._session.check()
-            if not self._is_collecting:
-                self._lead(lambda: self._collect(None, time.monotonic()))
+        self._session.check()
+        self._lead(None)
 
-    def _lead(self, collect: Callable[[], None]) -> None:
-        self._is_collecting = True
+    def _lead(self, block: float | None) -> None:
+        """Collect, unless another thread does."""
+        me = object()
         try:
-            self._changed.release()
-            try:
-                collect()
-            except (RunError, OutageLimit) as error:
+            with self._lock:
+                self._leader = self._leader or me
+            if self._leader is me:
+                self._collect(block)
+        except BaseException as error:
+            if isinstance(error, RunError | OutageLimit):
                 self._session.end(error)
-                raise
-            finally:
-                self._changed.acquire()
+            self._session.distrust()  # a signal handler's exception may have come between two steps
+            self._answers.put_back()
+            raise
         finally:
-            self._is_collecting = False
-            self._changed.notify_all()
+            if self._leader is me:  # no call comes before this, so no signal handler either
+                self._leader = None
+                with self._lock:
+                    self._changed.notify_all()
 
     # Collecting; one thread at a time, without the lock.
 
-    def _collect(self, block: float | None, until: float | None) -> None:
+    def _collect(self, block: float | None) -> None:
         try:
             if not self._session.reconcile_in_time(block or 0.0):
                 return
@@ -129,7 +119,7 @@ class Waits:
         except RedisOutOfMemory as error:
             self._do_without_room(error, block)
         except RedisUnreachable as error:
-            self._session.reconnect(error, until)
+            self._session.reconnect(error)
 
     def _sweep(self) -> None:
         self._verdicts.sweep()
@@ -144,5 +134,5 @@ class Waits:
             self._sweep()
         except (RedisUnreachable, RedisForgot):
             return  # the next turn handles it
-        with self._changed:
+        with self._lock:
             self._changed.wait(block or 0.0)

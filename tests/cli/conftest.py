@@ -7,10 +7,13 @@ import json
 import os
 import re
 import signal
+import socketserver
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -261,3 +264,33 @@ def runs(commands: Commands) -> dict[str, str]:
     """The status of each run that has not ended."""
     rows = json.loads(commands.run("brokerfl", "runs", "--format", "json").out)
     return {row["run"]: row["status"] for row in rows}
+
+
+#: For `stand_in`.
+NO_REDIS: dict[bytes, bytes] = {}
+
+
+class _Server(socketserver.ThreadingTCPServer):
+    allow_reuse_address = daemon_threads = True
+
+
+@contextmanager
+def stand_in(answers: dict[bytes, bytes], port: int = 0) -> Iterator[str]:
+    """A server that answers with ``answers`` by command; without one it speaks HTTP."""
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            while head := self.rfile.readline():
+                words = []
+                for _ in range(int(head[1:])):
+                    self.rfile.readline()
+                    words.append(self.rfile.readline().strip().upper())
+                unknown = b"-ERR unknown command\r\n" if answers else b"HTTP/1.1 400 Bad Request\r\n\r\n"
+                self.wfile.write(answers.get(words[0], unknown))
+
+    with _Server(("127.0.0.1", port), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"redis://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()

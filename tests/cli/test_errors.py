@@ -1,15 +1,11 @@
 """Errors that a new user makes: each is one clear line, never a traceback of ours, and has its exit code."""
 
 import re
-import socketserver
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
 from brokerfl.broker.embedded import free_port
-from tests.cli.conftest import Broker, Commands, error_of, run_id
+from tests.cli.conftest import NO_REDIS, Broker, Commands, error_of, run_id, stand_in
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -147,31 +143,6 @@ OLD = {
 }
 
 VERY_OLD = {b"HELLO": b"-ERR unknown command `HELLO`, with args beginning with: `3`, \r\n"}
-
-NO_REDIS: dict[bytes, bytes] = {}
-
-
-@contextmanager
-def stand_in(answers: dict[bytes, bytes]) -> Iterator[str]:
-    """A server that answers with ``answers`` by command; without one it speaks HTTP."""
-
-    class Handler(socketserver.StreamRequestHandler):
-        def handle(self) -> None:
-            while head := self.rfile.readline():
-                words = []
-                for _ in range(int(head[1:])):
-                    self.rfile.readline()
-                    words.append(self.rfile.readline().strip().upper())
-                unknown = b"-ERR unknown command\r\n" if answers else b"HTTP/1.1 400 Bad Request\r\n\r\n"
-                self.wfile.write(answers.get(words[0], unknown))
-
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
-        server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        try:
-            yield f"redis://127.0.0.1:{server.server_address[1]}"
-        finally:
-            server.shutdown()
 
 
 def test_a_server_that_is_too_old(commands: Commands) -> None:

@@ -1,6 +1,7 @@
 """A Redis that goes away, comes back empty, or is full: what the commands say and how they end."""
 
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,10 +10,36 @@ import pytest
 from redis import Redis
 
 from brokerfl.broker.embedded import EmbeddedServer
-from tests.apps import append_only_file, written_size
-from tests.cli.conftest import Broker, Commands, Process, error_of, run_id
+from tests.apps import append_only_file, eventually, written_size
+from tests.cli.conftest import Broker, Commands, Process, error_of, run_id, stand_in
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("valkey_url")]
+
+
+THREADS = '''
+"""Eight threads that ask Redis for as long as the run lasts."""
+
+from concurrent.futures import ThreadPoolExecutor
+from logging import INFO
+
+from brokerfl.common import Context, log
+from brokerfl.server import Driver, ServerApp
+
+app = ServerApp()
+
+
+def ask(driver: Driver) -> None:
+    while True:
+        driver.get_node_ids()
+
+
+@app.main()
+def main(driver: Driver, context: Context) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        asking = [pool.submit(ask, driver) for _ in range(8)]
+        log(INFO, "All threads ask")
+        [each.result() for each in asking]
+'''
 
 
 @pytest.fixture
@@ -117,3 +144,58 @@ def test_a_full_redis_is_named(commands: Commands, broker: Broker) -> None:
     finally:
         broker.admin.config_set("maxmemory", 0)
     assert error_of(process).startswith(f"Error: {broker.url} is full (maxmemory): ")
+
+
+def test_a_signal_ends_commands_while_redis_is_frozen(commands: Commands, server: EmbeddedServer) -> None:
+    """Eight threads that ask a Redis that says nothing end together, not one after the other; so do eight workers."""
+    commands.write("threads.py", THREADS)
+    idle, busy = commands.node(), commands.node("--workers", "8", "--node-config", "gate='gate'")
+    commands.server("--run-config", "nodes=2")
+    busy.wait_for("Training begins")
+    server_app = commands.start("brokerfl-server", "threads:app")
+    server_app.wait_for("All threads ask")
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        server_app.wait_for("waiting until it answers again")
+        commands.write("gate", "")
+        for process in (server_app, idle, busy):
+            process.send(signal.SIGTERM)
+        assert "is detached: got SIGTERM" in server_app.ends(143).err
+        for node in (idle, busy):
+            assert "The node left, but could not tell Redis" in node.ends(0).text
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+
+
+def test_a_replica_is_told_apart_from_silence(commands: Commands, server: EmbeddedServer) -> None:
+    """At the start, node and ServerApp say what it is and what to do, and do not ask whether it is running."""
+    with Redis.from_url(server.url) as admin:
+        admin.replicaof("127.0.0.1", 1)
+    for command, app in (("brokerfl-node", "client:app"), ("brokerfl-server", "server:app")):
+        process = commands.run(command, app, code=10)
+        expected = "takes no writes: it is a replica: name its primary, or promote it with REPLICAOF NO ONE"
+        assert error_of(process) == f"Error: Redis at {server.url} {expected}"
+        assert "Is it running?" not in process.text
+
+
+class Garbage(dict[bytes, bytes]):
+    """The answers of a web server, counted."""
+
+    met = 0
+
+    def get(self, word: bytes, default: bytes) -> bytes:  # type: ignore[override]
+        self.met += 1
+        return default
+
+
+def test_a_node_outlives_a_proxy_that_answers_garbage(commands: Commands, server: EmbeddedServer) -> None:
+    """A web server on the port for a while: it is said once, and the node serves on when Redis is back."""
+    node, garbage = commands.node(), Garbage()
+    server.stop()
+    with stand_in(garbage, port=int(server.url.rpartition(":")[2])):
+        eventually(lambda: garbage.met > 3 or not node.is_running)
+        assert len(re.findall("WARNING : +.*; waiting until", node.text)) == 1
+    server.start()
+    assert "Round 1: 1 of 1 replied" in commands.run("brokerfl-server", "server:app", "--run-config", "nodes=1").text
+    assert node.is_running
+    assert "Traceback" not in node.text

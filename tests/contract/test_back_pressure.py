@@ -3,14 +3,17 @@
 import threading
 
 import pytest
+from redis.exceptions import ResponseError
 
+from brokerfl.broker.failure import map_errors
 from brokerfl.broker.nodes import Registration, list_nodes
 from brokerfl.broker.runs import stop_run
-from brokerfl.common import ErrorCode, RedisOutOfMemory
+from brokerfl.common import ErrorCode, RedisOutOfMemory, RedisRefuses
 from brokerfl.server import Driver, push, session
 from tests.apps import Gate, driving, eventually, federation, number, number_in
 from tests.conftest import Backend
-from tests.stage import distrust, fill, owing
+from tests.stage import distrust, fill, owing, silent
+from tests.stage import push as push_one
 
 #: TLS changes nothing here; test_messages.py and test_nothing_lost.py have it.
 WITHOUT = ("redis-tls",)
@@ -133,3 +136,42 @@ def test_a_failover_is_waited_out(backend: Backend) -> None:
         replies = driver.send_and_receive(batch)
         back.join()
         assert [number_in(reply) for reply in replies] == [4, 4]
+
+
+@pytest.mark.parametrize(
+    ("refuse", "allow", "reason"),
+    [
+        ("REPLICAOF 127.0.0.1 1", "REPLICAOF NO ONE", "it is a replica: name its primary"),
+        ("CONFIG SET min-replicas-to-write 1", "CONFIG SET min-replicas-to-write 0", "it has too few replicas: start"),
+    ],
+)
+def test_a_server_that_takes_no_writes_is_named_once(
+    backend: Backend, refuse: str, allow: str, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is wrong and what to do is said when the waiting begins, and that it is over."""
+    if not backend.is_real or backend.name == "redis-tls":
+        pytest.skip("needs REPLICAOF on a plain server")
+    with driving(backend) as driver:
+        node, pushed = silent(backend), []
+        backend.admin.execute_command(*refuse.split())
+        try:
+            pushing = threading.Thread(target=lambda: pushed.append(push_one(driver, node, number(1))))
+            pushing.start()
+            eventually(lambda: caplog.records)
+            assert driver.get_node_ids() == [node], "reads are answered"
+        finally:
+            backend.admin.execute_command(*allow.split())
+        pushing.join(20)
+        assert pushed[0]
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2, said
+    assert f"takes no writes: {reason}" in said[0]
+    assert said[0].endswith("; waiting until that is over")
+    assert "is back after" in said[1]
+
+
+def test_a_server_that_cannot_save_is_named() -> None:
+    """As for a replica; and an error that nobody knows does not leave brokerfl as redis-py's."""
+    for text, words in (("MISCONF Errors writing to the AOF file", "cannot save its data"), ("what?", "answers with")):
+        with pytest.raises(RedisRefuses, match=words), map_errors("redis://r"):
+            raise ResponseError(text)

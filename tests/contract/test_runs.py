@@ -325,3 +325,27 @@ def test_a_beat_that_learns_of_a_stop_gives_up_the_lease(backend: Backend) -> No
         beat(driver)
     assert not backend.admin.exists(keys.run_lease(run))
     driver.detach()
+
+
+def test_a_run_that_is_over_keeps_no_socket(backend: Backend) -> None:
+    """However many run on one connection, one after the other, ended or detached."""
+    if not backend.is_real:
+        pytest.skip("fakeredis has no sockets")
+    connection, open_sockets = backend.connect(), []
+    for turn in range(12):
+        driver = Driver(connection, "server:app")
+        driver.checkpoint()
+        if turn % 2:
+            driver.end()
+        else:
+            driver.detach()
+        open_sockets.append(len(backend.admin.client_list()))
+    assert max(open_sockets[4:]) <= max(open_sockets[:4])
+
+
+def test_a_heartbeat_always_gets_a_socket(backend: Backend) -> None:
+    """However many workers wait with one each."""
+    connection = backend.connect()
+    for _ in range(150):
+        connection.sockets.take()
+    assert connection.read_time() > 0

@@ -1,5 +1,7 @@
 """Settling: an app that folds replies lets each leave Redis as it goes, before the run moves on."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from brokerfl.common import Array, Context, ErrorCode, Message, MetricsRecord, P
 from brokerfl.server import Driver
 from tests.apps import driving, federation, number, number_in
 from tests.conftest import Backend
-from tests.stage import in_ledger, kill, resumed, start
+from tests.stage import in_ledger, kill, resumed, start, unsettled
 
 #: TLS changes nothing here; test_messages.py has it.
 WITHOUT = ("redis-tls",)
@@ -55,6 +57,35 @@ def counted(backend: Backend, driver: Driver) -> tuple[int, int]:
 def broadcast(driver: Driver, nodes: list[int], group: str = "1", kind: str = "train") -> list[Message]:
     """Messages to all nodes, each with its place in the list."""
     return [driver.create_message(number(index), kind, node, group) for index, node in enumerate(nodes)]
+
+
+def test_a_commit_settles_no_reply_that_is_on_its_way(backend: Backend) -> None:
+    """What an executor's thread was yielded is not in the app's hands until the next call, whoever commits."""
+    with federation(backend, Trainer().app, nodes=2), driving(backend) as driver, ThreadPoolExecutor(1) as pool:
+        replies = driver.replies(driver.push_messages(broadcast(driver, driver.get_node_ids())))
+        left = []
+        for _ in range(2):
+            pool.submit(next, replies).result()
+            pool.submit(driver.checkpoint).result()
+            left.append(unsettled(driver))
+        assert left == [2, 1]
+
+
+def test_a_reply_belongs_to_the_thread_that_loops(backend: Backend) -> None:
+    """Wherever the iterator was made: its commits settle what the body of the loop has seen."""
+    with federation(backend, Trainer().app, nodes=2), driving(backend) as driver:
+        replies = driver.replies(driver.push_messages(broadcast(driver, driver.get_node_ids())))
+        left = []
+
+        def loop() -> None:
+            for _ in replies:
+                driver.checkpoint()
+                left.append(unsettled(driver))
+
+        thread = threading.Thread(target=loop)
+        thread.start()
+        thread.join(20)
+        assert left == [1, 0]
 
 
 def test_a_settled_reply_leaves_redis_at_once(backend: Backend) -> None:

@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from brokerfl.broker.books import Snapshot
 from brokerfl.common import Error
-from brokerfl.server.book import Book, Event, OpenMessage, Sending, State, Step
+from brokerfl.server.book import Book, Event, OpenMessage, Sending, State, Step, Wanted
 from brokerfl.server.book.message import IllegalStep
 from brokerfl.server.book.state import ORPHANS, OWING, TAKEN
 from brokerfl.wire.frame import Fields
@@ -24,7 +24,7 @@ sent            sent: sent, found: sent, missed: lost, answered: answered, disow
 lost            sent: sent, found: sent, missed: lost, answered: answered, disowned: orphan lost, cancelled: gone
 answered        taken: taken, disowned: orphan answered, cancelled: gone
 taken           put back: answered, reopened: lost, yielded: yielded, handed over: handed over, cancelled: gone
-yielded         handed over: handed over, settled: gone, cancelled: gone
+yielded         put back: answered, handed over: handed over, settled: gone, cancelled: gone
 handed over     settled: gone, cancelled: gone
 orphan          sent: orphan, found: orphan, missed: orphan lost, answered: orphan answered, adopted: sent, \
 cancelled: gone
@@ -122,11 +122,11 @@ def test_a_reply_may_be_faster_than_the_answer_to_its_push() -> None:
     book, one = empty(), sending("a")
     assert [parcel.message_id for parcel in book.plan([one]).parcels] == ["a"]
     assert answer(book, "a") is None
-    assert book.answers.take({"a"}) is None
+    assert book.answers.take(Wanted({"a"})) is None
     retried = book.plan([one])
     assert (set(retried.entered), retried.parcels) == ({"a"}, ())
     book.apply([])
-    taken = book.answers.take({"a"})
+    taken = book.answers.take(Wanted({"a"}))
     assert taken is not None
     assert taken.reply == REPLY
 
@@ -156,7 +156,7 @@ def test_a_commit_settles_what_this_thread_was_handed() -> None:
     for number, each in enumerate(("yielded", "handed", "taken", "answered")):
         answer(book, each, f"{number + 5}-0")
     for each in ("yielded", "handed", "taken"):
-        taken = book.answers.take({each})
+        taken = book.answers.take(Wanted({each}))
         assert taken is not None
         if each == "yielded":
             book.answers.yielded(taken)
@@ -176,7 +176,7 @@ def test_contents_are_idle_when_nobody_needs_them() -> None:
     """Not while a message, the saved state, or a push that is under way needs them."""
     book = pushed("a", "b")
     answer(book, "a")
-    taken = book.answers.take({"a"})
+    taken = book.answers.take(Wanted({"a"}))
     assert taken is not None
     book.answers.hand_over([taken])
     contents = [b"c", b"d", b"e", b"state"]
@@ -184,7 +184,7 @@ def test_contents_are_idle_when_nobody_needs_them() -> None:
     assert book.plan(settled=[taken], contents=contents).idle == (b"d",), "b needs c"
     book.apply([])
     answer(book, "b")
-    last = book.answers.take({"b"})
+    last = book.answers.take(Wanted({"b"}))
     assert last is not None
     book.answers.hand_over([last])
     book.keep(())
@@ -225,9 +225,9 @@ def test_an_orphan_that_is_waited_for_by_its_id_is_adopted() -> None:
     """Also when its reply is here already."""
     book = resumed(("a", entry()))
     answer(book, "a")
-    assert book.answers.take({"a"}) is None
+    assert book.answers.take(Wanted({"a"})) is None
     book.claim("a")
-    assert book.answers.take({"a"}) is not None
+    assert book.answers.take(Wanted({"a"})) is not None
 
 
 def test_an_orphan_that_is_adopted_while_it_is_cancelled_is_gone() -> None:
@@ -277,7 +277,7 @@ def test_what_was_asked_again_leaves_its_inbox_when_it_is_settled() -> None:
     """Else a node that forgot its answer executes it once more."""
     book = pushed("a")
     answer(book, "a", "5-0", ("1-0",))
-    taken = book.answers.take({"a"})
+    taken = book.answers.take(Wanted({"a"}))
     assert taken is not None
     book.answers.hand_over([taken])
     assert book.plan(settled=[taken]).recalled == ()
@@ -300,17 +300,17 @@ def test_a_reply_without_its_payload_is_made_again_a_few_times() -> None:
     book = pushed("a")
     answer(book, "a", "5-0", ("1-0",))
     answer(book, "a", "6-0", ("2-0",))
-    taken = book.answers.take({"a"})
+    taken = book.answers.take(Wanted({"a"}))
     assert taken is not None
     assert book.answers.use_spare(taken) == (7, "5-0", ("1-0",))
     for _ in range(3):
-        assert book.answers.take({"a"}) is taken
+        assert book.answers.take(Wanted({"a"})) is taken
         reopened = book.answers.reopen(taken)
         assert reopened is not None
         assert taken.state is State.LOST
         book.sent([reopened[1]], [b"9-0"])
         answer(book, "a", "7-0", ("3-0",))
-    assert book.answers.take({"a"}) is taken
+    assert book.answers.take(Wanted({"a"})) is taken
     assert book.answers.reopen(taken) is None
 
 
@@ -319,9 +319,9 @@ def test_what_is_put_back_is_the_first_to_be_taken() -> None:
     book = pushed("a", "b", "c")
     for number, each in enumerate("abc"):
         answer(book, each, f"{number + 5}-0")
-    two = [book.answers.take({"a", "b", "c"}) for _ in range(2)]
+    two = [book.answers.take(Wanted({"a", "b", "c"})) for _ in range(2)]
     book.answers.put_back([message for message in two if message])
-    order = [book.answers.take({"a", "b", "c"}) for _ in range(3)]
+    order = [book.answers.take(Wanted({"a", "b", "c"})) for _ in range(3)]
     assert [message.message_id for message in order if message] == ["a", "b", "c"]
 
 
@@ -347,9 +347,9 @@ def test_what_is_being_fetched_is_not_settled() -> None:
     book = pushed("a", "b")
     for number, message_id in enumerate(("a", "b"), 5):
         answer(book, message_id, f"{number}-0")
-    taken = [book.answers.take({"a"})]
+    taken = [book.answers.take(Wanted({"a"}))]
     assert book.answers.handed_over_of(["a", "b"]) == []
-    elsewhere = threading.Thread(target=lambda: taken.append(book.answers.take({"b"})))
+    elsewhere = threading.Thread(target=lambda: taken.append(book.answers.take(Wanted({"b"}))))
     elsewhere.start()
     elsewhere.join()
     here, there = taken
@@ -400,7 +400,7 @@ def test_every_step_is_told_once() -> None:
     book.plan([sending("a")])
     book.apply([b"1-0"])
     answer(book, "a")
-    taken = book.answers.take({"a"})
+    taken = book.answers.take(Wanted({"a"}))
     assert taken is not None
     book.answers.hand_over([taken])
     book.plan(settled=[taken])
@@ -439,7 +439,7 @@ class AnyHistory(RuleBasedStateMachine):
 
     @rule(end=st.sampled_from(["put back", "hand over", "yield", "reopen", "keep"]))
     def take(self, end: str) -> None:
-        taken = self.book.answers.take(set(self.ids()))
+        taken = self.book.answers.take(Wanted(set(self.ids())))
         if taken is None:
             return
         if end == "put back":

@@ -246,7 +246,7 @@ def test_exceptions() -> None:
     import brokerfl.common as common
 
     kinds = [kind for kind in vars(errors_module).values() if isinstance(kind, type)]
-    assert len(kinds) == 23
+    assert len(kinds) == 24
     for kind in kinds:
         assert issubclass(kind, BrokerflError)
         assert kind.__name__ in common.__all__
@@ -258,5 +258,5 @@ def test_exceptions() -> None:
     }  # fmt: skip
     assert {k.__name__ for k in kinds if issubclass(k, RedisError)} == {
         "RedisError", "RedisUnreachable", "RedisAuthError", "RedisTLSError", "RedisTooOld", "RedisOutOfMemory",
-        "InsecureURL",
+        "RedisRefuses", "InsecureURL",
     }  # fmt: skip

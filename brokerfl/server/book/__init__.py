@@ -13,14 +13,14 @@ After a resume, unsettled messages are *orphans* until the app pushes the same m
 *adopts* it. Nobody waits for an orphan, so no verdict is passed on it.
 
 Nothing here does I/O, starts a thread, or knows Redis. One lock guards everything, and the cursors and lists of
-`receive`: `Book.changed`. No thread holds it while waiting for anything else. Methods whose names begin with an
+`receive`: `Book.lock`. No thread holds it while waiting for anything else. Methods whose names begin with an
 underscore are called with it held.
 """
 
-from brokerfl.server.book.answers import Answers
+from brokerfl.server.book.answers import Answers, Wanted
 from brokerfl.server.book.book import Applied, Book
 from brokerfl.server.book.message import Event, OpenMessage
 from brokerfl.server.book.plan import Sending
 from brokerfl.server.book.state import State, Step
 
-__all__ = ["Answers", "Applied", "Book", "Event", "OpenMessage", "Sending", "State", "Step"]
+__all__ = ["Answers", "Applied", "Book", "Event", "OpenMessage", "Sending", "State", "Step", "Wanted"]

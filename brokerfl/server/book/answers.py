@@ -6,6 +6,7 @@ must not know how replies are read or awaited.
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 
 from brokerfl.broker.books import Parcel
 from brokerfl.broker.outbox import Settled
@@ -15,6 +16,21 @@ from brokerfl.server.book.index import Index
 from brokerfl.server.book.message import MOST_REOPENED, Entries, Event, OpenMessage
 from brokerfl.server.book.state import GIVEN, State, Step
 from brokerfl.wire.frame import Fields
+
+
+@dataclass(eq=False)
+class Wanted:
+    """The replies that one call wants, and those it took for the app. Only for the thread that drives it.
+
+    A signal handler may raise an exception at any call, so ``is_given`` is set last: no call comes between that and the
+    app's own code.
+    """
+
+    ids: set[str]
+    thread: int = field(default_factory=threading.get_ident)  # whose loop it is
+    seen: int = -1  # the book's takes when nobody else had taken one of ``ids``
+    taken: list[OpenMessage] = field(default_factory=list)
+    is_given: bool = False  # the app has all of ``taken``
 
 
 class Answers:
@@ -33,6 +49,7 @@ class Answers:
         self._lock, self.changed = index.lock, index.changed
         self.dropped = self.takes = 0
         self._index = index
+        self._giving: list[Wanted] = []
 
     def answer(self, node_id: int, outbox_entry: str, message_id: str, reply: Fields, data: Entries) -> Settled | None:
         """Take in a reply that was read from ``node_id``'s outbox. Returns what is to be deleted of it.
@@ -78,25 +95,32 @@ class Answers:
         with self._lock:
             return message_id in self._index.messages and message_id not in self._index.taken
 
-    def take(self, message_ids: set[str]) -> OpenMessage | None:
-        """Take the reply among ``message_ids`` that arrived first, for this thread; None when there is none yet."""
+    def take(self, wanted: Wanted) -> OpenMessage | None:
+        """Take the wanted reply that arrived first, for this thread; None when there is none yet."""
+        thread = threading.get_ident()
         with self._lock:
+            self._hand_over_given()
             for message_id in self._index.answered:
-                if message_id in message_ids:
-                    self.takes += 1
+                if message_id in wanted.ids:
                     message = self._index.messages[message_id]
-                    self._index.note(message, message.take(threading.get_ident()))
+                    wanted.taken.append(message)  # first, so that it can be put back after any exception
+                    self.takes += 1
+                    self._index.note(message, message.take(thread if thread == wanted.thread else 0))
                     return message
             return None
 
-    def put_back(self, messages: Sequence[OpenMessage]) -> None:
-        """Replies that were taken could not be handed over now: the first of them is the first to be taken again."""
+    def put_back(self, messages: Sequence[OpenMessage] = ()) -> None:
+        """Replies that were taken could not be handed over now: the first of them is the first to be taken again.
+
+        An exception may have interrupted any step.
+        """
         with self._lock:
+            self._index.rebuild()
             for message in reversed(messages):
                 self._put_back(message, lambda message: message.go(Step.PUT_BACK))
 
     def _put_back(self, message: OpenMessage, step: Callable[[OpenMessage], Event]) -> bool:
-        if message.state is not State.TAKEN:  # it was cancelled in the meantime
+        if message.state not in GIVEN:  # it was cancelled in the meantime
             return False
         self._index.note(message, step(message))
         self._index.answered.move_to_end(message.message_id, last=False)
@@ -138,18 +162,30 @@ class Answers:
                 if message.state in GIVEN:  # else it was settled meanwhile
                     self._index.note(message, message.hand_over())
 
+    def giving(self, wanted: Wanted) -> None:
+        """A call is about to return all that it took: that is handed over once ``wanted.is_given``."""
+        with self._lock:
+            self._giving.append(wanted)
+
+    def _hand_over_given(self) -> None:
+        for wanted in [each for each in self._giving if each.is_given]:
+            self.hand_over(wanted.taken)
+            self._giving.remove(wanted)
+
     def handed_over(self) -> list[OpenMessage]:
         """Return what a commit by this thread settles: the messages whose replies were handed over.
 
-        A reply that an iterator of this thread has yielded counts, because the body of its loop has seen it. One that
-        another thread's iterator has yielded may not have been folded yet.
+        A reply that was yielded to a loop of this thread counts, because the body of the loop has seen it. One that was
+        yielded to another thread may not have been folded yet.
         """
         thread = threading.get_ident()
         with self._lock:
+            self._hand_over_given()
             return [each for each in self._index.taken.values() if each.is_handed_over_to(thread)]
 
     def handed_over_of(self, message_ids: Iterable[str]) -> list[OpenMessage]:
         """Return those of these messages whose replies the app has, whichever thread was given them."""
         with self._lock:
+            self._hand_over_given()
             found = [self._index.taken[each] for each in dict.fromkeys(message_ids) if each in self._index.taken]
             return [message for message in found if message.state is not State.TAKEN]

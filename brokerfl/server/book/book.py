@@ -49,7 +49,8 @@ class Book:
         tell: is told of every step that a message takes; it must not call the book.
 
     Attributes:
-        changed: the lock that guards everything; notified when a wait may be over.
+        changed: the condition of the lock that guards everything; notified when a wait may be over.
+        lock: that lock. Taken through ``changed``, it would stay held if a signal handler raised an exception.
         answers: the replies.
     """
 
@@ -58,6 +59,7 @@ class Book:
     ) -> None:
         self._index = Index(tell)
         self._lock, self.changed = self._index.lock, self._index.changed
+        self.lock = self._lock
         self.answers = Answers(self._index)
         self._orphans = Orphans()
         self._groups: set[str] = set()

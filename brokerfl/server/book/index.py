@@ -55,6 +55,13 @@ class Index:
         elif before in TAKEN:
             del self.taken[message_id]
 
+    def rebuild(self) -> None:
+        """A step was interrupted: find out again what is looked up by state. The order of the replies stays."""
+        rank = {message_id: number for number, message_id in enumerate(self.answered)}
+        self.answered, self.taken, self._owing = OrderedDict(), {}, {}
+        for message in sorted(self.messages.values(), key=lambda each: rank.get(each.message_id, len(rank))):
+            self._move(message, State.UNSENT)
+
     def _owes_less(self, node_id: int) -> None:
         left = self._owing[node_id] - 1
         if left:

@@ -56,7 +56,7 @@ class OpenMessage:
     outbox_entry: str = ""  # where its reply is
     data_entries: Entries = ()  # where the chunks of a large reply are
     reply: Fields | Error | None = None  # what was read, or the verdict
-    taken_by: int = 0  # the thread that took the reply
+    taken_by: int = 0  # the thread that took the reply for a loop of its own; 0 if it is another thread's loop
     reopened: int = 0  # how often the payload of its reply was missing
     spares: tuple[Copy, ...] = ()  # later copies of a large reply
     is_asked_again: bool = False  # it was sent again for its reply, which Redis had lost
@@ -90,25 +90,33 @@ class OpenMessage:
         spares = [(self.node_id, outbox_entry, data_entries) for outbox_entry, _, data_entries in self.spares]
         return [self.copy, *spares] if self.outbox_entry else spares
 
+    # A signal handler may raise an exception at any call. So each step first makes its event, and then makes all its
+    # changes without a call in between.
+
     def go(self, step: Step) -> Event:
         """Take a step that changes nothing but the state.
 
         Raises:
             IllegalStep: the step cannot be taken from the message's state.
         """
+        event = self._event(step)
+        self.state = event.state
+        return event
+
+    def _event(self, step: Step) -> Event:
         before, entry = self.state, self.entry
         following = TRANSITIONS[before].get(step)
         if following is None:
             raise IllegalStep(f"message {self.message_id}, which is {before.value}, cannot be {step.value}")
-        self.state = following
         return Event(step, self.message_id, entry.node_id, entry.group_id, before, following)
 
     # In the inbox.
 
     def accept(self, entry: LedgerEntry) -> Event:
         """The transaction of its push was executed."""
-        self.entry = entry
-        return self.go(_ACCEPTED)
+        event = self._event(_ACCEPTED)
+        self.entry, self.state = entry, event.state
+        return event
 
     def replace(self, entry: LedgerEntry) -> None:
         """It was sent again, with another content: Redis had lost the first one."""
@@ -124,8 +132,9 @@ class OpenMessage:
 
     def find(self, entry_ids: list[str]) -> Event:
         """A comparison with Redis found it at these entries, or nowhere."""
-        self.inbox_entries = tuple(entry_ids)
-        return self.go(Step.FOUND if entry_ids else Step.MISSED)
+        event, entries = self._event(Step.FOUND if entry_ids else Step.MISSED), tuple(entry_ids)
+        self.inbox_entries, self.state = entries, event.state
+        return event
 
     def adopt(self) -> Event:
         """It is no longer an orphan."""
@@ -140,10 +149,12 @@ class OpenMessage:
 
     def answer(self, reply: Fields | Error, outbox_entry: str = "", data_entries: Entries = ()) -> Event:
         """Its first reply arrived, or a verdict was passed."""
+        event = self._event(_ANSWERED)
         self.reply, self.outbox_entry, self.data_entries = reply, outbox_entry, data_entries
         if not data_entries:  # the payload of a large reply may turn out to be missing
             self.fields = None
-        return self.go(_ANSWERED)
+        self.state = event.state
+        return event
 
     def spare(self, copy: Copy) -> bool:
         """Keep another copy of a large reply: the payload of the one that counts may turn out to be missing.
@@ -159,22 +170,27 @@ class OpenMessage:
 
     def use_spare(self) -> Event:
         """The payload of its reply is missing: the latest copy is its reply now."""
-        *rest, (self.outbox_entry, self.reply, self.data_entries) = self.spares
-        self.spares = tuple(rest)
-        return self.go(Step.PUT_BACK)
+        event, rest = self._event(Step.PUT_BACK), self.spares[:-1]
+        self.outbox_entry, self.reply, self.data_entries = self.spares[-1]
+        self.spares, self.state = rest, event.state
+        return event
 
     def reopen(self) -> Event:
         """The payload of its reply is missing: it is open again."""
+        event = self._event(Step.REOPENED)
         self.reopened += 1
         self.reply, self.inbox_entries, self.outbox_entry, self.data_entries = None, (), "", ()
-        return self.go(Step.REOPENED)
+        self.state = event.state
+        return event
 
     def take(self, thread: int) -> Event:
         """A thread takes its reply, to fetch it."""
-        self.taken_by = thread
-        return self.go(_TAKEN)
+        event = self._event(_TAKEN)
+        self.taken_by, self.state = thread, event.state
+        return event
 
     def hand_over(self) -> Event:
         """The app has its reply for good; release its bytes. Redis may still lose the chunks of a large one."""
-        self.reply = None
-        return self.go(_HANDED_OVER)
+        event = self._event(_HANDED_OVER)
+        self.reply, self.state = None, event.state
+        return event
