@@ -1302,4 +1302,42 @@ NODE = (
     ),
 )
 
-MUTANTS = (*FENCE, *TRANSACTIONS, *STREAMS, *BOOK, *WAITS, *NODE)
+APPS = (
+    Mutant(
+        "a node of another project serves a run",
+        "client/executor.py",
+        "            if refusal is not None:\n",
+        "            if refusal is None:\n                pass\n            elif not refusal:\n",
+        "contract/test_origins",
+    ),
+    Mutant(
+        "an app that stands alone belongs to every project",
+        "wire/origin.py",
+        "other is not None and self.project != other.project",
+        'other is not None and "" not in (self.project, other.project) and self.project != other.project',
+        "contract/test_origins",
+    ),
+    Mutant(
+        "other code of a project is none",
+        "wire/origin.py",
+        "return self.version != other.version or bool(",
+        "return self.version != other.version and bool(",
+        "contract/test_origins",
+    ),
+    Mutant(
+        "a resumed run's nodes are not told of its new code",
+        "server/hold.py",
+        "            if self.owner.has_new_frame:\n",
+        "            if not self.owner:\n",
+        "contract/test_origins",
+    ),
+    Mutant(
+        "the registry's word of an app is read whatever its size",
+        "broker/origins.py",
+        "0 < size <= _LONGEST",
+        "0 < size",
+        "contract/test_origins",
+    ),
+)
+
+MUTANTS = (*FENCE, *TRANSACTIONS, *STREAMS, *BOOK, *WAITS, *NODE, *APPS)

@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 from logging import INFO
 from types import FrameType
 
@@ -132,6 +133,7 @@ def main(
         if is_typed or resume is None
         else None
     )
+    origin = project.origin
     reference, server_app = load_server_app(reference, project)
     connection = redis.connect()
     if resume is None:  # a signal that comes while the run is created waits until there is something to detach
@@ -150,6 +152,7 @@ def main(
             outage_limit=outage_limit,
             max_message=max_message,
             max_run=max_run,
+            origin=replace(origin, app=reference),
         )
         code = _run(driver, server_app, signals, retention, "started" if resume is None else "resumed")
     except _Signalled as signalled:  # while detaching; if that was not finished, the lease lapses

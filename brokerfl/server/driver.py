@@ -29,7 +29,7 @@ class Driver:
         run_config: for the Context of the ServerApp and of every node; for a resumed run None, or the same.
         resume: the id of a detached run to resume, instead of creating one.
         takeover: resume it even if its ServerApp seems to be alive, which from then on can write nothing.
-        options: times and limits: the fields of `Settings`.
+        options: times and limits, and where the app comes from: the fields of `Settings`.
 
     Attributes:
         context: the ServerApp's Context. Every push of a new group and every `checkpoint` saves its state in Redis, in
@@ -55,11 +55,15 @@ class Driver:
         **options: Unpack[Options],
     ) -> None:
         settings = Settings(**options)
-        times = {"lease": settings.lease, "retention": settings.retention}
+        lease, retention, origin = settings.lease, settings.retention, settings.origin
         if resume is None:
-            self._hold = Hold(create_run(connection, app, run_config or {}, **times), settings)
+            owner = create_run(connection, app, run_config or {}, lease=lease, retention=retention, origin=origin)
+            self._hold = Hold(owner, settings)
         else:
-            owner = resume_run(connection, resume, run_config, app=app, takeover=takeover, **times)
+            owner = resume_run(
+                connection, resume, run_config,
+                app=app, takeover=takeover, lease=lease, retention=retention, origin=origin,
+            )  # fmt: skip
             self._hold = Hold(owner, settings)
             self._hold.take_up()
         self._connection, self._run_id = connection, self._hold.run.run_id

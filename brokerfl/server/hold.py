@@ -20,7 +20,7 @@ from brokerfl.broker.outbox import Outboxes
 from brokerfl.broker.owner import Owner
 from brokerfl.broker.runs import Footprint, has_ended
 from brokerfl.broker.transactions import Transactions
-from brokerfl.common import SUPERLINK_NODE_ID, BrokerflError, Context, RunError, RunStopped
+from brokerfl.common import SUPERLINK_NODE_ID, BrokerflError, Context, RedisOutOfMemory, RunError, RunStopped
 from brokerfl.server.book import Book, Event, Step
 from brokerfl.server.commit import Committer
 from brokerfl.server.push import Pusher
@@ -32,6 +32,7 @@ from brokerfl.server.upload import Uploader
 from brokerfl.server.verdict import Verdicts
 from brokerfl.server.wait import Waits
 from brokerfl.wire.frame import MAX_MESSAGE_BYTES
+from brokerfl.wire.origin import Origin
 
 
 class Options(TypedDict, total=False):
@@ -43,11 +44,12 @@ class Options(TypedDict, total=False):
     outage_limit: float
     max_message: int
     max_run: int | None
+    origin: Origin | None
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a run is held: times in seconds, sizes in bytes."""
+    """How a run is held: times in seconds, sizes in bytes, and whose it is."""
 
     lease: float = LEASE  # a ServerApp that is silent for longer counts as detached
     retention: float = RETENTION  # how long a detached run keeps its messages; at most 30 days
@@ -55,6 +57,7 @@ class Settings:
     outage_limit: float = OUTAGE_LIMIT  # how long Redis may be unreachable before the run detaches
     max_message: int = MAX_MESSAGE_BYTES  # the largest reply that is accepted
     max_run: int | None = None  # the most broadcast content that the run may have in Redis at once
+    origin: Origin | None = None  # where the ServerApp comes from; None for a script's, which nodes of any app serve
 
 
 class Hold:
@@ -103,6 +106,9 @@ class Hold:
         try:
             self.session.through_outage(lambda: self.owner.renew_lifetimes(self.footprint()))
             self.session.take_up()
+            if self.owner.has_new_frame:
+                with suppress(RedisOutOfMemory):  # then its nodes go by what they were told before
+                    self.session.transact(lambda: self.session.transactions.announce(self.book.contacted))
         except BaseException:
             self.detach()
             raise

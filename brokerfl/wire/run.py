@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from brokerfl.common import ConfigError, FrameError, MessageTooLarge, UserConfig
 from brokerfl.common.config import SCALARS
 from brokerfl.wire.frame import pack, unpack
+from brokerfl.wire.origin import Origin, listed, origin_of
 
 
 @dataclass(frozen=True)
@@ -20,12 +21,14 @@ class Run:
         app: the ServerApp, as ``module:attribute``.
         run_config: the run's configuration, given to every Context.
         created_at: Unix time in seconds, by Redis' clock.
+        origin: where the ServerApp comes from; None for that of a script.
     """
 
     run_id: int
     app: str
     run_config: UserConfig
     created_at: float
+    origin: Origin | None = None
 
 
 def encode_run(run: Run) -> bytes:
@@ -42,7 +45,7 @@ def encode_run(run: Run) -> bytes:
                 "numbers or strings"
             )
     try:
-        return pack([run.app, run.created_at, run.run_config])
+        return pack([run.app, run.created_at, run.run_config, *([listed(run.origin)] if run.origin else [])])
     except MessageTooLarge as error:
         sizes = {"the app": len(run.app)}
         sizes |= {f"the value of {key!r}": len(str(value)) for key, value in run.run_config.items()}
@@ -60,10 +63,12 @@ def decode_run(run_id: int, data: bytes) -> Run:
         FrameError: malformed, or written by another version.
     """
     match unpack(data):
-        case [str(app), float(created_at), dict(config)] if all(
+        case [str(app), float(created_at), dict(config), *more] if all(
             isinstance(key, str) and isinstance(value, SCALARS) for key, value in config.items()
         ):
-            return Run(run_id, app, config, created_at)
+            origin = origin_of(app, more[0]) if more else None
+            if len(more) == (origin is not None):
+                return Run(run_id, app, config, created_at, origin)
     raise FrameError(f"the frame of run {run_id} is malformed")
 
 
