@@ -1338,6 +1338,41 @@ APPS = (
         "0 < size",
         "contract/test_origins",
     ),
+    Mutant(
+        "a reply that does not fit is handed to the app",
+        "server/replies.py",
+        "return reply if misfit is None else",
+        "return reply if misfit is not None or misfit is None else",
+        "contract/test_like",
+    ),
+    Mutant(
+        "layers in another order fit",
+        "common/form.py",
+        "            if key != own:\n",
+        "            if key not in wanted:\n",
+        "unit/test_form",
+    ),
+    Mutant(
+        "NaN is a value as any other",
+        "common/form.py",
+        "return None if array.is_finite() else",
+        "return None if array else",
+        "unit/test_form contract/test_like",
+    ),
+    Mutant(
+        "a mask is forgotten",
+        "common/array.py",
+        'if _is_instance(ndarray, "numpy.ma", "MaskedArray"):',
+        'if _is_instance(ndarray, "numpy.ma", "nothing"):',
+        "unit/test_array",
+    ),
+    Mutant(
+        "a dtype is known by its name",
+        "common/dtypes.py",
+        'dtype.type.__module__ == "numpy" and dtype.name in ITEMSIZE',
+        "dtype.name in ITEMSIZE",
+        "unit/test_array",
+    ),
 )
 
 MUTANTS = (*FENCE, *TRANSACTIONS, *STREAMS, *BOOK, *WAITS, *NODE, *APPS)

@@ -10,11 +10,24 @@ from typing import Unpack
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.nodes import online_nodes
 from brokerfl.broker.owner import create_run, resume_run
-from brokerfl.common import DEFAULT_TTL, SUPERLINK_NODE_ID, Message, Metadata, RecordSet, RunError, UserConfig
+from brokerfl.common import (
+    DEFAULT_TTL,
+    SUPERLINK_NODE_ID,
+    Message,
+    Metadata,
+    ParametersRecord,
+    RecordSet,
+    RunError,
+    UserConfig,
+)
+from brokerfl.common.form import Form
 from brokerfl.server.hold import Hold, Options, Settings
 from brokerfl.wire.message import check_message, check_metadata, is_message_id
 from brokerfl.wire.reply import refused_reply, unknown_reply
 from brokerfl.wire.run import Run
+
+#: What the content of a reply has to be like.
+Like = RecordSet | ParametersRecord
 
 
 class Driver:
@@ -218,17 +231,24 @@ class Driver:
 
     # Collecting.
 
-    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+    def pull_messages(self, message_ids: Iterable[str], *, like: Like | None = None) -> list[Message]:
         """Return the replies to ``message_ids`` that have arrived, each only once; do not wait for others.
 
         The content of a large reply is fetched from Redis first. An id that no push of this run returned is Error 3.
         Nodes are checked only while the app pulls or waits: pull at least every 10 seconds, or use `replies`.
+
+        Args:
+            message_ids: as `push_messages` returned them; ``""`` is ignored.
+            like: as for `replies`.
         """
+        form = _form(like)
         wanted, foreign = self._sort(message_ids)
         self._hold.waits.poll()
-        return [unknown_reply(self._run_id, each) for each in foreign] + self._replies.here(wanted)
+        return [unknown_reply(self._run_id, each) for each in foreign] + self._replies.here(wanted, form)
 
-    def replies(self, message_ids: Iterable[str], *, timeout: float | None = None) -> Iterator[Message]:
+    def replies(
+        self, message_ids: Iterable[str], *, timeout: float | None = None, like: Like | None = None
+    ) -> Iterator[Message]:
         """Yield each reply to ``message_ids`` as soon as it arrives, until all have arrived.
 
         A reply is handed over when the iterator advances past it, or when the loop's thread commits. A large one is
@@ -238,13 +258,23 @@ class Driver:
         Args:
             message_ids: as `push_messages` returned them; ``""`` is ignored.
             timeout: seconds for all of them together; then the iteration ends. None waits until all are answered.
-        """
-        wanted, foreign = self._sort(message_ids)
-        return self._iterate(wanted, foreign, _until(timeout))
+            like: what the content of each reply has to be like; one that is not is Error 4, and its reason says what
+                differs. A ParametersRecord, such as the model: the reply has to have one, with arrays of the same names
+                in the same order, of the same dtypes and shapes, without NaN and infinity. A RecordSet: the reply has
+                to have each of its records; of metrics and configs the same keys, with finite values of the same types.
 
-    def _iterate(self, wanted: set[str], foreign: list[str], until: float | None) -> Iterator[Message]:
+        Raises:
+            TypeError: ``like`` is something else.
+        """
+        form = _form(like)
+        wanted, foreign = self._sort(message_ids)
+        return self._iterate(wanted, foreign, _until(timeout), form)
+
+    def _iterate(
+        self, wanted: set[str], foreign: list[str], until: float | None, form: Form | None
+    ) -> Iterator[Message]:
         yield from (unknown_reply(self._run_id, each) for each in foreign)
-        yield from self._replies.each(wanted, until)
+        yield from self._replies.each(wanted, until, form)
 
     def send_and_receive(
         self,
@@ -253,6 +283,7 @@ class Driver:
         timeout: float | None = None,
         deliver_when_online: bool = False,
         checkpoint: bool = False,
+        like: Like | None = None,
     ) -> list[Message]:
         """Push messages and wait for their replies, in the order in which they arrive.
 
@@ -263,8 +294,9 @@ class Driver:
             timeout: in seconds; then the replies so far are returned. The others can still be pulled by id.
             deliver_when_online: as for `push_messages`.
             checkpoint: as for `push_messages`.
+            like: as for `replies`.
         """
-        batch = list(messages)
+        batch, form = list(messages), _form(like)
         ids = self.push_messages(batch, deliver_when_online=deliver_when_online, checkpoint=checkpoint)
         self._session.check()
         refused = [
@@ -273,7 +305,7 @@ class Driver:
             if not message_id
         ]
         accepted, _ = self._sort(ids)
-        return refused + self._replies.all(accepted, _until(timeout))
+        return refused + self._replies.all(accepted, _until(timeout), form)
 
     def _sort(self, message_ids: Iterable[str]) -> tuple[set[str], list[str]]:
         """Divide ids into those that this run accepted at some time and those that it never did."""
@@ -299,6 +331,10 @@ class Driver:
     def detach(self) -> None:
         """Detach from the run without ending it: its keys stay for the retention time. Redis may be unreachable."""
         self._hold.detach()
+
+
+def _form(like: Like | None) -> Form | None:
+    return None if like is None else Form(like)
 
 
 def _until(timeout: float | None) -> float | None:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 from brokerfl.broker.outbox import read_data
 from brokerfl.common import Error, ErrorCode, FrameError, Message, RedisUnreachable
+from brokerfl.common.form import Form
 from brokerfl.server.book import Book, OpenMessage
 from brokerfl.server.commit import Committer
 from brokerfl.server.session import Session
@@ -42,13 +43,13 @@ class Replies:
 
     # Handing over.
 
-    def each(self, message_ids: set[str], until: float | None) -> Iterator[Message]:
+    def each(self, message_ids: set[str], until: float | None, form: Form | None = None) -> Iterator[Message]:
         """Yield replies as they arrive, until a local monotonic time; None waits for all.
 
-        Each is handed over when the iterator advances past it, or is closed.
+        Each is handed over when the iterator advances past it, or is closed. One that does not fit is an Error.
         """
         wanted = Wanted(message_ids)
-        while (found := self._next(wanted, until)) is not None:
+        while (found := self._next(wanted, until, form)) is not None:
             message, only = found[0], [found[1]]
             del found  # the reply may be half of the app's memory
             self._answers.yielded(message)
@@ -57,22 +58,22 @@ class Replies:
             finally:  # even after a break, the app has the reply
                 self._answers.hand_over([message])
 
-    def all(self, message_ids: set[str], until: float | None) -> list[Message]:
+    def all(self, message_ids: set[str], until: float | None, form: Form | None = None) -> list[Message]:
         """Return what `each` yields; all of it is handed over, or nothing."""
         wanted, replies = Wanted(message_ids), []
         with self._handing_over() as taken:
-            while (found := self._next(wanted, until)) is not None:
+            while (found := self._next(wanted, until, form)) is not None:
                 taken.append(found[0])
                 replies.append(found[1])
         return replies
 
-    def here(self, message_ids: set[str]) -> list[Message]:
+    def here(self, message_ids: set[str], form: Form | None = None) -> list[Message]:
         """Return the replies that have arrived; all of them are handed over, or none."""
         replies: list[Message] = []
         with self._handing_over() as taken:
             while (message := self._answers.take(message_ids)) is not None:
                 message_ids.discard(message.message_id)
-                decoded = self._decode(message, time.monotonic())
+                decoded = self._decode(message, time.monotonic(), form)
                 if decoded is not None:
                     replies.append(decoded)
                     taken.append(message)
@@ -92,10 +93,10 @@ class Replies:
             raise
         self._answers.hand_over(taken)
 
-    def _next(self, wanted: Wanted, until: float | None) -> tuple[OpenMessage, Message] | None:
+    def _next(self, wanted: Wanted, until: float | None, form: Form | None) -> tuple[OpenMessage, Message] | None:
         """Return the next reply, taken but not handed over yet; None when none is left, or when time is up."""
         while (message := self._waits.next(wanted, until)) is not None:
-            decoded = self._decode(message, until)
+            decoded = self._decode(message, until, form)
             if decoded is not None:
                 return message, decoded
             wanted.ids.add(message.message_id)
@@ -105,7 +106,7 @@ class Replies:
 
     # Fetching.
 
-    def _decode(self, message: OpenMessage, until: float | None) -> Message | None:
+    def _decode(self, message: OpenMessage, until: float | None, form: Form | None) -> Message | None:
         """Return a reply that was taken; None if it cannot be had now: then it can be taken again.
 
         A payload that Redis lost is asked for again; one that does not arrive by ``until`` is left to the next call.
@@ -116,11 +117,13 @@ class Replies:
         try:
             fetched = self._fetch(message, message.reply, until)
             fields = {**message.reply, **fetched} if fetched else message.reply
-            return decode_reply(self._run_id, message.message_id, message.entry, fields)
+            reply = decode_reply(self._run_id, message.message_id, message.entry, fields)
+            misfit = form.misfit(reply.content) if form is not None and reply.has_content() else None
+            return reply if misfit is None else self._refused(message, f"the reply does not fit: {misfit}")
         except MissingChunkError as error:
-            return None if self._committer.send_again(message) else self._unreadable(message, str(error))
+            return None if self._committer.send_again(message) else self._unreadable(message, error)
         except FrameError as error:
-            return self._unreadable(message, str(error))
+            return self._unreadable(message, error)
         except BaseException as error:
             self._answers.put_back([message])
             if isinstance(error, RedisUnreachable):
@@ -151,6 +154,9 @@ class Replies:
         content, _ = assemble(manifest, read)
         return content
 
-    def _unreadable(self, message: OpenMessage, reason: str) -> Message:
-        error = Error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, f"the reply cannot be read: {reason}")
+    def _unreadable(self, message: OpenMessage, error: Exception) -> Message:
+        return self._refused(message, f"the reply cannot be read: {error}")
+
+    def _refused(self, message: OpenMessage, reason: str) -> Message:
+        error = Error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, reason)
         return error_reply(self._run_id, message.message_id, message.entry, error)

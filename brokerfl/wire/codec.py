@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Generic
 
 from brokerfl.common import Array, ConfigsRecord, FrameError, MetricsRecord, ParametersRecord, SType
-from brokerfl.common.array import ITEMSIZE, NPY_MAGIC
+from brokerfl.common.dtypes import ITEMSIZE
+from brokerfl.common.npy import NPY_MAGIC
 from brokerfl.common.record import Record
 from brokerfl.common.recordset import KINDS, R
 
