@@ -1332,13 +1332,6 @@ APPS = (
         "contract/test_origins",
     ),
     Mutant(
-        "the registry's word of an app is read whatever its size",
-        "broker/origins.py",
-        "0 < size <= _LONGEST",
-        "0 < size",
-        "contract/test_origins",
-    ),
-    Mutant(
         "a reply that does not fit is handed to the app",
         "server/replies.py",
         "return reply if misfit is None else",

@@ -35,6 +35,7 @@ def create_run(
     lease: float = LEASE,
     retention: float = RETENTION,
     origin: Origin | None = None,
+    overrides: tuple[str, ...] | None = None,
 ) -> "Owner":
     """Create a run with a random id and own it.
 
@@ -43,7 +44,7 @@ def create_run(
         ValueError: the run config holds a value that cannot be sent.
     """
     keys = connection.keys
-    run = Run(new_id(), app, dict(run_config), connection.read_time(), origin)
+    run = Run(new_id(), app, dict(run_config), connection.read_time(), origin, overrides)
     owner = Owner(connection, run, Fence(connection, run.run_id, 1, new_token(), retention), lease, retention)
     with map_errors(connection.url, keys.runs), connection.redis.pipeline(transaction=True) as pipe:
         pipe.set(keys.identity, secrets.token_hex(16), nx=True)

@@ -128,11 +128,8 @@ def main(
     # The environment is for new runs.
     is_typed = click.get_current_context().get_parameter_source("run_config") is click.core.ParameterSource.COMMANDLINE
     reference, project = find_project(app, app_dir)
-    config = (
-        project.run_config(parse_config(run_config, "--run-config", project.defaults))
-        if is_typed or resume is None
-        else None
-    )
+    given = parse_config(run_config, "--run-config", project.defaults) if is_typed or resume is None else None
+    config = None if given is None else project.run_config(given)
     origin = project.origin
     reference, server_app = load_server_app(reference, project)
     connection = redis.connect()
@@ -153,6 +150,7 @@ def main(
             max_message=max_message,
             max_run=max_run,
             origin=replace(origin, app=reference),
+            overrides=None if given is None or project.defaults is None else tuple(given),
         )
         code = _run(driver, server_app, signals, retention, "started" if resume is None else "resumed")
     except _Signalled as signalled:  # while detaching; if that was not finished, the lease lapses

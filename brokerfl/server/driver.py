@@ -8,8 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Unpack
 
 from brokerfl.broker.connection import Connection
-from brokerfl.broker.nodes import online_nodes
-from brokerfl.broker.owner import create_run, resume_run
+from brokerfl.broker.nodes import NodeInfo, list_nodes, online_nodes
 from brokerfl.common import (
     DEFAULT_TTL,
     SUPERLINK_NODE_ID,
@@ -21,7 +20,7 @@ from brokerfl.common import (
     UserConfig,
 )
 from brokerfl.common.form import Form
-from brokerfl.server.hold import Hold, Options, Settings
+from brokerfl.server.hold import Options, Settings, create, take_over
 from brokerfl.wire.message import check_message, check_metadata, is_message_id
 from brokerfl.wire.reply import refused_reply, unknown_reply
 from brokerfl.wire.run import Run
@@ -68,17 +67,10 @@ class Driver:
         **options: Unpack[Options],
     ) -> None:
         settings = Settings(**options)
-        lease, retention, origin = settings.lease, settings.retention, settings.origin
         if resume is None:
-            owner = create_run(connection, app, run_config or {}, lease=lease, retention=retention, origin=origin)
-            self._hold = Hold(owner, settings)
+            self._hold = create(connection, app, run_config or {}, settings)
         else:
-            owner = resume_run(
-                connection, resume, run_config,
-                app=app, takeover=takeover, lease=lease, retention=retention, origin=origin,
-            )  # fmt: skip
-            self._hold = Hold(owner, settings)
-            self._hold.take_up()
+            self._hold = take_over(connection, resume, app, run_config, settings, takeover=takeover)
         self._connection, self._run_id = connection, self._hold.run.run_id
         self._session, self._replies, self._book = self._hold.session, self._hold.replies, self._hold.book
         self.context = self._hold.context
@@ -102,6 +94,11 @@ class Driver:
         """Return the ids of the nodes that are online now, in ascending order."""
         self._session.check()
         return self._session.through_outage(lambda: online_nodes(self._connection))
+
+    def get_nodes(self) -> list[NodeInfo]:
+        """Return what the registry says of the nodes that are online now; reads more than `get_node_ids` does."""
+        self._session.check()
+        return self._session.through_outage(lambda: [node for node in list_nodes(self._connection) if node.online])
 
     def wait_for_nodes(self, n: int, timeout: float | None = None) -> list[int]:
         """Wait until at least ``n`` nodes are online, for ``timeout`` seconds or forever, and return their ids.

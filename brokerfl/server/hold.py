@@ -11,16 +11,25 @@ from typing import TypedDict
 
 from brokerfl.broker.blobs import Blobs
 from brokerfl.broker.books import read_books
+from brokerfl.broker.connection import Connection
 from brokerfl.broker.context import SavedContext
 from brokerfl.broker.fence import RedisForgot
 from brokerfl.broker.heartbeat import Heartbeat
 from brokerfl.broker.keys import LEASE, OFFLINE_GRACE, RETENTION
 from brokerfl.broker.liveness import Liveness
 from brokerfl.broker.outbox import Outboxes
-from brokerfl.broker.owner import Owner
+from brokerfl.broker.owner import Owner, create_run, resume_run
 from brokerfl.broker.runs import Footprint, has_ended
 from brokerfl.broker.transactions import Transactions
-from brokerfl.common import SUPERLINK_NODE_ID, BrokerflError, Context, RedisOutOfMemory, RunError, RunStopped
+from brokerfl.common import (
+    SUPERLINK_NODE_ID,
+    BrokerflError,
+    Context,
+    RedisOutOfMemory,
+    RunError,
+    RunStopped,
+    UserConfig,
+)
 from brokerfl.server.book import Book, Event, Step
 from brokerfl.server.commit import Committer
 from brokerfl.server.push import Pusher
@@ -45,6 +54,7 @@ class Options(TypedDict, total=False):
     max_message: int
     max_run: int | None
     origin: Origin | None
+    overrides: tuple[str, ...] | None
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,9 @@ class Settings:
     max_message: int = MAX_MESSAGE_BYTES  # the largest reply that is accepted
     max_run: int | None = None  # the most broadcast content that the run may have in Redis at once
     origin: Origin | None = None  # where the ServerApp comes from; None for a script's, which nodes of any app serve
+    overrides: tuple[str, ...] | None = (
+        None  # of a new run: the keys of its config that override defaults; None for all
+    )
 
 
 class Hold:
@@ -157,3 +170,36 @@ class Hold:
         with suppress(BrokerflError):  # the lease lapses by itself
             self.owner.connection.reset()
             self.owner.detach(self.footprint())
+
+
+def create(connection: Connection, app: str, run_config: UserConfig, settings: Settings) -> Hold:
+    """Create a run and hold it; arguments and errors are those of `create_run`."""
+    owner = create_run(
+        connection,
+        app,
+        run_config,
+        lease=settings.lease,
+        retention=settings.retention,
+        origin=settings.origin,
+        overrides=settings.overrides,
+    )
+    return Hold(owner, settings)
+
+
+def take_over(
+    connection: Connection, run_id: int, app: str, run_config: UserConfig | None, settings: Settings, *, takeover: bool
+) -> Hold:
+    """Resume a run and hold it; arguments and errors are those of `resume_run`."""
+    owner = resume_run(
+        connection,
+        run_id,
+        run_config,
+        app=app,
+        takeover=takeover,
+        lease=settings.lease,
+        retention=settings.retention,
+        origin=settings.origin,
+    )
+    hold = Hold(owner, settings)
+    hold.take_up()
+    return hold

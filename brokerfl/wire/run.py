@@ -22,6 +22,7 @@ class Run:
         run_config: the run's configuration, given to every Context.
         created_at: Unix time in seconds, by Redis' clock.
         origin: where the ServerApp comes from; None for that of a script.
+        overrides: the keys of the run config that override defaults of the project; None for all of them.
     """
 
     run_id: int
@@ -29,6 +30,7 @@ class Run:
     run_config: UserConfig
     created_at: float
     origin: Origin | None = None
+    overrides: tuple[str, ...] | None = None
 
 
 def encode_run(run: Run) -> bytes:
@@ -45,7 +47,7 @@ def encode_run(run: Run) -> bytes:
                 "numbers or strings"
             )
     try:
-        return pack([run.app, run.created_at, run.run_config, *([listed(run.origin)] if run.origin else [])])
+        return pack([run.app, run.created_at, run.run_config, *_further(run)])
     except MessageTooLarge as error:
         sizes = {"the app": len(run.app)}
         sizes |= {f"the value of {key!r}": len(str(value)) for key, value in run.run_config.items()}
@@ -54,6 +56,12 @@ def encode_run(run: Run) -> bytes:
             f"the run config is too large: {error}, and {longest} has {sizes[longest]:,} characters: "
             "send long texts in messages, or let the config name a file"
         ) from None
+
+
+def _further(run: Run) -> list[Any]:
+    """Return what a frame has besides what every run has; nothing for the run of a script."""
+    further = [] if run.overrides is None else [list(run.overrides)]
+    return [listed(run.origin) if run.origin else [], *further] if run.origin or further else []
 
 
 def decode_run(run_id: int, data: bytes) -> Run:
@@ -66,9 +74,11 @@ def decode_run(run_id: int, data: bytes) -> Run:
         case [str(app), float(created_at), dict(config), *more] if all(
             isinstance(key, str) and isinstance(value, SCALARS) for key, value in config.items()
         ):
-            origin = origin_of(app, more[0]) if more else None
-            if len(more) == (origin is not None):
-                return Run(run_id, app, config, created_at, origin)
+            origin = origin_of(app, more[0]) if more and more[0] else None
+            overrides = tuple(more[1]) if len(more) > 1 and isinstance(more[1], list) else None
+            run = Run(run_id, app, config, created_at, origin, overrides)
+            if more == _further(run) and config.keys() >= set(overrides or ()):
+                return run
     raise FrameError(f"the frame of run {run_id} is malformed")
 
 

@@ -10,6 +10,19 @@ pytestmark = pytest.mark.timeout(180)
 SAYS_WHY = SERVER.replace("of {reply.metadata.src_node_id}", "{reply.error.reason}")
 
 
+GIVEN = """
+from brokerfl.server import ServerApp
+
+app = ServerApp()
+
+
+@app.main()
+def main(driver, context):
+    print(driver.run.overrides, context.run_config)
+    raise RuntimeError("so that it can be resumed")
+"""
+
+
 def project(commands: Commands, name: str, version: str = "1.0") -> str:
     """A folder with both apps; the name "" makes one without a pyproject.toml."""
     folder = name or "alone"
@@ -70,6 +83,20 @@ def test_an_edited_app_is_said(commands: Commands, broker: Broker) -> None:
     run.wait_for(f"Node {node_id(node)} has other code of this run's project: {codes}")
     node.wait_for(f"Run {run_id(run)} has other code of its project than this node: {codes}")
     run.wait_for("Round 1: 1 of 1 replied")
+
+
+def test_a_run_knows_what_was_given(commands: Commands, broker: Broker) -> None:
+    """Of a project with defaults, the keys of --run-config, also after a resume; without defaults, all are given."""
+    commands.write("given.py", GIVEN)
+    config = "[tool.flwr.app.config]\nrounds = 3\n[tool.flwr.app.config.train]\nlr = 0.1\n"
+    commands.write("pyproject.toml", f'[project]\nname = "mnist"\n{config}')
+    first = commands.run("brokerfl-server", "given:app", "--run-config", "train.lr=0.5", code=4)
+    first.wait_for(r"^\('train.lr',\) {'rounds': 3, 'train.lr': 0.5}$")
+    again = commands.run("brokerfl-server", "given:app", "--resume", run_id(first), code=4)
+    again.wait_for(r"^\('train.lr',\) {")
+    commands.run("brokerfl-server", "given:app", code=4).wait_for(r"^\(\) {'rounds': 3, 'train.lr': 0.1}$")
+    commands.write("pyproject.toml", "")
+    commands.run("brokerfl-server", "given:app", "--run-config", "lr=0.5", code=4).wait_for("^None {'lr': 0.5}$")
 
 
 def test_the_list_of_nodes_says_what_they_run(commands: Commands, broker: Broker) -> None:

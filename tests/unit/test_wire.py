@@ -245,7 +245,20 @@ def test_bytes_of_other_kinds_are_opaque() -> None:
 #: Frames of runs that say of their project what brokerfl never says.
 UNNAMED = [
     pack(["a", 1.0, {}, *told])
-    for told in ([None], [[]], [["p"]], [["p", "v", 1]], [["p", "v", "x"]], [["p" * 101, "", ""]], [["", "", ""], 1])
+    for told in (
+        [None],
+        [[]],
+        [["p"]],
+        [["p", "v", 1]],
+        [["p", "v", "x"]],
+        [["p" * 101, "", ""]],
+        [["", "", ""], 1],
+        [[], 1],
+        [[], ["k"]],
+        [[], [1]],
+        [[], [], []],
+        [[]],
+    )
 ]
 
 
@@ -254,7 +267,8 @@ def test_runs_and_entries_come_back() -> None:
     run = Run(2**64 - 1, "server:app", {"lr": 0.1, "on": True, "n": 3, "s": "x"}, 1.5)
     assert decode_run(run.run_id, encode_run(run)) == run
     named = replace(run, origin=Origin("server:app", "mnist", "1.0", "0abc"))
-    assert decode_run(run.run_id, encode_run(named)) == named
+    for other in (named, replace(named, overrides=("lr", "s")), replace(run, overrides=())):
+        assert decode_run(run.run_id, encode_run(other)) == other
     entry = LedgerEntry(2**64 - 1, "1", "train.x", 2**41, 7, b"digest", True)
     assert decode_entry(encode_entry(entry)) == entry
     for bad in (b"", b"\x01", pack([1]), pack(["a", 1.0, {"k": [1]}]), pack({}), b"\x02", *UNNAMED):
