@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
-from logging import INFO
+from logging import INFO, WARNING
 from types import FrameType
 
 import click
@@ -36,6 +36,7 @@ from brokerfl.common import (
     RunError,
     log,
 )
+from brokerfl.flower import keeps_something
 from brokerfl.server import Driver
 from brokerfl.server.app import ServerAppCallable
 from brokerfl.server.session import OUTAGE_LIMIT
@@ -161,6 +162,12 @@ def main(
 def _run(driver: Driver, server_app: ServerAppCallable, signals: "_Signals", retention: float, how: str) -> int:
     run_id, started = driver.run.run_id, time.monotonic()
     log(INFO, "Run %s of %s %s", run_id, driver.run.app, how)
+    if how == "resumed" and not keeps_something(server_app, driver.context.state):
+        log(
+            WARNING,
+            "Run %s has nothing in context.state: its app begins at its start, while its nodes keep theirs",
+            run_id,
+        )
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         server_app(driver, driver.context)
