@@ -117,9 +117,13 @@ def read_config(file: Path) -> UserConfig:
 
 def _read_toml(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        return tomllib.loads(file.read_text(encoding="utf-8-sig"))  # without the mark that some editors begin with
+    except OSError as error:
         raise ConfigError(f"{file} cannot be read: {error}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{file} cannot be read: it is not UTF-8, as TOML has to be: save it as UTF-8 ({error})"
+        ) from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{file} is not valid TOML: {error}") from None
 

@@ -200,13 +200,18 @@ def _impossible(*given: Any) -> TypeError:
     kinds = ", ".join(type(value).__name__ for value in given)
     return TypeError(
         "an Array is made from one ndarray, one torch tensor, or dtype (str), shape (ints), stype (str) "
-        f"and data (bytes or memoryview), not from ({kinds})"
+        f"and data (bytes or memoryview), not from ({kinds}){_hint(given[0]) if len(given) == 1 else ''}"
     )
+
+
+def _hint(given: Any) -> str:
+    """Return what to do with an array of another library, such as JAX."""
+    return ": convert it with numpy.asarray(…)" if hasattr(given, "__array__") else ""
 
 
 def _from_ndarray(ndarray: Any) -> _Fields:
     if not _is_instance(ndarray, "numpy", "ndarray"):
-        raise TypeError(f"expected a numpy ndarray, not {type(ndarray).__name__}")
+        raise TypeError(f"expected a numpy ndarray, not {type(ndarray).__name__}{_hint(ndarray)}")
     if _is_instance(ndarray, "numpy.ma", "MaskedArray"):
         raise TypeError("a masked array cannot be sent, for its mask would be lost: fill it, with `.filled(0)` for one")
     name, shape = name_of(ndarray.dtype), ndarray.shape

@@ -197,7 +197,7 @@ def _converted(replies: list[Message]) -> list[Any]:
 def _reply_of(reply: Message) -> Any:
     metadata = reply.metadata
     if reply.has_content() and metadata.created_at + metadata.ttl < time.time():  # as a SuperLink judges it
-        error = Error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, f"the reply's ttl of {metadata.ttl:g} s has passed")
+        error = Error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, f"the reply's ttl of {metadata.ttl:.3g} s has passed")
         return flower_error_of(metadata, error)
     try:
         return flower_message_of(reply)

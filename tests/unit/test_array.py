@@ -266,6 +266,18 @@ def test_a_name_does_not_make_a_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
         Array(np.zeros(3, BFLOAT16))
 
 
+def test_what_could_be_an_ndarray_is_refused() -> None:
+    """An array of JAX, or of another library, is not converted unasked; the text says how to."""
+
+    class Other:
+        def __array__(self) -> "np.ndarray[Any, Any]":
+            return np.zeros(3)
+
+    for make in (Array, Array.from_numpy_ndarray):
+        with pytest.raises(TypeError, match=r"Other.*: convert it with numpy\.asarray\(…\)"):
+            make(Other())
+
+
 def test_masked_arrays_are_refused() -> None:
     """Their masks would be lost, and what is below them sent."""
     masked = np.ma.masked_array([1.0, 2.0], mask=[True, False])
@@ -391,10 +403,10 @@ def test_torch_absent() -> None:
     )
 
 
-@pytest.mark.parametrize("dtype", ["bool", "uint8", "int64", "float16", "float32", "float64", "complex64", *FOREIGN])
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "int64", "float16", "bfloat16", "float32", "float64", "complex64"])
 @pytest.mark.parametrize("shape", [(), (0, 2), (2, 3)])
 def test_torch_round_trip(dtype: str, shape: tuple[int, ...]) -> None:
-    """A tensor comes back from bytes as it was, bfloat16 and float8 included, and can be written to."""
+    """A tensor comes back from bytes as it was, bfloat16 included, and can be written to."""
     torch = pytest.importorskip("torch")
     before = torch.ones(shape, dtype=getattr(torch, dtype))
     array = Array(before)
@@ -404,6 +416,20 @@ def test_torch_round_trip(dtype: str, shape: tuple[int, ...]) -> None:
     assert torch.equal(after, before)
     after.zero_()
     assert array == Array(torch_tensor=before)
+
+
+@pytest.mark.parametrize("dtype", FOREIGN)
+def test_torch_bits(dtype: str) -> None:
+    """Of a dtype that numpy lacks, all bits come back, whether or not this torch can compute with them."""
+    torch = pytest.importorskip("torch")
+    if not hasattr(torch, dtype):
+        pytest.skip(f"torch {torch.__version__} has no {dtype}")
+    bits = torch.arange(2 * ITEMSIZE[dtype], dtype=torch.uint8)
+    array = Array(bits.view(getattr(torch, dtype)))
+    assert (array.dtype, array.shape, bytes(array.data)) == (dtype, (2,), bytes(bits.numpy()))
+    after = array.to_torch_tensor()
+    assert after.dtype == getattr(torch, dtype)
+    assert torch.equal(after.view(torch.uint8), bits)
 
 
 def test_torch_layouts() -> None:

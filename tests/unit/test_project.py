@@ -97,6 +97,8 @@ def test_a_component_is_of_a_module(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
     """So is a file that is no UTF-8."""
+    (tmp_path / "pyproject.toml").write_bytes(b"\xef\xbb\xbf" + PROJECT.encode())
+    assert Project(tmp_path).component("serverapp") == "digits.server_app:app"
     (tmp_path / "pyproject.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match=r"pyproject.toml cannot be read: "):
         Project(tmp_path).component("serverapp")

@@ -242,6 +242,52 @@ def test_bytes_of_other_kinds_are_opaque() -> None:
     assert decode_content(fields).parameters_records["p"]["w"] == array
 
 
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (
+            RecordSet({"c": ConfigsRecord({"path": "no \udcff"})}),
+            r"record 'c': ConfigsRecord\['path'\]: text that is not",
+        ),
+        (
+            RecordSet({"c": ConfigsRecord({"l": ["a", "\udcff"]})}),
+            r"record 'c': ConfigsRecord\['l'\]: text that is not",
+        ),
+        (RecordSet({"c": MetricsRecord({"n\udcff": 1})}), r"record 'c': MetricsRecord\['n\\udcff'\]: text that is not"),
+        (RecordSet({"c\udcff": MetricsRecord()}), r"the name 'c\\udcff' of a record is not UTF-8"),
+        (
+            RecordSet({"c": ParametersRecord({"w": Array("x\udcff", (), "mine", b"")})}),
+            r"record 'c': ParametersRecord\['w'\]: its dtype or stype is not UTF-8",
+        ),
+        (
+            RecordSet({"c": ParametersRecord({"w": Array("int8", (2,), "numpy.ndarray", b"")})}),
+            r"record 'c': ParametersRecord\['w'\]: ",
+        ),
+    ],
+)
+def test_what_cannot_be_sent_is_named(content: RecordSet, match: str) -> None:
+    """The error names the record and the key."""
+    with pytest.raises(ValueError, match=match):
+        encode_content(content)
+
+
+def test_a_list_that_has_changed_is_named() -> None:
+    """So does that of a list which got what its record does not take."""
+    values: list[Any] = [1, 2]
+    content = RecordSet({"m": MetricsRecord({"n": values})})
+    values.append("x")
+    with pytest.raises(TypeError, match=r"the record 'm': MetricsRecord\['n'\]: expected an int"):
+        encode_content(content)
+
+
+def test_numbers_of_numpy_travel() -> None:
+    """A list may mix floats with numpy's float64; they arrive as floats."""
+    content = RecordSet({"m": MetricsRecord({"l": [0.5, np.float64(0.25)]})})
+    received = decode_content(encode_content(content))["m"]["l"]
+    assert received == [0.5, 0.25]
+    assert {type(value) for value in received} == {float}
+
+
 #: Frames of runs that say of their project what brokerfl never says.
 UNNAMED = [
     pack(["a", 1.0, {}, *told])
