@@ -123,12 +123,22 @@ def array_of(dtype: str, shape: tuple[int, ...], stype: str, data: bytes) -> Any
     return Array(dtype, _SHAPE(shape), stype, data)
 
 
-def run_server_app(app: Any, grid: Any, context: Any, check: Callable[[object], None]) -> None:
-    """Run a ServerApp, and pass what its main function returned to ``check``: flwr drops it."""
-    main = getattr(app, "_main", None)
-    if main is not None:
-        app = copy.copy(app)
-        app._main = lambda grid, context: check(main(grid, context))
+def run_server_app(app: Any, grid: Any, context: Any, check: Callable[[object, str], None]) -> None:
+    """Run a ServerApp, and pass what its functions returned to ``check``, with their names: flwr drops it."""
+
+    def checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            result = function(*arguments)
+            check(result, name)
+            return result
+
+        return call
+
+    app = copy.copy(app)
+    for attribute, name in (("_main", "main"), ("_server_fn", "server_fn")):
+        function = getattr(app, attribute, None)
+        if function is not None:
+            setattr(app, attribute, checked(name, function))
     app(grid, context)
 
 
