@@ -1353,6 +1353,27 @@ APPS = (
         "unit/test_form contract/test_like",
     ),
     Mutant(
+        "a round's timeout by default is none",
+        "server/driver.py",
+        "        until = _until(self._round_timeout if timeout is None else timeout)\n",
+        "        until = _until(timeout)\n",
+        "contract/test_waits",
+    ),
+    Mutant(
+        "the overrides of a run are all of its config",
+        "flower/grid.py",
+        "run.run_config.keys() if run.overrides is None else run.overrides",
+        "run.run_config.keys()",
+        "flower/test_grid",
+    ),
+    Mutant(
+        "a reply whose ttl has passed is as good as any",
+        "flower/grid.py",
+        "metadata.created_at + metadata.ttl < time.time()",
+        "metadata.created_at + metadata.ttl < 0",
+        "flower/test_grid",
+    ),
+    Mutant(
         "a mask is forgotten",
         "common/array.py",
         'if _is_instance(ndarray, "numpy.ma", "MaskedArray"):',

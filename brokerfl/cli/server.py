@@ -89,6 +89,13 @@ class _Signalled(BaseException):
     help="Seconds that a named node may be offline before its messages become Error 5.",
 )
 @click.option(
+    "--round-timeout",
+    type=Seconds(0.0),
+    envvar="BROKERFL_ROUND_TIMEOUT",
+    help="Seconds to wait for the replies of a round, unless the app gives a timeout of its own. [default: until each "
+    "message is answered, or its ttl ends]",
+)
+@click.option(
     "--outage-limit",
     default=OUTAGE_LIMIT,
     show_default=True,
@@ -114,6 +121,7 @@ def main(
     lease: float,
     retention: float,
     offline_grace: float,
+    round_timeout: float | None,
     outage_limit: float,
     max_message: int,
     max_run: int | None,
@@ -147,6 +155,7 @@ def main(
             lease=lease,
             retention=retention,
             offline_grace=offline_grace,
+            round_timeout=round_timeout,
             outage_limit=outage_limit,
             max_message=max_message,
             max_run=max_run,

@@ -11,6 +11,9 @@ from brokerfl.common.array import Array, SType
 from brokerfl.common.record import ParametersRecord, Record
 from brokerfl.common.recordset import KINDS, RecordSet
 
+#: What another content may have to be like.
+Like = RecordSet | ParametersRecord
+
 
 class _ArrayForm(NamedTuple):
     dtype: str
@@ -33,7 +36,16 @@ class Form:
         TypeError: it is neither.
     """
 
-    def __init__(self, like: RecordSet | ParametersRecord) -> None:
+    @classmethod
+    def of(cls, like: Like | None) -> "Form | None":
+        """Return the form that ``like`` has; None for None.
+
+        Raises:
+            TypeError: it has none.
+        """
+        return None if like is None else cls(like)
+
+    def __init__(self, like: Like) -> None:
         self._only = isinstance(like, ParametersRecord)
         if isinstance(like, ParametersRecord):
             like = RecordSet({"": like})

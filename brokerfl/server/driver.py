@@ -14,19 +14,15 @@ from brokerfl.common import (
     SUPERLINK_NODE_ID,
     Message,
     Metadata,
-    ParametersRecord,
     RecordSet,
     RunError,
     UserConfig,
 )
-from brokerfl.common.form import Form
+from brokerfl.common.form import Form, Like
 from brokerfl.server.hold import Options, Settings, create, take_over
 from brokerfl.wire.message import check_message, check_metadata, is_message_id
 from brokerfl.wire.reply import refused_reply, unknown_reply
 from brokerfl.wire.run import Run
-
-#: What the content of a reply has to be like.
-Like = RecordSet | ParametersRecord
 
 
 class Driver:
@@ -67,6 +63,7 @@ class Driver:
         **options: Unpack[Options],
     ) -> None:
         settings = Settings(**options)
+        self._round_timeout = settings.round_timeout
         if resume is None:
             self._hold = create(connection, app, run_config or {}, settings)
         else:
@@ -130,7 +127,8 @@ class Driver:
             dst_node_id: the node's id.
             group_id: usually the round. Pushing a group that was never pushed before moves the run on: replies handed
                 over so far are settled.
-            ttl: seconds from the push after which the message counts as expired; 12 hours by default.
+            ttl: seconds after which the message counts as expired, from its push and by the clock of Redis; 12 hours by
+                default. A push that comes so long after this call refuses it.
 
         Raises:
             ValueError: an impossible message type or ttl.
@@ -218,7 +216,8 @@ class Driver:
     def cancel_messages(self, message_ids: Iterable[str]) -> None:
         """Cancel messages: each ends at once as Error 3, unless its reply has arrived.
 
-        A node that has not started does not execute it; one that has sees ``context.cancelled()``.
+        A node that has not started does not execute it. In one that has, ``context.cancelled()`` becomes true within a
+        second or so, if the app asks it and Redis answers.
 
         Raises:
             RedisOutOfMemory: Redis is full and forgot something that has to be written first; nothing was cancelled.
@@ -238,7 +237,7 @@ class Driver:
             message_ids: as `push_messages` returned them; ``""`` is ignored.
             like: as for `replies`.
         """
-        form = _form(like)
+        form = Form.of(like)
         wanted, foreign = self._sort(message_ids)
         self._hold.waits.poll()
         return [unknown_reply(self._run_id, each) for each in foreign] + self._replies.here(wanted, form)
@@ -249,12 +248,13 @@ class Driver:
         """Yield each reply to ``message_ids`` as soon as it arrives, until all have arrived.
 
         A reply is handed over when the iterator advances past it, or when the loop's thread commits. A large one is
-        fetched when its turn comes, and not kept: an app that folds replies needs memory for one at a time if it
-        deletes each (``del reply``) before it asks for the next.
+        fetched when its turn comes, and not kept: an app that folds replies needs memory for one large one at a time if
+        it deletes each (``del reply``) before it asks for the next.
 
         Args:
             message_ids: as `push_messages` returned them; ``""`` is ignored.
-            timeout: seconds for all of them together; then the iteration ends. None waits until all are answered.
+            timeout: seconds for all of them together; then the iteration ends. None is the option ``round_timeout``;
+                without it, a node that is online and silent is waited for until its message's ttl.
             like: what the content of each reply has to be like; one that is not is Error 4, and its reason says what
                 differs. A ParametersRecord, such as the model: the reply has to have one, with arrays of the same names
                 in the same order, of the same dtypes and shapes, without NaN and infinity. A RecordSet: the reply has
@@ -263,9 +263,9 @@ class Driver:
         Raises:
             TypeError: ``like`` is something else.
         """
-        form = _form(like)
+        form = Form.of(like)
         wanted, foreign = self._sort(message_ids)
-        return self._iterate(wanted, foreign, _until(timeout), form)
+        return self._iterate(wanted, foreign, _until(self._round_timeout if timeout is None else timeout), form)
 
     def _iterate(
         self, wanted: set[str], foreign: list[str], until: float | None, form: Form | None
@@ -288,12 +288,13 @@ class Driver:
 
         Args:
             messages: as for `push_messages`, which also lists the exceptions.
-            timeout: in seconds; then the replies so far are returned. The others can still be pulled by id.
+            timeout: in seconds, as for `replies`; then the replies so far are returned. The others can still be pulled
+                by id.
             deliver_when_online: as for `push_messages`.
             checkpoint: as for `push_messages`.
             like: as for `replies`.
         """
-        batch, form = list(messages), _form(like)
+        batch, form = list(messages), Form.of(like)
         ids = self.push_messages(batch, deliver_when_online=deliver_when_online, checkpoint=checkpoint)
         self._session.check()
         refused = [
@@ -302,7 +303,8 @@ class Driver:
             if not message_id
         ]
         accepted, _ = self._sort(ids)
-        return refused + self._replies.all(accepted, _until(timeout), form)
+        until = _until(self._round_timeout if timeout is None else timeout)
+        return refused + self._replies.all(accepted, until, form)
 
     def _sort(self, message_ids: Iterable[str]) -> tuple[set[str], list[str]]:
         """Divide ids into those that this run accepted at some time and those that it never did."""
@@ -328,10 +330,6 @@ class Driver:
     def detach(self) -> None:
         """Detach from the run without ending it: its keys stay for the retention time. Redis may be unreachable."""
         self._hold.detach()
-
-
-def _form(like: Like | None) -> Form | None:
-    return None if like is None else Form(like)
 
 
 def _until(timeout: float | None) -> float | None:

@@ -55,6 +55,7 @@ class Options(TypedDict, total=False):
     max_run: int | None
     origin: Origin | None
     overrides: tuple[str, ...] | None
+    round_timeout: float | None
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Settings:
     outage_limit: float = OUTAGE_LIMIT  # how long Redis may be unreachable before the run detaches
     max_message: int = MAX_MESSAGE_BYTES  # the largest reply that is accepted
     max_run: int | None = None  # the most broadcast content that the run may have in Redis at once
+    round_timeout: float | None = None  # how long `replies` and `send_and_receive` wait if the app does not say
     origin: Origin | None = None  # where the ServerApp comes from; None for a script's, which nodes of any app serve
     overrides: tuple[str, ...] | None = (
         None  # of a new run: the keys of its config that override defaults; None for all

@@ -48,8 +48,8 @@ class Replies:
 
         Each is handed over when the iterator advances past it, or is closed. One that does not fit is an Error.
         """
-        wanted = Wanted(message_ids)
-        while (found := self._next(wanted, until, form)) is not None:
+        wanted = Wanted(message_ids, form=form)
+        while (found := self._next(wanted, until)) is not None:
             message, only = found[0], [found[1]]
             del found  # the reply may be half of the app's memory
             self._answers.yielded(message)
@@ -60,9 +60,9 @@ class Replies:
 
     def all(self, message_ids: set[str], until: float | None, form: Form | None = None) -> list[Message]:
         """Return what `each` yields; all of it is handed over, or nothing."""
-        wanted, replies = Wanted(message_ids), []
+        wanted, replies = Wanted(message_ids, form=form), []
         with self._handing_over() as taken:
-            while (found := self._next(wanted, until, form)) is not None:
+            while (found := self._next(wanted, until)) is not None:
                 taken.append(found[0])
                 replies.append(found[1])
         return replies
@@ -93,10 +93,10 @@ class Replies:
             raise
         self._answers.hand_over(taken)
 
-    def _next(self, wanted: Wanted, until: float | None, form: Form | None) -> tuple[OpenMessage, Message] | None:
+    def _next(self, wanted: Wanted, until: float | None) -> tuple[OpenMessage, Message] | None:
         """Return the next reply, taken but not handed over yet; None when none is left, or when time is up."""
         while (message := self._waits.next(wanted, until)) is not None:
-            decoded = self._decode(message, until, form)
+            decoded = self._decode(message, until, wanted.form)
             if decoded is not None:
                 return message, decoded
             wanted.ids.add(message.message_id)

@@ -14,6 +14,7 @@ from logging import WARNING
 
 from brokerfl.broker.fence import RedisForgot
 from brokerfl.common import OutageLimit, RedisOutOfMemory, RedisUnreachable, RunError, log
+from brokerfl.common.form import Form
 from brokerfl.server.book import Book, OpenMessage
 from brokerfl.server.receive import Receiver
 from brokerfl.server.session import Session
@@ -29,6 +30,7 @@ class Wanted:
 
     ids: set[str]
     seen: int = -1  # the book's takes when nobody else had taken one of ``ids``
+    form: Form | None = None  # what their contents have to be like
 
 
 class Waits:
