@@ -54,7 +54,7 @@ Of the ServerApp's time, 14 % go to encoding contents and ledger entries, 20 % t
 transaction, 18 % to decoding replies, 12 % to reading them, and 15 % to making and checking records and messages.
 Of a node's time, without its waiting for work, 17 % go to reading, 39 % to decoding, executing and encoding, and 36 % \
 to recording and publishing replies.
-Nothing in it polls or is done twice.
+Nothing in it waits for a timer, and nothing is done twice.
 The garbage collector takes a tenth of it.
 More cores improve the figure; so would a codec in C.
 

@@ -1443,4 +1443,91 @@ NODE = (
     ),
 )
 
-MUTANTS = (*FENCE, *TRANSACTIONS, *STREAMS, *BOOK, *WAITS, *NODE)
+APPS = (
+    Mutant(
+        "a node of another project serves a run",
+        "client/executor.py",
+        "            if refusal is not None:\n",
+        "            if refusal is None:\n                pass\n            elif not refusal:\n",
+        "contract/test_origins",
+    ),
+    Mutant(
+        "an app that stands alone belongs to every project",
+        "wire/origin.py",
+        "other is not None and self.project != other.project",
+        'other is not None and "" not in (self.project, other.project) and self.project != other.project',
+        "contract/test_origins",
+    ),
+    Mutant(
+        "other code of a project is none",
+        "wire/origin.py",
+        "return self.version != other.version or bool(",
+        "return self.version != other.version and bool(",
+        "contract/test_origins",
+    ),
+    Mutant(
+        "a resumed run's nodes are not told of its new code",
+        "server/hold.py",
+        "            if self.owner.has_new_frame:\n",
+        "            if not self.owner:\n",
+        "contract/test_origins",
+    ),
+    Mutant(
+        "a reply that does not fit is handed to the app",
+        "server/replies.py",
+        "return reply if misfit is None else",
+        "return reply if misfit is not None or misfit is None else",
+        "contract/test_like",
+    ),
+    Mutant(
+        "layers in another order fit",
+        "common/form.py",
+        "            if key != own:\n",
+        "            if key not in wanted:\n",
+        "unit/test_form",
+    ),
+    Mutant(
+        "NaN is a value as any other",
+        "common/form.py",
+        "return None if array.is_finite() else",
+        "return None if array else",
+        "unit/test_form contract/test_like",
+    ),
+    Mutant(
+        "a round's timeout by default is none",
+        "server/driver.py",
+        "        until = _until(self._round_timeout if timeout is None else timeout)\n",
+        "        until = _until(timeout)\n",
+        "contract/test_waits",
+    ),
+    Mutant(
+        "the overrides of a run are all of its config",
+        "flower/grid.py",
+        "run.run_config.keys() if run.overrides is None else run.overrides",
+        "run.run_config.keys()",
+        "flower/test_grid",
+    ),
+    Mutant(
+        "a reply whose ttl has passed is as good as any",
+        "flower/grid.py",
+        "metadata.created_at + metadata.ttl < time.time()",
+        "metadata.created_at + metadata.ttl < 0",
+        "flower/test_grid",
+    ),
+    Mutant(
+        "a mask is forgotten",
+        "common/array.py",
+        'if _is_instance(ndarray, "numpy.ma", "MaskedArray"):',
+        'if _is_instance(ndarray, "numpy.ma", "nothing"):',
+        "unit/test_array",
+    ),
+    Mutant(
+        "a dtype is known by its name",
+        "common/dtypes.py",
+        'dtype.type.__module__ == "numpy" and dtype.name in ITEMSIZE',
+        "dtype.name in ITEMSIZE",
+        "unit/test_array",
+    ),
+)
+
+MUTANTS = (*FENCE, *TRANSACTIONS, *STREAMS, *BOOK, *WAITS, *NODE, *APPS)

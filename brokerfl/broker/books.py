@@ -133,6 +133,10 @@ class Books:
         if snapshot.nodes:
             pipe.sadd(self._nodes, *map(str, snapshot.nodes))
 
+    def write_frame(self, pipe: Pipeline) -> None:
+        """Write the run's frame, which has changed."""
+        pipe.hset(self._meta, "frame", encode_run(self._run))
+
     def change(self, pipe: Pipeline, change: Change) -> None:
         """Write what a commit changes. A hash vanishes when it is empty, and returns without a lifetime."""
         if change.entered:

@@ -17,8 +17,10 @@ from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import execute_unless_changed, foreign, map_errors, translate
 from brokerfl.broker.keys import GROUP, LEASE, RETENTION, milliseconds, parse_id
 from brokerfl.broker.lease import await_lapse
+from brokerfl.broker.origins import info_of, origin_in
 from brokerfl.broker.process import home_of, is_dead, new_token, text_of
 from brokerfl.common import NodeNameTaken, log
+from brokerfl.wire.origin import Origin
 
 #: Members of the registry that are looked at in one round trip: anybody may have put any number of them there.
 _AT_ONCE = 1000
@@ -51,6 +53,7 @@ class NodeInfo:
     labels: dict[str, str] = field(default_factory=dict)
     version: str = ""
     since: float = 0.0
+    origin: Origin | None = None
 
 
 class Registration:
@@ -62,6 +65,7 @@ class Registration:
         labels: shown to operators.
         lease: seconds after which a silent node counts as offline.
         home: the identity of the state directory that this process has locked; "" for none.
+        origin: where the node's app comes from; None for that of a script.
 
     Attributes:
         identity: the identity of the Redis data set, as last seen.
@@ -75,8 +79,10 @@ class Registration:
         labels: Mapping[str, str] | None = None,
         lease: float = LEASE,
         home: str = "",
+        origin: Origin | None = None,
     ) -> None:
         self._connection = connection
+        self.origin = origin
         self.name = name
         self.labels = dict(labels or {})
         self.lease = lease
@@ -178,6 +184,7 @@ class Registration:
             "python": platform.python_version(),
             "since": repr(self._since),
             "home": self._home,
+            **info_of(self.origin),
         }
 
     def _renew_ttls(self, pipe: "object") -> None:
@@ -280,7 +287,7 @@ def _node_info(node_id: int, online: bool, info: Mapping[bytes, bytes]) -> NodeI
         since = since if 0 <= since < _YEAR_9999 else 0.0  # not inf and not nan
     except (ValueError, AttributeError, RecursionError):
         labels, since = {}, 0.0
-    return NodeInfo(node_id, online, text.get("name", ""), labels, text.get("version", ""), since)
+    return NodeInfo(node_id, online, text.get("name", ""), labels, text.get("version", ""), since, origin_in(info))
 
 
 def online_nodes(connection: Connection) -> list[int]:

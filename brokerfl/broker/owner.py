@@ -7,6 +7,7 @@ travel.
 import secrets
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from redis.client import Pipeline
 
@@ -22,6 +23,7 @@ from brokerfl.broker.nodes import new_id
 from brokerfl.broker.process import is_dead, new_token, text_of
 from brokerfl.broker.runs import Footprint, absent, prune, read_run
 from brokerfl.common import ConfigError, RunAttached, RunNotFound, RunStopped, UserConfig
+from brokerfl.wire.origin import Origin
 from brokerfl.wire.run import Run
 
 
@@ -32,6 +34,8 @@ def create_run(
     *,
     lease: float = LEASE,
     retention: float = RETENTION,
+    origin: Origin | None = None,
+    overrides: tuple[str, ...] | None = None,
 ) -> "Owner":
     """Create a run with a random id and own it.
 
@@ -40,7 +44,7 @@ def create_run(
         ValueError: the run config holds a value that cannot be sent.
     """
     keys = connection.keys
-    run = Run(new_id(), app, dict(run_config), connection.read_time())
+    run = Run(new_id(), app, dict(run_config), connection.read_time(), origin, overrides)
     owner = Owner(connection, run, Fence(connection, run.run_id, 1, new_token(), retention), lease, retention)
     with map_errors(connection.url, keys.runs), connection.redis.pipeline(transaction=True) as pipe:
         pipe.set(keys.identity, secrets.token_hex(16), nx=True)
@@ -61,6 +65,7 @@ def resume_run(
     takeover: bool = False,
     lease: float = LEASE,
     retention: float = RETENTION,
+    origin: Origin | None = None,
 ) -> "Owner":
     """Become the owner of a run whose ServerApp is gone; from then on the former owner can write nothing.
 
@@ -72,6 +77,7 @@ def resume_run(
         takeover: take the run even if its ServerApp seems to be alive.
         lease: seconds after which a silent ServerApp counts as gone.
         retention: seconds that the run's keys live without a ServerApp.
+        origin: where the app comes from now; None keeps what the run says. Without ``app``, it may be another project.
 
     Raises:
         RunNotFound: there is no such run, or it has ended.
@@ -85,6 +91,14 @@ def resume_run(
             f"run {run_id} belongs to {run.app}, not to {app}: use that app, or pass --another-app if it was only "
             "renamed"
         )
+    if app and run.origin is not None and run.origin.is_foreign_to(origin):
+        raise ConfigError(
+            f"run {run_id} belongs to {run.origin}, not to {origin}: resume it in its own project, or pass "
+            "--another-app if that was only renamed"
+        )
+    origin = run.origin if origin is None else replace(origin, app=run.app)
+    has_new_frame = origin != run.origin
+    run = replace(run, origin=origin)
     if run_config is not None and run_config != run.run_config:
         raise ConfigError(
             f"run {run_id} was started with the run config {run.run_config}, not {run_config}: "
@@ -97,6 +111,7 @@ def resume_run(
 
     while (owner := _try_to_take_over(connection, run, takeover, lease, retention)) is None:
         await_lapse(connection, connection.keys.run_lease(run_id), f"Run {run_id}", refusal)
+    owner.has_new_frame = has_new_frame
     return owner
 
 
@@ -139,6 +154,7 @@ class Owner:
 
     Attributes:
         books: the run's books.
+        has_new_frame: what the run says of itself changed when it was resumed: its nodes do not know yet.
 
     Raises:
         ConfigError: the retention is longer than `MOST_RETENTION`.
@@ -156,6 +172,7 @@ class Owner:
         self.lease = lease
         self.retention = retention
         self.books = Books(connection, run, retention)
+        self.has_new_frame = False
         self._renewed = time.monotonic()
         self._seen = time.monotonic()
 

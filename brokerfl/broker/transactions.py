@@ -13,6 +13,7 @@ message's state is, or what became of a transaction.
     commit       books, context, manifests                 unneeded chunks; cancelled messages out, first contact,
                                                            messages in
     send         books: nodes                              strays out, first contact, messages in
+    announce     the run's frame                           the run's frame at its nodes, a ring
     verdict      -                                         messages out, one more look into the outbox
     restore      owner, books, context, manifests, bell    lifetimes, registry
     rewrite      -                                         chunks that Redis forgot
@@ -102,6 +103,16 @@ class Transactions:
 
         steps = ((Slot.RUN, lambda pipe: self.owner.books.add_nodes(pipe, nodes)), (Slot.NODE, at_nodes))
         return Transaction("send", steps, answers=len(parcels), frees=not parcels)
+
+    def announce(self, node_ids: Iterable[int]) -> Transaction:
+        """Write the run's frame again, and tell the nodes that the run has contacted."""
+
+        def at_nodes(pipe: Pipeline) -> None:
+            for node_id in node_ids:
+                first_contact(pipe, self._keys, node_id, self._run_id, self._frame, self.owner.retention)
+
+        steps = ((Slot.NODE, at_nodes), (Slot.RUN, self.owner.books.write_frame))
+        return Transaction("announce", steps)
 
     def verdict(self, parcels: Sequence[Parcel], nodes: Collection[int]) -> Transaction:
         """Take messages out of the inboxes of ``nodes``. Its results are what is new in the nodes' outboxes."""

@@ -79,6 +79,7 @@ def _load(reference: str, folder: Path, kind: type) -> Any:
     if not folder.is_dir():
         raise AppLoadError(f"the app directory {folder} does not exist")
     sys.path.insert(0, str(folder))
+    _check_hidden(name, folder)
     module = _import(name, folder)
     candidates = [f"{name}:{key}" for key, value in vars(module).items() if _is_app(value, kind)]
     hint = f"; it has {', '.join(candidates)}" if candidates else ""
@@ -90,6 +91,33 @@ def _load(reference: str, folder: Path, kind: type) -> Any:
     return app
 
 
+def _check_hidden(name: str, folder: Path) -> None:
+    """Check that the app's module is not hidden by another one of its name that is imported already."""
+    top = name.partition(".")[0]
+    own = _file_of(top, folder)
+    if own is not None and top in sys.modules and top != brokerfl.__name__ and not _is_from(top, folder):
+        whose = "a module of Python's own" if top in sys.stdlib_module_names else "an installed module"
+        raise AppLoadError(f"{own} cannot be imported, because {whose} is called {top!r}, too: rename the file")
+
+
+def _file_of(module: str, folder: Path) -> Path | None:
+    """Return the file of a module in a folder, if it has one."""
+    return next((file for file in (folder / f"{module}.py", folder / module / "__init__.py") if file.is_file()), None)
+
+
+def _is_from(module: str, folder: Path) -> bool:
+    """Whether a module that is imported is a file of a folder."""
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return file is not None and Path(file).resolve().is_relative_to(folder)
+
+
+def _shadows(folder: Path) -> str:
+    """Return lines that name the files in a folder that were imported in place of Python's own modules."""
+    names = sorted({path.stem for path in folder.iterdir()}.intersection(sys.stdlib_module_names))
+    files = [_file_of(name, folder) for name in names if _is_from(name, folder)]
+    return "".join(f"\n{file} was imported in place of Python's own module of that name: rename it" for file in files)
+
+
 def _import(name: str, folder: Path) -> object:
     try:
         return importlib.import_module(name)
@@ -99,9 +127,9 @@ def _import(name: str, folder: Path) -> object:
             raise AppLoadError(f"there is no module {name!r} in {folder} or elsewhere on the path{hint}") from None
         if error.name == "flwr":
             raise MissingExtra(f"{name} is a Flower app and needs flwr: pip install 'brokerfl[flower]'") from None
-        raise AppLoadError(_failure(name, error, folder)) from None
+        raise AppLoadError(_failure(name, error, folder) + _shadows(folder)) from None
     except (Exception, SystemExit) as error:
-        raise AppLoadError(_failure(name, error, folder)) from None
+        raise AppLoadError(_failure(name, error, folder) + _shadows(folder)) from None
 
 
 def _failure(name: str, error: BaseException, folder: Path) -> str:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from brokerfl.cli.project import read_config
 from brokerfl.common import ConfigError, ConfigScalar, UserConfig
-from brokerfl.common.config import check_scalar
+from brokerfl.common.config import check_scalar, flattened
 
-#: A key, then a quoted value or one without blanks; as in Flower's --run-config.
-_PAIR = re.compile(r"""\s*([^\s=]+)=("[^"]*"|'[^']*'|[^\s"']*)(?=\s|$)""")
+#: A key, of which parts may be quoted, then a quoted value or one without blanks; as in Flower's --run-config.
+_PAIR = re.compile(r"""\s*((?:"[^"]*"|'[^']*'|[^\s="'])+)=("[^"]*"|'[^']*'|[^\s"']*)(?=\s|$)""")
 _BARE_WORD = re.compile(r"[A-Za-z_][\w./:@+-]*")
 
 
@@ -41,11 +41,23 @@ def parse_config(texts: Iterable[str], option: str, defaults: UserConfig | None 
                     f"{option} {text!r} cannot be read at {text[position:].strip()!r}: write key=value pairs "
                     "separated by spaces, such as 'num-rounds=3 lr=0.1 name=\"two words\"'"
                 )
-            key, value = pair.groups()
+            key, value = _key(pair[1], option), pair[2]
             config[key] = _value(key, value, option, (defaults or {}).get(key, ""))
             check_scalar(key, config[key], option)
             position = pair.end()
     return config
+
+
+def _key(text: str, option: str) -> str:
+    """Return a key as TOML reads it, its parts joined by dots; one that TOML does not allow is taken as it is."""
+    try:
+        read = tomllib.loads(f"{text} = 0")
+    except tomllib.TOMLDecodeError:
+        if re.search("[\"']", text):
+            raise ConfigError(f"{option}: {text} is not a key: quote all of it, or nothing") from None
+        return text
+    [key] = flattened(read, option)
+    return key
 
 
 def _value(key: str, text: str, option: str, default: ConfigScalar) -> ConfigScalar:

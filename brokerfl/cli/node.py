@@ -3,6 +3,7 @@
 import signal
 import threading
 import time
+from dataclasses import replace
 from logging import INFO, WARNING
 from pathlib import Path
 from types import FrameType
@@ -83,6 +84,12 @@ from brokerfl.common import log
     "Messages of one run are always executed one at a time, in order.",
 )
 @max_message_option
+@click.option(
+    "--any-app",
+    is_flag=True,
+    envvar="BROKERFL_ANY_APP",
+    help="Serve the runs of other projects, too. Otherwise their messages are answered with Error 1.",
+)
 @click.version_option(__version__)
 def main(
     app: str,
@@ -97,6 +104,7 @@ def main(
     max_crashes: int,
     workers: int,
     max_message: int,
+    any_app: bool,
 ) -> None:
     """Run a node, which serves all runs on this Redis with a ClientApp.
 
@@ -106,10 +114,12 @@ def main(
     config = parse_config(node_config, "--node-config")
     labels = parse_labels(label)
     states = (state_dir or default_state_dir()) if name else None  # before the app changes the environment
-    reference, client_app = load_client_app(*find_project(app, app_dir))
+    reference, project = find_project(app, app_dir)
+    origin = project.origin  # before the import: code that is edited from now on is not what the node runs
+    reference, client_app = load_client_app(reference, project)
     connection = redis.connect()
     journal = Journal(node_folder(states, node_id_of(connection.keys.prefix, name)) if name and states else None)
-    registration = Registration(connection, name or "", labels, lease, journal.home)
+    registration = Registration(connection, name or "", labels, lease, journal.home, replace(origin, app=reference))
     title = f"Node {registration.node_id}" + (f" ({name})" if name else "")
 
     def ready() -> None:
@@ -125,6 +135,7 @@ def main(
         max_crashes=max_crashes,
         workers=workers,
         max_message=max_message,
+        any_app=any_app,
     )
     _stop_on_signals(node, registration, grace)
     node.serve()

@@ -45,6 +45,7 @@ def nodes(redis: RedisOptions, form: str) -> None:
             "node": str(node.node_id),
             "status": "online" if node.online else "offline",
             "name": node.name,
+            "app": "" if node.origin is None else str(node.origin),
             "labels": node.labels,
             "version": node.version,
             "since": local_time(node.since),

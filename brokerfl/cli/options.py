@@ -133,7 +133,7 @@ def _url(url: str | None, file: str | None) -> str:
 
 def _read_url(file: str) -> str:
     try:
-        words = Path(file).read_text().split()
+        words = Path(file).read_text(encoding="utf-8-sig").split()
         is_open = bool(Path(file).stat().st_mode & stat.S_IROTH)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"the URL file {file} cannot be read: {getattr(error, 'strerror', 'not text')}") from None

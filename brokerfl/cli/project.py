@@ -1,7 +1,7 @@
 """The project that an app belongs to, as Flower's users describe it in pyproject.toml.
 
-Owns what is read from it: ``[tool.flwr.app.components]`` and ``[tool.flwr.app.config]``. It must not know flwr, nor
-how an app is imported.
+Owns what is read from it: its name and version, ``[tool.flwr.app.components]`` and ``[tool.flwr.app.config]``. It must
+not know flwr, nor how an app is imported.
 """
 
 import tomllib
@@ -9,8 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from brokerfl.cli.code import digest_of_code
 from brokerfl.common import AppLoadError, ConfigError, UserConfig
 from brokerfl.common.config import flattened
+from brokerfl.wire.origin import Origin
 
 
 class Project:
@@ -47,6 +49,17 @@ class Project:
             f"{self._file} names no {kind}: add it under [tool.flwr.app.components], or name the app as "
             "module:attribute"
         )
+
+    @cached_property
+    def origin(self) -> Origin:
+        """What others are told of the project, and of its code as it is now; without the name of an app.
+
+        Raises:
+            ConfigError: the file cannot be read.
+        """
+        own = _table(self._content, "project")
+        name, version = (value if isinstance(value := own.get(key), str) else "" for key in ("name", "version"))
+        return Origin("", name, version, digest_of_code(self.folder)) if name else Origin("")
 
     @cached_property
     def defaults(self) -> UserConfig | None:
@@ -86,7 +99,11 @@ class Project:
     @cached_property
     def _app(self) -> dict[str, Any]:
         """The table [tool.flwr.app], empty if there is none."""
-        return _table(_read_toml(self._file), "tool", "flwr", "app") if self._file.is_file() else {}
+        return _table(self._content, "tool", "flwr", "app")
+
+    @cached_property
+    def _content(self) -> dict[str, Any]:
+        return _read_toml(self._file) if self._file.is_file() else {}
 
 
 def read_config(file: Path) -> UserConfig:
@@ -100,9 +117,13 @@ def read_config(file: Path) -> UserConfig:
 
 def _read_toml(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        return tomllib.loads(file.read_text(encoding="utf-8-sig"))  # without the mark that some editors begin with
+    except OSError as error:
         raise ConfigError(f"{file} cannot be read: {error}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{file} cannot be read: it is not UTF-8, as TOML has to be: save it as UTF-8 ({error})"
+        ) from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{file} is not valid TOML: {error}") from None
 

@@ -5,7 +5,8 @@ import signal
 import sys
 import threading
 import time
-from logging import INFO
+from dataclasses import replace
+from logging import INFO, WARNING
 from types import FrameType
 
 import click
@@ -35,6 +36,7 @@ from brokerfl.common import (
     RunError,
     log,
 )
+from brokerfl.flower import keeps_something
 from brokerfl.server import Driver
 from brokerfl.server.app import ServerAppCallable
 from brokerfl.server.session import OUTAGE_LIMIT
@@ -87,6 +89,13 @@ class _Signalled(BaseException):
     help="Seconds that a named node may be offline before its messages become Error 5.",
 )
 @click.option(
+    "--round-timeout",
+    type=Seconds(0.0),
+    envvar="BROKERFL_ROUND_TIMEOUT",
+    help="Seconds to wait for the replies of a round, unless the app gives a timeout of its own. [default: until each "
+    "message is answered, or its ttl ends]",
+)
+@click.option(
     "--outage-limit",
     default=OUTAGE_LIMIT,
     show_default=True,
@@ -112,6 +121,7 @@ def main(
     lease: float,
     retention: float,
     offline_grace: float,
+    round_timeout: float | None,
     outage_limit: float,
     max_message: int,
     max_run: int | None,
@@ -127,11 +137,9 @@ def main(
     # The environment is for new runs.
     is_typed = click.get_current_context().get_parameter_source("run_config") is click.core.ParameterSource.COMMANDLINE
     reference, project = find_project(app, app_dir)
-    config = (
-        project.run_config(parse_config(run_config, "--run-config", project.defaults))
-        if is_typed or resume is None
-        else None
-    )
+    given = parse_config(run_config, "--run-config", project.defaults) if is_typed or resume is None else None
+    config = None if given is None else project.run_config(given)
+    origin = project.origin
     reference, server_app = load_server_app(reference, project)
     connection = redis.connect()
     if resume is None:  # a signal that comes while the run is created waits until there is something to detach
@@ -147,9 +155,12 @@ def main(
             lease=lease,
             retention=retention,
             offline_grace=offline_grace,
+            round_timeout=round_timeout,
             outage_limit=outage_limit,
             max_message=max_message,
             max_run=max_run,
+            origin=replace(origin, app=reference),
+            overrides=None if given is None or project.defaults is None else tuple(given),
         )
         code = _run(driver, server_app, signals, retention, "started" if resume is None else "resumed")
     except _Signalled as signalled:  # while detaching; if that was not finished, the lease lapses
@@ -160,6 +171,12 @@ def main(
 def _run(driver: Driver, server_app: ServerAppCallable, signals: "_Signals", retention: float, how: str) -> int:
     run_id, started = driver.run.run_id, time.monotonic()
     log(INFO, "Run %s of %s %s", run_id, driver.run.app, how)
+    if how == "resumed" and not keeps_something(server_app, driver.context.state):
+        log(
+            WARNING,
+            "Run %s has nothing in context.state: its app begins at its start, while its nodes keep theirs",
+            run_id,
+        )
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         server_app(driver, driver.context)

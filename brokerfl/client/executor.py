@@ -12,6 +12,7 @@ from brokerfl.client.journal import Answer, Journal
 from brokerfl.client.payloads import Payloads
 from brokerfl.client.reply import encode_refusal
 from brokerfl.client.runner import NoStateError, Result, Runner, Task
+from brokerfl.client.runs import Runs
 from brokerfl.client.wanted import Wanted
 from brokerfl.client.worklist import Work
 from brokerfl.common import ErrorCode, FrameError, Metadata, log
@@ -21,7 +22,7 @@ from brokerfl.wire.manifest import manifest_of
 from brokerfl.wire.message import decode_header
 from brokerfl.wire.payload import INLINE, EncodedContent, MissingChunkError, Payload
 from brokerfl.wire.record import frozen
-from brokerfl.wire.run import Run, decode_run
+from brokerfl.wire.run import Run
 
 #: How often a message may kill its node before it is answered with Error 8.
 MAX_CRASHES = 3
@@ -49,18 +50,11 @@ class Executor:
         self._payloads = payloads
         self._wanted = wanted
         self._max_crashes = max_crashes
-        self._runs: dict[int, Run] = {}
+        self._runs = Runs(runner.node_id, runner.origin)
 
     def keep_only(self, frames: dict[int, bytes]) -> None:
         """Serve these runs: add new ones, forget those that are over, and their states later."""
-        for run_id, frame in frames.items():
-            if run_id not in self._runs:
-                try:
-                    self._runs[run_id] = decode_run(run_id, frame)
-                except FrameError as error:
-                    log(WARNING, "Run %s cannot be served: %s", run_id, shown(str(error)))
-        for run_id in set(self._runs).difference(frames):
-            del self._runs[run_id]
+        for run_id in self._runs.keep_only(frames):
             self._payloads.forget(run_id)
         self._runner.keep_only(frames)
         self._journal.keep_only(frames)
@@ -114,6 +108,9 @@ class Executor:
             run = self._runs.get(work.run_id)
             if run is None:
                 return self._refuse(work, ErrorCode.MESSAGE_UNAVAILABLE, "this node cannot read the run's frame")
+            refusal = self._runs.refusal(run)
+            if refusal is not None:
+                return self._refuse(work, ErrorCode.LOAD_CLIENT_APP_EXCEPTION, refusal)
             state = None if self._runner.has_state_of(work.run_id) else self._load_state(work.run_id, commit)
             crashes = self._journal.begin(work.run_id, work.message_id, worker)
             try:  # a payload that is too large for this machine also kills the node

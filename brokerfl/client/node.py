@@ -56,12 +56,14 @@ class NodeOptions:
         max_crashes: how often a message may kill the node before it is answered with Error 8.
         workers: how many runs are served at once, one message of each at a time.
         max_message: the largest message that is accepted, in bytes.
+        any_app: whether the runs of other projects are served, too.
     """
 
     node_config: UserConfig = field(default_factory=dict)
     max_crashes: int = MAX_CRASHES
     workers: int = 1
     max_message: int = MAX_MESSAGE_BYTES
+    any_app: bool = False
 
 
 class _Options(TypedDict, total=False):
@@ -71,6 +73,7 @@ class _Options(TypedDict, total=False):
     max_crashes: int
     workers: int
     max_message: int
+    any_app: bool
 
 
 class Node:
@@ -114,7 +117,8 @@ class Node:
 
     def _make_service(self, app: ClientAppCallable, options: NodeOptions) -> Service:
         connection, node_id = self._connection, self.node_id
-        runner = Runner(app, node_id, options.node_config, self._stop.is_set)
+        origin = None if options.any_app else self._registration.origin
+        runner = Runner(app, node_id, options.node_config, self._stop.is_set, origin)
         wanted = Wanted(connection, node_id)
         executor = Executor(runner, self._journal, self._payloads, wanted, options.max_crashes)
         publisher = Publisher(connection, node_id, self._worklist, self._stop, self._journal.commit)

@@ -24,6 +24,7 @@ from brokerfl.common import (
 )
 from brokerfl.common.text import shown
 from brokerfl.wire.frame import Fields
+from brokerfl.wire.origin import Origin
 from brokerfl.wire.record import decode_content, digest_of, encode_content
 from brokerfl.wire.run import Run
 
@@ -82,6 +83,10 @@ class Runner:
         node_id: the node.
         node_config: for every Context.
         is_stopping: whether the node was told to stop.
+        origin: where the app comes from; None if it runs the messages of every run.
+
+    Attributes:
+        node_id, origin: as given.
     """
 
     def __init__(
@@ -90,8 +95,10 @@ class Runner:
         node_id: int,
         node_config: UserConfig,
         is_stopping: Callable[[], bool] = lambda: False,
+        origin: Origin | None = None,
     ) -> None:
         self.node_id = node_id
+        self.origin = origin
         self._app = app
         self._node_config = dict(node_config)
         self._is_stopping = is_stopping

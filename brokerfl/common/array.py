@@ -1,12 +1,10 @@
 """Array: one n-dimensional array as bytes, with its dtype and shape.
 
-Owns the dtypes that brokerfl carries and the conversions to and from numpy and torch. It must not know
-records or messages. numpy is imported when an array is first needed. torch is never imported: an app that has a
-tensor has imported it already.
+Owns the conversions to and from numpy and torch. It must not know records or messages. numpy is imported when an array
+is first needed. torch is never imported: an app that has a tensor has imported it already.
 """
 
 import math
-import re
 import sys
 from collections.abc import Sequence
 from io import BytesIO
@@ -14,37 +12,11 @@ from operator import index
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast, overload
 
-from brokerfl.common.errors import MissingExtra
+from brokerfl.common.dtypes import FOREIGN, ITEMSIZE, are_finite, carrier_of, ml_dtype, name_of
+from brokerfl.common.npy import NPY_MAGIC, load_numpy, read_npy_header
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-#: The dtypes that can be sent, by the name that numpy and torch share, with the size of one element in bytes.
-ITEMSIZE: dict[str, int] = {
-    "bool": 1,
-    "int8": 1,
-    "int16": 2,
-    "int32": 4,
-    "int64": 8,
-    "uint8": 1,
-    "uint16": 2,
-    "uint32": 4,
-    "uint64": 8,
-    "float16": 2,
-    "float32": 4,
-    "float64": 8,
-    "bfloat16": 2,
-    "complex64": 8,
-    "complex128": 16,
-}
-
-_BFLOAT16 = "bfloat16"
-
-#: How an .npy file begins.
-NPY_MAGIC = b"\x93NUMPY"
-
-#: numpy refuses longer .npy headers by itself (``max_header_size``); 12 bytes precede the header.
-_NPY_HEADER = 10_000 + 12
 
 
 class SType:
@@ -103,7 +75,7 @@ class Array:
         """Return an array that shares the memory of ``ndarray``; a copy unless C-contiguous and little-endian.
 
         Raises:
-            TypeError: not an ndarray, or its dtype is not in `ITEMSIZE`, such as objects or text.
+            TypeError: not an ndarray, or a masked one, or its dtype is not in `ITEMSIZE`, such as objects or text.
         """
         return cls(*_from_ndarray(ndarray))
 
@@ -120,14 +92,23 @@ class Array:
     def numpy(self) -> "NDArray[Any]":
         """Return a read-only view of the data; its ``.copy()`` is writable.
 
+        A bfloat16 or float8 array has the dtype of ml_dtypes, if your app has imported that, as JAX does.
+
         Raises:
-            TypeError: the stype is not "numpy.ndarray", or numpy does not have the dtype.
+            TypeError: the stype is not "numpy.ndarray", or neither numpy nor ml_dtypes has the dtype.
             ValueError: dtype and shape do not match the data.
             MissingExtra: numpy is not installed.
         """
-        if self.dtype == _BFLOAT16:
-            raise TypeError("numpy has no bfloat16: use ParametersRecord.to_torch_state_dict()")
-        return self._view()
+        dtype = ml_dtype(self.dtype) if self.dtype in FOREIGN else None
+        return self._view() if dtype is None else self._view().view(dtype)
+
+    def is_finite(self) -> bool:
+        """Return whether no element is infinite or NaN.
+
+        Raises:
+            TypeError, ValueError, MissingExtra: as `numpy`, except that every dtype can be looked at.
+        """
+        return are_finite(load_numpy(), self.dtype, self._view())
 
     def to_torch_tensor(self) -> Any:
         """Return a CPU tensor with a copy of the data, since torch has no read-only tensors.
@@ -138,18 +119,23 @@ class Array:
         """
         torch = _torch()
         tensor = torch.from_numpy(self._view().copy())
-        return tensor.view(torch.bfloat16) if self.dtype == _BFLOAT16 else tensor
+        if self.dtype not in FOREIGN:
+            return tensor
+        dtype = getattr(torch, self.dtype, None)
+        if dtype is None:
+            raise TypeError(f"torch {torch.__version__} has no {self.dtype}: install a newer one")
+        return tensor.view(dtype)
 
     def _view(self) -> "NDArray[Any]":
-        """Return a read-only view; bfloat16 is seen as int16."""
+        """Return a read-only view; a dtype that numpy lacks is seen as its carrier."""
         if self.stype != SType.NUMPY:
             raise TypeError(f"an Array of stype {self.stype!r} is not an ndarray; only {SType.NUMPY!r} is")
         if self.dtype not in ITEMSIZE:
             raise TypeError(f"dtype {self.dtype!r} is not one of {', '.join(ITEMSIZE)}")
-        numpy = _numpy()
+        numpy = load_numpy()
         size, found = _size_of(self.dtype, self.shape), len(self.data)
         if found == size:
-            dtype = numpy.dtype("int16" if self.dtype == _BFLOAT16 else self.dtype).newbyteorder("<")
+            dtype = numpy.dtype(carrier_of(self.dtype)).newbyteorder("<")
             view = numpy.ndarray(self.shape, dtype, self.data)
         # An .npy file also has a header, so its length distinguishes it from raw data.
         elif is_npy(self):
@@ -164,7 +150,7 @@ class Array:
 
         Unlike np.load, this copies nothing and allocates nothing on the header's word.
         """
-        shape, is_fortran, dtype, start = _read_npy_header(numpy, self.data)
+        shape, is_fortran, dtype, start = read_npy_header(numpy, self.data)
         if (shape, dtype.name) != (self.shape, self.dtype):
             declared = f"{self.dtype} of shape {self.shape}"
             raise ValueError(f"the .npy file holds {dtype} of shape {shape}, not {declared}")
@@ -214,80 +200,45 @@ def _impossible(*given: Any) -> TypeError:
     kinds = ", ".join(type(value).__name__ for value in given)
     return TypeError(
         "an Array is made from one ndarray, one torch tensor, or dtype (str), shape (ints), stype (str) "
-        f"and data (bytes or memoryview), not from ({kinds})"
+        f"and data (bytes or memoryview), not from ({kinds}){_hint(given[0]) if len(given) == 1 else ''}"
     )
+
+
+def _hint(given: Any) -> str:
+    """Return what to do with an array of another library, such as JAX."""
+    return ": convert it with numpy.asarray(…)" if hasattr(given, "__array__") else ""
 
 
 def _from_ndarray(ndarray: Any) -> _Fields:
     if not _is_instance(ndarray, "numpy", "ndarray"):
-        raise TypeError(f"expected a numpy ndarray, not {type(ndarray).__name__}")
-    dtype = ndarray.dtype
-    if dtype.name not in ITEMSIZE:
-        raise TypeError(f"dtype {dtype} cannot be sent; it must be one of {', '.join(ITEMSIZE)}")
-    numpy = _numpy()
-    plain = numpy.ascontiguousarray(ndarray, dtype.newbyteorder("<"))
+        raise TypeError(f"expected a numpy ndarray, not {type(ndarray).__name__}{_hint(ndarray)}")
+    if _is_instance(ndarray, "numpy.ma", "MaskedArray"):
+        raise TypeError("a masked array cannot be sent, for its mask would be lost: fill it, with `.filled(0)` for one")
+    name, shape = name_of(ndarray.dtype), ndarray.shape
+    numpy = load_numpy()
+    plain = numpy.ascontiguousarray(ndarray)
+    if name in FOREIGN:
+        plain = plain.view(FOREIGN[name].carrier)
+    plain = numpy.ascontiguousarray(plain, plain.dtype.newbyteorder("<"))
     data = memoryview(plain.reshape(-1).view(numpy.uint8)).toreadonly()
-    return dtype.name, ndarray.shape, SType.NUMPY, data
+    return name, shape, SType.NUMPY, data
 
 
 def _from_tensor(tensor: Any) -> _Fields:
     torch = _torch()
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"expected a torch tensor, not {type(tensor).__name__}")
-    if tensor.dtype != torch.bfloat16:
-        return _from_ndarray(tensor.numpy(force=True))
-    _, shape, stype, data = _from_ndarray(tensor.detach().view(torch.int16).numpy(force=True))
-    return _BFLOAT16, shape, stype, data
-
-
-#: The header of an .npy file as numpy writes it: dtype, order and shape.
-_NPY_PLAIN = re.compile(
-    rb"\{'descr': '([<>|][a-zA-Z]\d+(?:\[\w+\])?)', 'fortran_order': (True|False), 'shape': \(([\d, ]*)\), \} *\n"
-)
-
-
-def _read_npy_header(numpy: Any, data: bytes | memoryview) -> tuple[tuple[int, ...], bool, Any, int]:
-    """Return the shape of an .npy file, whether it is in Fortran order, its dtype, and where its elements begin.
-
-    Raises:
-        ValueError: it is malformed, or its size is not what its header says.
-    """
+    name = str(tensor.dtype).removeprefix("torch.")
     try:
-        shape, is_fortran, dtype, start = _read_plain_header(numpy, data) or _read_any_header(numpy, data)
-    except Exception as error:  # numpy passes on those of its parser, such as TokenError and RecursionError
-        raise ValueError(f"the header of the .npy file is malformed: {error}") from None
-    size, found = dtype.itemsize * math.prod(shape), len(data) - start
-    if found != size:
-        raise ValueError(f"{dtype} of shape {shape} takes {size} bytes, but the .npy file has {found}")
-    return shape, is_fortran, dtype, start
-
-
-def _read_plain_header(numpy: Any, data: bytes | memoryview) -> tuple[tuple[int, ...], bool, Any, int] | None:
-    """Read a header as numpy writes it, None for any other.
-
-    numpy's own reader calls ast.literal_eval, which fails now and then in CPython 3.11 when threads take turns in it
-    ("AST constructor recursion depth mismatch": seen with 3.11.7, not with 3.12.1; compare
-    https://github.com/python/cpython/issues/106905).
-    """
-    start = 10 + int.from_bytes(data[8:10], "little")
-    found = _NPY_PLAIN.fullmatch(data[10:start]) if data[6:8] == b"\x01\x00" else None
-    if found is None:
-        return None
-    shape = tuple(int(size) for size in found[3].split(b",") if size.strip())
-    return shape, found[2] == b"True", numpy.dtype(found[1].decode()), start
-
-
-def _read_any_header(numpy: Any, data: bytes | memoryview) -> tuple[tuple[int, ...], bool, Any, int]:
-    file = BytesIO(data[:_NPY_HEADER])
-    readers = {
-        (1, 0): numpy.lib.format.read_array_header_1_0,
-        (2, 0): numpy.lib.format.read_array_header_2_0,
-    }
-    version = numpy.lib.format.read_magic(file)
-    if version not in readers:  # 3.0 is for structured dtypes whose names take more than Latin-1
-        raise ValueError(f"the .npy file has version {version}, not 1.0 or 2.0")
-    shape, is_fortran, dtype = readers[version](file)
-    return shape, is_fortran, dtype, file.tell()
+        if name in FOREIGN:
+            carried = tensor.detach().view(getattr(torch, FOREIGN[name].carrier)).numpy(force=True)
+            return name, *_from_ndarray(carried)[1:]
+        ndarray = tensor.numpy(force=True)
+    except (TypeError, RuntimeError) as error:  # complex32, quantised, sparse, …
+        raise TypeError(
+            f"a tensor of {tensor.dtype} cannot be sent: {error}: convert it, such as with `.float()`"
+        ) from None
+    return _from_ndarray(ndarray)
 
 
 def is_npy(array: Array) -> bool:
@@ -299,25 +250,16 @@ def _size_of(dtype: str, shape: Sequence[int]) -> int:
     return ITEMSIZE[dtype] * math.prod(shape)
 
 
-def check_npy(data: bytes | memoryview) -> None:
-    """Check that an .npy file, if it is one, holds what its header says: np.load allocates before it looks.
-
-    Raises:
-        ValueError: it does not.
-        MissingExtra: numpy is not installed.
-    """
-    if data[: len(NPY_MAGIC)] == NPY_MAGIC:
-        _read_npy_header(_numpy(), data)
-
-
 def npy_of(array: Array) -> bytes:
     """Return an array as an .npy file, as Flower's arrays hold it.
 
     Raises:
         TypeError, ValueError, MissingExtra: as `Array.numpy`.
     """
+    if array.dtype in FOREIGN:
+        raise TypeError(f"numpy has no {array.dtype}, and so neither has an .npy file: convert it to float32")
     file = BytesIO()
-    _numpy().save(file, array.numpy(), allow_pickle=False)
+    load_numpy().save(file, array.numpy(), allow_pickle=False)
     return file.getvalue()
 
 
@@ -333,14 +275,6 @@ def _is_instance(value: Any, module: str, name: str) -> bool:
     """Return whether ``value`` is an instance of a class whose module may never have been imported."""
     kind = getattr(sys.modules.get(module), name, None)
     return kind is not None and isinstance(value, kind)
-
-
-def _numpy() -> Any:
-    try:
-        import numpy
-    except ImportError:
-        raise MissingExtra("arrays need numpy: pip install 'brokerfl[numpy]'") from None
-    return numpy
 
 
 def _torch() -> Any:

@@ -31,7 +31,7 @@ class MessageTooLarge(BrokerflError, ValueError):
 
 
 class RedisError(BrokerflError):
-    """Redis cannot be used. brokerfl raises one of the subclasses, never an exception of redis-py."""
+    """Redis cannot be used. brokerfl raises one of the subclasses in place of redis-py's exceptions."""
 
 
 class RedisUnreachable(RedisError):

@@ -3,8 +3,8 @@
 import inspect
 
 
-def check_ran(result: object) -> None:
-    """Check what a main function returned.
+def check_ran(result: object, name: str = "main") -> None:
+    """Check what an app's function returned, its main function if no ``name`` is given.
 
     Raises:
         TypeError: a coroutine or a generator: nothing of the function has run.
@@ -14,5 +14,5 @@ def check_ran(result: object) -> None:
         return
     if inspect.iscoroutine(result):
         result.close()  # else Python also warns that it was never awaited
-    how = "write `def main` and call `asyncio.run(…)` in it" if is_async else "write it without `yield`"
-    raise TypeError(f"the main function returned a {type(result).__name__}, which runs nothing by itself: {how}")
+    how = f"write `def {name}` and call `asyncio.run(…)` in it" if is_async else "write it without `yield`"
+    raise TypeError(f"the {name} function returned a {type(result).__name__}, which runs nothing by itself: {how}")

@@ -70,7 +70,7 @@ class ErrorCode(IntEnum):
     UNKNOWN = 0
     """Anything that no other code describes."""
     LOAD_CLIENT_APP_EXCEPTION = 1
-    """The node could not load its ClientApp."""
+    """The node could not load the ClientApp of the run: it runs another project."""
     CLIENT_APP_RAISED_EXCEPTION = 2
     """The ClientApp raised an exception."""
     MESSAGE_UNAVAILABLE = 3

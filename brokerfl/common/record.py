@@ -125,8 +125,8 @@ class ParametersRecord(Record[Array]):
 class MetricsRecord(Record[MetricsValue]):
     """Numbers by name: int, float, or a list of one of them. A bool is not a metric.
 
-    A list is checked when it is put in, and once more when the message is pushed. numpy's float64 is a float;
-    convert its other scalars with ``.item()``, and put long lists into a `ParametersRecord`.
+    A list is checked when it is put in, and once more when the message is pushed. numpy's float64 is a float, also in
+    a list with others; convert its other scalars with ``.item()``, and put long lists into a `ParametersRecord`.
 
     Args:
         metrics_dict: the first items.
@@ -186,11 +186,15 @@ def _empty(given: Any, keep_input: bool) -> None:
 def _check(value: Any, kinds: tuple[type, ...], wanted: str) -> None:
     values = value if isinstance(value, list) else [value]
     types = set(map(type, values))
+    bases = set()
     for kind in types:
-        if not issubclass(kind, kinds) or (kind is bool and bool not in kinds):
+        base = bool if kind is bool else next((each for each in kinds if issubclass(kind, each)), None)
+        if base is None or base not in kinds:
             where = " in a list" if values is value else ""
-            raise TypeError(f"expected {wanted}, not {kind.__name__}{where}")
-    if len(types) > 1:
+            hint = ": convert it with .item()" if kind.__module__ == "numpy" and hasattr(kind, "item") else ""
+            raise TypeError(f"expected {wanted}, not {kind.__name__}{where}{hint}")
+        bases.add(base)
+    if len(bases) > 1:
         raise TypeError(f"a list must hold one type only, not {' and '.join(sorted(t.__name__ for t in types))}")
     if values and isinstance(values[0], int) and not MIN_INT <= min(values) <= max(values) <= MAX_INT:
         raise ValueError("an int below -2**63 or above 2**64 - 1 cannot be sent: make it a float, or a str in a config")

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from brokerfl.client.app import ClientAppCallable
+    from brokerfl.common import RecordSet
     from brokerfl.server.app import ServerAppCallable
 
-__all__ = ["adapt_client_app", "adapt_server_app", "is_flower_app"]
+__all__ = ["adapt_client_app", "adapt_server_app", "is_flower_app", "keeps_something"]
 
 
 def is_flower_app(app: object, kind: str) -> bool:
@@ -49,3 +50,8 @@ def adapt_server_app(app: Any) -> "ServerAppCallable":
     from brokerfl.flower.server_app import FlowerServerApp
 
     return FlowerServerApp(app)
+
+
+def keeps_something(app: Any, state: "RecordSet") -> bool:
+    """Return whether a ServerApp, adapted or not, finds anything of its former life in its state."""
+    return bool(getattr(app, "keeps_something", bool)(state))

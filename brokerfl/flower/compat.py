@@ -9,6 +9,7 @@ import importlib
 import importlib.metadata
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
 from logging import WARNING
 from types import SimpleNamespace
 from typing import Any
@@ -122,12 +123,22 @@ def array_of(dtype: str, shape: tuple[int, ...], stype: str, data: bytes) -> Any
     return Array(dtype, _SHAPE(shape), stype, data)
 
 
-def run_server_app(app: Any, grid: Any, context: Any, check: Callable[[object], None]) -> None:
-    """Run a ServerApp, and pass what its main function returned to ``check``: flwr drops it."""
-    main = getattr(app, "_main", None)
-    if main is not None:
-        app = copy.copy(app)
-        app._main = lambda grid, context: check(main(grid, context))
+def run_server_app(app: Any, grid: Any, context: Any, check: Callable[[object, str], None]) -> None:
+    """Run a ServerApp, and pass what its functions returned to ``check``, with their names: flwr drops it."""
+
+    def checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            result = function(*arguments)
+            check(result, name)
+            return result
+
+        return call
+
+    app = copy.copy(app)
+    for attribute, name in (("_main", "main"), ("_server_fn", "server_fn")):
+        function = getattr(app, attribute, None)
+        if function is not None:
+            setattr(app, attribute, checked(name, function))
     app(grid, context)
 
 
@@ -184,8 +195,27 @@ def identify(run_id: int, node_id: int) -> None:
         _TaskIdentity.task_id, _TaskIdentity.run_id, _TaskIdentity.node_id = 1, run_id, node_id
 
 
-def run_of(run_id: int, run_config: Mapping[str, Any]) -> Any:
-    """Return the value of ``grid.run``."""
+def run_of(run_id: int, overrides: Mapping[str, Any]) -> Any:
+    """Return the value of ``grid.run``; ``overrides`` are what the user gave of the run config."""
     run = _Run.create_empty(run_id) if hasattr(_Run, "create_empty") else SimpleNamespace(run_id=run_id)
-    run.override_config = dict(run_config)
+    run.override_config = dict(overrides)
     return run
+
+
+_NodeInfo = _find("NodeInfo", modules=("flwr.proto.node_pb2",))
+
+
+def node_info_of(node_id: int, name: str, since: float) -> Any:
+    """Return what ``grid.get_nodes`` does of a node that is online, as far as this version of flwr has fields for it.
+
+    Args:
+        node_id: its id.
+        name: its name; "" for none.
+        since: Unix time in seconds since when it is online; 0 if that is not known.
+    """
+    when = datetime.fromtimestamp(since, UTC).isoformat() if since else ""
+    known = {"node_id": node_id, "status": "online", "registered_at": when, "last_activated_at": when, "name": name}
+    if _NodeInfo is None:
+        return SimpleNamespace(**known)
+    fields = _NodeInfo.DESCRIPTOR.fields_by_name
+    return _NodeInfo(**{field: value for field, value in known.items() if value and field in fields})

@@ -33,18 +33,29 @@ class FlowerGrid(compat.Grid):  # type: ignore[misc]  # of any flwr
         self._driver = driver
         self._context = context
         self._saving = threading.Lock()
-        self._run = compat.run_of(driver.run.run_id, driver.run.run_config)
 
     def __repr__(self) -> str:
         return f"<FlowerGrid on {self._driver!r}>"
 
     def set_run(self, run: Any) -> None:
-        """Do nothing: a Grid belongs to one run from the start."""
+        """Do nothing: a Grid belongs to one run from the start.
+
+        Raises:
+            RuntimeError: it is another run.
+        """
+        run_id = getattr(run, "run_id", run)  # 1.13 takes the id
+        if run_id != self._driver.run.run_id:
+            raise RuntimeError(f"this Grid belongs to run {self._driver.run.run_id}, not to {run_id}")
 
     @property
     def run(self) -> Any:
-        """The run: run_id and override_config; fields for a SuperLink are empty."""
-        return self._run
+        """A copy of the run: run_id, and in override_config what `--run-config` gave.
+
+        Without a project all of the run config was given. Fields for a SuperLink are empty.
+        """
+        run = self._driver.run
+        given = run.run_config.keys() if run.overrides is None else run.overrides
+        return compat.run_of(run.run_id, {key: run.run_config[key] for key in given})
 
     def get_node_ids(self) -> list[int]:
         """Return the ids of the nodes that are online now.
@@ -56,6 +67,18 @@ class FlowerGrid(compat.Grid):  # type: ignore[misc]  # of any flwr
             return self._driver.get_node_ids()
         except (RunError, OutageLimit) as error:
             raise compat.RunNotRunning from error
+
+    def get_nodes(self) -> list[Any]:
+        """Return flwr's NodeInfo of each node that is online: id, status, name, and since when.
+
+        Raises:
+            RunNotRunningException: the run is over.
+        """
+        try:
+            nodes = self._driver.get_nodes()
+        except (RunError, OutageLimit) as error:
+            raise compat.RunNotRunning from error
+        return [compat.node_info_of(node.node_id, node.name, node.since) for node in nodes]
 
     def create_message(
         self, content: Any, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
@@ -105,7 +128,7 @@ class FlowerGrid(compat.Grid):  # type: ignore[misc]  # of any flwr
     def send_and_receive(self, messages: Iterable[Any], *, timeout: float | None = None) -> list[Any]:
         """Push messages and wait for their replies; ``timeout`` in seconds, None waits for all.
 
-        Every message ends as one reply, a refused one as an Error reply.
+        Every message ends as one reply, a refused one as an Error reply: Error 3, also for a node that is unknown.
 
         Raises:
             TypeError, ValueError, BrokerflError: as brokerfl's Driver.
@@ -114,6 +137,9 @@ class FlowerGrid(compat.Grid):  # type: ignore[misc]  # of any flwr
         ours = self._taken(batch)
         replies = self._driver.send_and_receive(ours, timeout=timeout, checkpoint=_is_checkpoint(batch))
         self._stamp(batch, ours)
+        for reply in replies:
+            if reply.has_error() and not reply.metadata.reply_to_message:  # it was refused
+                reply.error = Error(ErrorCode.MESSAGE_UNAVAILABLE, reply.error.reason)
         return _converted(replies)
 
     def _taken(self, batch: list[Any]) -> list[Message]:
@@ -169,8 +195,12 @@ def _converted(replies: list[Message]) -> list[Any]:
 
 
 def _reply_of(reply: Message) -> Any:
+    metadata = reply.metadata
+    if reply.has_content() and metadata.created_at + metadata.ttl < time.time():  # as a SuperLink judges it
+        error = Error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, f"the reply's ttl of {metadata.ttl:.3g} s has passed")
+        return flower_error_of(metadata, error)
     try:
         return flower_message_of(reply)
     except (TypeError, ValueError) as error:  # a node can send anything
         reason = f"the reply cannot be read: {error}"
-        return flower_error_of(reply.metadata, Error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, reason))
+        return flower_error_of(metadata, Error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, reason))

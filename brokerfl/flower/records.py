@@ -12,7 +12,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from brokerfl.common import Array, ConfigsRecord, MetricsRecord, ParametersRecord, RecordSet, SType
-from brokerfl.common.array import check_npy, is_npy, npy_of
+from brokerfl.common.array import is_npy, npy_of
+from brokerfl.common.npy import check_npy
 from brokerfl.common.record import Record
 from brokerfl.flower import compat
 

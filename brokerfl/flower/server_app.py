@@ -34,7 +34,7 @@ class FlowerServerApp:
             Exception: raised by the app.
             TypeError: its main function returned a coroutine or a generator.
         """
-        if not _keeps_something(context.state):
+        if not self.keeps_something(context.state):
             driver.start_over()
         flower_context = flower_context_of(context)
         grid = FlowerGrid(driver, flower_context)
@@ -47,10 +47,10 @@ class FlowerServerApp:
             raise over
         grid.save_state()
 
-
-def _keeps_something(state: RecordSet) -> bool:
-    """Return whether an app keeps anything in its state; flwr's workflows start over, no matter what they wrote."""
-    if {name for name, _ in state.records()} != {*compat.WORKFLOW_RECORDS}:
-        return bool(state)
-    _, config = compat.WORKFLOW_RECORDS
-    return {*state.configs_records.get(config, {})} != {*compat.WORKFLOW_KEYS}
+    @staticmethod
+    def keeps_something(state: RecordSet) -> bool:
+        """Return whether an app keeps anything in its state; flwr's workflows start over, no matter what they wrote."""
+        if {name for name, _ in state.records()} != {*compat.WORKFLOW_RECORDS}:
+            return bool(state)
+        _, config = compat.WORKFLOW_RECORDS
+        return {*state.configs_records.get(config, {})} != {*compat.WORKFLOW_KEYS}

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Unpack
 
 from brokerfl.broker.connection import Connection
-from brokerfl.broker.nodes import online_nodes
-from brokerfl.broker.owner import create_run, resume_run
+from brokerfl.broker.nodes import NodeInfo, list_nodes, online_nodes
 from brokerfl.broker.patience import within
 from brokerfl.common import (
     DEFAULT_TTL,
@@ -22,7 +21,8 @@ from brokerfl.common import (
     UserConfig,
 )
 from brokerfl.common.forked import belong_here
-from brokerfl.server.hold import Hold, Options, Settings
+from brokerfl.common.form import Form, Like
+from brokerfl.server.hold import Options, Settings, create, take_over
 from brokerfl.wire.message import check_message, check_metadata, is_message_id
 from brokerfl.wire.reply import refused_reply, unknown_reply
 from brokerfl.wire.run import Run
@@ -42,7 +42,7 @@ class Driver:
         run_config: for the Context of the ServerApp and of every node; for a resumed run None, or the same.
         resume: the id of a detached run to resume, instead of creating one.
         takeover: resume it even if its ServerApp seems to be alive, which from then on can write nothing.
-        options: times and limits: the fields of `Settings`.
+        options: times and limits, and where the app comes from: the fields of `Settings`.
 
     Attributes:
         context: the ServerApp's Context. Every push of a new group and every `checkpoint` saves its state in Redis, in
@@ -68,13 +68,11 @@ class Driver:
         **options: Unpack[Options],
     ) -> None:
         settings = Settings(**options)
-        times = {"lease": settings.lease, "retention": settings.retention}
+        self._round_timeout = settings.round_timeout
         if resume is None:
-            self._hold = Hold(create_run(connection, app, run_config or {}, **times), settings)
+            self._hold = create(connection, app, run_config or {}, settings)
         else:
-            owner = resume_run(connection, resume, run_config, app=app, takeover=takeover, **times)
-            self._hold = Hold(owner, settings)
-            self._hold.take_up()
+            self._hold = take_over(connection, resume, app, run_config, settings, takeover=takeover)
         self._connection, self._run_id = connection, self._hold.run.run_id
         self._session, self._replies, self._book = self._hold.session, self._hold.replies, self._hold.book
         self.context = self._hold.context
@@ -99,6 +97,11 @@ class Driver:
         """Return the ids of the nodes that are online now, in ascending order."""
         self._session.check()
         return self._session.through_outage(lambda: online_nodes(self._connection))
+
+    def get_nodes(self) -> list[NodeInfo]:
+        """Return what the registry says of the nodes that are online now; reads more than `get_node_ids` does."""
+        self._session.check()
+        return self._session.through_outage(lambda: [node for node in list_nodes(self._connection) if node.online])
 
     def wait_for_nodes(self, n: int, timeout: float | None = None) -> list[int]:
         """Wait until at least ``n`` nodes are online, for ``timeout`` seconds or forever, and return their ids.
@@ -133,7 +136,8 @@ class Driver:
             dst_node_id: the node's id.
             group_id: usually the round. Pushing a group that was never pushed before moves the run on: replies handed
                 over so far are settled.
-            ttl: seconds from the push after which the message counts as expired; 12 hours by default.
+            ttl: seconds after which the message counts as expired, from its push and by the clock of Redis; 12 hours by
+                default. A push that comes so long after this call refuses it.
 
         Raises:
             ValueError: an impossible message type or ttl.
@@ -221,7 +225,8 @@ class Driver:
     def cancel_messages(self, message_ids: Iterable[str]) -> None:
         """Cancel messages: each ends at once as Error 3, unless its reply has arrived.
 
-        A node that has not started does not execute it; one that has sees ``context.cancelled()``.
+        A node that has not started does not execute it. In one that has, ``context.cancelled()`` becomes true within a
+        second or so, if the app asks it and Redis answers.
 
         Raises:
             RedisOutOfMemory: Redis is full and forgot something that has to be written first; nothing was cancelled.
@@ -231,33 +236,50 @@ class Driver:
 
     # Collecting.
 
-    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+    def pull_messages(self, message_ids: Iterable[str], *, like: Like | None = None) -> list[Message]:
         """Return the replies to ``message_ids`` that have arrived, each only once; do not wait for others.
 
         The content of a large reply is fetched from Redis first. An id that no push of this run returned is Error 3.
         While Redis is silent, this returns after about a second, with what was read before.
         Nodes are checked only while the app pulls or waits: pull at least every 10 seconds, or use `replies`.
+
+        Args:
+            message_ids: as `push_messages` returned them; ``""`` is ignored.
+            like: as for `replies`.
         """
+        form = Form.of(like)
         wanted, foreign = self._sort(message_ids)
         unknown, now = [unknown_reply(self._run_id, each) for each in foreign], time.monotonic()
         within(now, self._hold.waits.poll)
-        return unknown + self._replies.all(wanted, now)
+        return unknown + self._replies.all(wanted, now, form)
 
-    def replies(self, message_ids: Iterable[str], *, timeout: float | None = None) -> Iterator[Message]:
+    def replies(
+        self, message_ids: Iterable[str], *, timeout: float | None = None, like: Like | None = None
+    ) -> Iterator[Message]:
         """Yield each reply to ``message_ids`` as soon as it arrives, until all have arrived.
 
         A reply is handed over when the iterator advances past it, or when the thread commits whose loop this is: the
         one that called `replies`, or that loops over what it returned. A large one is fetched when its turn comes, and
-        not kept: an app that folds replies needs memory for one at a time if it deletes each (``del reply``) before it
-        asks for the next.
+        not kept: an app that folds replies needs memory for one large one at a time if it deletes each (``del reply``)
+        before it asks for the next.
 
         Args:
             message_ids: as `push_messages` returned them; ``""`` is ignored.
             timeout: seconds for all of them together; then the iteration ends, at most about a second later if Redis is
-                silent. None waits until all are answered.
+                silent. None is the option ``round_timeout``; without it, a node that is online and silent is waited for
+                until its message's ttl.
+            like: what the content of each reply has to be like; one that is not is Error 4, and its reason says what
+                differs. A ParametersRecord, such as the model: the reply has to have one, with arrays of the same names
+                in the same order, of the same dtypes and shapes, without NaN and infinity. A RecordSet: the reply has
+                to have each of its records; of metrics and configs the same keys, with finite values of the same types.
+
+        Raises:
+            TypeError: ``like`` is something else.
         """
+        form = Form.of(like)
         wanted, foreign = self._sort(message_ids)
-        return self._replies.each((unknown_reply(self._run_id, each) for each in foreign), wanted, _until(timeout))
+        until = _until(self._round_timeout if timeout is None else timeout)
+        return self._replies.each((unknown_reply(self._run_id, each) for each in foreign), wanted, until, form)
 
     def send_and_receive(
         self,
@@ -266,6 +288,7 @@ class Driver:
         timeout: float | None = None,
         deliver_when_online: bool = False,
         checkpoint: bool = False,
+        like: Like | None = None,
     ) -> list[Message]:
         """Push messages and wait for their replies, in the order in which they arrive.
 
@@ -273,13 +296,14 @@ class Driver:
 
         Args:
             messages: as for `push_messages`, which also lists the exceptions.
-            timeout: in seconds from the end of the push; then the replies so far are returned, at most about a second
-                later if Redis is silent. The others can still be pulled by id: see `Message.metadata`. A push has no
-                timeout: while Redis does not answer, it waits, up to the outage limit.
+            timeout: in seconds from the end of the push, as for `replies`; then the replies so far are returned. The
+                others can still be pulled by id: see `Message.metadata`. A push has no timeout: while Redis does not
+                answer, it waits, up to the outage limit.
             deliver_when_online: as for `push_messages`.
             checkpoint: as for `push_messages`.
+            like: as for `replies`.
         """
-        batch = list(messages)
+        batch, form = list(messages), Form.of(like)
         ids = self.push_messages(batch, deliver_when_online=deliver_when_online, checkpoint=checkpoint)
         self._session.check()
         refused = [
@@ -288,7 +312,8 @@ class Driver:
             if not message_id
         ]
         accepted, _ = self._sort(ids)
-        return refused + self._replies.all(accepted, _until(timeout))
+        until = _until(self._round_timeout if timeout is None else timeout)
+        return refused + self._replies.all(accepted, until, form)
 
     def _sort(self, message_ids: Iterable[str]) -> tuple[set[str], list[str]]:
         """Divide ids into those that this run accepted at some time and those that it never did."""

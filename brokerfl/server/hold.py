@@ -12,17 +12,26 @@ from typing import TypedDict
 
 from brokerfl.broker.blobs import Blobs
 from brokerfl.broker.books import read_books
+from brokerfl.broker.connection import Connection
 from brokerfl.broker.context import SavedContext
 from brokerfl.broker.fence import RedisForgot
 from brokerfl.broker.heartbeat import Heartbeat
 from brokerfl.broker.keys import LEASE, OFFLINE_GRACE, RETENTION
 from brokerfl.broker.liveness import Liveness
 from brokerfl.broker.outbox import Outboxes
-from brokerfl.broker.owner import Owner
+from brokerfl.broker.owner import Owner, create_run, resume_run
 from brokerfl.broker.patience import STEP, within
 from brokerfl.broker.runs import Footprint, has_ended
 from brokerfl.broker.transactions import Transactions
-from brokerfl.common import SUPERLINK_NODE_ID, BrokerflError, Context, RunError, RunStopped
+from brokerfl.common import (
+    SUPERLINK_NODE_ID,
+    BrokerflError,
+    Context,
+    RedisOutOfMemory,
+    RunError,
+    RunStopped,
+    UserConfig,
+)
 from brokerfl.server.book import Book, Event, Step
 from brokerfl.server.commit import Committer
 from brokerfl.server.push import Pusher
@@ -34,6 +43,7 @@ from brokerfl.server.upload import Uploader
 from brokerfl.server.verdict import Verdicts
 from brokerfl.server.wait import Waits
 from brokerfl.wire.frame import MAX_MESSAGE_BYTES
+from brokerfl.wire.origin import Origin
 
 
 class Options(TypedDict, total=False):
@@ -45,11 +55,14 @@ class Options(TypedDict, total=False):
     outage_limit: float
     max_message: int
     max_run: int | None
+    origin: Origin | None
+    overrides: tuple[str, ...] | None
+    round_timeout: float | None
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a run is held: times in seconds, sizes in bytes."""
+    """How a run is held: times in seconds, sizes in bytes, and whose it is."""
 
     lease: float = LEASE  # a ServerApp that is silent for longer counts as detached
     retention: float = RETENTION  # how long a detached run keeps its messages; at most 30 days
@@ -57,6 +70,11 @@ class Settings:
     outage_limit: float = OUTAGE_LIMIT  # how long Redis may be unreachable before the run detaches
     max_message: int = MAX_MESSAGE_BYTES  # the largest reply that is accepted
     max_run: int | None = None  # the most broadcast content that the run may have in Redis at once
+    round_timeout: float | None = None  # how long `replies` and `send_and_receive` wait if the app does not say
+    origin: Origin | None = None  # where the ServerApp comes from; None for a script's, which nodes of any app serve
+    overrides: tuple[str, ...] | None = (
+        None  # of a new run: the keys of its config that override defaults; None for all
+    )
 
 
 class Hold:
@@ -105,6 +123,9 @@ class Hold:
         try:
             self.session.through_outage(lambda: self.owner.renew_lifetimes(self.footprint()))
             self.session.take_up()
+            if self.owner.has_new_frame:
+                with suppress(RedisOutOfMemory):  # then its nodes go by what they were told before
+                    self.session.transact(lambda: self.session.transactions.announce(self.book.contacted))
         except BaseException:
             self.detach()
             raise
@@ -157,3 +178,36 @@ class Hold:
     def _give_up(self) -> None:
         self.owner.connection.reset()
         self.owner.detach(self.footprint())
+
+
+def create(connection: Connection, app: str, run_config: UserConfig, settings: Settings) -> Hold:
+    """Create a run and hold it; arguments and errors are those of `create_run`."""
+    owner = create_run(
+        connection,
+        app,
+        run_config,
+        lease=settings.lease,
+        retention=settings.retention,
+        origin=settings.origin,
+        overrides=settings.overrides,
+    )
+    return Hold(owner, settings)
+
+
+def take_over(
+    connection: Connection, run_id: int, app: str, run_config: UserConfig | None, settings: Settings, *, takeover: bool
+) -> Hold:
+    """Resume a run and hold it; arguments and errors are those of `resume_run`."""
+    owner = resume_run(
+        connection,
+        run_id,
+        run_config,
+        app=app,
+        takeover=takeover,
+        lease=settings.lease,
+        retention=settings.retention,
+        origin=settings.origin,
+    )
+    hold = Hold(owner, settings)
+    hold.take_up()
+    return hold

@@ -8,10 +8,13 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from logging import WARNING
 
 from brokerfl.broker.keys import milliseconds
 from brokerfl.broker.nodes import registered
-from brokerfl.common import BrokerflError, Message, Metadata
+from brokerfl.broker.origins import read_origins
+from brokerfl.common import BrokerflError, Message, Metadata, log
+from brokerfl.common.text import shown
 from brokerfl.server.book import Book, OpenMessage, Sending
 from brokerfl.server.book.state import LOST
 from brokerfl.server.commit import Committer
@@ -55,6 +58,7 @@ class Pusher:
         self._session = session
         self._connection = session.transactions.owner.connection
         self._run_id = session.transactions.owner.run.run_id
+        self._origin = session.transactions.owner.run.origin
         self._book = book
         self._committer = committer
         self._uploader = uploader
@@ -127,7 +131,22 @@ class Pusher:
     def _look_up(self, node_ids: set[int]) -> None:
         unknown = node_ids - self._registered
         if unknown:
-            self._registered |= self._session.through_outage(lambda: registered(self._connection, unknown))
+            found = self._session.through_outage(lambda: registered(self._connection, unknown))
+            self._registered |= found
+            if found and self._origin is not None:
+                self._compare_code(found)
+
+    def _compare_code(self, node_ids: set[int]) -> None:
+        """Warn of nodes with other code of this run's project, once for each."""
+        for node_id, origin in self._session.through_outage(lambda: list(read_origins(self._connection, node_ids))):
+            if origin.is_other_code_than(self._origin):
+                log(
+                    WARNING,
+                    "Node %s has other code of this run's project: %s there, %s here",
+                    node_id,
+                    shown(str(origin)),
+                    shown(str(self._origin)),
+                )
 
     def _draft(self, message: Message, contents: Contents, waits: bool, *, exactly: bool) -> _Draft:
         """Return the orphan that this message adopts, otherwise a new message; equal contents are encoded once."""

@@ -11,6 +11,7 @@ from itertools import chain
 from brokerfl.broker.outbox import read_data
 from brokerfl.broker.patience import time_is_up, within
 from brokerfl.common import Error, ErrorCode, FrameError, Message, RedisUnreachable
+from brokerfl.common.form import Form
 from brokerfl.server.book import Book, OpenMessage, Wanted
 from brokerfl.server.commit import Committer
 from brokerfl.server.session import Session
@@ -57,21 +58,23 @@ class Replies:
 
     # Handing over.
 
-    def each(self, first: Iterable[Message], message_ids: set[str], until: float | None) -> Iterator[Message]:
+    def each(
+        self, first: Iterable[Message], message_ids: set[str], until: float | None, form: Form | None = None
+    ) -> Iterator[Message]:
         """Yield ``first``, then replies as they arrive, until a local monotonic time; None waits for all.
 
-        Each is handed over when the iterator advances past it, or is closed.
+        Each is handed over when the iterator advances past it, or is closed. One that does not fit is an Error.
         """
         wanted = Wanted(message_ids)
-        loop = Loop(list.pop, chain(([message] for message in first), self._each(wanted, until)))
+        loop = Loop(list.pop, chain(([message] for message in first), self._each(wanted, until, form)))
         loop.wanted = wanted
         return loop
 
-    def _each(self, wanted: Wanted, until: float | None) -> Iterator[list[Message]]:
+    def _each(self, wanted: Wanted, until: float | None, form: Form | None) -> Iterator[list[Message]]:
         while True:
             try:
                 wanted.taken.clear()
-                found = self._next(wanted, until)
+                found = self._next(wanted, until, form)
                 if found is None:
                     return
                 message, only = found[0], [found[1]]
@@ -85,11 +88,11 @@ class Replies:
             finally:  # even after a break, the app has the reply
                 self._answers.hand_over([message])
 
-    def all(self, message_ids: set[str], until: float | None) -> list[Message]:
+    def all(self, message_ids: set[str], until: float | None, form: Form | None = None) -> list[Message]:
         """Return what `each` yields; all of it is handed over, or nothing."""
         wanted, replies = Wanted(message_ids), []
         try:
-            while (found := self._next(wanted, until)) is not None:
+            while (found := self._next(wanted, until, form)) is not None:
                 replies.append(found[1])
             self._answers.giving(wanted)
             wanted.is_given = True
@@ -103,12 +106,12 @@ class Replies:
         self._session.distrust()
         self._answers.put_back(wanted.taken)
 
-    def _next(self, wanted: Wanted, until: float | None) -> tuple[OpenMessage, Message] | None:
+    def _next(self, wanted: Wanted, until: float | None, form: Form | None) -> tuple[OpenMessage, Message] | None:
         """Return the next reply, taken but not handed over yet; None when none is left, or when time is up."""
 
         def fetch() -> tuple[OpenMessage, Message] | None:
             while (message := self._waits.next(wanted, until)) is not None:
-                decoded = self._decode(message)
+                decoded = self._decode(message, form)
                 if decoded is not None:
                     return message, decoded
                 wanted.taken.pop()
@@ -120,7 +123,7 @@ class Replies:
 
     # Fetching.
 
-    def _decode(self, message: OpenMessage) -> Message | None:
+    def _decode(self, message: OpenMessage, form: Form | None) -> Message | None:
         """Return a reply that was taken; None if it cannot be had now: then it can be taken again.
 
         A payload that Redis lost is asked for again; one that does not arrive in time is left to the next call.
@@ -129,20 +132,22 @@ class Replies:
             return error_reply(self._run_id, message.message_id, message.entry, message.reply)
         assert message.reply is not None, "the reply was handed over already"
         try:
-            return self._read(message, message.reply)
+            return self._read(message, message.reply, form)
         except FrameError as error:
-            return self._unreadable(message, str(error))
+            return self._unreadable(message, error)
         except RedisUnreachable:
             self._answers.put_back([message])
             return None
 
-    def _read(self, message: OpenMessage, reply: Fields) -> Message | None:
+    def _read(self, message: OpenMessage, fields: Fields, form: Form | None) -> Message | None:
         try:
-            fetched = self._fetch(message, reply)
-            fields = {**reply, **fetched} if fetched else reply
-            return decode_reply(self._run_id, message.message_id, message.entry, fields)
+            fetched = self._fetch(message, fields)
+            fields = {**fields, **fetched} if fetched else fields
+            reply = decode_reply(self._run_id, message.message_id, message.entry, fields)
+            misfit = form.misfit(reply.content) if form is not None and reply.has_content() else None
+            return reply if misfit is None else self._refused(message, f"the reply does not fit: {misfit}")
         except MissingChunkError as error:
-            return None if self._committer.send_again(message) else self._unreadable(message, str(error))
+            return None if self._committer.send_again(message) else self._unreadable(message, error)
 
     def _fetch(self, message: OpenMessage, reply: Fields) -> Fields:
         """Return the content of a large reply, and nothing for a small one; after an outage, continue where it was."""
@@ -168,6 +173,9 @@ class Replies:
         content, _ = assemble(manifest, read)
         return content
 
-    def _unreadable(self, message: OpenMessage, reason: str) -> Message:
-        error = Error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, f"the reply cannot be read: {reason}")
+    def _unreadable(self, message: OpenMessage, error: Exception) -> Message:
+        return self._refused(message, f"the reply cannot be read: {error}")
+
+    def _refused(self, message: OpenMessage, reason: str) -> Message:
+        error = Error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, reason)
         return error_reply(self._run_id, message.message_id, message.entry, error)

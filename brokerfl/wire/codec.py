@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Generic
 
 from brokerfl.common import Array, ConfigsRecord, FrameError, MetricsRecord, ParametersRecord, SType
-from brokerfl.common.array import ITEMSIZE, NPY_MAGIC
+from brokerfl.common.dtypes import ITEMSIZE
+from brokerfl.common.npy import NPY_MAGIC
 from brokerfl.common.record import Record
 from brokerfl.common.recordset import KINDS, R
 
@@ -90,7 +91,7 @@ class _Arrays(Codec[ParametersRecord]):
     """An array is a list: its dtype, shape, stype, and the size of its buffer."""
 
     def encode(self, record: ParametersRecord, buffers: list[Buffer]) -> dict[str, Any]:
-        return {key: _describe(array, buffers) for key, array in record.items()}
+        return {key: _describe(key, array, buffers) for key, array in record.items()}
 
     def decode(self, described: Any, buffers: Buffers) -> ParametersRecord:
         return ParametersRecord({key: _array(item, buffers) for key, item in described.items()}, keep_input=True)
@@ -175,9 +176,12 @@ def _long_size(item: dict[Any, Any]) -> int:
 # Arrays.
 
 
-def _describe(array: Array, buffers: list[Buffer]) -> list[Any]:
+def _describe(key: str, array: Array, buffers: list[Buffer]) -> list[Any]:
     if array.stype == SType.NUMPY:
-        _check_numpy(array.dtype, array.shape, array.data)
+        try:
+            _check_numpy(array.dtype, array.shape, array.data)
+        except FrameError as error:
+            raise FrameError(f"ParametersRecord[{key!r}]: {error}") from None
     buffers.append(array.data)
     return [array.dtype, list(array.shape), array.stype, len(array.data)]
 

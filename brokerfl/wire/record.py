@@ -15,7 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
-from brokerfl.common import FrameError, MessageTooLarge, RecordSet
+from brokerfl.common import Array, FrameError, MessageTooLarge, RecordSet
+from brokerfl.common.config import is_utf8
 from brokerfl.common.record import Record
 from brokerfl.common.recordset import KINDS
 from brokerfl.wire.codec import CODECS, Buffer, Buffers
@@ -54,7 +55,7 @@ def encode_content(content: RecordSet) -> Fields:
     """
     buffers: list[Buffer] = []
     described = {
-        kind: {name: CODECS[kind].encode(record, buffers) for name, record in records.items()}
+        kind: {name: _encoded(name, record, kind, buffers) for name, record in records.items()}
         for kind, records in content.by_kind().items()
         if kind in _PLACED or records
     }
@@ -64,6 +65,8 @@ def encode_content(content: RecordSet) -> Fields:
         raise MessageTooLarge(
             f"metrics and configs are too large: {error}: put large data into arrays, or into bytes of a config"
         ) from None
+    except ValueError as error:
+        raise ValueError(_not_text(content) or str(error)) from None
     if len(buffers) > MAX_ARRAYS:
         raise MessageTooLarge(
             f"the content has {len(buffers):,} arrays and long bytes; at most {MAX_ARRAYS:,} are allowed"
@@ -87,6 +90,27 @@ def encode_content(content: RecordSet) -> Fields:
             f"the content has {size:,} bytes; the limit is {MAX_MESSAGE_BYTES:,} bytes: send fewer or smaller arrays"
         )
     return fields
+
+
+def _encoded(name: str, record: Record[Any], kind: type[Record[Any]], buffers: list[Buffer]) -> dict[str, Any]:
+    try:
+        return CODECS[kind].encode(record, buffers)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"the record {name!r}: {error}") from None
+
+
+def _not_text(content: RecordSet) -> str | None:
+    """Return which text of a content cannot be sent: what the system could not decode has no UTF-8."""
+    for name, record in content.records():
+        if not is_utf8(name):
+            return f"the name {name!r} of a record is not UTF-8"
+        for key, value in record.items():
+            values = value if isinstance(value, list) else [value]
+            if not all(is_utf8(text) for text in (key, *values) if isinstance(text, str)):
+                return f"the record {name!r}: {type(record).__name__}[{key!r}]: text that is not UTF-8"
+            if isinstance(value, Array) and not (is_utf8(value.dtype) and is_utf8(value.stype)):
+                return f"the record {name!r}: {type(record).__name__}[{key!r}]: its dtype or stype is not UTF-8"
+    return None
 
 
 def decode_content(fields: Mapping[bytes, Buffer]) -> RecordSet:

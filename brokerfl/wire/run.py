@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from brokerfl.common import ConfigError, FrameError, MessageTooLarge, UserConfig
 from brokerfl.common.config import SCALARS
 from brokerfl.wire.frame import pack, unpack
+from brokerfl.wire.origin import Origin, listed, origin_of
 
 
 @dataclass(frozen=True)
@@ -20,12 +21,16 @@ class Run:
         app: the ServerApp, as ``module:attribute``.
         run_config: the run's configuration, given to every Context.
         created_at: Unix time in seconds, by Redis' clock.
+        origin: where the ServerApp comes from; None for that of a script.
+        overrides: the keys of the run config that override defaults of the project; None for all of them.
     """
 
     run_id: int
     app: str
     run_config: UserConfig
     created_at: float
+    origin: Origin | None = None
+    overrides: tuple[str, ...] | None = None
 
 
 def encode_run(run: Run) -> bytes:
@@ -42,7 +47,7 @@ def encode_run(run: Run) -> bytes:
                 "numbers or strings"
             )
     try:
-        return pack([run.app, run.created_at, run.run_config])
+        return pack([run.app, run.created_at, run.run_config, *_further(run)])
     except MessageTooLarge as error:
         sizes = {"the app": len(run.app)}
         sizes |= {f"the value of {key!r}": len(str(value)) for key, value in run.run_config.items()}
@@ -53,6 +58,12 @@ def encode_run(run: Run) -> bytes:
         ) from None
 
 
+def _further(run: Run) -> list[Any]:
+    """Return what a frame has besides what every run has; nothing for the run of a script."""
+    further = [] if run.overrides is None else [list(run.overrides)]
+    return [listed(run.origin) if run.origin else [], *further] if run.origin or further else []
+
+
 def decode_run(run_id: int, data: bytes) -> Run:
     """Return the run that `encode_run` made.
 
@@ -60,10 +71,14 @@ def decode_run(run_id: int, data: bytes) -> Run:
         FrameError: malformed, or written by another version.
     """
     match unpack(data):
-        case [str(app), float(created_at), dict(config)] if all(
+        case [str(app), float(created_at), dict(config), *more] if all(
             isinstance(key, str) and isinstance(value, SCALARS) for key, value in config.items()
         ):
-            return Run(run_id, app, config, created_at)
+            origin = origin_of(app, more[0]) if more and more[0] else None
+            overrides = tuple(more[1]) if len(more) > 1 and isinstance(more[1], list) else None
+            run = Run(run_id, app, config, created_at, origin, overrides)
+            if more == _further(run) and config.keys() >= set(overrides or ()):
+                return run
     raise FrameError(f"the frame of run {run_id} is malformed")
 
 

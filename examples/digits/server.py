@@ -15,7 +15,16 @@ import models
 import numpy as np
 from data import load_test_set
 
-from brokerfl.common import ConfigsRecord, Context, Message, MessageType, ParametersRecord, RecordSet, log
+from brokerfl.common import (
+    ConfigsRecord,
+    Context,
+    Message,
+    MessageType,
+    MetricsRecord,
+    ParametersRecord,
+    RecordSet,
+    log,
+)
 from brokerfl.server import Driver, ServerApp
 
 #: The run config. lr is the model's own unless given; history is a file to which each round adds a line of JSON.
@@ -156,14 +165,16 @@ def train(
     result.errors = len(node_ids) - len(message_ids)
 
     average = Average()
-    for reply in driver.replies(message_ids):
+    # A reply of another form, or with a NaN, is an Error reply: one bad node does not end the run.
+    like = RecordSet({"model": model}, {"metrics": MetricsRecord({"num-examples": 0})})
+    for reply in driver.replies(message_ids, like=like):
         result.messages += 1
         if failed(reply):
             result.errors += 1
             continue
         trained = reply.content.parameters_records["model"]
         metrics: Mapping[str, Any] = reply.content.metrics_records["metrics"]
-        average.add(trained.to_numpy_ndarrays(), metrics["num-examples"])
+        average.add(trained.to_numpy_ndarrays(), max(1, metrics["num-examples"]))
         result.bytes += trained.count_bytes()
         result.nodes.append(str(reply.metadata.src_node_id))
         del reply, trained  # before the next one is fetched: so memory holds one, no matter how many nodes there are
@@ -180,7 +191,8 @@ def ask_nodes(driver: Driver, parameters: list[models.Floats]) -> None:
     """Log how good the model is on the nodes' own digits."""
     content = RecordSet({"model": ParametersRecord(parameters)})
     message_ids = push(driver, content, MessageType.EVALUATE, driver.get_node_ids(), "evaluate")
-    replies = [reply for reply in driver.replies(message_ids) if not failed(reply)]
+    like = RecordSet(metrics_records={"metrics": MetricsRecord({"accuracy": 0.0})})
+    replies = [reply for reply in driver.replies(message_ids, like=like) if not failed(reply)]
     accuracies: list[Any] = [reply.content.metrics_records["metrics"]["accuracy"] for reply in replies]
     if accuracies:
         log(INFO, "On the nodes' own digits: accuracy %.4f to %.4f", min(accuracies), max(accuracies))

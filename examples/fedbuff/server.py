@@ -17,7 +17,17 @@ import numpy as np
 import softmax
 from data import load_test_set
 
-from brokerfl.common import ConfigsRecord, Context, ErrorCode, Message, MessageType, ParametersRecord, RecordSet, log
+from brokerfl.common import (
+    ConfigsRecord,
+    Context,
+    ErrorCode,
+    Message,
+    MessageType,
+    MetricsRecord,
+    ParametersRecord,
+    RecordSet,
+    log,
+)
 from brokerfl.server import Driver, ServerApp
 
 #: The run config. history is a file to which each version adds a line of JSON; the fields are those of `Version`.
@@ -53,7 +63,7 @@ def main(driver: Driver, context: Context) -> None:
         busy |= push(driver, model, version, config, idle, "updates")
         if not busy:
             raise RuntimeError("every node that is online fails; the log shows why")
-        reply = next(driver.replies(busy, timeout=PATIENCE), None)
+        reply = next(driver.replies(busy, timeout=PATIENCE, like=update_of(model)), None)
         if reply is None:
             continue
         node_id = busy.pop(reply.metadata.reply_to_message)
@@ -91,7 +101,7 @@ class Buffer:
         """Fold an update in, with the weight that the paper gives it: 1 / sqrt(1 + staleness)."""
         metrics: Mapping[str, Any] = reply.content.metrics_records["metrics"]
         self.updates.append(f"{reply.metadata.src_node_id} {metrics['n']}")
-        self.staleness.append(version - metrics["version"])
+        self.staleness.append(max(0, version - metrics["version"]))
         weight = (1 + self.staleness[-1]) ** -0.5
         delta = reply.content.parameters_records["delta"].to_numpy_ndarrays()
         if not self._sum:
@@ -103,6 +113,12 @@ class Buffer:
         """Return the next version."""
         step = server_lr / len(self.updates)
         return [array + step * total for array, total in zip(model, self._sum, strict=True)]
+
+
+def update_of(model: list[softmax.Floats]) -> RecordSet:
+    """Return what an update is like; another reply is an Error reply, and does not end the run."""
+    metrics = MetricsRecord({"version": 0, "n": 0})
+    return RecordSet({"delta": ParametersRecord(model)}, {"metrics": metrics})
 
 
 def read_config(context: Context) -> dict[str, Any]:

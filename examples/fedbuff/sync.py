@@ -7,7 +7,7 @@ order of waiting is server.py's. Run it with ``brokerfl-server sync:app --run-co
 import time
 from logging import INFO
 
-from server import Buffer, failed, push, read_config, report, restore, save
+from server import Buffer, failed, push, read_config, report, restore, save, update_of
 
 from brokerfl.common import Context, log
 from brokerfl.server import Driver, ServerApp
@@ -26,7 +26,7 @@ def main(driver: Driver, context: Context) -> None:
         buffer = Buffer()
         # A new group each round: its push saves the state and settles the replies of the last round.
         busy = push(driver, model, version, config, driver.wait_for_nodes(1), f"round {version + 1}")
-        for reply in driver.replies(busy):
+        for reply in driver.replies(busy, like=update_of(model)):
             if not failed(reply):
                 buffer.add(reply, version)
         if not buffer.updates:

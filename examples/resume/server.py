@@ -20,7 +20,8 @@ def main(driver: Driver, context: Context) -> None:
         nodes = driver.wait_for_nodes(context.run_config.get("min-nodes", 2))
         messages = [driver.create_message(RecordSet(), MessageType.TRAIN, node, str(server_round)) for node in nodes]
         # The first push of a new group saves the state, in the transaction that settles the earlier replies.
-        replies = driver.send_and_receive(messages)
+        like = RecordSet(metrics_records={"executed": MetricsRecord({"n": 0})})
+        replies = driver.send_and_receive(messages, like=like)
         done["sum"] += sum(reply.content.metrics_records["executed"]["n"] for reply in replies if reply.has_content())
         done["rounds"] = server_round
     log(INFO, "The sum is %s after %s rounds", done["sum"], done["rounds"])

@@ -85,6 +85,34 @@ def test_an_installed_package_in_the_app_dir_is_not_the_users(commands: Commands
     assert "site-packages" not in process.err
 
 
+#: Files with the name of a module that is imported before the app, that the app imports, and that Python imports later.
+SHADOWING = {
+    "random.py": "",
+    "click.py": "",
+    "plain.py": "import colorsys\ncolorsys.rgb_to_hsv(0, 0, 0)\n",
+    "colorsys.py": "",
+}
+
+
+def test_a_file_with_the_name_of_another_module(commands: Commands) -> None:
+    """The error names the file, whether Python's own module hides it or it hides Python's own."""
+    for name, text in SHADOWING.items():
+        commands.write(name, text)
+    for app, whose in (("random:app", "a module of Python's own"), ("click:app", "an installed module")):
+        name = app.partition(":")[0]
+        process = commands.run("brokerfl-node", app, *CLOSED, code=3)
+        reason = f"because {whose} is called '{name}', too: rename the file"
+        assert error_of(process) == f"Error: {commands.folder}/{name}.py cannot be imported, {reason}"
+    process = commands.run("brokerfl-node", "plain:app", *CLOSED, code=3)
+    assert (
+        "Error: importing plain raised AttributeError: module 'colorsys' has no attribute 'rgb_to_hsv'" in process.err
+    )
+    assert process.err.endswith(
+        f"\n{commands.folder}/colorsys.py was imported in place of Python's own module of that name: rename it\n"
+    )
+    assert "random.py" not in process.err
+
+
 def test_a_server_is_not_loaded_by_a_node_nor_the_reverse(commands: Commands) -> None:
     """`brokerfl-server client:app` ends with 3 too, and names both kinds."""
     process = commands.run("brokerfl-server", "client:app", *CLOSED, code=3)

@@ -86,7 +86,7 @@ def test_tables_never_cut_what_can_be_copied(commands: Commands, broker: Broker)
     node = commands.node("--name", "a node [bold]with[/bold] a long name", "--label", label, "--label", "gpu=yes")
     server = commands.server("--run-config", "nodes=9")
     head, row = commands.run("brokerfl", "nodes").out.splitlines()
-    assert head.split() == ["node", "status", "name", "labels", "version", "since"]
+    assert head.split() == ["node", "status", "name", "app", "labels", "version", "since"]
     for text in (node_id(node), "online", "a node [bold]with[/bold] a long name", f"{label} gpu=yes"):
         assert text in row
     head, row = commands.run("brokerfl", "runs").out.splitlines()

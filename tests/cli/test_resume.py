@@ -35,6 +35,9 @@ def main(driver: Driver, context: Context) -> None:
 '''
 
 
+BEGINS_ANEW = "has nothing in context.state: its app begins at its start, while its nodes keep theirs"
+
+
 @pytest.fixture(autouse=True)
 def apps(commands: Commands) -> None:
     """The example's ServerApp, and a ClientApp that can be held in a round."""
@@ -74,6 +77,7 @@ def test_a_killed_server_is_resumed_in_mid_round(commands: Commands, broker: Bro
     open_gate(commands)
     assert f"The sum is {total(2, 3)} after 3 rounds" in again.ends(0).text
     assert "Starting server round 1" not in again.text
+    assert BEGINS_ANEW not in again.text
     assert [executed_once(commands, name) for name in ("fast", "slow")] == [["1", "2", "3"]] * 2
     assert keys_of(broker, run_id(server)) == {}
 
@@ -226,11 +230,13 @@ def test_a_takeover_fences_a_frozen_server(commands: Commands, broker: Broker) -
 
 
 def test_an_app_that_ignores_the_state_ends(commands: Commands, broker: Broker) -> None:
-    """Resumed, it begins at its round 1 and ends; what is open is adopted when its round comes, not executed again."""
+    """Resumed, it is told so, begins at its round 1 and ends; what is open is adopted when its round comes."""
     commands.write("server.py", IGNORING)
     server = in_round_2(commands, broker, "--lease", NEVER)
     server.kill()
+    assert BEGINS_ANEW not in server.text
     again = resumed(commands, run_id(server))
+    again.wait_for(f"Run {run_id(server)} {BEGINS_ANEW}")
     open_gate(commands)
     assert [again.ends(0).text.count(f"Round {number}: 2 replies") for number in (1, 2, 3)] == [1, 1, 1]
     assert [executed_once(commands, name) for name in ("fast", "slow")] == [["1", "2", "1", "3"]] * 2

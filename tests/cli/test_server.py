@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from tests.apps import eventually
-from tests.cli.conftest import DEADLINE, NEVER, Broker, Commands, Process, run_id, runs
+from tests.cli.conftest import DEADLINE, NEVER, Broker, Commands, Process, gated, run_id, runs
 from tests.conftest import PREFIX
 
 pytestmark = pytest.mark.timeout(180)
@@ -267,3 +267,11 @@ def test_only_what_there_is_can_be_stopped(commands: Commands, broker: Broker) -
     assert again.err == f"Error: run {run_id(server)} has already ended\n"
     unknown = commands.run("brokerfl", "stop", "12345", code=30)
     assert unknown.err == f"Error: there is no run 12345 under the prefix '{PREFIX}'; see brokerfl runs\n"
+
+
+def test_a_round_timeout(commands: Commands, broker: Broker) -> None:
+    """With --round-timeout, a node that does not answer does not hold the run: the app goes on with what is there."""
+    commands.node(*gated(commands.folder / "gate"))
+    run = commands.run("brokerfl-server", "server:app", "--run-config", "nodes=1", "--round-timeout", "0.2")
+    run.wait_for("Round 1: 0 of 1 replied")
+    commands.write("gate", "")

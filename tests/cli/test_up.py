@@ -38,6 +38,7 @@ def test_up_serves_until_a_signal(commands: Commands, tmp_path: Path) -> None:
         with client:
             assert client.ping()
             assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
+            assert client.config_get("bind") == {"bind": "127.0.0.1"}  # it has no password
             assert list(scratch.iterdir())
             process.send(number)
             assert process.ends(0).out.splitlines()[-1] == "Stopped."

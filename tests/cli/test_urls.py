@@ -149,6 +149,13 @@ def test_a_file_that_holds_no_url(commands: Commands) -> None:
         assert error_of(process.ends(2)) == f"Error: {line}"
 
 
+def test_a_file_with_a_byte_order_mark(commands: Commands) -> None:
+    """An editor's mark before the URL is no part of it."""
+    commands.write("marked", "").write_bytes(b"\xef\xbb\xbf" + f"{TYPED}\r\n".encode())
+    process = commands.run("brokerfl", "runs", "--redis-file", "marked", code=10)
+    assert f"Error: Redis at {TYPED} does not answer" in error_of(process)
+
+
 def test_two_urls_are_one_too_many(commands: Commands) -> None:
     """--redis together with --redis-file ends with 2: nobody can tell which was meant."""
     process = commands.run("brokerfl", "runs", "--redis", TYPED, "--redis-file", "client.py", code=2)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from brokerfl.common import Array, Context, Message, ParametersRecord, RecordSet
-from brokerfl.common.array import ITEMSIZE
+from brokerfl.common.dtypes import ITEMSIZE
 from brokerfl.wire import manifest, payload
 from brokerfl.wire.record import encode_content
 from tests.apps import Gate, Seen, driving, echo_app, federation, number

@@ -334,3 +334,16 @@ def test_rings_do_not_put_off_a_verdict(backend: Backend, monkeypatch: pytest.Mo
             over.set()
             ringer.join()
         assert reply.error.code == ErrorCode.MESSAGE_UNAVAILABLE
+
+
+def test_a_round_may_have_a_timeout_by_default(backend: Backend) -> None:
+    """With the option round_timeout, a node that is online and silent holds no round; an app's own timeout wins."""
+    gate = Gate()
+    with federation(backend, gate.app, nodes=1) as nodes, driving(backend, round_timeout=0.0) as driver:
+        [node] = nodes.nodes
+        message_id = push(driver, silent(backend), number(1))
+        assert list(driver.replies([message_id])) == []
+        assert driver.send_and_receive([driver.create_message(number(1), "train", node.node_id, "2")]) == []
+        gate.go.set()
+        [reply] = driver.send_and_receive([driver.create_message(number(7), "train", node.node_id, "2")], timeout=20)
+        assert number_in(reply) == 7

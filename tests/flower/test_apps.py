@@ -711,3 +711,18 @@ def test_a_main_that_runs_nothing() -> None:
         server_app.main()(main)
         with pytest.raises(TypeError, match=f"^the main function returned a {main.__name__}, which runs nothing "):
             run_simulation(server_app, ClientApp(), 1)
+
+
+def test_a_server_fn_that_runs_nothing() -> None:
+    """So is that of a server_fn, which flwr would look for a strategy in."""
+
+    async def coroutine(context: Any) -> Any:
+        raise AssertionError("nobody awaits it")
+
+    def generator(context: Any) -> Iterator[None]:
+        yield
+
+    for server_fn in (coroutine, generator):
+        match = f"^the server_fn function returned a {server_fn.__name__}, which runs nothing by itself: write "
+        with pytest.raises(TypeError, match=match):
+            run_simulation(ServerApp(server_fn=server_fn), ClientApp(), 1)

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,13 @@ from brokerfl.broker.nodes import Registration
 from brokerfl.broker.runs import stop_run
 from brokerfl.common import ErrorCode, RunStopped
 from brokerfl.flower import adapt_server_app
+from brokerfl.flower import grid as grid_module
 from brokerfl.server import Driver
 from brokerfl.testing import FakeServer, Federation, fake_connection, run_simulation
 from brokerfl.wire.manifest import CHUNK
 from brokerfl.wire.payload import Payload
 from brokerfl.wire.record import encode_content
-from tests.apps import eventually
+from tests.apps import Clock, eventually
 from tests.flower.names import (
     HAS_MESSAGE_API,
     ClientApp,
@@ -297,7 +299,7 @@ def test_an_error_of_the_clients_own() -> None:
 
 
 def test_a_node_that_is_gone() -> None:
-    """NODE_UNAVAILABLE comes from the node that failed: one that nobody knows, and one that died with the message."""
+    """NODE_UNAVAILABLE comes from a node that died with the message; as in Flower, one that nobody knows is Error 3."""
     redis = FakeServer()
 
     def main(grid: Any, context: Any) -> None:
@@ -309,9 +311,96 @@ def test_a_node_that_is_gone() -> None:
         replies = {reply.metadata.src_node_id: reply for reply in grid.send_and_receive(batch)}
         assert replies.keys() == {alive, gone.node_id, unknown}
         assert replies[alive].has_content()
-        for node in (gone.node_id, unknown):
-            assert replies[node].error.code == ErrorCode.NODE_UNAVAILABLE
+        codes = {gone.node_id: ErrorCode.NODE_UNAVAILABLE, unknown: ErrorCode.MESSAGE_UNAVAILABLE}
+        for node, code in codes.items():
+            assert replies[node].error.code == code
             assert replies[node].metadata.dst_node_id == context.node_id
+        assert "12345" in replies[unknown].error.reason
+
+    with Federation(client(echo), 1, connect=lambda: fake_connection(redis)) as nodes:
+        nodes.run(server(main))
+
+
+def test_a_reply_whose_ttl_has_passed() -> None:
+    """It is Error 4, wherever the app collects it, and the same reply in time is not."""
+
+    def main(grid: Any, context: Any) -> None:
+        [node] = grid.get_node_ids()
+        clock = Clock()
+        for late in (False, True):
+            [message_id] = grid.push_messages([message_to(grid, node, number(int(late)))])
+            clock.now = time.time() + 100 * late
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(grid_module, "time", clock)
+                [reply] = pulled(grid, [message_id])
+            assert reply.has_error() == late
+        assert reply.error.code == ErrorCode.REPLY_MESSAGE_UNAVAILABLE
+        assert reply.error.reason == "the reply's ttl of 50 s has passed"
+        assert replied_to(reply) == message_id
+
+    app = ClientApp()
+
+    @app.query()
+    def query(message: Any, context: Any) -> Any:
+        reply = reply_to(message, message.content)
+        reply.metadata.ttl = 50.0
+        return reply
+
+    run_simulation(server(main), app, 1)
+
+
+def test_a_grid_belongs_to_its_run() -> None:
+    """set_run takes this run and no other one, and `run` is a copy that an app cannot change."""
+
+    def main(grid: Any, context: Any) -> None:
+        grid.set_run(grid.run)
+        grid.run.run_id = 7
+        grid.run.override_config["lr"] = 7
+        assert grid.run.run_id == context.run_id
+        assert grid.run.override_config == {"lr": 0.5}
+        other = grid.run
+        other.run_id = 7
+        for wrong in (other, 7):
+            with pytest.raises(RuntimeError, match=rf"this Grid belongs to run {context.run_id}, not to 7"):
+                grid.set_run(wrong)
+
+    run_simulation(server(main), client(echo), 1, run_config={"lr": 0.5})
+
+
+def test_the_overrides_are_what_was_given() -> None:
+    """A run of a project has its defaults in the run config, and in override_config only what went over them."""
+    given = {"lr": 0.5}
+    driver = Driver(fake_connection(), "app", {"lr": 0.5, "rounds": 3}, overrides=tuple(given))
+    seen: list[Any] = []
+    adapt_server_app(server(lambda grid, context: seen.append((grid.run.override_config, dict(context.run_config)))))(
+        driver, driver.context
+    )
+    assert seen == [(given, {"lr": 0.5, "rounds": 3})]
+    driver.end()
+
+
+def test_nodes_have_the_fields_that_are_known() -> None:
+    """get_nodes gives id, name and since when, of those that are online; what has no field there is left out."""
+    redis = FakeServer()
+    before = time.time() - 1
+
+    def main(grid: Any, context: Any) -> None:
+        named = Registration(fake_connection(redis), "berlin", lease=600.0)
+        named.register()
+        gone = Registration(fake_connection(redis), "gone", lease=600.0)
+        gone.register()
+        gone.leave()
+        nodes = {node.node_id: node for node in grid.get_nodes()}
+        assert set(nodes) == set(grid.get_node_ids())
+        node = nodes.pop(named.node_id)
+        [unnamed] = nodes.values()
+        if hasattr(node, "name"):  # since 1.42
+            assert (node.name, unnamed.name) == ("berlin", "")
+        if hasattr(node, "last_activated_at"):
+            assert node.status == "online"
+            since = datetime.fromisoformat(node.last_activated_at)
+            assert before <= since.timestamp() <= time.time() + 1
+            assert node.registered_at == node.last_activated_at
 
     with Federation(client(echo), 1, connect=lambda: fake_connection(redis)) as nodes:
         nodes.run(server(main))

@@ -18,7 +18,7 @@ from brokerfl.common import Array as OurArray
 from brokerfl.common import Context as OurContext
 from brokerfl.common import ErrorCode, MetricsRecord, ParametersRecord, RecordSet
 from brokerfl.common import Message as OurMessage
-from brokerfl.common.array import NPY_MAGIC
+from brokerfl.common.npy import NPY_MAGIC
 from brokerfl.common.record import Record
 from brokerfl.common.recordset import KINDS, Kind
 from brokerfl.testing import FakeServer, Federation, fake_connection, run_simulation

@@ -6,13 +6,17 @@ import subprocess
 import sys
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
-from brokerfl.common import Array, SType
-from brokerfl.common.array import ITEMSIZE, _read_any_header, _read_plain_header
+from brokerfl.common import Array, ParametersRecord, SType, dtypes
+from brokerfl.common.dtypes import FOREIGN, ITEMSIZE
+from brokerfl.common.npy import _read_any_header, _read_plain_header
 
-NUMPY_DTYPES = sorted(set(ITEMSIZE) - {"bfloat16"})
+NUMPY_DTYPES = sorted(set(ITEMSIZE) - set(FOREIGN))
+
+BFLOAT16 = ml_dtypes.bfloat16
 
 
 def npy(array: "np.ndarray[Any, Any]", version: tuple[int, int] | None = None) -> bytes:
@@ -157,7 +161,7 @@ def test_npy(before: "np.ndarray[Any, Any]", version: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("shape", [(), (0,), (7,), (2, 3), (1, 0, 4), (10**5, 1)])
-@pytest.mark.parametrize("dtype", [*(name for name in ITEMSIZE if name != "bfloat16"), ">f4", "<U5", "S3", "<M8[ns]"])
+@pytest.mark.parametrize("dtype", [*NUMPY_DTYPES, ">f4", "<U5", "S3", "<M8[ns]"])
 def test_a_header_as_numpy_writes_it(dtype: str, shape: tuple[int, ...], order: Any) -> None:
     """It is read without numpy's parser, which CPython 3.11 does not let threads share, and means the same."""
     before = np.zeros(shape, dtype, order=order)
@@ -223,10 +227,97 @@ def test_unknown_dtype(dtype: str) -> None:
         Array(dtype, (1,), SType.NUMPY, b"1234").numpy()
 
 
-def test_bfloat16_has_no_ndarray() -> None:
-    """bfloat16 is carried, and .numpy() names the way out."""
-    with pytest.raises(TypeError, match=r"bfloat16.*to_torch_state_dict"):
-        Array("bfloat16", (2,), SType.NUMPY, b"1234").numpy()
+@pytest.mark.parametrize("dtype", FOREIGN)
+def test_what_numpy_lacks_has_no_ndarray(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without ml_dtypes, bfloat16 and float8 are carried, and .numpy() names the ways out."""
+    monkeypatch.delitem(sys.modules, "ml_dtypes")
+    with pytest.raises(TypeError, match=rf"no {dtype}: import ml_dtypes .*to_torch_state_dict"):
+        Array(dtype, (2,), SType.NUMPY, bytes(2 * ITEMSIZE[dtype])).numpy()
+
+
+@pytest.mark.parametrize("dtype", FOREIGN)
+@pytest.mark.parametrize("shape", [(), (0, 2), (2, 3)])
+def test_what_jax_has_comes_back(dtype: str, shape: tuple[int, ...]) -> None:
+    """An array of ml_dtypes', which JAX's arrays become, comes back with its dtype, also if it is not contiguous."""
+    kind = getattr(ml_dtypes, dtype)
+    before = np.ones(shape, kind)
+    array = Array(before)
+    assert (array.dtype, array.shape, array.stype) == (dtype, shape, SType.NUMPY)
+    after = Array(dtype, shape, SType.NUMPY, bytes(array.data)).numpy()
+    assert after.dtype == np.dtype(kind)
+    assert not after.flags.writeable
+    np.testing.assert_array_equal(after, before)
+    layer = np.linspace(1, 2, 6).astype(kind).reshape(2, 3).T
+    np.testing.assert_array_equal(Array(layer).numpy(), layer)
+    assert before.size == 0 or np.shares_memory(np.frombuffer(array.data, np.uint8), before)
+
+
+@pytest.mark.parametrize("dtype", ["int4", "float8_e4m3", "float8_e3m4", "float6_e2m3fn"])
+def test_what_only_ml_dtypes_has_is_refused(dtype: str) -> None:
+    """The text says what to do."""
+    with pytest.raises(TypeError, match=rf"dtype {dtype} cannot be sent; .* convert it, such as with `.astype"):
+        Array(np.zeros(3, getattr(ml_dtypes, dtype)))
+
+
+def test_a_name_does_not_make_a_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dtype that only has the name of one that can be sent is refused: its bits may mean something else."""
+    monkeypatch.setattr(ml_dtypes, "bfloat16", type("bfloat16", (), {}))
+    with pytest.raises(TypeError, match="dtype bfloat16 cannot be sent"):
+        Array(np.zeros(3, BFLOAT16))
+
+
+def test_what_could_be_an_ndarray_is_refused() -> None:
+    """An array of JAX, or of another library, is not converted unasked; the text says how to."""
+
+    class Other:
+        def __array__(self) -> "np.ndarray[Any, Any]":
+            return np.zeros(3)
+
+    for make in (Array, Array.from_numpy_ndarray):
+        with pytest.raises(TypeError, match=r"Other.*: convert it with numpy\.asarray\(…\)"):
+            make(Other())
+
+
+def test_masked_arrays_are_refused() -> None:
+    """Their masks would be lost, and what is below them sent."""
+    masked = np.ma.masked_array([1.0, 2.0], mask=[True, False])
+    for make in (Array, Array.from_numpy_ndarray, lambda array: ParametersRecord([array])):
+        with pytest.raises(TypeError, match=r"a masked array cannot be sent.*`\.filled\(0\)`"):
+            make(masked)
+    assert Array(masked.filled(0)).numpy().tolist() == [0.0, 2.0]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "complex64", "complex128"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_what_is_not_finite(dtype: str, value: float, order: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One such element is enough, wherever it is, raw or in an .npy file."""
+    monkeypatch.setattr(dtypes, "_AT_ONCE", 4)
+    for place in range(6):
+        array = np.zeros((2, 3), dtype, order)
+        assert Array(array).is_finite()
+        array[np.unravel_index(place, array.shape)] = value
+        assert not Array(array).is_finite()
+        assert not Array(dtype, array.shape, SType.NUMPY, npy(array)).is_finite()
+
+
+@pytest.mark.parametrize("dtype", FOREIGN)
+def test_what_is_not_finite_of_what_numpy_lacks(dtype: str) -> None:
+    """Of all the bits that a value can have, those are finite that ml_dtypes says."""
+    size = ITEMSIZE[dtype]
+    data = np.arange(2 ** (8 * size), dtype=f"u{size}").tobytes()
+    values = np.frombuffer(data, getattr(ml_dtypes, dtype))
+    expected = np.isfinite(values.astype(np.float32))
+    found = [
+        Array(dtype, (1,), SType.NUMPY, data[start : start + size]).is_finite() for start in range(0, len(data), size)
+    ]
+    assert found == expected.tolist()
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int8", "uint64"])
+def test_what_cannot_be_infinite(dtype: str) -> None:
+    """Integers and booleans are finite, whatever their bits."""
+    assert Array(dtype, (8,), SType.NUMPY, b"\1" * 8 * ITEMSIZE[dtype]).is_finite()
 
 
 def test_keywords() -> None:
@@ -325,6 +416,20 @@ def test_torch_round_trip(dtype: str, shape: tuple[int, ...]) -> None:
     assert torch.equal(after, before)
     after.zero_()
     assert array == Array(torch_tensor=before)
+
+
+@pytest.mark.parametrize("dtype", FOREIGN)
+def test_torch_bits(dtype: str) -> None:
+    """Of a dtype that numpy lacks, all bits come back, whether or not this torch can compute with them."""
+    torch = pytest.importorskip("torch")
+    if not hasattr(torch, dtype):
+        pytest.skip(f"torch {torch.__version__} has no {dtype}")
+    bits = torch.arange(2 * ITEMSIZE[dtype], dtype=torch.uint8)
+    array = Array(bits.view(getattr(torch, dtype)))
+    assert (array.dtype, array.shape, bytes(array.data)) == (dtype, (2,), bytes(bits.numpy()))
+    after = array.to_torch_tensor()
+    assert after.dtype == getattr(torch, dtype)
+    assert torch.equal(after.view(torch.uint8), bits)
 
 
 def test_torch_layouts() -> None:

@@ -20,6 +20,11 @@ from brokerfl.common import ConfigError, ConfigScalar
         ("  ", {}),
         ('empty=""', {"empty": ""}),
         ("a=1 a=2", {"a": 2}),
+        ('"a.b"=1 \'c.d\'=2 e."f.g".h=3', {"a.b": 1, "c.d": 2, "e.f.g.h": 3}),
+        ("\"two words\"=1 'x=y'=2", {"two words": 1, "x=y": 2}),
+        ("gr\u00f6\u00dfe=1 a/b=2", {"gr\u00f6\u00dfe": 1, "a/b": 2}),
+        ('text=\'"quoted"\' other="it\'s"', {"text": '"quoted"', "other": "it's"}),
+        (r"""tab="a\tb" raw='a\tb'""", {"tab": "a\tb", "raw": r"a\tb"}),
     ],
 )
 def test_pairs_are_typed(text: str, expected: dict[str, object]) -> None:
@@ -31,7 +36,22 @@ def test_pairs_are_typed(text: str, expected: dict[str, object]) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["partition-id", "=1", "a=", "a=[1,2]", "a={b=1}", "a=1979-05-27", 'a="open', "a=1 b", 'a="x"y', "a==1", "a=-"],
+    [
+        "partition-id",
+        "=1",
+        "a=",
+        "a=[1,2]",
+        "a={b=1}",
+        "a=1979-05-27",
+        'a="open',
+        "a=1 b",
+        'a="x"y',
+        "a==1",
+        "a=-",
+        'a"b"=1',
+        '"a"b=1',
+        '"a=1',
+    ],
 )
 def test_what_cannot_be_read_is_named(text: str) -> None:
     """A text that is no list of pairs is refused with the option's name and how to write it."""
@@ -90,6 +110,12 @@ def test_a_toml_file_is_a_config(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text("rounds = 3\n[train]\nlr = 0.5\n")
     assert parse_config([str(file), "rounds=4"], "--run-config") == {"rounds": 4, "train.lr": 0.5}
+    file.write_bytes(b"\xef\xbb\xbfrounds = 5\n")  # as an editor on Windows writes it
+    assert parse_config([str(file)], "--run-config") == {"rounds": 5}
+    for other in ("utf-16", "latin-1"):
+        file.write_text("name = 'gr\u00f6\u00dfe'\n", encoding=other)
+        with pytest.raises(ConfigError, match=r"run.toml cannot be read: it is not UTF-8, .*: save it as UTF-8"):
+            parse_config([str(file)], "--run-config")
     with pytest.raises(ConfigError, match=r"nowhere.toml cannot be read"):
         parse_config([str(tmp_path / "nowhere.toml")], "--run-config")
     assert parse_config(["file=a.toml"], "--run-config") == {"file": "a.toml"}

@@ -1,12 +1,16 @@
 """The project of an app: what is taken from pyproject.toml, and what is refused."""
 
+import os
 from pathlib import Path
 
 import pytest
 
+from brokerfl.cli import code
 from brokerfl.cli.apps import find_project
+from brokerfl.cli.code import digest_of_code
 from brokerfl.cli.project import Project
 from brokerfl.common import AppLoadError, ConfigError
+from brokerfl.wire.origin import Origin
 
 PROJECT = """
 [project]
@@ -93,6 +97,8 @@ def test_a_component_is_of_a_module(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
     """So is a file that is no UTF-8."""
+    (tmp_path / "pyproject.toml").write_bytes(b"\xef\xbb\xbf" + PROJECT.encode())
+    assert Project(tmp_path).component("serverapp") == "digits.server_app:app"
     (tmp_path / "pyproject.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match=r"pyproject.toml cannot be read: "):
         Project(tmp_path).component("serverapp")
@@ -122,3 +128,52 @@ def test_components_are_a_table(tmp_path: Path) -> None:
     project(tmp_path, "[[tool.flwr.app.components]]\nserverapp = 'a:app'")
     with pytest.raises(ConfigError, match="`components` is a list, not a table"):
         Project(tmp_path).component("serverapp")
+
+
+def test_where_an_app_comes_from(tmp_path: Path) -> None:
+    """Name and version are those of the project, with a digest; without a name the app stands alone."""
+    found = Project(project(tmp_path)).origin
+    assert (found.project, found.version, len(found.digest)) == ("digits", "", 16)
+    for text in ("[project]\nversion = '1.0'\n", "[project]\nname = ''\n", "[project]\nname = 3\n", "project = 1\n"):
+        assert Project(project(tmp_path, text)).origin == Origin("")
+    assert Project(tmp_path / "nowhere").origin == Origin("")
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        _ = Project(project(tmp_path, "[project")).origin
+
+
+def test_the_digest_is_that_of_the_code(tmp_path: Path) -> None:
+    """Each Python file counts, by name and content; nothing else does, and no other machine's path."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        (folder / "package").mkdir(parents=True)
+        (folder / "client.py").write_text("a = 1\n")
+        (folder / "package" / "layers.py").write_text("b = 1\n")
+    before = digest_of_code(first)
+    assert before == digest_of_code(second)
+    for ignored in (
+        "data.csv",
+        ".venv/a.py",
+        "env/pyvenv.cfg",
+        "env/a.py",
+        "lib/site-packages/a.py",
+        "__pycache__/a.py",
+    ):
+        (second / ignored).parent.mkdir(parents=True, exist_ok=True)
+        (second / ignored).write_text("c = 1\n")
+    os.mkfifo(second / "pipe.py")
+    assert digest_of_code(second) == before
+    (second / "package" / "layers.py").write_text("b = 2\n")
+    assert digest_of_code(second) != before
+    (first / "package" / "layers.py").rename(first / "package" / "other.py")
+    assert digest_of_code(first) != before
+
+
+def test_what_is_no_project_has_no_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder with too many files, or too large ones, is not read to its end."""
+    for name in "abc":
+        (tmp_path / f"{name}.py").write_text("x" * 100)
+    for limit in ("_MOST_ENTRIES", "_MOST_BYTES"):
+        with monkeypatch.context() as patch:
+            patch.setattr(code, limit, 2)
+            assert digest_of_code(tmp_path) == ""
+    assert digest_of_code(tmp_path)

@@ -61,6 +61,7 @@ def test_every_way_in_works(way: str) -> None:
 
 
 GOOD_METRICS = [1, 0.5, -(2**63), 2**64 - 1, float("inf"), [], [1, 2], [0.5, 1.0], np.float64(0.5), Level.LOW]
+GOOD_METRICS += [[0.5, np.float64(1)], [np.float64(1), 0.5], [np.float64(1)], [1, Level.LOW]]
 BAD_METRICS = [
     True,
     "text",
@@ -73,7 +74,8 @@ BAD_METRICS = [
     [None],
     [1, 2.0],
     [1, True],
-    [0.5, np.float64(1)],
+    [0.5, np.float32(1)],
+    [0.5, np.int64(1)],
     np.float32(1),
     np.int64(1),
     np.bool_(True),

@@ -1,6 +1,7 @@
 """The wire format: what goes in comes out, and what is malformed is a FrameError before anything is allocated."""
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from brokerfl.common.record import Record
 from brokerfl.wire import codec, frame, record
 from brokerfl.wire.frame import MAX_HEADER_BYTES, FrameVersionError, pack, unpack
 from brokerfl.wire.message import decode_message, encode_message, is_message_id, message_id_of, new_message_id
+from brokerfl.wire.origin import Origin
 from brokerfl.wire.record import decode_content, encode_content
 from brokerfl.wire.run import LedgerEntry, Run, decode_entry, decode_run, encode_entry, encode_run
 
@@ -240,13 +242,82 @@ def test_bytes_of_other_kinds_are_opaque() -> None:
     assert decode_content(fields).parameters_records["p"]["w"] == array
 
 
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (
+            RecordSet({"c": ConfigsRecord({"path": "no \udcff"})}),
+            r"record 'c': ConfigsRecord\['path'\]: text that is not",
+        ),
+        (
+            RecordSet({"c": ConfigsRecord({"l": ["a", "\udcff"]})}),
+            r"record 'c': ConfigsRecord\['l'\]: text that is not",
+        ),
+        (RecordSet({"c": MetricsRecord({"n\udcff": 1})}), r"record 'c': MetricsRecord\['n\\udcff'\]: text that is not"),
+        (RecordSet({"c\udcff": MetricsRecord()}), r"the name 'c\\udcff' of a record is not UTF-8"),
+        (
+            RecordSet({"c": ParametersRecord({"w": Array("x\udcff", (), "mine", b"")})}),
+            r"record 'c': ParametersRecord\['w'\]: its dtype or stype is not UTF-8",
+        ),
+        (
+            RecordSet({"c": ParametersRecord({"w": Array("int8", (2,), "numpy.ndarray", b"")})}),
+            r"record 'c': ParametersRecord\['w'\]: ",
+        ),
+    ],
+)
+def test_what_cannot_be_sent_is_named(content: RecordSet, match: str) -> None:
+    """The error names the record and the key."""
+    with pytest.raises(ValueError, match=match):
+        encode_content(content)
+
+
+def test_a_list_that_has_changed_is_named() -> None:
+    """So does that of a list which got what its record does not take."""
+    values: list[Any] = [1, 2]
+    content = RecordSet({"m": MetricsRecord({"n": values})})
+    values.append("x")
+    with pytest.raises(TypeError, match=r"the record 'm': MetricsRecord\['n'\]: expected an int"):
+        encode_content(content)
+
+
+def test_numbers_of_numpy_travel() -> None:
+    """A list may mix floats with numpy's float64; they arrive as floats."""
+    content = RecordSet({"m": MetricsRecord({"l": [0.5, np.float64(0.25)]})})
+    received = decode_content(encode_content(content))["m"]["l"]
+    assert received == [0.5, 0.25]
+    assert {type(value) for value in received} == {float}
+
+
+#: Frames of runs that say of their project what brokerfl never says.
+UNNAMED = [
+    pack(["a", 1.0, {}, *told])
+    for told in (
+        [None],
+        [[]],
+        [["p"]],
+        [["p", "v", 1]],
+        [["p", "v", "x"]],
+        [["p" * 101, "", ""]],
+        [["", "", ""], 1],
+        [[], 1],
+        [[], ["k"]],
+        [[], [1]],
+        [[], [], []],
+        [[]],
+    )
+]
+
+
 def test_runs_and_entries_come_back() -> None:
     """A run's frame and a ledger entry survive; what is malformed is a FrameError."""
     run = Run(2**64 - 1, "server:app", {"lr": 0.1, "on": True, "n": 3, "s": "x"}, 1.5)
     assert decode_run(run.run_id, encode_run(run)) == run
+    named = replace(run, origin=Origin("server:app", "mnist", "1.0", "0abc"))
+    for other in (named, replace(named, overrides=("lr", "s")), replace(run, overrides=())):
+        assert decode_run(run.run_id, encode_run(other)) == other
     entry = LedgerEntry(2**64 - 1, "1", "train.x", 2**41, 7, b"digest", True)
     assert decode_entry(encode_entry(entry)) == entry
-    for bad in (b"", b"\x01", pack([1]), pack(["a", 1.0, {"k": [1]}]), pack({}), b"\x02"):
+    for bad in (b"", b"\x01", pack([1]), pack(["a", 1.0, {"k": [1]}]), pack({}), b"\x02", *UNNAMED):
         with pytest.raises(FrameError):
             decode_run(5, bad)
         with pytest.raises(FrameError):

@@ -1,0 +1,86 @@
+"""The runs that a node serves, and those whose messages it refuses because they belong to another project.
+
+Owns that, and what the log says of it, once for each run. It must not know messages.
+"""
+
+from collections.abc import Iterator, Mapping
+from logging import WARNING
+
+from brokerfl.common import FrameError, log
+from brokerfl.common.text import shown
+from brokerfl.wire.origin import Origin
+from brokerfl.wire.run import Run, decode_run
+
+
+class Runs:
+    """The runs that contacted one node and are not over, by id.
+
+    Args:
+        node_id: the node.
+        origin: where its app comes from; None serves every run.
+    """
+
+    def __init__(self, node_id: int, origin: Origin | None) -> None:
+        self._node_id = node_id
+        self._origin = origin
+        self._frames: dict[int, bytes] = {}
+        self._runs: dict[int, Run] = {}
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._runs)
+
+    def keep_only(self, frames: Mapping[int, bytes]) -> list[int]:
+        """Know these runs: add new ones and those that changed; forget the others, and return their ids."""
+        for run_id, frame in frames.items():
+            if self._frames.get(run_id) == frame:
+                continue
+            self._frames[run_id] = frame
+            try:
+                self._runs[run_id] = run = decode_run(run_id, frame)
+            except FrameError as error:
+                log(WARNING, "Run %s cannot be served: %s", run_id, shown(str(error)))
+                self._runs.pop(run_id, None)
+            else:
+                self._greet(run)
+        over = [run_id for run_id in self._frames if run_id not in frames]
+        for run_id in over:
+            del self._frames[run_id]
+            self._runs.pop(run_id, None)
+        return over
+
+    def _greet(self, run: Run) -> None:
+        refusal = self.refusal(run)
+        if refusal is not None:
+            log(WARNING, "Run %s is refused: %s", run.run_id, shown(refusal))
+        elif self._origin is not None and self._origin.is_other_code_than(run.origin):
+            log(
+                WARNING,
+                "Run %s has other code of its project than this node: %s there, %s here",
+                run.run_id,
+                shown(str(run.origin)),
+                shown(str(self._origin)),
+            )
+
+    def clear(self) -> None:
+        """Forget all of them."""
+        self._frames.clear()
+        self._runs.clear()
+
+    def get(self, run_id: int) -> Run | None:
+        """Return a run; None if it is not known, or cannot be read."""
+        return self._runs.get(run_id)
+
+    def refusal(self, run: Run) -> str | None:
+        """Return why a run's messages are not executed here; None if they are."""
+        if self._origin is None or not self._origin.is_foreign_to(run.origin):
+            return None
+        return (
+            f"node {self._node_id} runs {_named(self._origin)}, but the run belongs to {_named(run.origin)}: start the "
+            "node in the run's project, or with --any-app"
+        )
+
+
+def _named(origin: Origin | None) -> str:
+    if origin is None or not origin.project:
+        return f"{origin}, which belongs to no project"
+    return f"{origin.app} of project {origin}"
