@@ -680,9 +680,30 @@ WAITS = (
     ),
     Mutant(
         "an unnamed node may come back",
+        "broker/presence.py",
+        "comes_back=isinstance(length, int) and length > 0",
+        "comes_back=isinstance(length, int)",
+        "contract/test_nodes",
+    ),
+    Mutant(
+        "each node is asked about",
+        "broker/presence.py",
+        "_TOGETHER = 32",
+        "_TOGETHER = 1",
+        "contract/test_nodes",
+    ),
+    Mutant(
+        "what a node says of itself is read whole",
         "broker/nodes.py",
-        'comes_back=isinstance(name, bytes) and name != b""',
-        "comes_back=isinstance(name, bytes)",
+        "return isinstance(length, int) and length <= _LONGEST_FIELD",
+        "return isinstance(length, int)",
+        "contract/test_nodes",
+    ),
+    Mutant(
+        "a waiting ServerApp does not ask less often",
+        "server/driver.py",
+        "pause = min(1.5 * pause, _LATER)",
+        "pause = min(pause, _LATER)",
         "contract/test_nodes",
     ),
     Mutant(

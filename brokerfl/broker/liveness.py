@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable
 
 from brokerfl.broker.keys import LEASE, OFFLINE_GRACE
-from brokerfl.broker.nodes import Absence
+from brokerfl.broker.presence import Absence
 
 #: Seconds without a look after which an absence no longer counts as continuous; looks come about once a second.
 _STALE = 10.0

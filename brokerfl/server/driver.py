@@ -8,13 +8,16 @@ from collections.abc import Iterable, Iterator
 from typing import Unpack
 
 from brokerfl.broker.connection import Connection
-from brokerfl.broker.nodes import online_nodes
 from brokerfl.broker.owner import create_run, resume_run
+from brokerfl.broker.presence import count_online, online_nodes
 from brokerfl.common import DEFAULT_TTL, SUPERLINK_NODE_ID, Message, Metadata, RecordSet, RunError, UserConfig
 from brokerfl.server.hold import Hold, Options, Settings
 from brokerfl.wire.message import check_message, check_metadata, is_message_id
 from brokerfl.wire.reply import refused_reply, unknown_reply
 from brokerfl.wire.run import Run
+
+#: Seconds until `wait_for_nodes` counts the online nodes again, at first and after a while.
+_SOON, _LATER = 0.05, 1.0
 
 
 class Driver:
@@ -92,16 +95,19 @@ class Driver:
         Raises:
             TimeoutError: fewer nodes came online in time; the text says how many.
         """
-        until = _until(timeout)
+        until, pause = _until(timeout), _SOON
         while True:
-            found = self.get_node_ids()
-            if len(found) >= n:
-                return found
-            left = 0.2 if until is None else min(0.2, until - time.monotonic())
-            if left <= 0:
-                raise TimeoutError(f"only {len(found)} of {n} nodes are online after {timeout:g} s")
-            time.sleep(left)
             self._session.check()
+            online = self._session.through_outage(lambda: count_online(self._connection))
+            if online >= n:
+                found = self.get_node_ids()
+                if (online := len(found)) >= n:
+                    return found
+            left = pause if until is None else min(pause, until - time.monotonic())
+            if left <= 0:
+                raise TimeoutError(f"only {online} of {n} nodes are online after {timeout:g} s")
+            time.sleep(left)
+            pause = min(1.5 * pause, _LATER)
 
     # Sending.
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from brokerfl.broker.keys import milliseconds
-from brokerfl.broker.nodes import registered
+from brokerfl.broker.presence import registered
 from brokerfl.common import BrokerflError, Message, Metadata
 from brokerfl.server.book import Book, OpenMessage, Sending
 from brokerfl.server.book.state import LOST

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from brokerfl.broker.blobs import Blobs
 from brokerfl.broker.liveness import Liveness
-from brokerfl.broker.nodes import absent_nodes
+from brokerfl.broker.presence import absent_nodes
 from brokerfl.broker.transactions import Transactions
 from brokerfl.common import Error, ErrorCode
 from brokerfl.server.book import Book, OpenMessage, State
