@@ -127,8 +127,8 @@ FENCE = (
     Mutant(
         "the heartbeat does not look for the owner",
         "broker/owner.py",
-        "        self.fence.look()\n        with",
-        "        with",
+        "        self.fence.look()\n        self.connection",
+        "        self.connection",
         "contract/test_runs contract/test_waits contract/test_interleavings",
     ),
     Mutant(
@@ -468,7 +468,7 @@ BOOK = (
     Mutant(
         "a late reply counts",
         "server/book/answers.py",
-        "if message.is_open and milliseconds_of(outbox_entry) <= message.entry.deadline:",
+        "if message.is_open and self._clock.earliest(outbox_entry) <= message.entry.deadline:",
         "if message.is_open:",
         "contract/test_waits",
     ),
@@ -600,10 +600,59 @@ BOOK = (
     ),
     Mutant(
         "chunks are older than their message if the clock was set back",
-        "server/book/plan.py",
+        "broker/clock.py",
         "CLOCK_STEP = 60_000",
         "CLOCK_STEP = 0",
-        "unit/test_book contract/test_leftovers contract/test_large_replies",
+        "unit/test_clock unit/test_book contract/test_leftovers contract/test_large_replies",
+    ),
+    Mutant(
+        "chunks are no older than their message than they were once",
+        "broker/clock.py",
+        "return max(CLOCK_STEP, round((self._ahead + self._behind) * 1000))",
+        "return CLOCK_STEP",
+        "unit/test_clock",
+    ),
+    Mutant(
+        "a step of Redis' clock moves deadlines",
+        "broker/clock.py",
+        "return monotonic + (self._start or 0.0)",
+        "return monotonic + (self._start or 0.0) + self.skew",
+        "unit/test_clock contract/test_clocks",
+    ),
+    Mutant(
+        "a reply is late because its stream is ahead",
+        "broker/clock.py",
+        "min(self.time() * 1000, made - self._ahead * 1000)",
+        "made",
+        "unit/test_clock contract/test_clocks",
+    ),
+    Mutant(
+        "a node takes an entry of a clock that was behind for old",
+        "broker/clock.py",
+        "milliseconds_of(entry_id) + self._behind * 1000",
+        "milliseconds_of(entry_id)",
+        "unit/test_clock contract/test_clocks",
+    ),
+    Mutant(
+        "leases that a step of the clock ended count",
+        "broker/liveness.py",
+        "if steps != self._steps:",
+        "if False:",
+        "contract/test_clocks",
+    ),
+    Mutant(
+        "a resumed run takes the deadlines of another clock",
+        "broker/books.py",
+        "deadline=entry.deadline + skew) if skew else entry",
+        "deadline=entry.deadline) if skew else entry",
+        "contract/test_clocks",
+    ),
+    Mutant(
+        "a first entry that is far ahead tells when it was made",
+        "broker/clock.py",
+        'return entry_id != "" and milliseconds_of(entry_id) <= (self.time() + self.skew) * 1000 + _FAR_AHEAD',
+        'return entry_id != ""',
+        "unit/test_clock",
     ),
     Mutant(
         "where a message began is taken for known",
@@ -1062,8 +1111,8 @@ NODE = (
     Mutant(
         "a node executes what expired",
         "client/wanted.py",
-        "if deadline > self._connection.time() * 1000:",
-        "if deadline > 0:",
+        "if clock.latest(work.entries[0], work.read_at) + ttl * 1000 > clock.time() * 1000:",
+        "if clock.latest(work.entries[0], work.read_at) + ttl * 1000 > 0:",
         "contract/test_waits",
     ),
     Mutant(

@@ -215,7 +215,7 @@ class Registration:
         if isinstance(holder, Exception):
             raise translate(holder, self._connection.url) or holder
         if isinstance(now, tuple):
-            self._connection.set_time(now, asked_at)
+            self._connection.clock.set(now, asked_at)
         is_ours = holder == self._token.encode()
         # A Redis that forgot its last writes may still have the lease of a predecessor.
         if holder is not None and not is_ours and not self._is_gone(text_of(holder)):

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from brokerfl.broker.connection import Connection
+from brokerfl.broker.connection import Connection, Pipeline
 from brokerfl.broker.failure import map_errors
 from brokerfl.broker.keys import parse_id
 
@@ -43,7 +43,7 @@ def registered(connection: Connection, node_ids: Iterable[int]) -> set[int]:
 
 
 def online_among(connection: Connection, node_ids: Iterable[int]) -> set[int]:
-    """Return which of ``node_ids`` hold their lease now. Also sets the clock, in the same round trip."""
+    """Return which of ``node_ids`` hold their lease now. Also sets the clock."""
     return _existing(connection, connection.keys.node_lease, list(node_ids))
 
 
@@ -105,18 +105,25 @@ def absent_nodes(connection: Connection, node_ids: Iterable[int]) -> list[Absenc
 
 
 def _existing(connection: Connection, key_of: Callable[[int], str], node_ids: Sequence[int]) -> set[int]:
-    """Return the nodes whose key exists. Sets the clock; for no nodes, asks for nothing else."""
+    """Return the nodes whose key exists. Sets the clock after each look, for a step may have ended lifetimes."""
+    if not node_ids:
+        return set()
     groups = [node_ids[at : at + _TOGETHER] for at in range(0, len(node_ids), _TOGETHER)]
-    asked_at = time.monotonic()
     with map_errors(connection.url), connection.redis.pipeline(transaction=False) as pipe:
-        pipe.time()
-        for group in groups:
-            pipe.exists(*map(key_of, group))
-        now, *counts = pipe.execute()
-        connection.set_time(now, asked_at)
+        counts = _counted(connection, pipe, [[key_of(node) for node in group] for group in groups])
         found = {node for group, count in zip(groups, counts, strict=True) if count == len(group) for node in group}
         mixed = [node for group, count in zip(groups, counts, strict=True) if 0 < count < len(group) for node in group]
-        for node in mixed:
-            pipe.exists(key_of(node))
-        found.update(node for node, there in zip(mixed, pipe.execute() if mixed else (), strict=True) if there)
+        one_by_one = _counted(connection, pipe, [[key_of(node)] for node in mixed]) if mixed else []
+        found.update(node for node, there in zip(mixed, one_by_one, strict=True) if there)
     return found
+
+
+def _counted(connection: Connection, pipe: Pipeline, groups: Iterable[Sequence[str]]) -> list[int]:
+    """Return how many keys of each group exist."""
+    asked_at = time.monotonic()
+    for group in groups:
+        pipe.exists(*group)
+    pipe.time()
+    *counts, now = pipe.execute()
+    connection.clock.set(now, asked_at)
+    return counts

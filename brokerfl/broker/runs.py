@@ -74,7 +74,7 @@ def deletion(connection: Connection, run_id: int, footprint: Footprint, *, stopp
             pipe.hdel(keys.node_runs(node), str(run_id))
 
     def mark(pipe: Pipeline) -> None:
-        ended_at = milliseconds(connection.time()) + (_STOPPED_MARK if stopped else 0)
+        ended_at = milliseconds(connection.clock.time() + connection.clock.skew) + (_STOPPED_MARK if stopped else 0)
         pipe.zadd(keys.runs, {str(run_id): -ended_at}, xx=True)
 
     steps: tuple[tuple[Slot, Build], ...] = (

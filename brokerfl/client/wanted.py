@@ -14,7 +14,6 @@ from logging import INFO
 
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.inbox import MOST_PENDING, discard_message, is_wanted, pending_entries, was_forgotten
-from brokerfl.broker.stream import milliseconds_of
 from brokerfl.client.worklist import Work
 from brokerfl.common import BrokerflError, log
 
@@ -45,13 +44,13 @@ class Wanted:
 
         Args:
             work: the message.
-            ttl: seconds from its entry's time, by the clock of Redis.
+            ttl: seconds from when it entered its inbox.
 
         Raises:
             RedisUnreachable: Redis is unreachable.
         """
-        deadline = milliseconds_of(work.entries[0]) + ttl * 1000
-        if deadline > self._connection.time() * 1000:
+        clock = self._connection.clock
+        if clock.latest(work.entries[0], work.read_at) + ttl * 1000 > clock.time() * 1000:
             return False
         log(INFO, "A message of run %s expired before it was executed", work.run_id)
         for entry in work.entries:

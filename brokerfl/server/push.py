@@ -132,7 +132,7 @@ class Pusher:
     def _draft(self, message: Message, contents: Contents, waits: bool, *, exactly: bool) -> _Draft:
         """Return the orphan that this message adopts, otherwise a new message; equal contents are encoded once."""
         meta, content = message.metadata, contents.encode(message.content)
-        now = self._connection.time()
+        now = self._connection.clock.time()
         entry = LedgerEntry(
             meta.dst_node_id,
             meta.group_id,
