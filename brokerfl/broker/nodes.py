@@ -16,8 +16,9 @@ from logging import WARNING
 from brokerfl import __version__
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import execute_unless_changed, foreign, map_errors, translate
-from brokerfl.broker.keys import GROUP, LEASE, RETENTION, milliseconds
+from brokerfl.broker.keys import BELL_LENGTH, GROUP, LEASE, RETENTION, milliseconds
 from brokerfl.broker.lease import await_lapse
+from brokerfl.broker.mend import is_forged, mend
 from brokerfl.broker.presence import members, online_among, remove
 from brokerfl.broker.process import home_of, is_dead, new_token, text_of
 from brokerfl.common import ConfigError, NodeNameTaken, log
@@ -210,8 +211,9 @@ class Registration:
             pipe.get(keys.identity)
             pipe.sadd(keys.nodes, str(node))
             pipe.time()
+            pipe.xinfo_stream(keys.ctl(node))
             self._renew_ttls(pipe)
-            holder, _, known, identity, _, now, *_ = pipe.execute(raise_on_error=False)
+            holder, _, known, identity, _, now, doorbell, *_ = pipe.execute(raise_on_error=False)
         if isinstance(holder, Exception):
             raise translate(holder, self._connection.url) or holder
         if isinstance(now, tuple):
@@ -224,8 +226,17 @@ class Registration:
             return False
         if not is_ours or known != 2 or identity != self.identity:
             self._enter()
+        if isinstance(doorbell, dict) and is_forged(text_of(doorbell["last-generated-id"])):
+            self._replace_doorbell()
         self.renewed_at = time.monotonic()
         return True
+
+    def _replace_doorbell(self) -> None:
+        """It takes no more rings, or soon will not. The new one begins with one for all that were lost."""
+        ctl = self._connection.keys.ctl(self.node_id)
+        if mend(self._connection, ctl, keep=False):
+            with map_errors(self._connection.url):
+                self._connection.redis.xadd(ctl, {"r": ""}, maxlen=BELL_LENGTH, nomkstream=True)
 
     def is_due(self) -> bool:
         """Whether the lease may have lapsed unnoticed: this process was frozen, or Redis was unreachable."""
