@@ -704,6 +704,11 @@ def drop_finished(node: Node) -> None:
     node._service.publisher._executed.clear()
 
 
+def await_delivery(node: Node, block: float) -> list[Delivery]:
+    """What its loop waits for when it has nothing to do."""
+    return node._inboxes.read(1, block)
+
+
 def read_inbox(node: Node, count: int) -> list[Delivery]:
     """Let it read and queue at most so many messages; return them."""
     deliveries = node._inboxes.read(count, 1.0)
