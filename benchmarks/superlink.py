@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Self
 from benchmarks.federation import LIMIT
 from brokerfl.broker.connection import connect
 from brokerfl.broker.embedded import EmbeddedServer, die_with_parent
-from brokerfl.broker.nodes import online_nodes
+from brokerfl.broker.presence import online_nodes
 
 APP = Path(__file__).parent / "flower_app"
 

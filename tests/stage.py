@@ -580,6 +580,11 @@ def answered_runs(node: Node) -> set[int]:
     return set(map(int, node._journal._answered))
 
 
+def absent_runs(node: Node) -> set[int]:
+    """The runs that its journal knows and that Redis does not have."""
+    return node._journal.absent()
+
+
 def commits(node: Node) -> list[str]:
     """Each transaction of its journal from now on."""
     heard: list[str] = []
@@ -666,7 +671,7 @@ def cut_node(node: Node) -> None:
 
 def heartbeat(node: Node) -> None:
     """What its heartbeat does now and then."""
-    node._renew()
+    node._beat()
 
 
 def thaw(node: Node) -> None:
@@ -701,7 +706,7 @@ def hold_reply(node: Node, run_id: int, content: RecordSet, since: float) -> Non
 
 def tidy_soon(node: Node, replies: int) -> None:
     """Its journal, which is tidied every thousand replies, is tidied with one of the next ``replies``."""
-    node._journal._answers = 1000 - replies
+    node._journal._answered._new = 1000 - replies
 
 
 def publish_in_flight(node: Node) -> AbstractContextManager[Any]:
@@ -717,6 +722,11 @@ def note_finished(node: Node) -> None:
 def drop_finished(node: Node) -> None:
     """Lose what is finished and not published, as a process that is killed."""
     node._service.publisher._executed.clear()
+
+
+def await_delivery(node: Node, block: float) -> list[Delivery]:
+    """What its loop waits for when it has nothing to do."""
+    return node._inboxes.read(1, block)
 
 
 def read_inbox(node: Node, count: int) -> list[Delivery]:

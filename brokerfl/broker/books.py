@@ -127,7 +127,7 @@ class Books:
         """Write all of them again, without their lifetimes."""
         pipe.unlink(self._ledger)
         if snapshot.entries:
-            pipe.hset(self._ledger, mapping=_encoded(snapshot.entries))
+            pipe.hset(self._ledger, mapping=self._encoded(snapshot.entries))
         pipe.hset(self._meta, mapping={"frame": encode_run(self._run), "status": "running"})
         pipe.hset(self._meta, mapping={"messages": snapshot.messages, "replies": snapshot.replies})
         if snapshot.nodes:
@@ -140,7 +140,7 @@ class Books:
     def change(self, pipe: Pipeline, change: Change) -> None:
         """Write what a commit changes. A hash vanishes when it is empty, and returns without a lifetime."""
         if change.entered:
-            pipe.hset(self._ledger, mapping=_encoded(change.entered))
+            pipe.hset(self._ledger, mapping=self._encoded(change.entered))
             pipe.hset(self._meta, "messages", change.messages)
             pipe.pexpire(self._ledger, self._lives)
         if leaving := change.leaving:
@@ -158,14 +158,18 @@ class Books:
             pipe.sadd(self._nodes, str(node_id))
             pipe.pexpire(self._nodes, self._lives)
 
+    def _encoded(self, entries: Mapping[str, LedgerEntry]) -> dict[Any, Any]:
+        """Deadlines are by this process's clock, and in Redis by that of Redis, for whoever resumes the run."""
+        skew = round(self._connection.clock.skew * 1000)
+        return {
+            message_id: encode_entry(entry._replace(deadline=entry.deadline + skew) if skew else entry)
+            for message_id, entry in entries.items()
+        }
+
     def has(self, message_id: str) -> bool:
         """Return whether a message is in the ledger in Redis."""
         with map_errors(self._connection.url):
             return bool(self._connection.redis.hexists(self._ledger, message_id))
-
-
-def _encoded(entries: Mapping[str, LedgerEntry]) -> dict[Any, Any]:
-    return {message_id: encode_entry(entry) for message_id, entry in entries.items()}
 
 
 def read_books(connection: Connection, run_id: int) -> Snapshot:
@@ -181,6 +185,8 @@ def read_books(connection: Connection, run_id: int) -> Snapshot:
         pipe.hmget(keys.meta(run_id), "messages", "replies")
         ledger, members, (messages, replies) = pipe.execute()
     entries = {message_id.decode(): decode_entry(entry) for message_id, entry in ledger.items()}
+    skew = round(connection.clock.skew * 1000)
+    entries = {each: entry._replace(deadline=entry.deadline - skew) for each, entry in entries.items()}
     nodes = {node for member in members if (node := parse_id(member)) is not None}
     nodes |= {entry.node_id for entry in entries.values()}
     return Snapshot(entries, nodes, int(messages or 0), int(replies or 0))

@@ -24,6 +24,7 @@ from redis.exceptions import (
 from redis.retry import Retry
 from redis.utils import HIREDIS_AVAILABLE
 
+from brokerfl.broker.clock import Clock
 from brokerfl.broker.failure import map_errors, translate
 from brokerfl.broker.keys import DEFAULT_PREFIX, Keys
 from brokerfl.broker.patience import end_of, is_spent
@@ -82,6 +83,7 @@ class Connection:
     Attributes:
         redis: the redis-py client. Its calls raise redis-py's errors: wrap them in `map_errors`.
         sockets: the same server, for the commands of the message path.
+        clock: what is known about the server's clock.
         keys: the keys under the prefix.
         url: its URL, without the password.
         persists: whether the server keeps an append-only file, as far as known. If it is killed, it then forgets only
@@ -99,7 +101,7 @@ class Connection:
         self.url = url
         self.persists = True
         self.losses = 0
-        self._offset = 0.0
+        self.clock = Clock()
         self._waiting = threading.Lock()
         self._up_at = 0.0
         self._down_since: float | None = None
@@ -110,21 +112,11 @@ class Connection:
         return f"<Connection {self.url} prefix={self.keys.prefix}>"
 
     def read_time(self) -> float:
-        """Ask Redis for its TIME; return it in seconds, and remember its offset from the local clock."""
+        """Ask Redis for its TIME; return it in seconds, and tell the clock."""
         asked = time.monotonic()
         with map_errors(self.url):
             answer = self.redis.time()
-        return self.set_time(answer, asked)
-
-    def set_time(self, answer: tuple[int, int], asked: float) -> float:
-        """Use an answer to TIME, asked for at the local monotonic time ``asked``; it is from about halfway."""
-        now = answer[0] + answer[1] / 1e6
-        self._offset = now - (asked + time.monotonic()) / 2
-        return now
-
-    def time(self) -> float:
-        """Return the time of Redis in seconds, estimated from the last TIME that was read."""
-        return time.monotonic() + self._offset
+        return self.clock.set(answer, asked)
 
     def check_server(self) -> None:
         """Check the server's version and settings.

@@ -3,14 +3,14 @@
 Owns that rule and the memory it needs. It must not know Redis or messages.
 
 A node is absent only if it was seen absent continuously since the observer's own last reconnect: in an outage every
-lease lapses, and nodes that are alive need a lease time to renew theirs.
+lease lapses, and nodes that are alive need a lease time to renew theirs. So it is when Redis' clock is set forward.
 """
 
 import time
 from collections.abc import Iterable
 
 from brokerfl.broker.keys import LEASE, OFFLINE_GRACE
-from brokerfl.broker.nodes import Absence
+from brokerfl.broker.presence import Absence
 
 #: Seconds without a look after which an absence no longer counts as continuous; looks come about once a second.
 _STALE = 10.0
@@ -29,6 +29,7 @@ class Liveness:
         self._lease = lease
         self._since: dict[int, float] = {}
         self._not_before = 0.0
+        self._steps = 0
         self._looked = time.monotonic()
 
     def reconnected(self) -> None:
@@ -36,8 +37,16 @@ class Liveness:
         self._since.clear()
         self._not_before = time.monotonic() + self._lease
 
-    def unavailable(self, absences: Iterable[Absence]) -> set[int]:
-        """Return the nodes that are unavailable, given those that hold no lease now."""
+    def unavailable(self, absences: Iterable[Absence], steps: int = 0) -> set[int]:
+        """Return the nodes that are unavailable.
+
+        Args:
+            absences: the nodes that hold no lease now.
+            steps: how often Redis' clock had been set forward when they were seen: that ends every lease early.
+        """
+        if steps != self._steps:
+            self._steps = steps
+            self.reconnected()
         now = time.monotonic()
         if now - self._looked > _STALE:  # nobody was waiting, so what happened in between was not seen
             self._since.clear()

@@ -10,20 +10,26 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
+from itertools import islice
 from logging import WARNING
 
 from brokerfl import __version__
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import execute_unless_changed, foreign, map_errors, translate
-from brokerfl.broker.keys import GROUP, LEASE, RETENTION, milliseconds, parse_id
+from brokerfl.broker.keys import BELL_LENGTH, GROUP, LEASE, RETENTION, milliseconds
 from brokerfl.broker.lease import await_lapse
-from brokerfl.broker.origins import info_of, origin_in
+from brokerfl.broker.mend import is_forged, mend
+from brokerfl.broker.origins import FIELD, info_of, origin_in
+from brokerfl.broker.presence import members, online_among, remove
 from brokerfl.broker.process import home_of, is_dead, new_token, text_of
-from brokerfl.common import NodeNameTaken, log
+from brokerfl.common import ConfigError, NodeNameTaken, log
 from brokerfl.wire.origin import Origin
 
-#: Members of the registry that are looked at in one round trip: anybody may have put any number of them there.
-_AT_ONCE = 1000
+#: The fields of a node's info that are shown.
+_SHOWN = ("name", "labels", "version", "since", FIELD)
+
+#: Most bytes of one of them: the node alone decides how large they are.
+_LONGEST_FIELD = 8192
 
 #: Most bytes of the identity of a data set, which names a file of the node's journal. brokerfl writes 32.
 _LONGEST_IDENTITY = 64
@@ -70,6 +76,9 @@ class Registration:
     Attributes:
         identity: the identity of the Redis data set, as last seen.
         renewed_at: local monotonic time at which the lease was last renewed.
+
+    Raises:
+        ConfigError: the name, or all labels together, have more than 8,192 bytes.
     """
 
     def __init__(
@@ -92,6 +101,9 @@ class Registration:
         self._token = new_token(home)
         self._since = 0.0
         self.renewed_at = 0.0
+        for what in ("name", "labels"):
+            if (size := len(self._info()[what].encode())) > _LONGEST_FIELD:
+                raise ConfigError(f"the node's {what} would take {size} bytes; at most {_LONGEST_FIELD} are shown")
 
     def register(self, stop: Callable[[], bool] = lambda: False) -> None:
         """Take the lease and enter the registry.
@@ -206,12 +218,13 @@ class Registration:
             pipe.get(keys.identity)
             pipe.sadd(keys.nodes, str(node))
             pipe.time()
+            pipe.xinfo_stream(keys.ctl(node))
             self._renew_ttls(pipe)
-            holder, _, known, identity, _, now, *_ = pipe.execute(raise_on_error=False)
+            holder, _, known, identity, _, now, doorbell, *_ = pipe.execute(raise_on_error=False)
         if isinstance(holder, Exception):
             raise translate(holder, self._connection.url) or holder
         if isinstance(now, tuple):
-            self._connection.set_time(now, asked_at)
+            self._connection.clock.set(now, asked_at)
         is_ours = holder == self._token.encode()
         # A Redis that forgot its last writes may still have the lease of a predecessor.
         if holder is not None and not is_ours and not self._is_gone(text_of(holder)):
@@ -220,8 +233,17 @@ class Registration:
             return False
         if not is_ours or known != 2 or identity != self.identity:
             self._enter()
+        if isinstance(doorbell, dict) and is_forged(text_of(doorbell["last-generated-id"])):
+            self._replace_doorbell()
         self.renewed_at = time.monotonic()
         return True
+
+    def _replace_doorbell(self) -> None:
+        """It takes no more rings, or soon will not. The new one begins with one for all that were lost."""
+        ctl = self._connection.keys.ctl(self.node_id)
+        if mend(self._connection, ctl, keep=False):
+            with map_errors(self._connection.url):
+                self._connection.redis.xadd(ctl, {"r": ""}, maxlen=BELL_LENGTH, nomkstream=True)
 
     def is_due(self) -> bool:
         """Whether the lease may have lapsed unnoticed: this process was frozen, or Redis was unreachable."""
@@ -242,91 +264,47 @@ class Registration:
 
 
 def list_nodes(connection: Connection) -> list[NodeInfo]:
-    """Return every registered node, online ones first, and remove those whose info is gone from the registry."""
-    found = [_node_info(node, bool(online), info) for node, online, info in _look_at_all(connection)]
-    return sorted(found, key=lambda info: not info.online)
+    """Return every registered node, online ones first, and remove those whose info is gone from the registry.
+
+    Malformed keys of one node do not affect the others; a field longer than `_LONGEST_FIELD` counts as empty.
+    """
+    found: dict[int, NodeInfo] = {}
+    for ids in members(connection):
+        found.update((info.node_id, info) for info in _look_at(connection, ids))
+    return sorted(found.values(), key=lambda info: (not info.online, info.node_id))
 
 
-def _look_at_all(connection: Connection) -> list[tuple[int, bool, dict[bytes, bytes]]]:
-    """Return (node id, online, info) of every registered node. Malformed keys of one node do not affect the others."""
-    keys, cursor = connection.keys, -1
-    found: dict[int, tuple[int, bool, dict[bytes, bytes]]] = {}
-    while cursor != 0:
-        with map_errors(connection.url, keys.nodes):
-            cursor, members = connection.redis.sscan(keys.nodes, max(0, cursor), count=_AT_ONCE)
-            found.update((looked[0], looked) for looked in _look_at(connection, members))
-    return [found[node] for node in sorted(found)]
+def _look_at(connection: Connection, node_ids: list[int]) -> list[NodeInfo]:
+    online = online_among(connection, node_ids)
+    with map_errors(connection.url), connection.redis.pipeline(transaction=False) as pipe:
+        for node in node_ids:
+            for name in _SHOWN:
+                pipe.hstrlen(connection.keys.node_info(node), name)
+        answers, width = iter(pipe.execute(raise_on_error=False)), len(_SHOWN)
+        lengths = {node: list(islice(answers, width)) for node in node_ids}
+        known = {node: each for node, each in lengths.items() if node in online or any(each)}
+        for node, each in known.items():
+            fields = [name if _fits(length) else "" for name, length in zip(_SHOWN, each, strict=True)]
+            pipe.hmget(connection.keys.node_info(node), fields)
+        infos = pipe.execute(raise_on_error=False)
+    remove(connection, set(node_ids) - known.keys())
+    return [
+        _node_info(node, node in online, info if isinstance(info, list) else [None] * width)
+        for node, info in zip(known, infos, strict=True)
+    ]
 
 
-def _look_at(connection: Connection, members: list[bytes]) -> list[tuple[int, bool, dict[bytes, bytes]]]:
-    """Return (node id, online, info) of some members of the registry, and remove those that are no node's."""
-    keys, ids = connection.keys, {member: parse_id(member) for member in members}
-    gone = [member for member, node in ids.items() if node is None]
-    known = [node for node in ids.values() if node is not None]
-    with connection.redis.pipeline(transaction=False) as pipe:
-        for node in known:
-            pipe.exists(keys.node_lease(node))
-            pipe.hgetall(keys.node_info(node))
-        answers = pipe.execute(raise_on_error=False)
-    found = []
-    for node, online, info in zip(known, answers[::2], answers[1::2], strict=True):
-        if online == 1 or info:
-            found.append((node, online == 1, info if isinstance(info, dict) else {}))
-        else:
-            gone.append(str(node).encode())
-    if gone:  # a node that registers at this moment enters again with its next renewal
-        connection.redis.srem(keys.nodes, *gone)
-    return found
+def _fits(length: object) -> bool:
+    return isinstance(length, int) and length <= _LONGEST_FIELD
 
 
-def _node_info(node_id: int, online: bool, info: Mapping[bytes, bytes]) -> NodeInfo:
-    text = {key.decode(errors="replace"): value.decode(errors="replace") for key, value in info.items()}
+def _node_info(node_id: int, online: bool, info: Iterable[bytes | None]) -> NodeInfo:
+    text = {name: value.decode(errors="replace") for name, value in zip(_SHOWN, info, strict=True) if value}
     try:
         labels = {str(key): str(value) for key, value in json.loads(text.get("labels", "{}")).items()}
         since = float(text.get("since", "0"))
         since = since if 0 <= since < _YEAR_9999 else 0.0  # not inf and not nan
     except (ValueError, AttributeError, RecursionError):
         labels, since = {}, 0.0
-    return NodeInfo(node_id, online, text.get("name", ""), labels, text.get("version", ""), since, origin_in(info))
-
-
-def online_nodes(connection: Connection) -> list[int]:
-    """Return the ids of the nodes whose lease is held now, in ascending order."""
-    return [node for node, online, _ in _look_at_all(connection) if online]
-
-
-def registered(connection: Connection, node_ids: Iterable[int]) -> set[int]:
-    """Return which of ``node_ids`` are registered, online or not."""
-    asked = list(node_ids)
-    if not asked:
-        return set()
-    with map_errors(connection.url, connection.keys.nodes):
-        known = connection.redis.smismember(connection.keys.nodes, [str(node) for node in asked])
-    return {node for node, there in zip(asked, known, strict=True) if there}
-
-
-@dataclass(frozen=True)
-class Absence:
-    """A node without a lease. ``comes_back`` is true for a named node, which may be restarted."""
-
-    node_id: int
-    comes_back: bool
-
-
-def absent_nodes(connection: Connection, node_ids: Iterable[int]) -> list[Absence]:
-    """Return those of ``node_ids`` that hold no lease now. Also sets the clock, in the same round trip."""
-    keys, asked, asked_at = connection.keys, list(node_ids), time.monotonic()
-    with map_errors(connection.url), connection.redis.pipeline(transaction=False) as pipe:
-        pipe.time()
-        for node in asked:
-            pipe.exists(keys.node_lease(node))
-            pipe.hget(keys.node_info(node), "name")
-        now, *answers = pipe.execute(raise_on_error=False)
-    if isinstance(now, Exception):
-        raise translate(now, connection.url) or now
-    connection.set_time(now, asked_at)
-    return [
-        Absence(node, comes_back=isinstance(name, bytes) and name != b"")
-        for node, online, name in zip(asked, answers[::2], answers[1::2], strict=True)
-        if online == 0
-    ]
+    origin = origin_in(text.get(FIELD))
+    return NodeInfo(node_id, online, text.get("name", ""), labels, text.get("version", ""), since, origin)

@@ -21,8 +21,9 @@ from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import found_or_none, map_errors, translate
 from brokerfl.broker.inbox import remove_message
 from brokerfl.broker.keys import BELL_LENGTH, Keys, parse_id
+from brokerfl.broker.mend import is_exhausted, is_forged, mend
 from brokerfl.broker.sockets import Command, commands_of
-from brokerfl.broker.stream import entries, entries_of_one, place_of
+from brokerfl.broker.stream import LAST, entries, entries_of_one, place_of
 from brokerfl.common import RedisOutOfMemory, RedisUnreachable, log
 from brokerfl.wire.frame import Fields
 
@@ -41,6 +42,9 @@ def publish(connection: Connection, node_id: int, replies: Iterable[Outgoing]) -
 
     A full Redis refuses XADD but not XDEL: without a MULTI a message could be removed although its reply was refused.
 
+    An outbox whose last id is the greatest there is, which needs this node's rights, refuses the reply, but the message
+    is gone: so the outbox is replaced at once, and the reply added.
+
     Returns:
         For each reply whether it was published; False means that its run is over, or its outbox is no longer a stream.
 
@@ -48,7 +52,21 @@ def publish(connection: Connection, node_id: int, replies: Iterable[Outgoing]) -
         RedisUnreachable: unknown whether it happened; repeating is safe, because a second reply is dropped.
         RedisOutOfMemory: nothing happened.
     """
-    keys, batch, pipe = connection.keys, list(replies), connection.sockets.pipe()
+    batch = list(replies)
+    results = _publish(connection, node_id, batch)
+    spoilt = [at for at, result in enumerate(results) if is_exhausted(result)]
+    if spoilt:
+        for run_id in dict.fromkeys(batch[at].run_id for at in spoilt):
+            mend(connection, connection.keys.outbox(node_id, run_id), keep=True)
+        again = _publish(connection, node_id, [batch[at] for at in spoilt])
+        for at, result in zip(spoilt, again, strict=True):
+            results[at] = result
+    return [isinstance(entry, bytes) for entry in results]
+
+
+def _publish(connection: Connection, node_id: int, batch: list[Outgoing]) -> list[Any]:
+    """Return what became of each reply."""
+    keys, pipe = connection.keys, connection.sockets.pipe()
     for reply in batch:
         pipe.xadd(keys.outbox(node_id, reply.run_id), reply.fields, nomkstream=True)  # type: ignore[arg-type]
     for reply in batch:
@@ -56,8 +74,7 @@ def publish(connection: Connection, node_id: int, replies: Iterable[Outgoing]) -
     for run_id in dict.fromkeys(reply.run_id for reply in batch):
         pipe.xadd(keys.bell(run_id), {"n": str(node_id)}, maxlen=BELL_LENGTH, nomkstream=True)
     with map_errors(connection.url):
-        results = connection.sockets.transact(commands_of(pipe))
-    return [isinstance(entry, bytes) for entry in results[: len(batch)]]
+        return connection.sockets.transact(commands_of(pipe))[: len(batch)]
 
 
 Reply = tuple[int, str, dict[bytes, bytes]]
@@ -111,6 +128,8 @@ class Outboxes:
 
     def _listen(self, block: float | None) -> bool:
         """Read who rang; return whether there is a bell."""
+        if self._bell_cursor == LAST and mend(self._connection, self._bell, keep=False):
+            self._bell_cursor = "0"
         with map_errors(self._connection.url):
             [response] = self._connection.sockets.exchange([_read({self._bell: self._bell_cursor}, block)])
         if isinstance(response, ResponseError):
@@ -185,12 +204,16 @@ class Outboxes:
                 yield node_id, entry_id, fields
 
     def is_new(self, node_id: int, entry_id: str, generation: int) -> bool:
-        """Return whether a reply was not read yet, by another thread that read it as well."""
-        return generation != self.generation or place_of(entry_id) > place_of(self._cursors.get(node_id, "0-0"))
+        """Return whether a reply was not read yet, by another thread that read it as well.
+
+        What has a forged id, and what follows it, is read again each time: it is recognised, or deleted.
+        """
+        is_known = place_of(entry_id) <= place_of(self._cursors.get(node_id, "0-0"))
+        return generation != self.generation or is_forged(entry_id) or not is_known
 
     def advance(self, node_id: int, entry_id: str, generation: int) -> None:
         """Note that a reply was read, with everything before it."""
-        if generation == self.generation:
+        if generation == self.generation and not is_forged(entry_id):  # behind which nothing real would be read
             self._cursors[node_id] = entry_id
 
 
@@ -235,7 +258,8 @@ def add_data(
     """Put chunks of a large reply into the node's data stream, before the reply names them.
 
     Returns:
-        The entry of each, None for one that a full Redis refused; or None if the run is over.
+        The entry of each; or None if the run is over. None in place of an entry means that the chunk may be accepted if
+        it is added again: Redis is full, or the stream took no more entries and is replaced, without what it held.
 
     Raises:
         RedisUnreachable, RedisAuthError: unknown which of them Redis has.
@@ -245,8 +269,12 @@ def add_data(
         answers = connection.sockets.exchange(
             [("XADD", key, "NOMKSTREAM", "*", CHUNK_FIELD, chunk) for chunk in chunks]
         )
+    is_mended = any(map(is_exhausted, answers)) and mend(connection, key, keep=False)
     added: list[str | None] = []
     for answer in answers:
+        if is_mended and is_exhausted(answer):
+            added.append(None)
+            continue
         if isinstance(translate(answer, connection.url) if isinstance(answer, Exception) else None, RedisOutOfMemory):
             added.append(None)
             continue

@@ -214,13 +214,14 @@ class Owner:
         expire_blobs(pipe, self.connection.keys, self.run.run_id, digests, self.retention)
 
     def renew(self, footprint: Callable[[], Footprint]) -> None:
-        """Renew the lease and, every quarter of the retention time, the lifetimes.
+        """Renew the lease and, every quarter of the retention time, the lifetimes; look at the clock.
 
         Raises:
             RunStopped, RunFenced, RunLost: the run no longer belongs to this process.
         """
         key, lives = self.connection.keys.run_lease(self.run.run_id), milliseconds(self.lease)
         self.fence.look()
+        self.connection.read_time()
         with map_errors(self.connection.url):
             if not self.connection.redis.pexpire(key, lives):
                 # Gone after a long outage: only a fenced transaction may set it again.

@@ -9,7 +9,7 @@ Owns `P:runs`, and how a run is stopped and deleted. It must not know messages, 
 """
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,7 @@ from brokerfl.broker.failure import execute_unless_changed, found_or_none, map_e
 from brokerfl.broker.fence import STOP, Build, Fence, RedisForgot, Slot, Transaction
 from brokerfl.broker.keys import BELL_LENGTH, LEASE, MOST_RETENTION, RETENTION, Keys, milliseconds, parse_id
 from brokerfl.broker.process import describe, is_dead, new_token, text_of
-from brokerfl.common import RedisOutOfMemory, RunNotFound
+from brokerfl.common import RedisAuthError, RedisOutOfMemory, RunNotFound
 from brokerfl.wire.run import Run
 
 #: A member's score in `P:runs` is the time of the run's creation in milliseconds or, after its end, the negative time
@@ -74,7 +74,7 @@ def deletion(connection: Connection, run_id: int, footprint: Footprint, *, stopp
             pipe.hdel(keys.node_runs(node), str(run_id))
 
     def mark(pipe: Pipeline) -> None:
-        ended_at = milliseconds(connection.time()) + (_STOPPED_MARK if stopped else 0)
+        ended_at = milliseconds(connection.clock.time() + connection.clock.skew) + (_STOPPED_MARK if stopped else 0)
         pipe.zadd(keys.runs, {str(run_id): -ended_at}, xx=True)
 
     steps: tuple[tuple[Slot, Build], ...] = (
@@ -104,6 +104,19 @@ def has_ended(connection: Connection, run_id: int) -> bool:
     with map_errors(connection.url):
         score = connection.redis.zscore(connection.keys.runs, str(run_id))
     return score is not None and score < 0
+
+
+def ended_among(connection: Connection, run_ids: Iterable[int]) -> set[int]:
+    """Return those of ``run_ids`` that `P:runs` marks as ended; none if this process may not read it."""
+    asked = list(run_ids)
+    if not asked:
+        return set()
+    try:
+        with map_errors(connection.url, connection.keys.runs):
+            scores = connection.redis.zmscore(connection.keys.runs, list(map(str, asked)))
+    except RedisAuthError:
+        return set()
+    return {run_id for run_id, score in zip(asked, scores, strict=True) if score is not None and score < 0}
 
 
 def stop_run(connection: Connection, run_id: int, *, patience: float = 2 * LEASE) -> None:

@@ -9,6 +9,9 @@ from typing import Any
 
 Entry = tuple[str, str, dict[bytes, bytes]]
 
+#: The greatest id of an entry.
+LAST = f"{2**64 - 1}-{2**64 - 1}"
+
 
 def entries(response: Any) -> Iterator[Entry]:
     """Yield (key, entry id, fields) for each entry that XREAD or XREADGROUP answered.

@@ -22,8 +22,9 @@ message's state is, or what became of a transaction.
     publish      a ring                                    a node's replies in, its messages out   `outbox.publish`
     forget       -                                         runs of a node whose inboxes are gone   `inbox.Inboxes`
     register     -                                         a node's identity, info, doorbell       `nodes.Registration`
+    mend         the bell                                  a stream that takes no more entries     `mend.mend`
 
-All except create, take over, stop and those of nodes go through the fence.
+All except create, take over, stop, mend and those of nodes go through the fence.
 """
 
 from collections.abc import Collection, Iterable, Sequence

@@ -23,8 +23,7 @@ from brokerfl.common import Array, BrokerflError, ConfigError, Context, FrameErr
 from brokerfl.common.logger import configure_logging
 from brokerfl.common.recordset import KINDS
 from brokerfl.common.text import shown
-from brokerfl.wire.frame import size_of
-from brokerfl.wire.message import decode_message
+from brokerfl.wire.message import decode_header, decode_message
 from brokerfl.wire.record import decode_content
 
 
@@ -131,14 +130,14 @@ def _find(message_id: str, state_dir: Path | None) -> DeadMessage:
 
 def _decode(found: DeadMessage) -> Message:
     try:
-        return decode_message(found.fields)
+        return decode_message(found.read_fields())
     except FrameError as error:
         raise BrokerflError(f"message {found.message_id} cannot be read: {error}") from None
 
 
 def _row(found: DeadMessage) -> dict[str, Any]:
     try:
-        meta = decode_message(found.fields).metadata
+        meta, _ = decode_header(found.head)
         message_type, group = meta.message_type, meta.group_id
     except FrameError:  # set aside by another version: it can still be seen and forgotten
         message_type, group = "?", "?"
@@ -148,7 +147,7 @@ def _row(found: DeadMessage) -> dict[str, Any]:
         "run": str(found.run_id),
         "type": message_type,
         "group": group,
-        "bytes": size_of(found.fields),
+        "bytes": found.size,
         "crashes": found.crashes,
         "at": local_time(found.at),
     }

@@ -26,7 +26,8 @@ from rich.table import Table
 
 from brokerfl.broker.connection import TLS, Connection, connect
 from brokerfl.broker.embedded import EmbeddedServer, die_with_parent
-from brokerfl.broker.nodes import list_nodes, online_nodes
+from brokerfl.broker.nodes import list_nodes
+from brokerfl.broker.presence import online_nodes
 from brokerfl.broker.runs import forget_registry, list_runs, stop_run
 from brokerfl.cli.exits import Command
 from brokerfl.cli.options import RedisOptions, redis_options

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from brokerfl.client.folder import default_state_dir
-from brokerfl.client.journal import ForeignJournal
+from brokerfl.client.foreign import ForeignJournal
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class DeadMessage:
         message_id: its id.
         run_id: its run.
         node_id: the node.
-        fields: the message, as it was received.
+        head: those of its fields that come first, with the header.
+        size: of all of them, in bytes.
         crashes: how often it killed the node.
         at: Unix time in seconds at which it was set aside.
         journal: the file that holds it.
@@ -27,10 +28,19 @@ class DeadMessage:
     message_id: str
     run_id: int
     node_id: int
-    fields: dict[bytes, bytes]
+    head: dict[bytes, bytes]
+    size: int
     crashes: int
     at: float
     journal: Path
+
+    def read_fields(self) -> dict[bytes, bytes]:
+        """Return the message, as it was received.
+
+        Raises:
+            ConfigError: the journal cannot be read.
+        """
+        return ForeignJournal(self.journal).fields_of(self.message_id)
 
     def read_state(self) -> dict[bytes, bytes] | None:
         """Return the fields of the run's state as its node has them now; None if it never had any.
@@ -50,7 +60,7 @@ class DeadMessage:
 
 
 def dead_messages(state_dir: Path | None = None) -> list[DeadMessage]:
-    """Return the dead messages of all nodes that keep their state in one directory, oldest first.
+    """Return the dead messages of all nodes that keep their state in one directory, oldest first, without contents.
 
     Args:
         state_dir: the nodes' ``--state-dir``; None for the default.
@@ -66,6 +76,6 @@ def dead_messages(state_dir: Path | None = None) -> list[DeadMessage]:
 def _read(journal: Path) -> list[DeadMessage]:
     node_id = int(journal.parent.name)
     return [
-        DeadMessage(message_id, run_id, node_id, fields, crashes, at, journal)
-        for message_id, run_id, fields, crashes, at in ForeignJournal(journal).dead()
+        DeadMessage(each.message_id, each.run_id, node_id, each.head, each.size, each.crashes, each.at, journal)
+        for each in ForeignJournal(journal).dead()
     ]

@@ -59,6 +59,15 @@ class Executor:
         self._runner.keep_only(frames)
         self._journal.keep_only(frames)
 
+    def tidy(self) -> None:
+        """Give up what is kept for runs that are over. Call it now and then, in any thread.
+
+        Raises:
+            RedisUnreachable: Redis is unreachable.
+            JournalError: the journal cannot be written.
+        """
+        self._journal.tidy(self._wanted.ended_among(self._journal.absent()))
+
     def start_afresh(self, identity: bytes) -> bool:
         """Open the journal of another Redis data set, and forget everything else.
 

@@ -9,6 +9,8 @@ ClientApp, or what a reply says.
     dead       messages that killed the node too often
     runs       since when a run has been absent from Redis
 
+What is no longer needed leaves in small steps (`tidy`), and the file shrinks with it.
+
 State, answered id and reply are written in one transaction, so that no redelivery applies a change of the state twice.
 Several executions may share one. SQLite's WAL needs no fsync to survive kill -9 (https://www.sqlite.org/wal.html); only
 a change of the state is worth one, for power failures. A file next to it says which messages are being executed
@@ -19,38 +21,30 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from brokerfl.client.answered import Answered
+from brokerfl.client.database import open_database
 from brokerfl.client.folder import Folder
 from brokerfl.client.running import RunningFile
-from brokerfl.common import ConfigError, JournalError
+from brokerfl.common import JournalError
 from brokerfl.wire.frame import Fields, join_fields, split_fields
 
 #: Seconds that a run's state and replies are kept after the run has vanished from Redis. If Redis forgot its last
 #: writes, the run returns when its ServerApp restores it, which may take as long as its outage limit.
 FORGET_AFTER = 3600.0
 
-#: Replies that are kept for one run. Only those from just before Redis was killed are ever asked for again.
-MOST_REPLIES = 10_000
+#: The same for a run that has ended: a Redis that is killed forgets about a second, and with it the end of a run.
+FORGET_ENDED = 60.0
 
-#: The number of new replies after which old ones are dropped.
-_TIDY_AFTER = 1000
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS states (run TEXT, field BLOB, data BLOB, PRIMARY KEY (run, field));
-CREATE TABLE IF NOT EXISTS answered (run TEXT, message TEXT, reply BLOB, UNIQUE (run, message));
-CREATE TABLE IF NOT EXISTS crashes (run TEXT, message TEXT, count INTEGER, PRIMARY KEY (run, message));
-CREATE TABLE IF NOT EXISTS dead (message TEXT PRIMARY KEY, run TEXT, fields BLOB, crashes INTEGER, at REAL);
-CREATE TABLE IF NOT EXISTS runs (run TEXT PRIMARY KEY, absent_since REAL);
-"""
+#: Rows and pages that leave in one step, while which a message waits, and the most steps in a row. A row has up to
+#: 64 KiB, a page 4 KiB.
+_ROWS, _PAGES, _STEPS = 64, 1024, 32
 
 _STATE = "SELECT field, data FROM states WHERE run = ?"
-
-#: Seconds to wait for a node that is writing.
-_PATIENCE = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +88,10 @@ class Journal:
         self._running: RunningFile | None = None
         self._using = threading.RLock()
         self._crashes: dict[tuple[str, str], int] = {}
-        # What the file has, so that it is read only for what is there: ids by run, in the order of their replies.
-        self._answered: dict[str, dict[str, None]] = {}
+        self._answered = Answered(in_memory=folder is None)
+        self._gone: set[str] = set()  # runs that are forgotten, whose rows have not left yet
         self._known: set[str] = set()
         self._absent: dict[str, float] = {}
-        self._answers = 0
 
     def open(self, identity: bytes) -> bool:
         """Open the file of one Redis data set; data sets are never mixed.
@@ -122,10 +115,7 @@ class Journal:
                 self._folder.guard(path)
                 self._running = RunningFile(path.with_suffix(".running"))
             try:
-                self._db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
-                self._db.execute("PRAGMA journal_mode = WAL")
-                self._db.execute("PRAGMA synchronous = NORMAL")
-                self._db.executescript(_SCHEMA)
+                self._db = open_database(self._path)
                 self._count_crashes()
                 self._load()
             except sqlite3.DatabaseError as error:
@@ -136,11 +126,12 @@ class Journal:
     def _load(self) -> None:
         db = self._open_db
         self._crashes = {(run, message): count for run, message, count in db.execute("SELECT * FROM crashes")}
-        self._answered = {}
-        for run, message in db.execute("SELECT run, message FROM answered ORDER BY rowid"):
-            self._answered.setdefault(run, {})[message] = None
+        self._answered.clear()
+        self._gone.clear()
+        for run, message, size in db.execute("SELECT run, message, length(reply) FROM answered ORDER BY rowid"):
+            self._answered.add(run, message, size)
         self._known = {run for (run,) in db.execute("SELECT DISTINCT run FROM states")}
-        self._known.update(self._answered, (run for run, _ in self._crashes))
+        self._known.update(self._answered.runs, (run for run, _ in self._crashes))
         self._absent = dict(db.execute("SELECT run, absent_since FROM runs"))
 
     def close(self) -> None:
@@ -190,7 +181,7 @@ class Journal:
 
     def has_answered(self, run_id: int, message_id: str) -> bool:
         """Return whether a message was executed."""
-        return message_id in self._answered.get(str(run_id), ())
+        return (str(run_id), message_id) in self._answered
 
     def reply_to(self, run_id: int, message_id: str) -> dict[bytes, bytes] | None:
         """Return the reply to a message that was executed; None if it was not."""
@@ -235,16 +226,16 @@ class Journal:
             return
         with self._using:
             self._commit(answers)
-            self._answers += len(answers)
-            if self._answers >= _TIDY_AFTER:
-                self._answers = 0
-                self._drop_old_replies()
+            self._drop_old_replies()
 
     def _commit(self, answers: Sequence[Answer]) -> None:
         states = {answer.run_id: answer.state for answer in answers if answer.state is not None}
         replies = [(str(answer.run_id), answer.message_id, join_fields(answer.reply)) for answer in answers]
         survived = [(run, message) for run, message, _ in replies if (run, message) in self._crashes]
+        back = [(run,) for run in {run for run, _, _ in replies} & self._gone]
         with self._transaction(lasting=bool(states)) as db:
+            for table in ("states", "answered") if back else ():  # what is left of it is not the run as it is now
+                db.executemany(f"DELETE FROM {table} WHERE run = ?", back)
             for run_id, state in states.items():
                 db.execute("DELETE FROM states WHERE run = ?", (str(run_id),))
                 fields = [(str(run_id), name, data) for name, data in state.items()]
@@ -254,50 +245,82 @@ class Journal:
                 db.executemany("DELETE FROM crashes WHERE run = ? AND message = ?", survived)
         for run, message in survived:
             del self._crashes[run, message]
-        for run, message, _ in replies:
-            self._answered.setdefault(run, {})[message] = None
+        for run, message, reply in replies:
+            self._answered.add(run, message, len(reply))
         self._known.update(run for run, _, _ in replies)
+        self._gone.difference_update(run for (run,) in back)
 
     def _drop_old_replies(self) -> None:
-        old = [
-            (run, message)
-            for run, messages in self._answered.items()
-            for message in list(messages)[: max(0, len(messages) - MOST_REPLIES)]
-        ]
-        if not old:
-            return
-        with self._transaction() as db:
-            db.executemany("DELETE FROM answered WHERE run = ? AND message = ?", old)
-        for run, message in old:
-            del self._answered[run][message]
+        if old := self._answered.drop_old():
+            with self._transaction() as db:
+                db.executemany("DELETE FROM answered WHERE run = ? AND message = ?", old)
 
     def state_of(self, run_id: int) -> dict[bytes, bytes] | None:
         """Return the fields of a run's state as of the last commit; None if it never had any."""
-        return dict(self._select(_STATE, str(run_id))) or None
+        return None if str(run_id) in self._gone else dict(self._select(_STATE, str(run_id))) or None
 
     # Runs.
 
     def keep_only(self, run_ids: Iterable[int]) -> None:
-        """Forget the runs that have been absent for long. Costs nothing if no run came, went or is due."""
+        """Note which runs are absent, and forget those that have been for long. Costs nothing if nothing changed."""
         with self._using:
-            self._keep_only({str(run_id) for run_id in run_ids}, time.time())
+            now, present = time.time(), {str(run_id) for run_id in run_ids}
+            # A clock that was set back must not make an absence longer than it is.
+            self._forget({run: min(now, self._absent.get(run, now)) for run in self._known - present}, now, set())
 
-    def _keep_only(self, present: set[str], now: float) -> None:
-        # A clock that was set back must not make an absence longer than it is.
-        since = {run: min(now, self._absent.get(run, now)) for run in self._known - present}
-        if since == self._absent and all(now - at <= FORGET_AFTER for at in since.values()):
+    def _forget(self, since: dict[str, float], now: float, ended: set[str]) -> None:
+        gone = {run for run, at in since.items() if now - at > (FORGET_ENDED if run in ended else FORGET_AFTER)}
+        if since == self._absent and not gone:
             return
-        gone = {run for run, at in since.items() if now - at > FORGET_AFTER}
+        left = {run: at for run, at in since.items() if run not in gone}
         with self._transaction() as db:
             db.execute("DELETE FROM runs")
-            db.executemany("INSERT INTO runs VALUES (?, ?)", [item for item in since.items() if item[0] not in gone])
-            for table in ("states", "answered", "crashes") if gone else ():
-                db.executemany(f"DELETE FROM {table} WHERE run = ?", [(run,) for run in gone])
-        self._absent = {run: at for run, at in since.items() if run not in gone}
+            db.executemany("INSERT INTO runs VALUES (?, ?)", left.items())
+            db.executemany("DELETE FROM crashes WHERE run = ?", [(run,) for run in gone])
+        self._absent = left
         self._known -= gone
+        self._gone |= gone
         for run in gone:
-            self._answered.pop(run, None)
+            self._answered.forget(run)
         self._crashes = {key: count for key, count in self._crashes.items() if key[0] not in gone}
+
+    def absent(self) -> set[int]:
+        """Return the runs that are absent from Redis and not forgotten yet."""
+        return {int(run) for run in self._absent}
+
+    def tidy(self, ended: Iterable[int] = ()) -> None:
+        """Forget runs that have been absent for long, and give up some of the room that nothing needs.
+
+        Call it now and then. It takes many small steps, so that no message has to wait.
+
+        Args:
+            ended: those of the `absent` runs that have ended.
+        """
+        with self._using:
+            if self._db is not None:
+                self._forget(self._absent, time.time(), {str(run_id) for run_id in ended})
+        for _ in range(_STEPS):
+            if not self._take_a_step():
+                return
+
+    def _take_a_step(self) -> bool:
+        """Delete some rows, or give up some pages; return whether there was anything to do."""
+        with self._using:
+            if self._db is not None and self._gone:
+                self._delete_some(next(iter(self._gone)))
+                return True
+            if self._db is None or self._select("PRAGMA freelist_count")[0][0] < _PAGES // 4:
+                return False
+            self._select(f"PRAGMA incremental_vacuum({_PAGES})")
+            return True
+
+    def _delete_some(self, run: str) -> None:
+        with self._transaction() as db:
+            for table in ("states", "answered"):
+                some = f"SELECT rowid FROM {table} WHERE run = ? LIMIT {_ROWS}"
+                if db.execute(f"DELETE FROM {table} WHERE rowid IN ({some})", (run,)).rowcount:
+                    return
+        self._gone.discard(run)
 
     # Dead messages.
 
@@ -308,42 +331,3 @@ class Journal:
                 "INSERT OR REPLACE INTO dead VALUES (?, ?, ?, ?, ?)",
                 (message_id, str(run_id), join_fields(fields), crashes, time.time()),
             )
-
-
-class ForeignJournal:
-    """The journal of a node that another process may be running.
-
-    Args:
-        path: the file.
-
-    Raises:
-        ConfigError: from every method: the file cannot be read or written.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def dead(self) -> list[tuple[str, int, dict[bytes, bytes], int, float]]:
-        """Return what was set aside: message id, run id, fields, crashes, and Unix time in seconds."""
-        with self._using("ro") as db:
-            rows = db.execute("SELECT message, run, fields, crashes, at FROM dead").fetchall()
-        return [(message, int(run), split_fields(data), crashes, at) for message, run, data, crashes, at in rows]
-
-    def forget(self, message_id: str) -> None:
-        """Delete a message that was set aside."""
-        with self._using("rw") as db, db:
-            db.execute("DELETE FROM dead WHERE message = ?", (message_id,))
-
-    def state_of(self, run_id: int) -> dict[bytes, bytes] | None:
-        """As `Journal.state_of`."""
-        with self._using("ro") as db:
-            return dict(db.execute(_STATE, (str(run_id),)).fetchall()) or None
-
-    @contextmanager
-    def _using(self, mode: str) -> Iterator[sqlite3.Connection]:
-        uri = f"{self._path.absolute().as_uri()}?mode={mode}"
-        try:
-            with closing(sqlite3.connect(uri, uri=True, timeout=_PATIENCE)) as db:
-                yield db
-        except sqlite3.DatabaseError as error:
-            raise ConfigError(f"the journal {self._path} cannot be used: {error}") from None

@@ -146,7 +146,7 @@ class Node:
         """
         self.register()
         heartbeat = Heartbeat(
-            f"heartbeat of node {self.node_id}", self._registration.lease / 3, self._renew, self._stop.fail
+            f"heartbeat of node {self.node_id}", self._registration.lease / 3, self._beat, self._stop.fail
         )
         waker = threading.Thread(target=self._wake_when_stopping, name="waker", daemon=True)
         heartbeat.start()
@@ -211,6 +211,10 @@ class Node:
             self._service.publisher.close()
         except JournalError as error:
             self._stop.failure = self._stop.failure or error
+
+    def _beat(self) -> None:
+        self._renew()
+        self._service.executor.tidy()
 
     def _renew(self) -> None:
         if not self._registration.renew():

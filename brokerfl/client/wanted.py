@@ -10,11 +10,12 @@ Owns the question, and how old an answer may be. It must not know what is done w
 import math
 import os
 import time
+from collections.abc import Iterable
 from logging import INFO
 
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.inbox import MOST_PENDING, discard_message, is_wanted, pending_entries, was_forgotten
-from brokerfl.broker.stream import milliseconds_of
+from brokerfl.broker.runs import ended_among
 from brokerfl.client.worklist import Work
 from brokerfl.common import BrokerflError, log
 
@@ -45,13 +46,13 @@ class Wanted:
 
         Args:
             work: the message.
-            ttl: seconds from its entry's time, by the clock of Redis.
+            ttl: seconds from when it entered its inbox.
 
         Raises:
             RedisUnreachable: Redis is unreachable.
         """
-        deadline = milliseconds_of(work.entries[0]) + ttl * 1000
-        if deadline > self._connection.time() * 1000:
+        clock = self._connection.clock
+        if clock.latest(work.entries[0], work.read_at) + ttl * 1000 > clock.time() * 1000:
             return False
         log(INFO, "A message of run %s expired before it was executed", work.run_id)
         for entry in work.entries:
@@ -92,6 +93,14 @@ class Wanted:
             RedisUnreachable: Redis is unreachable.
         """
         return was_forgotten(self._connection, self._node_id, work.run_id, work.entries)
+
+    def ended_among(self, run_ids: Iterable[int]) -> set[int]:
+        """Return those of these runs that are known to have ended.
+
+        Raises:
+            RedisUnreachable: Redis is unreachable.
+        """
+        return ended_among(self._connection, run_ids)
 
     def watch(self, work: Work) -> "Watch":
         """Return a watch on a message that is about to be executed."""

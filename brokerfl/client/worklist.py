@@ -24,7 +24,8 @@ class Work:
         message_id: its id.
         fields: what was read.
         entries: its inbox entries: more than one if it was sent again.
-        queued_at: local monotonic time.
+        read_at: local monotonic time.
+        queued_at: the same, or minus infinity if it had been delivered before.
         answer: what the journal has to note before the reply is published; None for nothing.
         is_lost: it came from a Redis that has lost its data since: nobody waits for the reply.
     """
@@ -33,6 +34,7 @@ class Work:
     message_id: str
     fields: dict[bytes, bytes]
     entries: list[str] = field(default_factory=list)
+    read_at: float = field(default_factory=lambda: time.monotonic())
     queued_at: float = field(default_factory=lambda: time.monotonic())
     answer: Answer | None = None
     is_lost: bool = False

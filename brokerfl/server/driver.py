@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator
 from typing import Unpack
 
 from brokerfl.broker.connection import Connection
-from brokerfl.broker.nodes import NodeInfo, list_nodes, online_nodes
+from brokerfl.broker.nodes import NodeInfo, list_nodes
 from brokerfl.broker.patience import within
+from brokerfl.broker.presence import count_online, online_nodes
 from brokerfl.common import (
     DEFAULT_TTL,
     SUPERLINK_NODE_ID,
@@ -26,6 +27,9 @@ from brokerfl.server.hold import Options, Settings, create, take_over
 from brokerfl.wire.message import check_message, check_metadata, is_message_id
 from brokerfl.wire.reply import refused_reply, unknown_reply
 from brokerfl.wire.run import Run
+
+#: Seconds until `wait_for_nodes` counts the online nodes again, at first and after a while.
+_SOON, _LATER = 0.05, 1.0
 
 
 class Driver:
@@ -109,19 +113,28 @@ class Driver:
         Raises:
             TimeoutError: fewer nodes came online in time; the text says how many, or that Redis does not answer.
         """
-        until = _until(timeout)
+        until, pause = _until(timeout), _SOON
         while True:
             try:
-                found = within(until, self.get_node_ids)
+                online, found = within(until, lambda: self._online(n))
             except RedisUnreachable as error:
                 raise TimeoutError(f"fewer than {n} nodes were seen online in {timeout:g} s: {error}") from error
-            if len(found) >= n:
+            if online >= n:
                 return found
-            left = 0.2 if until is None else min(0.2, until - time.monotonic())
+            left = pause if until is None else min(pause, until - time.monotonic())
             if left <= 0:
-                raise TimeoutError(f"only {len(found)} of {n} nodes are online after {timeout:g} s")
+                raise TimeoutError(f"only {online} of {n} nodes are online after {timeout:g} s")
             time.sleep(left)
-            self._session.check()
+            pause = min(1.5 * pause, _LATER)
+
+    def _online(self, n: int) -> tuple[int, list[int]]:
+        """Return how many nodes are online, and their ids if they are at least ``n``."""
+        self._session.check()
+        online = self._session.through_outage(lambda: count_online(self._connection))
+        if online < n:
+            return online, []
+        found = self.get_node_ids()  # exact
+        return len(found), found
 
     # Sending.
 

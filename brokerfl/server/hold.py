@@ -99,7 +99,7 @@ class Hold:
         outboxes = Outboxes(connection, run_id)
         transactions = Transactions(owner, saved, blobs, outboxes)
         self.steps: Counter[Step] = Counter()  # how many messages took each
-        self.book = book = Book(snapshot, state_name, self._count)
+        self.book = book = Book(snapshot, state_name, self._count, connection.clock)
         receiver = Receiver(outboxes, book)
         liveness = Liveness(settings.offline_grace, settings.lease)
         reconciler = Reconciler(transactions, book, receiver, blobs, identity)

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from logging import WARNING
 
 from brokerfl.broker.keys import milliseconds
-from brokerfl.broker.nodes import registered
 from brokerfl.broker.origins import read_origins
+from brokerfl.broker.presence import registered
 from brokerfl.common import BrokerflError, Message, Metadata, log
 from brokerfl.common.text import shown
 from brokerfl.server.book import Book, OpenMessage, Sending
@@ -151,7 +151,7 @@ class Pusher:
     def _draft(self, message: Message, contents: Contents, waits: bool, *, exactly: bool) -> _Draft:
         """Return the orphan that this message adopts, otherwise a new message; equal contents are encoded once."""
         meta, content = message.metadata, contents.encode(message.content)
-        now = self._connection.time()
+        now = self._connection.clock.time()
         entry = LedgerEntry(
             meta.dst_node_id,
             meta.group_id,

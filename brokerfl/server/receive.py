@@ -21,7 +21,7 @@ class Receiver:
         self._outboxes = outboxes
         self._book = book
         self._freed: list[Settled] = []
-        self._dropped: list[Settled] = []
+        self._dropped: dict[Settled, None] = {}
 
     def reset(self) -> None:
         """Read everything again next time: Redis may have forgotten entries, and reused their ids."""
@@ -65,7 +65,7 @@ class Receiver:
                 message_id, data = message_id_of(fields), entries_of(fields)
                 unfit = self._book.answers.answer(node_id, entry_id, message_id, fields, data)  # type: ignore[arg-type]
                 if unfit is not None:
-                    self._dropped.append(unfit)
+                    self._dropped[unfit] = None
                     log(DEBUG, "Dropped a reply of node %s that matches no open message", node_id)
                 self._outboxes.advance(node_id, entry_id, generation)  # last: what interrupts this has it matched again
 
@@ -83,10 +83,10 @@ class Receiver:
     def drop(self, replies: Iterable[Settled]) -> None:
         """Delete unneeded replies with the next transaction: unlike settled ones, another owner may need them."""
         with self._book.lock:
-            self._dropped += replies
+            self._dropped.update(dict.fromkeys(replies))
 
     def dropped(self) -> list[Settled]:
         """Return what the next transaction is to delete; if that fails, pass it to `drop` again."""
         with self._book.lock:
-            dropped, self._dropped = self._dropped, []
-            return dropped
+            dropped, self._dropped = self._dropped, {}
+            return list(dropped)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from brokerfl.broker.blobs import Blobs
 from brokerfl.broker.liveness import Liveness
-from brokerfl.broker.nodes import absent_nodes
+from brokerfl.broker.presence import absent_nodes
 from brokerfl.broker.transactions import Transactions
 from brokerfl.common import Error, ErrorCode
 from brokerfl.server.book import Book, OpenMessage, State
@@ -34,8 +34,8 @@ class Verdicts:
         owing = self._book.owing()
         absences = absent_nodes(owner.connection, owing)
         self._receiver.read(owing)
-        gone = self._liveness.unavailable(absences)
-        now = owner.connection.time() * 1000
+        gone = self._liveness.unavailable(absences, owner.connection.clock.steps)
+        now = owner.connection.clock.time() * 1000
         verdicts = [(message, _verdict(message, now, gone)) for message in self._book.awaited()]
         self._pass([(message, error) for message, error in verdicts if error is not None])
         self._session.when_quiet(self._blobs.release)

@@ -13,6 +13,7 @@ A stream entry holds these fields:
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import msgpack
@@ -125,6 +126,17 @@ def size_of(buffers: Mapping[bytes, bytes | memoryview]) -> int:
 def join_fields(fields: Mapping[bytes, bytes | memoryview]) -> bytes:
     """Return all ``fields`` as one value, for storage other than streams."""
     return msgpack.packb(dict(fields), use_bin_type=True)  # type: ignore[no-any-return]
+
+
+def first_fields(data: bytes) -> dict[bytes, bytes]:
+    """Return those fields that are whole in the beginning of what `join_fields` made. Raises nothing for the rest."""
+    unpacker, found = msgpack.Unpacker(strict_map_key=False), dict[bytes, bytes]()
+    unpacker.feed(data)
+    with suppress(msgpack.OutOfData):
+        for _ in range(unpacker.read_map_header()):
+            name = unpacker.unpack()
+            found[name] = unpacker.unpack()
+    return found
 
 
 def split_fields(data: bytes) -> dict[bytes, bytes]:

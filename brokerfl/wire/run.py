@@ -89,7 +89,7 @@ class LedgerEntry(NamedTuple):
         node_id: the node that is to execute it.
         group_id: its group.
         message_type: its type.
-        deadline: Unix time in milliseconds, by Redis' clock, at which it expires.
+        deadline: Unix time in milliseconds at which it expires: in Redis by Redis' clock, in memory by `broker.clock`.
         sequence: its number in the run, counted from 1: after a resume the oldest is adopted first.
         digest: of its content, as `record.digest_of` makes it; equal content is adopted before the oldest.
         waits: it waits for a node that is offline; only its deadline ends it.

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from redis import Redis
 from redis.client import Pipeline
 
 from brokerfl.broker.sockets import Sockets
@@ -45,3 +46,23 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(Sockets, "stream", spy)
     return keys
+
+
+@pytest.fixture
+def issued(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of all commands that were issued, each of a pipeline too."""
+    names: list[str] = []
+
+    def spy(owner: type, method: str, named: Any) -> None:
+        original = getattr(owner, method)
+
+        def call(self: Any, *arguments: Any, **options: Any) -> Any:
+            names.extend(named(*arguments))
+            return original(self, *arguments, **options)
+
+        monkeypatch.setattr(owner, method, call)
+
+    spy(Redis, "execute_command", lambda *command: [command[0]])
+    spy(Pipeline, "execute_command", lambda *command: [command[0]])
+    spy(Sockets, "talk", lambda _, commands: [command[0] for command in commands])
+    return names

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from brokerfl.client import answered
 from brokerfl.client import journal as journal_module
 from brokerfl.common import Context, ErrorCode, Message
 from brokerfl.server import Driver
@@ -15,10 +16,12 @@ from tests.apps import Bench, Counter, driving, eventually, number_in
 from tests.conftest import Backend
 from tests.stage import (
     Streams,
+    absent_runs,
     ask,
     by_hand,
     dropped,
     fields_of,
+    heartbeat,
     identity,
     kill,
     push_numbers,
@@ -241,9 +244,31 @@ def test_a_run_is_forgotten_some_time_after_its_end(
         eventually(forgotten)
 
 
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_run_that_has_ended_is_forgotten_soon(
+    backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, ended: bool
+) -> None:
+    """Redis says that it has; one that only vanished may be written again by its ServerApp."""
+    monkeypatch.setattr(journal_module, "FORGET_ENDED", -1.0)
+    bench = Bench()
+    with by_hand(backend, bench.app, tmp_path) as node, driving(backend) as driver:
+        ids = push_numbers(driver, node, 1)
+        turns(node, 1, bench)
+        assert len(list(driver.replies(ids, timeout=20))) == 1
+        run, keys = driver.run.run_id, driver.connection.keys
+        if ended:
+            driver.end()
+        else:
+            backend.admin.unlink(*keys.of_node_and_run(node.node_id, run), keys.node_runs(node.node_id))
+        eventually(lambda: (node.turn(0.1), absent_runs(node))[1] == {run})
+        heartbeat(node)
+        assert (saved_reply(node, run, ids[0]) is None) is ended
+        assert (saved_state(node, run) is None) is ended
+
+
 def test_a_node_keeps_the_last_replies(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a run's replies only the last MOST_REPLIES are kept, while its state stays."""
-    monkeypatch.setattr(journal_module, "MOST_REPLIES", 3)
+    monkeypatch.setattr(answered, "MOST_REPLIES", 3)
     with serving(backend, Counter().app) as node, driving(backend) as driver:
         tidy_soon(node, 5)  # the journal is tidied every thousand replies
         ids = [ask(driver, node) for _ in range(5)]

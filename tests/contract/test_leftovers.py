@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from brokerfl.broker import clock
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.nodes import Registration
 from brokerfl.broker.outbox import add_data
@@ -16,7 +17,6 @@ from brokerfl.client.node import Node
 from brokerfl.client.payloads import Payloads
 from brokerfl.common import ErrorCode, RedisOutOfMemory, RedisUnreachable
 from brokerfl.server import Driver, session
-from brokerfl.server.book import plan
 from brokerfl.wire.payload import WINDOW, Payload
 from brokerfl.wire.record import encode_content
 from tests.apps import Gate, Seen, driving, eventually, federation, number
@@ -151,7 +151,7 @@ def test_an_upload_that_broke_off_goes_although_messages_are_open(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In an app that always has a message with each node; what is younger than the oldest open one stays."""
-    monkeypatch.setattr(plan, "CLOCK_STEP", 0)
+    monkeypatch.setattr(clock, "CLOCK_STEP", 0)
     gate = Gate()
     gate.go.set()
     with federation(backend, gate.app, nodes=1) as nodes, driving(backend) as driver:
@@ -182,7 +182,7 @@ def test_an_upload_that_broke_off_goes_although_messages_are_open(
 
 def test_what_an_adopted_message_may_have_stays(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """When it came into its inbox is not known after a resume, so nothing of its node is deleted."""
-    monkeypatch.setattr(plan, "CLOCK_STEP", 0)
+    monkeypatch.setattr(clock, "CLOCK_STEP", 0)
     former = start(backend)
     node = silent(backend)
     for value in (1, 2):

@@ -5,10 +5,12 @@ import threading
 
 import pytest
 
-from brokerfl.broker.nodes import Absence, Registration, absent_nodes, list_nodes, node_id_of, online_nodes, registered
+from brokerfl.broker.nodes import Registration, list_nodes, node_id_of
+from brokerfl.broker.presence import Absence, absent_nodes, count_online, online_nodes, registered
 from brokerfl.broker.process import is_dead, new_token
-from brokerfl.common import NodeNameTaken
-from tests.apps import Bench, driving, eventually, number
+from brokerfl.common import ConfigError, NodeNameTaken
+from brokerfl.server import driver as driver_module
+from tests.apps import Bench, Clock, driving, eventually, federation, number
 from tests.conftest import PREFIX, Backend
 from tests.stage import by_hand, claim_as, push, thaw
 
@@ -121,6 +123,80 @@ def test_only_a_named_node_may_come_back(backend: Backend) -> None:
         backend.admin.unlink(connection.keys.node_lease(registration.node_id))
     absences = absent_nodes(connection, [named.node_id, unnamed.node_id])
     assert absences == [Absence(named.node_id, comes_back=True), Absence(unnamed.node_id, comes_back=False)]
+
+
+def enter(backend: Backend, nodes: range, offline: int = 0) -> None:
+    """What so many named nodes leave in Redis; some of them are offline."""
+    keys = backend.connect().keys
+    with backend.admin.pipeline(transaction=False) as pipe:
+        pipe.sadd(keys.nodes, *map(str, nodes))
+        for node in nodes:
+            if node >= nodes.start + offline:
+                pipe.set(keys.node_lease(node), "x", px=60_000)
+            pipe.hset(keys.node_info(node), "name", f"node {node}")
+            pipe.pexpire(keys.node_info(node), 60_000)
+        pipe.execute()
+
+
+@pytest.mark.parametrize("kind", ["count", "ids", "absences"])
+def test_who_is_online_costs_few_commands(backend: Backend, issued: list[str], kind: str) -> None:
+    """A waiting ServerApp asks several times a second, so it does not ask each node."""
+    nodes = range(10, 1010), range(10, 8010)
+    costs = []
+    for each in nodes:
+        enter(backend, each, offline=3)
+        connection = backend.connect()
+        issued.clear()
+        match kind:
+            case "count":
+                assert count_online(connection) == len(each) - 3
+            case "ids":
+                assert online_nodes(connection) == list(each)[3:]
+            case _:
+                assert [absence.node_id for absence in absent_nodes(connection, each)] == [10, 11, 12]
+        costs.append(len(issued))
+        assert set(issued) <= {"SSCAN", "SMEMBERS", "EXISTS", "TIME", "HSTRLEN"}, "nothing that a node wrote is read"
+    assert costs[0] <= 200
+    assert costs[1] <= 8.5 * costs[0]
+
+
+def test_waiting_for_nodes_asks_ever_less_often(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pauses grow to a second, and nodes that come are noticed."""
+    clock = Clock()
+    monkeypatch.setattr(driver_module, "time", clock)
+    with driving(backend) as driver:
+        with pytest.raises(TimeoutError, match="only 0 of 2 nodes are online after 60 s"):
+            driver.wait_for_nodes(2, timeout=60)
+        assert len(clock.slept) <= 70
+        assert clock.slept[:-1] == sorted(clock.slept[:-1])
+        enter(backend, range(10, 12))
+        assert driver.wait_for_nodes(2, timeout=60) == [10, 11]
+        assert driver.wait_for_nodes(0) == [10, 11]
+
+
+def test_what_a_node_says_of_itself_is_bounded(backend: Backend, issued: list[str]) -> None:
+    """A field of any size is not read; the others of that node are shown."""
+    registration = Registration(backend.connect(), "berlin", {"gpu": "1"})
+    registration.register()
+    info = backend.connect().keys.node_info(registration.node_id)
+    backend.admin.hset(info, mapping={"labels": "x" * 1_000_000, "more": "x" * 1_000_000})
+    issued.clear()
+    [found] = list_nodes(backend.connect())
+    assert (found.name, found.labels, found.online) == ("berlin", {}, True)
+    assert "HGETALL" not in issued
+    with federation(backend, nodes=1) as nodes, driving(backend, offline_grace=0.0) as driver:
+        issued.clear()
+        assert driver.get_node_ids() == sorted([registration.node_id, nodes.nodes[0].node_id])
+        [reply] = driver.send_and_receive([driver.create_message(number(1), "train", nodes.nodes[0].node_id, "1")])
+        assert reply.has_content()
+
+
+def test_labels_that_are_too_long_are_refused(backend: Backend) -> None:
+    """Nobody would see them."""
+    with pytest.raises(ConfigError, match="labels would take 9009 bytes"):
+        Registration(backend.connect(), "berlin", {"a": "x" * 9000})
+    with pytest.raises(ConfigError, match="name would take 9000 bytes"):
+        Registration(backend.connect(), "x" * 9000)
 
 
 def test_info_is_plain_text(backend: Backend) -> None:

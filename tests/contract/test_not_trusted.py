@@ -1,15 +1,16 @@
 """What others wrote is not trusted: a node can hurt only itself, whatever it makes of the keys it may write."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 
-from brokerfl.broker import inbox
+from brokerfl.broker import inbox, presence
 from brokerfl.broker import nodes as nodes_module
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.inbox import Inboxes
-from brokerfl.broker.nodes import Registration, list_nodes, online_nodes, registered
+from brokerfl.broker.nodes import Registration, list_nodes
 from brokerfl.broker.outbox import Outgoing, publish
+from brokerfl.broker.presence import online_nodes, registered
 from brokerfl.broker.runs import list_runs
 from brokerfl.cli.tables import local_time
 from brokerfl.common import Array, ConfigError, ErrorCode, Metadata, ParametersRecord, RecordSet
@@ -87,18 +88,23 @@ def test_a_node_has_one_name(backend: Backend, member: bytes) -> None:
     assert backend.admin.smembers(f"{PREFIX}:nodes") == {b"77"}
 
 
-def test_many_forged_members_of_the_registry_go(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("look", [online_nodes, list_nodes])
+def test_many_forged_members_of_the_registry_go(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch, look: Callable[[Connection], object]
+) -> None:
     """Members that are no node's are looked at some at a time, removed, and hide no node."""
-    look_at, looked = nodes_module._look_at, []
+    online_among, looked = presence.online_among, []
 
-    def count(connection: Connection, members: list[bytes]) -> list[tuple[int, bool, dict[bytes, bytes]]]:
-        looked.append(len(members))
-        return look_at(connection, members)
+    def count(connection: Connection, node_ids: Iterable[int]) -> set[int]:
+        looked.append(len(list(node_ids)))
+        return online_among(connection, node_ids)
 
-    monkeypatch.setattr(nodes_module, "_look_at", count)
+    for module in (presence, nodes_module):
+        monkeypatch.setattr(module, "online_among", count)
     with federation(backend, nodes=1) as nodes:
         good = nodes.nodes[0].node_id
         backend.admin.sadd(f"{PREFIX}:nodes", *range(10, 5010))
+        look(backend.connect())
         assert online_nodes(backend.connect()) == [good]
         assert max(looked) <= 2 * 1000
         assert backend.admin.smembers(f"{PREFIX}:nodes") == {str(good).encode()}

@@ -7,7 +7,8 @@ import pytest
 from brokerfl.broker import liveness as liveness_module
 from brokerfl.broker.books import read_books
 from brokerfl.broker.liveness import Liveness
-from brokerfl.broker.nodes import Absence, Registration
+from brokerfl.broker.nodes import Registration
+from brokerfl.broker.presence import Absence
 from brokerfl.broker.runs import list_runs, stop_run
 from brokerfl.common import ErrorCode, RunNotFound, RunStopped
 from brokerfl.server import Driver

@@ -12,9 +12,9 @@ from brokerfl.broker.keys import BELL_LENGTH, GROUP
 from brokerfl.broker.outbox import Outgoing, publish
 from brokerfl.broker.runs import stop_run
 from brokerfl.server import wait
-from tests.apps import Gate, driving, federation, number, number_in
+from tests.apps import Bench, Gate, driving, eventually, federation, number, number_in
 from tests.conftest import Backend
-from tests.stage import in_ledger, push, silent, start
+from tests.stage import await_delivery, by_hand, in_ledger, push, silent, start, warm_up
 
 #: TLS changes nothing here; test_messages.py and test_nothing_lost.py have it.
 WITHOUT = ("redis-tls",)
@@ -51,6 +51,21 @@ def test_rounds_wait_for_no_poll(backend: Backend, monkeypatch: pytest.MonkeyPat
             # One wait that needed a sweep, or a node's next blocking read, would not end in this time.
             replies = driver.send_and_receive(batch, timeout=1.5)
             assert [number_in(reply) for reply in replies] == [turn, turn]
+
+
+def test_a_node_that_waits_is_woken(backend: Backend, issued: list[str]) -> None:
+    """Its read blocks until there is something, also in fakeredis, whose older versions return at once with nothing."""
+    bench, found = Bench(), []
+    with by_hand(backend, bench.app, None) as node, driving(backend) as driver:
+        warm_up(node, driver, bench)
+        issued.clear()
+        waiting = threading.Thread(target=lambda: found.extend(await_delivery(node, 5.0)))
+        waiting.start()
+        eventually(lambda: "XREADGROUP" in issued)
+        push(driver, node.node_id, number(1))
+        waiting.join()
+        assert len(found) == 1
+        assert issued.count("XREADGROUP") == 1
 
 
 def test_an_idle_node_asks_at_most_once_a_second(real: Backend) -> None:

@@ -377,8 +377,8 @@ def test_what_a_push_is_adopting_gets_no_verdict() -> None:
 def test_all_entries_of_a_message_are_known() -> None:
     """It was sent again: whoever takes it back takes both."""
     message = OpenMessage("a", entry())
-    message.note_entry("1-0")
-    message.note_entry("2-0")
+    message.note_entry("1-0", True)
+    message.note_entry("2-0", True)
     assert message.parcel({}).former == ("1-0", "2-0")
 
 

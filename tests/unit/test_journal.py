@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from brokerfl.client import answered
 from brokerfl.client import journal as journal_module
 from brokerfl.client.dead import dead_messages
 from brokerfl.client.folder import default_state_dir
@@ -331,12 +333,110 @@ def test_a_clock_that_was_set_back_prolongs_no_absence(journal: Journal, monkeyp
 
 def test_old_replies_go(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of each run the last MOST_REPLIES are kept, whichever of them was served last; the states stay."""
-    monkeypatch.setattr(journal_module, "MOST_REPLIES", 10)
+    monkeypatch.setattr(answered, "MOST_REPLIES", 10)
     for number in range(1000):
         journal.commit([Answer(7 + number % 2, f"{number}", REPLY, STATE if number < 2 else None)])
     kept = {run: [n for n in range(1000) if journal.reply_to(run, f"{n}")] for run in (7, 8)}
     assert kept == {7: list(range(980, 1000, 2)), 8: list(range(981, 1000, 2))}
     assert journal.state_of(7) == journal.state_of(8) == STATE
+
+
+def fill(journal: Journal, run: int, count: int, size: int = 20_000) -> None:
+    """So many large replies."""
+    for number in range(count):
+        journal.commit([Answer(run, f"{run}-{number}", {b"h": bytes(size)}, STATE)])
+
+
+def test_replies_are_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few large ones are kept, on disk and in memory; the file does not grow with those that went."""
+    monkeypatch.setattr(answered, "MOST_BYTES", 1_000_000)
+    monkeypatch.setattr(answered, "MOST_IN_MEMORY", 200_000)
+    for folder, most in ((tmp_path, 1_000_000), (None, 200_000)):
+        with closing(opened(folder)) as journal:
+            fill(journal, 7, 500)
+            kept = [number for number in range(500) if journal.reply_to(7, f"7-{number}")]
+            assert kept == list(range(500 - len(kept), 500))
+            assert most - 20_000 <= len(kept) * 20_000 <= 1.25 * most
+    assert next(tmp_path.glob("*.db")).stat().st_size < 2_500_000
+    with closing(opened(tmp_path)) as journal:
+        fill(journal, 7, 1)
+        assert journal.reply_to(7, f"7-{kept[-1]}"), "what an earlier process left counts too"
+
+
+def test_what_an_ended_run_had_leaves_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In small steps, between which messages are noted: the file shrinks to what the other run has."""
+    monkeypatch.setattr(journal_module, "FORGET_ENDED", -1.0)
+    with closing(opened(tmp_path)) as journal:
+        file = next(tmp_path.glob("*.db"))
+        for run in (7, 8, 9):
+            fill(journal, run, 300)
+        journal.keep_only([8])
+        assert journal.absent() == {7, 9}
+        with closing(sqlite3.connect(file)) as db:
+            before = db.execute("SELECT count(*) FROM answered").fetchone()[0]
+            journal.tidy([7])
+            assert journal.state_of(7) is None
+            assert not journal.has_answered(7, "7-0")
+            for turn in range(100):
+                left = db.execute("SELECT count(*) FROM answered").fetchone()[0]
+                assert before - left <= 32 * 64, "one call takes a bounded number of rows"
+                before = left
+                journal.commit([Answer(8, f"more {turn}", REPLY)])
+                journal.tidy()
+            assert {run for (run,) in db.execute("SELECT DISTINCT run FROM answered")} == {"8", "9"}
+            assert db.execute("PRAGMA freelist_count").fetchone()[0] < 300
+        assert journal.state_of(9) == STATE, "nobody knows whether it has ended"
+    assert file.stat().st_size < 15_000_000
+    assert journal.absent() == {9}
+
+
+def test_one_step_takes_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two steps of tidying, a message can be noted."""
+    monkeypatch.setattr(journal_module, "FORGET_ENDED", -1.0)
+    monkeypatch.setattr(journal_module, "_STEPS", 1)
+    with closing(opened(tmp_path)) as journal, closing(sqlite3.connect(next(tmp_path.glob("*.db")))) as db:
+        fill(journal, 7, 300)
+        journal.keep_only([])
+        counts = []
+        for _ in range(20):
+            journal.tidy([7])
+            counts.append(db.execute("SELECT count(*) FROM answered").fetchone()[0])
+        steps = [before - after for before, after in zip([300, *counts], counts, strict=False)]
+        assert max(steps) == 64
+        assert counts[-1] == 0
+
+
+def test_a_forgotten_run_that_comes_back_begins_anew(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has not left yet is not taken for its state, and what is new does not leave with it."""
+    monkeypatch.setattr(journal_module, "FORGET_ENDED", -1.0)
+    monkeypatch.setattr(journal_module, "_STEPS", 1)
+    fill(journal, 7, 200)
+    journal.keep_only([])
+    journal.tidy([7])
+    journal.keep_only([7])
+    assert journal.state_of(7) is None
+    journal.commit([Answer(7, "new", REPLY, {b"c": b"new"})])
+    for _ in range(10):
+        journal.tidy()
+    assert (journal.reply_to(7, "new"), journal.state_of(7)) == (REPLY, {b"c": b"new"})
+    assert journal.reply_to(7, "7-199") is None
+
+
+def test_a_file_that_could_not_shrink_can(tmp_path: Path) -> None:
+    """One that was made before files could is rewritten when it is opened."""
+    with closing(opened(tmp_path)) as journal:
+        fill(journal, 7, 1)
+    file = next(tmp_path.glob("*.db"))
+    with closing(sqlite3.connect(file, isolation_level=None)) as db:
+        db.execute("PRAGMA journal_mode = DELETE")
+        db.execute("PRAGMA auto_vacuum = NONE")
+        db.execute("VACUUM")
+        db.executemany("INSERT INTO answered VALUES (9, ?, ?)", [(number, bytes(20_000)) for number in range(300)])
+        db.execute("DELETE FROM answered WHERE run = 9")
+    assert file.stat().st_size > 5_000_000
+    with closing(opened(tmp_path)) as journal:
+        assert journal.state_of(7) == STATE
+    assert file.stat().st_size < 500_000
 
 
 def test_dead_messages_are_read_beside_a_running_node(tmp_path: Path) -> None:
@@ -350,7 +450,7 @@ def test_dead_messages_are_read_beside_a_running_node(tmp_path: Path) -> None:
     assert [(dead.message_id, dead.node_id, dead.run_id, dead.crashes) for dead in found] == [
         ("m0", 3, 7, 3), ("m1", 4, 7, 3), ("m2", 3, 7, 3),
     ]  # fmt: skip
-    assert [dead.fields for dead in found] == [{b"i": b"0"}, {b"i": b"1"}, {b"i": b"2"}]
+    assert [dead.read_fields() for dead in found] == [{b"i": b"0"}, {b"i": b"1"}, {b"i": b"2"}]
     assert [dead.read_state() for dead in found] == [None, STATE, None]
     found[0].forget()
     assert [dead.message_id for dead in dead_messages(tmp_path)] == ["m1", "m2"]
@@ -358,6 +458,23 @@ def test_dead_messages_are_read_beside_a_running_node(tmp_path: Path) -> None:
         journal.close()
     assert [dead.message_id for dead in dead_messages(tmp_path)] == ["m1", "m2"]
     assert dead_messages(tmp_path / "nowhere") == []
+
+
+def test_a_list_of_dead_messages_reads_no_contents(tmp_path: Path) -> None:
+    """A model that killed its node a hundred times is in memory only when it is shown."""
+    journal = opened(tmp_path / "3")
+    fields = {b"i": b"id", b"h": b"header", b"0": bytes(8_000_000)}
+    for number in range(4):
+        journal.set_aside(7, f"m{number}", fields, 3)
+    journal.close()
+    tracemalloc.start()
+    found = dead_messages(tmp_path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [dead.head for dead in found] == [{b"i": b"id", b"h": b"header"}] * 4
+    assert all(8_000_000 < dead.size < 8_001_000 for dead in found)
+    assert peak < 2_000_000
+    assert found[0].read_fields() == fields
 
 
 def test_a_damaged_journal_is_named(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from brokerfl.broker.books import Parcel
+from brokerfl.broker.clock import Clock
 from brokerfl.broker.outbox import Settled
-from brokerfl.broker.stream import milliseconds_of
 from brokerfl.common import Error
 from brokerfl.server.book.index import Index
 from brokerfl.server.book.message import MOST_REOPENED, Entries, Event, OpenMessage
@@ -38,6 +38,7 @@ class Answers:
 
     Args:
         index: the messages.
+        clock: of Redis.
 
     Attributes:
         changed: the book's lock.
@@ -45,7 +46,8 @@ class Answers:
         takes: how often there was one reply less to wait for: `take` found it, or its message left the book.
     """
 
-    def __init__(self, index: Index) -> None:
+    def __init__(self, index: Index, clock: Clock) -> None:
+        self._clock = clock
         self._lock, self.changed = index.lock, index.changed
         self.dropped = self.takes = 0
         self._index = index
@@ -54,7 +56,7 @@ class Answers:
     def answer(self, node_id: int, outbox_entry: str, message_id: str, reply: Fields, data: Entries) -> Settled | None:
         """Take in a reply that was read from ``node_id``'s outbox. Returns what is to be deleted of it.
 
-        The time of its arrival decides whether it is late: the entry's id carries the server's time.
+        The time of its arrival decides whether it is late: at the latest that is now, when it was read.
         """
         with self._lock:
             message = self._index.find(message_id)
@@ -64,7 +66,7 @@ class Answers:
             if outbox_entry in [entry for _, entry, _ in message.copies]:  # read again after a reconnect
                 self._index.doubtful.pop(message_id, None)
                 return None
-            if message.is_open and milliseconds_of(outbox_entry) <= message.entry.deadline:
+            if message.is_open and self._clock.earliest(outbox_entry) <= message.entry.deadline:
                 self._index.note(message, message.answer(reply, outbox_entry, data))
                 return None
             self.dropped += 1

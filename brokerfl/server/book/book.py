@@ -9,14 +9,15 @@ undone. From plan to apply, new messages are *under way*: a reply may be faster 
 replies find them, and nothing else does.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from brokerfl.broker.books import Change, Parcel, Snapshot
+from brokerfl.broker.clock import Clock
 from brokerfl.broker.outbox import Settled
 from brokerfl.server.book.answers import Answers
-from brokerfl.server.book.index import Index
-from brokerfl.server.book.message import Event, OpenMessage
+from brokerfl.server.book.index import Index, Tell
+from brokerfl.server.book.message import OpenMessage
 from brokerfl.server.book.orphans import Orphans
 from brokerfl.server.book.plan import Sending, idle, needed_from
 from brokerfl.server.book.state import ORPHANS, State, Step
@@ -47,6 +48,7 @@ class Book:
         snapshot: what the books in Redis hold: the messages in them are orphans.
         state_name: the name of the state that the last commit saved, as a content.
         tell: is told of every step that a message takes; it must not call the book.
+        clock: of Redis.
 
     Attributes:
         changed: the condition of the lock that guards everything; notified when a wait may be over.
@@ -55,12 +57,13 @@ class Book:
     """
 
     def __init__(
-        self, snapshot: Snapshot, state_name: bytes, tell: Callable[[Event], object] = lambda event: None
+        self, snapshot: Snapshot, state_name: bytes, tell: Tell = lambda event: None, clock: Clock | None = None
     ) -> None:
+        self._clock = clock or Clock()
         self._index = Index(tell)
         self._lock, self.changed = self._index.lock, self._index.changed
         self.lock = self._lock
-        self.answers = Answers(self._index)
+        self.answers = Answers(self._index, self._clock)
         self._orphans = Orphans()
         self._groups: set[str] = set()
         self._needs: dict[bytes, int] = {}
@@ -218,7 +221,7 @@ class Book:
                 recalled=tuple(each.parcel({}) for each in (*cancelled, *again)),
                 state=state,
                 idle=idle(contents, self._needs, sending, gone),
-                needed_from=needed_from(gone, self._index.by_node),
+                needed_from=needed_from(gone, self._index.by_node, self._clock.slack),
                 messages=self._pushed + len(self._index.unsent),
                 replies=self._replied + len(settled),
             )
@@ -305,7 +308,8 @@ class Book:
             elif isinstance(result, Exception):
                 refused.append((parcel, result))
             elif parcel.message_id in self._index.messages:
-                self._index.messages[parcel.message_id].note_entry(result.decode())
+                entry_id = result.decode()
+                self._index.messages[parcel.message_id].note_entry(entry_id, self._clock.tells(entry_id))
         return vanished, refused
 
     # Comparing.

@@ -13,6 +13,9 @@ from brokerfl.server.book.state import OWING, TAKEN, State, Step
 
 _ANSWERED = State.ANSWERED
 
+#: Is told of every step that a message takes.
+Tell = Callable[[Event], object]
+
 
 class Index:
     """The messages of one run that are not settled.
@@ -21,7 +24,7 @@ class Index:
         tell: is told of every step, under the book's lock.
     """
 
-    def __init__(self, tell: Callable[[Event], object]) -> None:
+    def __init__(self, tell: Tell) -> None:
         self.lock = threading.RLock()  # the book's; four times as fast to take as the Condition on it
         self.changed = threading.Condition(self.lock)  # notified by whoever collects, after each turn, and by verdicts
         self.messages: dict[str, OpenMessage] = {}

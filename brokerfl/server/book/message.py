@@ -122,13 +122,13 @@ class OpenMessage:
         """It was sent again, with another content: Redis had lost the first one."""
         self.entry = entry
 
-    def note_entry(self, entry_id: str) -> None:
-        """It is in its inbox at this entry; "" if the answer was lost: then its first entry stays unknown."""
+    def note_entry(self, entry_id: str, tells: bool) -> None:
+        """It is in its inbox at this entry, "" if the answer was lost; unless it ``tells`` when, that stays unknown."""
         if entry_id:
             self.inbox_entries = (*self.inbox_entries, entry_id)
             self.is_asked_again = self.is_asked_again or not self.is_open
         if self.began == "":
-            self.began = entry_id or None
+            self.began = entry_id if tells else None
 
     def find(self, entry_ids: list[str]) -> Event:
         """A comparison with Redis found it at these entries, or nowhere."""

@@ -39,7 +39,7 @@ class Orphans:
 
         Args:
             entry: the message's. An orphan with equal content comes first, otherwise the oldest with the same key.
-            now: Redis TIME in milliseconds. An orphan that expired without a reply is skipped.
+            now: milliseconds, by the clock of the deadlines. An orphan that expired without a reply is skipped.
             exactly: only accept equal content.
         """
         for name in _names(entry)[: 1 if exactly else 2] if self._free else ():

@@ -13,10 +13,6 @@ from brokerfl.server.book.state import NEW
 from brokerfl.wire.frame import Fields
 from brokerfl.wire.run import LedgerEntry
 
-#: Milliseconds by which the clock of Redis may be set back: the chunks of a reply may seem to be that much older than
-#: the message it answers.
-CLOCK_STEP = 60_000
-
 
 class Sending(NamedTuple):
     """A message that a commit sends: a new one, or an orphan that Redis lost."""
@@ -43,12 +39,19 @@ def idle(
     return tuple(name for name in contents if needs.get(name, 0) + more[name] <= 0)
 
 
-def needed_from(gone: Sequence[OpenMessage], by_node: Mapping[int, Mapping[str, OpenMessage]]) -> dict[int, str]:
+def needed_from(
+    gone: Sequence[OpenMessage], by_node: Mapping[int, Mapping[str, OpenMessage]], slack: int
+) -> dict[int, str]:
     """Return the nodes that may have left chunks of no reply, and the first entry that may still be needed.
 
     A node may have died in the middle of an upload, or lost its connection. A large reply that leaves, or one that
     never came, says which nodes to look at. An open message may have chunks from when it entered its inbox; if that is
     unknown, its node is skipped.
+
+    Args:
+        gone: the messages that leave.
+        by_node: all messages.
+        slack: milliseconds by which chunks may seem to be older than the message they answer: Redis' clock is set back.
 
     Returns:
         For each node the first entry of its data stream that may be needed; "" for none.
@@ -61,14 +64,14 @@ def needed_from(gone: Sequence[OpenMessage], by_node: Mapping[int, Mapping[str, 
     for node_id in suspects:
         left = [message for message in by_node.get(node_id, {}).values() if message.message_id not in leaving]
         if all(message.began for message in left):
-            places = [place for message in left for place in _chunk_places(message)]
+            places = [place for message in left for place in _chunk_places(message, slack)]
             found[node_id] = "{}-{}".format(*min(places)) if places else ""
     return found
 
 
-def _chunk_places(message: OpenMessage) -> Iterator[tuple[int, int]]:
+def _chunk_places(message: OpenMessage, slack: int) -> Iterator[tuple[int, int]]:
     """Yield where the chunks of a reply are, and the earliest place where those of a future reply can be."""
     began, _ = place_of(message.began or "")
-    yield max(0, began - CLOCK_STEP), 0
+    yield max(0, began - slack), 0
     for _, _, entries in message.copies:
         yield from map(place_of, entries)
