@@ -482,8 +482,8 @@ BOOK = (
     Mutant(
         "a reader goes behind a forged entry",
         "broker/outbox.py",
-        "if generation != self.generation or is_forged(entry_id):",
-        "if generation != self.generation:",
+        "if generation == self.generation and not is_forged(entry_id):",
+        "if generation == self.generation:",
         "contract/test_exhausted",
     ),
     Mutant(
@@ -785,7 +785,7 @@ WAITS = (
     ),
     Mutant(
         "a waiting ServerApp does not ask less often",
-        "server/driver.py",
+        "server/online.py",
         "pause = min(1.5 * pause, _LATER)",
         "pause = min(pause, _LATER)",
         "contract/test_nodes",

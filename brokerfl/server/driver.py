@@ -8,28 +8,24 @@ from collections.abc import Iterable, Iterator
 from typing import Unpack
 
 from brokerfl.broker.connection import Connection
-from brokerfl.broker.nodes import NodeInfo, list_nodes
+from brokerfl.broker.nodes import NodeInfo
 from brokerfl.broker.patience import within
-from brokerfl.broker.presence import count_online, online_nodes
 from brokerfl.common import (
     DEFAULT_TTL,
     SUPERLINK_NODE_ID,
     Message,
     Metadata,
     RecordSet,
-    RedisUnreachable,
     RunError,
     UserConfig,
 )
 from brokerfl.common.forked import belong_here
 from brokerfl.common.form import Form, Like
 from brokerfl.server.hold import Options, Settings, create, take_over
+from brokerfl.server.online import OnlineNodes
 from brokerfl.wire.message import check_message, check_metadata, is_message_id
 from brokerfl.wire.reply import refused_reply, unknown_reply
 from brokerfl.wire.run import Run
-
-#: Seconds until `wait_for_nodes` counts the online nodes again, at first and after a while.
-_SOON, _LATER = 0.05, 1.0
 
 
 class Driver:
@@ -79,6 +75,7 @@ class Driver:
             self._hold = take_over(connection, resume, app, run_config, settings, takeover=takeover)
         self._connection, self._run_id = connection, self._hold.run.run_id
         self._session, self._replies, self._book = self._hold.session, self._hold.replies, self._hold.book
+        self._nodes = OnlineNodes(connection, self._session)
         self.context = self._hold.context
         belong_here(self, self._replies, self._book.answers)
 
@@ -99,13 +96,11 @@ class Driver:
 
     def get_node_ids(self) -> list[int]:
         """Return the ids of the nodes that are online now, in ascending order."""
-        self._session.check()
-        return self._session.through_outage(lambda: online_nodes(self._connection))
+        return self._nodes.ids()
 
     def get_nodes(self) -> list[NodeInfo]:
         """Return what the registry says of the nodes that are online now; reads more than `get_node_ids` does."""
-        self._session.check()
-        return self._session.through_outage(lambda: [node for node in list_nodes(self._connection) if node.online])
+        return self._nodes.infos()
 
     def wait_for_nodes(self, n: int, timeout: float | None = None) -> list[int]:
         """Wait until at least ``n`` nodes are online, for ``timeout`` seconds or forever, and return their ids.
@@ -113,28 +108,7 @@ class Driver:
         Raises:
             TimeoutError: fewer nodes came online in time; the text says how many, or that Redis does not answer.
         """
-        until, pause = _until(timeout), _SOON
-        while True:
-            try:
-                online, found = within(until, lambda: self._online(n))
-            except RedisUnreachable as error:
-                raise TimeoutError(f"fewer than {n} nodes were seen online in {timeout:g} s: {error}") from error
-            if online >= n:
-                return found
-            left = pause if until is None else min(pause, until - time.monotonic())
-            if left <= 0:
-                raise TimeoutError(f"only {online} of {n} nodes are online after {timeout:g} s")
-            time.sleep(left)
-            pause = min(1.5 * pause, _LATER)
-
-    def _online(self, n: int) -> tuple[int, list[int]]:
-        """Return how many nodes are online, and their ids if they are at least ``n``."""
-        self._session.check()
-        online = self._session.through_outage(lambda: count_online(self._connection))
-        if online < n:
-            return online, []
-        found = self.get_node_ids()  # exact
-        return len(found), found
+        return self._nodes.wait(n, timeout)
 
     # Sending.
 
