@@ -1650,8 +1650,8 @@ APPS = (
     Mutant(
         "a round's timeout by default is none",
         "server/driver.py",
-        "        until = _until(self._round_timeout if timeout is None else timeout)\n        return self._replies.each",
-        "        until = _until(timeout)\n        return self._replies.each",
+        "(self._round_timeout if timeout is None else timeout)\n        return self._replies.each",
+        "(timeout)\n        return self._replies.each",
         "contract/test_waits",
     ),
     Mutant(

@@ -9,7 +9,7 @@ from brokerfl.broker.nodes import Registration, list_nodes, node_id_of
 from brokerfl.broker.presence import Absence, absent_nodes, count_online, online_nodes, registered
 from brokerfl.broker.process import is_dead, new_token
 from brokerfl.common import ConfigError, NodeNameTaken
-from brokerfl.server import driver as driver_module
+from brokerfl.server import online
 from tests.apps import Bench, Clock, driving, eventually, federation, number
 from tests.conftest import PREFIX, Backend
 from tests.stage import by_hand, claim_as, push, thaw
@@ -163,7 +163,7 @@ def test_who_is_online_costs_few_commands(backend: Backend, issued: list[str], k
 def test_waiting_for_nodes_asks_ever_less_often(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """The pauses grow to a second, and nodes that come are noticed."""
     clock = Clock()
-    monkeypatch.setattr(driver_module, "time", clock)
+    monkeypatch.setattr(online, "time", clock)
     with driving(backend) as driver:
         with pytest.raises(TimeoutError, match="only 0 of 2 nodes are online after 60 s"):
             driver.wait_for_nodes(2, timeout=60)
