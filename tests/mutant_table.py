@@ -848,13 +848,6 @@ WAITS = (
         "contract/test_interrupted contract/test_large_replies",
     ),
     Mutant(
-        "an interrupted step is not compared with Redis",
-        "server/wait.py",
-        "            self._session.distrust()  # a signal",
-        "            pass  # a signal",
-        "contract/test_interrupted",
-    ),
-    Mutant(
         "a socket whose command was interrupted is used again",
         "broker/sockets.py",
         "return is_interrupted or super().should_reconnect()",

@@ -91,8 +91,7 @@ class Waits:
         except BaseException as error:
             if isinstance(error, RunError | OutageLimit):
                 self._session.end(error)
-            self._session.distrust()  # a signal handler's exception may have come between two steps
-            self._answers.put_back()
+            self._answers.put_back()  # for a signal handler's exception may have interrupted a step
             raise
         finally:
             if self._leader is me:  # no call comes before this, so no signal handler either

@@ -159,6 +159,7 @@ def test_a_server_that_takes_no_writes_is_named_once(
             pushing.start()
             eventually(lambda: caplog.records)
             assert driver.get_node_ids() == [node], "reads are answered"
+            assert len(caplog.records) == 1, "they do not end it"
         finally:
             backend.admin.execute_command(*allow.split())
         pushing.join(20)
