@@ -17,7 +17,7 @@ from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import execute_unless_changed, foreign, map_errors, translate
 from brokerfl.broker.keys import GROUP, LEASE, RETENTION, milliseconds, parse_id
 from brokerfl.broker.lease import await_lapse
-from brokerfl.broker.origins import info_of, origin_in
+from brokerfl.broker.origins import FIELD, decode_origin, info_of
 from brokerfl.broker.process import home_of, is_dead, new_token, text_of
 from brokerfl.common import NodeNameTaken, log
 from brokerfl.wire.origin import Origin
@@ -287,7 +287,9 @@ def _node_info(node_id: int, online: bool, info: Mapping[bytes, bytes]) -> NodeI
         since = since if 0 <= since < _YEAR_9999 else 0.0  # not inf and not nan
     except (ValueError, AttributeError, RecursionError):
         labels, since = {}, 0.0
-    return NodeInfo(node_id, online, text.get("name", ""), labels, text.get("version", ""), since, origin_in(info))
+    return NodeInfo(
+        node_id, online, text.get("name", ""), labels, text.get("version", ""), since, decode_origin(text.get(FIELD))
+    )
 
 
 def online_nodes(connection: Connection) -> list[int]:

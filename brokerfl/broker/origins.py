@@ -1,14 +1,14 @@
 """Where the app of a node comes from, in the registry. Owns the field of a node's info that says so."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import map_errors
 from brokerfl.wire.origin import Origin, listed, origin_of
 
-_FIELD = "app"
+FIELD = "app"
 
 #: Most bytes of the field that are read: anybody may have written it. Three texts of 100 characters, escaped, and a
 #: digest have fewer.
@@ -17,12 +17,7 @@ _LONGEST = 8192
 
 def info_of(origin: Origin | None) -> dict[str, str]:
     """Return what a node's info says of its app."""
-    return {_FIELD: "" if origin is None else json.dumps([origin.app, *listed(origin)])}
-
-
-def origin_in(info: Mapping[Any, bytes]) -> Origin | None:
-    """Return where a node's app comes from; None if its info does not say so."""
-    return _decoded(info.get(_FIELD.encode()))
+    return {FIELD: "" if origin is None else json.dumps([origin.app, *listed(origin)])}
 
 
 def read_origins(connection: Connection, node_ids: Iterable[int]) -> Iterator[tuple[int, Origin]]:
@@ -30,22 +25,23 @@ def read_origins(connection: Connection, node_ids: Iterable[int]) -> Iterator[tu
     keys, asked = connection.keys, list(node_ids)
     with map_errors(connection.url), connection.redis.pipeline(transaction=False) as pipe:
         for node in asked:
-            pipe.hstrlen(keys.node_info(node), _FIELD)
+            pipe.hstrlen(keys.node_info(node), FIELD)
         sizes = pipe.execute(raise_on_error=False)
         there = [
             node for node, size in zip(asked, sizes, strict=True) if isinstance(size, int) and 0 < size <= _LONGEST
         ]
         for node in there:
-            pipe.hget(keys.node_info(node), _FIELD)
+            pipe.hget(keys.node_info(node), FIELD)
         fields = pipe.execute(raise_on_error=False) if there else []
     for node, field in zip(there, fields, strict=True):
-        origin = _decoded(field)
+        origin = decode_origin(field)
         if origin is not None:
             yield node, origin
 
 
-def _decoded(field: Any) -> Origin | None:
-    if not isinstance(field, bytes) or len(field) > _LONGEST:
+def decode_origin(field: Any) -> Origin | None:
+    """Return where a node's app comes from; None if the field of its info does not say so."""
+    if not isinstance(field, bytes | str) or len(field) > _LONGEST:
         return None
     try:
         match json.loads(field):
