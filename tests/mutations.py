@@ -4,6 +4,7 @@ Owns both, and depends on nothing but a seed. What decoders make of it is the bu
 """
 
 import random
+from dataclasses import replace
 from io import BytesIO
 from typing import Any
 
@@ -15,6 +16,7 @@ from brokerfl.wire.codec import LONG
 from brokerfl.wire.frame import CONTENT, HEAD, MANIFEST, VERSION
 from brokerfl.wire.manifest import Manifest, divide
 from brokerfl.wire.message import encode_message
+from brokerfl.wire.origin import Origin
 from brokerfl.wire.payload import Payload
 from brokerfl.wire.record import encode_content
 from brokerfl.wire.run import LedgerEntry, Run, encode_entry, encode_run
@@ -83,6 +85,7 @@ def _largest() -> Frame:
 
 
 _RUN = Run(2**64 - 1, "server:app", {"lr": 0.1, "on": True, "n": 3, "s": "x"}, 1.5)
+_NAMED = replace(_RUN, origin=Origin("server:app", "mnist", "1.0", "0123456789abcdef"), overrides=("lr", "s"))
 _ENTRY = LedgerEntry(2**64 - 1, "1", "train.x", 2**41, 7, b"digest", True)
 
 #: Valid frames, each with the decoder that it is for.
@@ -93,6 +96,7 @@ VALID: list[tuple[str, Frame]] = [
     ("content", _bytes(encode_content(_content()))),
     ("content", _bytes(encode_content(RecordSet()))),
     ("run", {ONLY: encode_run(_RUN)}),
+    ("run", {ONLY: encode_run(_NAMED)}),
     ("ledger entry", {ONLY: encode_entry(_ENTRY)}),
     ("manifest", {MANIFEST: _payload(entries=True)[MANIFEST]}),
     ("manifest", _largest()),

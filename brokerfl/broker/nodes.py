@@ -19,7 +19,7 @@ from brokerfl.broker.failure import execute_unless_changed, foreign, map_errors,
 from brokerfl.broker.keys import BELL_LENGTH, GROUP, LEASE, RETENTION, milliseconds
 from brokerfl.broker.lease import await_lapse
 from brokerfl.broker.mend import is_forged, mend
-from brokerfl.broker.origins import FIELD, info_of, origin_in
+from brokerfl.broker.origins import FIELD, decode_origin, info_of
 from brokerfl.broker.presence import members, online_among, remove
 from brokerfl.broker.process import home_of, is_dead, new_token, text_of
 from brokerfl.common import ConfigError, NodeNameTaken, log
@@ -306,5 +306,5 @@ def _node_info(node_id: int, online: bool, info: Iterable[bytes | None]) -> Node
         since = since if 0 <= since < _YEAR_9999 else 0.0  # not inf and not nan
     except (ValueError, AttributeError, RecursionError):
         labels, since = {}, 0.0
-    origin = origin_in(text.get(FIELD))
+    origin = decode_origin(text.get(FIELD))
     return NodeInfo(node_id, online, text.get("name", ""), labels, text.get("version", ""), since, origin)

@@ -8,7 +8,6 @@ from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import map_errors
 from brokerfl.wire.origin import Origin, listed, origin_of
 
-#: The field of a node's info.
 FIELD = "app"
 
 #: Most bytes of the field that are read: anybody may have written it. Three texts of 100 characters, escaped, and a
@@ -35,14 +34,14 @@ def read_origins(connection: Connection, node_ids: Iterable[int]) -> Iterator[tu
             pipe.hget(keys.node_info(node), FIELD)
         fields = pipe.execute(raise_on_error=False) if there else []
     for node, field in zip(there, fields, strict=True):
-        origin = origin_in(field)
+        origin = decode_origin(field)
         if origin is not None:
             yield node, origin
 
 
-def origin_in(field: Any) -> Origin | None:
-    """Return where a node's app comes from, as this field of its info says; None if it does not."""
-    if not isinstance(field, str | bytes) or len(field) > _LONGEST:
+def decode_origin(field: Any) -> Origin | None:
+    """Return where a node's app comes from; None if the field of its info does not say so."""
+    if not isinstance(field, bytes | str) or len(field) > _LONGEST:
         return None
     try:
         match json.loads(field):

@@ -191,13 +191,18 @@ def _check(value: Any, kinds: tuple[type, ...], wanted: str) -> None:
         base = bool if kind is bool else next((each for each in kinds if issubclass(kind, each)), None)
         if base is None or base not in kinds:
             where = " in a list" if values is value else ""
-            hint = ": convert it with .item()" if kind.__module__ == "numpy" and hasattr(kind, "item") else ""
-            raise TypeError(f"expected {wanted}, not {kind.__name__}{where}{hint}")
+            raise TypeError(f"expected {wanted}, not {kind.__name__}{where}{_hint(kind)}")
         bases.add(base)
     if len(bases) > 1:
         raise TypeError(f"a list must hold one type only, not {' and '.join(sorted(t.__name__ for t in types))}")
     if values and isinstance(values[0], int) and not MIN_INT <= min(values) <= max(values) <= MAX_INT:
         raise ValueError("an int below -2**63 or above 2**64 - 1 cannot be sent: make it a float, or a str in a config")
+
+
+def _hint(kind: type) -> str:
+    """Return how a value of numpy's becomes one that a record takes; numpy need not be installed."""
+    names = {each.__name__ for each in kind.__mro__ if each.__module__ == "numpy"}
+    return ": convert it with .item()" if "generic" in names else ": use .tolist()" if "ndarray" in names else ""
 
 
 def _count_bytes(value: Any) -> int:

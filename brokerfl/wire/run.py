@@ -75,9 +75,10 @@ def decode_run(run_id: int, data: bytes) -> Run:
             isinstance(key, str) and isinstance(value, SCALARS) for key, value in config.items()
         ):
             origin = origin_of(app, more[0]) if more and more[0] else None
-            overrides = tuple(more[1]) if len(more) > 1 and isinstance(more[1], list) else None
-            run = Run(run_id, app, config, created_at, origin, overrides)
-            if more == _further(run) and config.keys() >= set(overrides or ()):
+            given = more[1] if len(more) > 1 else None
+            is_known = isinstance(given, list) and all(isinstance(key, str) and key in config for key in given)
+            run = Run(run_id, app, config, created_at, origin, tuple(given or ()) if is_known else None)
+            if more == _further(run):
                 return run
     raise FrameError(f"the frame of run {run_id} is malformed")
 

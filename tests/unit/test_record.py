@@ -90,6 +90,21 @@ def test_metrics_take(value: Any) -> None:
     assert MetricsRecord({"a": value})["a"] is value
 
 
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [
+        (np.float32(1), r"not float32: convert it with \.item\(\)$"),
+        ([0.5, np.int64(1)], r"not int64 in a list: convert it with \.item\(\)$"),
+        (np.zeros(2), r"not ndarray: use \.tolist\(\)$"),
+        ("text", "not str$"),
+    ],
+)
+def test_metrics_say_what_to_do(value: Any, hint: str) -> None:
+    """A value of numpy's is refused with the way to one of Python's own."""
+    with pytest.raises(TypeError, match=hint):
+        MetricsRecord({"a": value})
+
+
 @pytest.mark.parametrize("value", BAD_METRICS, ids=repr)
 def test_metrics_refuse(value: Any) -> None:
     """A bool, any other type and a list of several types are no metrics."""
