@@ -1448,6 +1448,20 @@ NODE = (
         "unit/test_journal",
     ),
     Mutant(
+        "a state that SQLite cannot open is called damaged",
+        "client/trouble.py",
+        "advice or _try(Path(path).parent)",
+        "advice or _SQLITE[sqlite3.SQLITE_CORRUPT]",
+        "unit/test_private unit/test_journal",
+    ),
+    Mutant(
+        "a full disk ends a node without advice",
+        "client/journal.py",
+        "            except OSError as error:\n",
+        "            except FileNotFoundError as error:\n",
+        "unit/test_private",
+    ),
+    Mutant(
         "a journal keeps all replies",
         "client/answered.py",
         "if self._new < _TIDY_AFTER and self._new_bytes < most // _SHARE:",
