@@ -501,6 +501,20 @@ BOOK = (
         "contract/test_exhausted",
     ),
     Mutant(
+        "a node with too many runs looks at all of them with each ring",
+        "broker/inbox.py",
+        "has_room = not only_new or len(self._runs.keys() & inboxes.keys()) < MOST_RUNS",
+        "has_room = True",
+        "contract/test_not_trusted",
+    ),
+    Mutant(
+        "any number of runs is looked at at once",
+        "broker/runs.py",
+        "_AT_ONCE = 1000",
+        "_AT_ONCE = 10**9",
+        "contract/test_not_trusted",
+    ),
+    Mutant(
         "a late reply counts",
         "server/book/answers.py",
         "if message.is_open and self._clock.earliest(outbox_entry) <= message.entry.deadline:",
@@ -1566,6 +1580,20 @@ NODE = (
         "first_fields(blob.read(_HEAD))",
         "first_fields(blob.read())",
         "unit/test_journal",
+    ),
+    Mutant(
+        "a state that SQLite cannot open is called damaged",
+        "client/trouble.py",
+        "advice or _try(Path(path).parent)",
+        "advice or _SQLITE[sqlite3.SQLITE_CORRUPT]",
+        "unit/test_private unit/test_journal",
+    ),
+    Mutant(
+        "a full disk ends a node without advice",
+        "client/journal.py",
+        "            except OSError as error:\n",
+        "            except FileNotFoundError as error:\n",
+        "unit/test_private",
     ),
     Mutant(
         "a journal keeps all replies",

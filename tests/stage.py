@@ -580,6 +580,11 @@ def answered_runs(node: Node) -> set[int]:
     return set(map(int, node._journal._answered))
 
 
+def execute(journal: Journal, statement: str) -> None:
+    """Let its database execute a statement."""
+    journal._open_db.execute(statement)
+
+
 def absent_runs(node: Node) -> set[int]:
     """The runs that its journal knows and that Redis does not have."""
     return node._journal.absent()

@@ -198,7 +198,8 @@ class Inboxes:
         connection, keys = self._connection, self._connection.keys
         frames = runs_of(connection, self._node_id)
         inboxes = {keys.inbox(self._node_id, run_id): run_id for run_id in frames}
-        asked = [key for key in inboxes if not (only_new and key in self._runs)]
+        has_room = not only_new or len(self._runs.keys() & inboxes.keys()) < MOST_RUNS
+        asked = [key for key in inboxes if not (only_new and key in self._runs)] if has_room else []
         with map_errors(connection.url), connection.redis.pipeline(transaction=False) as pipe:
             for key in asked:
                 pipe.type(key)

@@ -31,8 +31,9 @@ _SHOWN = ("name", "labels", "version", "since", FIELD)
 #: Most bytes of one of them: the node alone decides how large they are.
 _LONGEST_FIELD = 8192
 
-#: Most bytes of the identity of a data set, which names a file of the node's journal. brokerfl writes 32.
-_LONGEST_IDENTITY = 64
+#: Most bytes of the identity of a data set, which names a file of the node's journal. brokerfl writes 32. One more is
+#: read, however large it is.
+LONGEST_IDENTITY = 64
 
 #: Unix time after which no clock shows a node to have started.
 _YEAR_9999 = 253_402_000_000
@@ -155,12 +156,12 @@ class Registration:
             self._connection.redis.pipeline(transaction=False) as pipe,
         ):
             pipe.set(keys.identity, secrets.token_hex(16), nx=True)
-            pipe.get(keys.identity)
+            pipe.getrange(keys.identity, 0, LONGEST_IDENTITY)
             return self._checked(pipe.execute()[1])
 
     def _checked(self, identity: bytes) -> bytes:
         """Return the identity of the data set, which names a file, if brokerfl can have written it."""
-        if not 0 < len(identity) <= _LONGEST_IDENTITY:
+        if not 0 < len(identity) <= LONGEST_IDENTITY:
             raise foreign(self._connection.url, self._connection.keys.identity)
         return identity
 
@@ -169,7 +170,7 @@ class Registration:
         with map_errors(self._connection.url, keys.identity, keys.nodes, keys.node_info(node), keys.ctl(node)):
             with self._connection.redis.pipeline(transaction=True) as pipe:
                 pipe.set(keys.identity, secrets.token_hex(16), nx=True)
-                pipe.get(keys.identity)
+                pipe.getrange(keys.identity, 0, LONGEST_IDENTITY)
                 pipe.hget(keys.node_info(node), "home")
                 pipe.hset(keys.node_info(node), mapping=self._info())
                 pipe.sadd(keys.nodes, str(node))
@@ -215,7 +216,7 @@ class Registration:
             pipe.get(keys.node_lease(node))
             pipe.pexpire(keys.node_lease(node), milliseconds(self.lease))
             pipe.exists(keys.node_info(node), keys.ctl(node))
-            pipe.get(keys.identity)
+            pipe.getrange(keys.identity, 0, LONGEST_IDENTITY)
             pipe.sadd(keys.nodes, str(node))
             pipe.time()
             pipe.xinfo_stream(keys.ctl(node))

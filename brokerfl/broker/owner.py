@@ -19,7 +19,7 @@ from brokerfl.broker.fence import STOP, Fence, Slot, Transaction
 from brokerfl.broker.inbox import expire_streams
 from brokerfl.broker.keys import GROUP, LEASE, MOST_RETENTION, RETENTION, milliseconds
 from brokerfl.broker.lease import await_lapse
-from brokerfl.broker.nodes import new_id
+from brokerfl.broker.nodes import LONGEST_IDENTITY, new_id
 from brokerfl.broker.process import is_dead, new_token, text_of
 from brokerfl.broker.runs import Footprint, absent, prune, read_run
 from brokerfl.common import ConfigError, RunAttached, RunNotFound, RunStopped, UserConfig
@@ -197,7 +197,7 @@ class Owner:
         """Return the identity of the Redis data set; None if it has none."""
         identity = self.connection.keys.identity
         with map_errors(self.connection.url, identity):
-            return self.connection.redis.get(identity)  # type: ignore[no-any-return]
+            return self.connection.redis.getrange(identity, 0, LONGEST_IDENTITY) or None
 
     def expire(self, pipe: Pipeline) -> None:
         """Put into ``pipe`` the lifetimes of the keys in the run's slot."""

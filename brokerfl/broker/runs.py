@@ -31,6 +31,9 @@ from brokerfl.wire.run import Run
 #: 53 bits.)
 _STOPPED_MARK = 0.5
 
+#: Members of `P:runs` that are looked at in one round trip.
+_AT_ONCE = 1000
+
 
 @dataclass(frozen=True)
 class RunInfo:
@@ -201,7 +204,8 @@ def list_runs(connection: Connection) -> list[RunInfo]:
                 pipe.zrangebyscore(keys.runs, "-inf", -milliseconds(now - RETENTION), withscores=True)
                 pipe.zrangebyscore(keys.runs, 0, "+inf")
                 ended, going_on = pipe.execute()
-            runs, expired = _look_at(connection, going_on)
+            looks = [_look_at(connection, going_on[at : at + _AT_ONCE]) for at in range(0, len(going_on), _AT_ONCE)]
+            runs, expired = [run for found, _ in looks for run in found], [each for _, gone in looks for each in gone]
             if expired:
                 removal.multi()
                 removal.zrem(keys.runs, *expired)

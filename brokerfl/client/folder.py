@@ -8,15 +8,25 @@ import os
 import secrets
 from pathlib import Path
 
+from brokerfl.client.trouble import trouble
 from brokerfl.common import JournalError, NodeNameTaken
 from brokerfl.common.lockfile import LockFile
-from brokerfl.common.private import NotOursError, open_private, private_directory
+from brokerfl.common.private import open_private, private_directory
 
 
 def default_state_dir() -> Path:
-    """Return where nodes keep their state by default (XDG Base Directory Specification, 0.8)."""
+    """Return where nodes keep their state by default (XDG Base Directory Specification, 0.8).
+
+    Raises:
+        JournalError: this user has no home directory.
+    """
     base = os.environ.get("XDG_STATE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home().absolute() / ".local" / "state") / "brokerfl"
+    if os.path.isabs(base):
+        return Path(base) / "brokerfl"
+    try:
+        return Path.home().absolute() / ".local" / "state" / "brokerfl"
+    except (RuntimeError, OSError):  # neither $HOME nor an entry in the passwd file
+        raise JournalError("this user has no home directory: name a state directory with --state-dir") from None
 
 
 def node_folder(state_dir: Path, node_id: int) -> Path:
@@ -44,12 +54,8 @@ class Folder:
         try:
             self._hold()
             self.home = self._read_home()
-        except NotOursError as error:
-            raise JournalError(f"{error.strerror}: name another state directory with --state-dir") from None
         except OSError as error:
-            raise JournalError(
-                f"the state directory {path} cannot be written ({error.strerror}): name another with --state-dir"
-            ) from None
+            raise trouble("the state directory", path, "cannot be written", error) from None
 
     def _hold(self) -> None:
         private_directory(self.path)  # what a node learns is private
@@ -75,14 +81,14 @@ class Folder:
         """Create the file of a journal for SQLite, which follows links and gives its other files the same rights.
 
         Raises:
-            JournalError: it or a file that belongs to it is not this user's own.
+            JournalError: it or a file that belongs to it is not this user's own, or cannot be created.
         """
         beside = (Path(f"{journal}-wal"), Path(f"{journal}-shm"), journal.with_suffix(".running"))
         try:
             for path in (journal, *(each for each in beside if each.exists() or each.is_symlink())):
                 os.close(open_private(path))
-        except NotOursError as error:
-            raise JournalError(f"{error.strerror}: name another state directory with --state-dir") from None
+        except OSError as error:
+            raise trouble("the node's journal", journal, "cannot be opened", error) from None
 
     def close(self) -> None:
         """Unlock it."""

@@ -30,7 +30,7 @@ from brokerfl.client.answered import Answered
 from brokerfl.client.database import open_database
 from brokerfl.client.folder import Folder
 from brokerfl.client.running import RunningFile
-from brokerfl.common import JournalError
+from brokerfl.client.trouble import trouble
 from brokerfl.wire.frame import Fields, join_fields, split_fields
 
 #: Seconds that a run's state and replies are kept after the run has vanished from Redis. If Redis forgot its last
@@ -108,19 +108,18 @@ class Journal:
         with self._using:
             self._close_file()
             strange = False
-            if self._folder is not None:
-                path = self._folder.path / f"{identity.hex()}.db"
-                strange = not path.exists() and any(self._folder.path.glob("*.db"))
-                self._path = str(path)
-                self._folder.guard(path)
-                self._running = RunningFile(path.with_suffix(".running"))
             try:
+                if self._folder is not None:
+                    path = self._folder.path / f"{identity.hex()}.db"
+                    self._path = str(path)
+                    strange = not path.exists() and any(self._folder.path.glob("*.db"))
+                    self._folder.guard(path)
+                    self._running = RunningFile(path.with_suffix(".running"))
                 self._db = open_database(self._path)
                 self._count_crashes()
                 self._load()
-            except sqlite3.DatabaseError as error:
-                advice = "make room" if "full" in str(error) else "move it away to start with a new state"
-                raise JournalError(f"the node's journal {self._path} cannot be opened ({error}): {advice}") from None
+            except (sqlite3.Error, OSError) as error:
+                raise self._trouble("cannot be opened", error) from None
             return strange
 
     def _load(self) -> None:
@@ -149,6 +148,9 @@ class Journal:
             self._running.close()
             self._running = None
 
+    def _trouble(self, failed: str, error: Exception) -> Exception:
+        return trouble("the node's journal", self._path, failed, error)
+
     @property
     def _open_db(self) -> sqlite3.Connection:
         assert self._db is not None, "the journal was not opened"
@@ -159,7 +161,7 @@ class Journal:
             with self._using:
                 return self._open_db.execute(query, values).fetchall()
         except sqlite3.Error as error:
-            raise JournalError(f"the node's journal {self._path} cannot be read: {error}") from error
+            raise self._trouble("cannot be read", error) from error
 
     @contextmanager
     def _transaction(self, *, lasting: bool = False) -> Iterator[sqlite3.Connection]:
@@ -175,7 +177,7 @@ class Journal:
                 if lasting:
                     db.execute("PRAGMA synchronous = NORMAL")
         except sqlite3.Error as error:
-            raise JournalError(f"the node's journal {self._path} cannot be written: {error}") from error
+            raise self._trouble("cannot be written", error) from error
 
     # Messages.
 
@@ -192,14 +194,19 @@ class Journal:
 
     def begin(self, run_id: int, message_id: str, worker: int = 0) -> int:
         """Note what a worker is about to execute; return how often the node was killed during that message."""
-        if (running := self._running) is not None:
-            running.note(f"{run_id} {message_id}", worker)
+        self._note(f"{run_id} {message_id}", worker)
         return self._crashes.get((str(run_id), message_id), 0) if self._crashes else 0
 
     def forgive(self, worker: int = 0) -> None:
         """The worker's execution is over: it is not to blame if the node is killed from here on."""
+        self._note("", worker)
+
+    def _note(self, text: str, worker: int) -> None:
         if (running := self._running) is not None:
-            running.note("", worker)
+            try:
+                running.note(text, worker)
+            except OSError as error:
+                raise self._trouble("cannot be written", error) from error
 
     def abandon(self) -> None:
         """The process ends on purpose, which is not a crash. Takes no lock, because a signal handler calls it."""

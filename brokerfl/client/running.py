@@ -6,6 +6,7 @@ or what a crash means.
 
 import os
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 from brokerfl.common.private import open_private
@@ -57,7 +58,8 @@ class RunningFile:
 
     def abandon(self) -> None:
         """Hide from the next process what is noted until this one ends. Takes no lock."""
-        self._path.unlink(missing_ok=True)
+        with suppress(OSError):  # then it counts as a crash
+            self._path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Close the file."""

@@ -6,12 +6,13 @@ import pytest
 
 from brokerfl.broker import inbox, presence
 from brokerfl.broker import nodes as nodes_module
+from brokerfl.broker import runs as runs_module
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.inbox import Inboxes
 from brokerfl.broker.nodes import Registration, list_nodes
 from brokerfl.broker.outbox import Outgoing, publish
 from brokerfl.broker.presence import online_nodes, registered
-from brokerfl.broker.runs import list_runs
+from brokerfl.broker.runs import RunInfo, list_runs
 from brokerfl.cli.tables import local_time
 from brokerfl.common import Array, ConfigError, ErrorCode, Metadata, ParametersRecord, RecordSet
 from brokerfl.server import Driver
@@ -22,7 +23,7 @@ from brokerfl.wire.message import encode_message
 from brokerfl.wire.record import encode_content
 from tests.apps import driving, federation, number, number_in
 from tests.conftest import PREFIX, Backend
-from tests.stage import dropped, push, read_anew, read_outbox, silent, spares_of, to_be_deleted
+from tests.stage import compare, cut, dropped, push, read_anew, read_outbox, silent, spares_of, to_be_deleted
 
 #: TLS changes nothing here; test_messages.py and test_nothing_lost.py have it.
 WITHOUT = ("redis-tls",)
@@ -136,6 +137,40 @@ def test_an_identity_of_another_size_is_one_clear_error(backend: Backend, identi
         Registration(backend.connect(), "a").register()
 
 
+def test_an_identity_of_any_size_is_not_read(backend: Backend, issued: list[str]) -> None:
+    """Each renewal looks at it, and so does each comparison of a ServerApp."""
+    registration = Registration(backend.connect(), "a")
+    registration.register()
+    with driving(backend) as driver:
+        issued.clear()
+        registration.renew()
+        assert "GETRANGE" in issued
+        assert issued.count("GET") == 1, "of the lease"
+        issued.clear()
+        cut(driver)
+        compare(driver)
+        assert "GETRANGE" in issued
+    backend.admin.set(f"{PREFIX}:id", b"x" * 1_000_000)
+    with pytest.raises(ConfigError, match="another program"):
+        registration.renew()
+
+
+def test_many_forged_runs_hide_no_run(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are looked at some at a time, and removed."""
+    look_at, looked = runs_module._look_at, []
+
+    def count(connection: Connection, members: list[bytes]) -> tuple[list[RunInfo], list[bytes]]:
+        looked.append(len(members))
+        return look_at(connection, members)
+
+    monkeypatch.setattr(runs_module, "_look_at", count)
+    with driving(backend) as driver:
+        backend.admin.zadd(f"{PREFIX}:runs", {str(run): 5 for run in range(10, 5010)})
+        assert [info.run_id for info in list_runs(backend.connect())] == [driver.run.run_id]
+        assert max(looked) <= 1000
+        assert backend.admin.zcard(f"{PREFIX}:runs") == 1
+
+
 @pytest.mark.parametrize("since", ["inf", "-inf", "nan", "1e300", "-5", "1e999999"])
 def test_the_times_of_others_are_no_errors(backend: Backend, since: str) -> None:
     """A node that says it has been there for ever is listed without a time."""
@@ -171,7 +206,7 @@ def test_a_lease_that_is_no_text_is_waited_out(backend: Backend, lease: bytes) -
 
 
 def test_forged_runs_are_served_up_to_a_limit(
-    backend: Backend, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    backend: Backend, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, issued: list[str]
 ) -> None:
     """A node that already serves a run goes on with it, takes no more runs than it may, and says so once."""
     monkeypatch.setattr(inbox, "MOST_RUNS", 20)
@@ -192,8 +227,11 @@ def test_forged_runs_are_served_up_to_a_limit(
     backend.admin.pexpire(keys.node_runs(7), 60_000)
     inboxes.refresh()
     inboxes.refresh()
-    assert [len(runs) for runs in seen] == [1, 20, 20]
-    assert 500 in seen[2]
+    issued.clear()
+    inboxes.refresh(only_new=True)
+    assert issued.count("TYPE") == 0, "a ring does not make it look at those that it does not serve"
+    assert [len(runs) for runs in seen] == [1, 20, 20, 20]
+    assert 500 in seen[3]
     assert seen[1] == seen[2]
     assert caplog.text.count("it serves 20 of them") == 1
 

@@ -506,5 +506,7 @@ def test_where_states_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 def test_a_directory_without_write_permission_is_named(tmp_path: Path) -> None:
     """It raises JournalError that names the directory and the option."""
     tmp_path.chmod(0o500)
-    with pytest.raises(JournalError, match=r"cannot be written \(Permission denied\): name another with --state-dir"):
+    with pytest.raises(
+        JournalError, match=r"cannot be written \(Permission denied\): this user may not write there: name another"
+    ):
         Journal(tmp_path / "3")

@@ -1,19 +1,24 @@
 """Files and directories of a node are this user's alone: no link is followed, no other user reads or owns them."""
 
+import errno
 import os
+import pwd
+import resource
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from brokerfl.broker.embedded import EmbeddedServer
 from brokerfl.cli import options
-from brokerfl.client.folder import Folder
-from brokerfl.client.journal import Journal
+from brokerfl.client.folder import Folder, default_state_dir
+from brokerfl.client.journal import Answer, Journal
 from brokerfl.client.running import RunningFile
 from brokerfl.common import ConfigError, JournalError
 from brokerfl.common.lockfile import LockFile
 from brokerfl.common.private import NotOursError, open_private, private_directory
+from tests.stage import execute
 
 REDIS = b"redis"
 
@@ -104,6 +109,107 @@ def test_a_url_file_that_all_can_read_warns(
     assert options._read_url(str(file)) == "redis://:secret@host"
     assert ("can read the URL file" in caplog.text) == warned
     assert "secret" not in caplog.text
+
+
+#: What the system may say, and what the user is told.
+ERRORS = {
+    errno.ENOSPC: "make room on its disk",
+    errno.EDQUOT: "quota",
+    errno.EMFILE: "ulimit -n",
+    errno.ENFILE: "too many open files",
+    errno.EROFS: "read-only",
+    errno.EACCES: "this user may not write there",
+    errno.EIO: "its disk fails",
+    errno.ELOOP: "name another state directory",
+}
+
+
+@pytest.mark.parametrize("number", ERRORS)
+@pytest.mark.parametrize("name", ["lock", "home.new", f"{REDIS.hex()}.db", f"{REDIS.hex()}.running"])
+def test_what_the_system_says_decides_the_advice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, number: int
+) -> None:
+    """Whichever file cannot be opened, the error is a JournalError, and nobody is told to move a good state away."""
+    original = os.open
+
+    def refuse(path: Path, flags: int, *rest: int) -> int:
+        if Path(path).name == name:
+            raise OSError(number, os.strerror(number))
+        return original(path, flags, *rest)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(JournalError, match=ERRORS[number]) as caught:
+        Journal(tmp_path / "node").open(REDIS)
+    assert os.strerror(number) in str(caught.value)
+    assert "move it away" not in str(caught.value)
+
+
+def test_a_record_that_cannot_be_written_is_a_journal_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk may become full while a node serves."""
+    journal = Journal(tmp_path / "node")
+    journal.open(REDIS)
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "pwrite", refuse)
+        with pytest.raises(JournalError, match="make room on its disk"):
+            journal.begin(7, "a")
+    journal.close()
+
+
+def test_a_journal_that_sqlite_cannot_open_is_not_damaged(tmp_path: Path) -> None:
+    """SQLite says only that it cannot open it: what the system says is tried out. Here, no file can be opened."""
+    journal = Journal(tmp_path / "node")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free, refused = os.dup(0), 0
+    os.close(free)
+    try:
+        for more in range(6):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free + more, limits[1]))
+            with suppress(JournalError):  # with some, it can be opened
+                journal.open(REDIS)
+                continue
+            with pytest.raises(JournalError, match="ulimit -n"):
+                journal.open(REDIS)
+            refused += 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert refused >= 3
+    journal.open(REDIS)
+    journal.close()
+    assert not (tmp_path / "node" / "probe").exists()
+
+
+@pytest.mark.parametrize(
+    ("statement", "advice"),
+    [("PRAGMA max_page_count = 1", "make room on its disk"), ("PRAGMA query_only = 1", "name another state directory")],
+)
+def test_what_sqlite_says_decides_the_advice(tmp_path: Path, statement: str, advice: str) -> None:
+    """A database that is full, or cannot be written, is no damaged one."""
+    journal = Journal(tmp_path / "node")
+    journal.open(REDIS)
+    execute(journal, statement)
+    with pytest.raises(JournalError, match=advice) as caught:
+        journal.commit([Answer(7, "a", {b"h": bytes(100_000)})])
+    assert "move it away" not in str(caught.value)
+    journal.close()
+
+
+def test_a_user_without_a_home_names_a_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container, a uid may have neither $HOME nor an entry in the passwd file."""
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+
+    def unknown(uid: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    with pytest.raises(JournalError, match="no home directory: name a state directory with --state-dir"):
+        default_state_dir()
+    monkeypatch.setenv("XDG_STATE_HOME", "/somewhere")
+    assert default_state_dir() == Path("/somewhere/brokerfl")
 
 
 def test_a_record_is_not_longer_than_a_record(tmp_path: Path) -> None:
