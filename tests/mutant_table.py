@@ -517,8 +517,8 @@ BOOK = (
     Mutant(
         "an error is made the reply of an answered message",
         "server/book/answers.py",
-        "if message is not None and message.is_open:\n                    self._index.note",
-        "if message is not None:\n                    self._index.note",
+        "if message is not None and message.is_open:\n                    if error",
+        "if message is not None:\n                    if error",
         "unit/test_book contract/test_waits contract/test_cancel",
     ),
     Mutant(
@@ -593,8 +593,8 @@ BOOK = (
     ),
     Mutant(
         "an inbox entry at another node is the message",
-        "server/book/book.py",
-        "if message_id in found and self._index.messages[message_id].node_id == node_id:",
+        "server/book/comparison.py",
+        "if message_id in found and index.messages[message_id].node_id == node_id:",
         "if message_id in found:",
         "unit/test_book contract/test_not_trusted contract/test_leftovers",
     ),
@@ -1302,4 +1302,56 @@ NODE = (
     ),
 )
 
-MUTANTS = (*FENCE, *TRANSACTIONS, *STREAMS, *BOOK, *WAITS, *NODE)
+GROWTH = (
+    Mutant(
+        "nobody notices that the app let go of an id",
+        "server/book/held.py",
+        "        self._tell(str.__str__(self))\n",
+        "        pass\n",
+        "contract/test_left_behind",
+    ),
+    Mutant(
+        "a copy of an id that was asked with does not count",
+        "server/book/message.py",
+        "        self.is_named = True\n",
+        "        pass\n",
+        "contract/test_left_behind",
+    ),
+    Mutant(
+        "what was cancelled or expired stays until it is taken",
+        "server/book/answers.py",
+        "                        message.end()\n",
+        "                        pass\n",
+        "contract/test_left_behind",
+    ),
+    Mutant(
+        "an open message is left behind",
+        "server/book/index.py",
+        "if message.is_unwanted and message.state is _ANSWERED:",
+        "if message.is_unwanted:",
+        "contract/test_left_behind",
+    ),
+    Mutant(
+        "an iterator does not learn what left the book",
+        "server/wait.py",
+        "            wanted.left += self._answers.left(gone)\n",
+        "",
+        "contract/test_left_behind",
+    ),
+    Mutant(
+        "who asks for what was left behind is told nothing",
+        "server/book/book.py",
+        "                    self._held.leave(message)\n",
+        "                    pass\n",
+        "contract/test_left_behind",
+    ),
+    Mutant(
+        "what a Flower app did not wait for is not cancelled",
+        "flower/grid.py",
+        "        if timeout is not None:\n            self._cancel",
+        "        if timeout == -1:\n            self._cancel",
+        "flower/test_grid",
+    ),
+)
+
+MUTANTS = (*FENCE, *TRANSACTIONS, *STREAMS, *BOOK, *WAITS, *NODE, *GROWTH)

@@ -185,7 +185,7 @@ def _empty(given: Any, keep_input: bool) -> None:
 
 def _check(value: Any, kinds: tuple[type, ...], wanted: str) -> None:
     values = value if isinstance(value, list) else [value]
-    types = set(map(type, values))
+    types = {str if issubclass(kind, str) else kind for kind in set(map(type, values))}  # ids of messages are more
     for kind in types:
         if not issubclass(kind, kinds) or (kind is bool and bool not in kinds):
             where = " in a list" if values is value else ""

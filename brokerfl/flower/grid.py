@@ -7,9 +7,21 @@ threads may send at once. It must not know Redis.
 import threading
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
-from brokerfl.common import SUPERLINK_NODE_ID, Error, ErrorCode, Message, Metadata, OutageLimit, RecordSet, RunError
+from brokerfl.common import (
+    SUPERLINK_NODE_ID,
+    Error,
+    ErrorCode,
+    Message,
+    Metadata,
+    OutageLimit,
+    RecordSet,
+    RedisOutOfMemory,
+    RedisUnreachable,
+    RunError,
+)
 from brokerfl.flower import compat
 from brokerfl.flower.context import FlowerState
 from brokerfl.flower.message import flower_error_of, flower_message_of
@@ -105,7 +117,8 @@ class FlowerGrid(compat.Grid):  # type: ignore[misc]  # of any flwr
     def send_and_receive(self, messages: Iterable[Any], *, timeout: float | None = None) -> list[Any]:
         """Push messages and wait for their replies; ``timeout`` in seconds, None waits for all.
 
-        Every message ends as one reply, a refused one as an Error reply.
+        Every message ends as one reply, a refused one as an Error reply. What has not come in time is cancelled: the
+        app was never given its id.
 
         Raises:
             TypeError, ValueError, BrokerflError: as brokerfl's Driver.
@@ -114,7 +127,15 @@ class FlowerGrid(compat.Grid):  # type: ignore[misc]  # of any flwr
         ours = self._taken(batch)
         replies = self._driver.send_and_receive(ours, timeout=timeout, checkpoint=_is_checkpoint(batch))
         self._stamp(batch, ours)
+        if timeout is not None:
+            self._cancel({message.metadata.message_id for message in ours}, replies)
         return _converted(replies)
+
+    def _cancel(self, message_ids: set[str], replies: list[Message]) -> None:
+        late = message_ids.difference(reply.metadata.reply_to_message for reply in replies)
+        if late:
+            with suppress(RedisUnreachable, RedisOutOfMemory):  # their replies leave when they come
+                self._driver.cancel_messages(late, timeout=0)
 
     def _taken(self, batch: list[Any]) -> list[Message]:
         """Return brokerfl's Messages, frozen as they are now; those that share a RecordDict share a RecordSet."""

@@ -139,6 +139,9 @@ class Driver:
     ) -> list[str]:
         """Send messages and return their ids in order; "" for one that was refused. The ids are also set in them.
 
+        Keep the ids while you may still ask for the replies: once the app has let go of one, a reply that nobody took
+        is deleted when the run moves on (docs/guarantees.md, "What is left behind").
+
         A message is refused if its node is not registered, if its ttl has passed, or if the run is over. Contents are
         frozen now: what the caller changes afterwards is not sent. In a resumed run, a message adopts an unsettled one
         of the same group, node and type: that one's id is returned, and the node does not execute it again.
@@ -201,16 +204,22 @@ class Driver:
                 raise TypeError(f"settle() takes replies, not {type(reply).__name__}")
         self._hold.committer.settle([reply.metadata.reply_to_message for reply in replies])
 
-    def cancel_messages(self, message_ids: Iterable[str]) -> None:
+    def cancel_messages(self, message_ids: Iterable[str], *, timeout: float | None = None) -> None:
         """Cancel messages: each ends at once as Error 3, unless its reply has arrived.
 
         A node that has not started does not execute it; one that has sees ``context.cancelled()``.
+        What Redis has of a cancelled message is deleted when the run moves on.
+
+        Args:
+            message_ids: as `push_messages` returned them.
+            timeout: seconds to wait while Redis cannot be reached; None waits until the run detaches.
 
         Raises:
+            RedisUnreachable: time was up; nothing was cancelled.
             RedisOutOfMemory: Redis is full and forgot something that has to be written first; nothing was cancelled.
         """
         accepted, _ = self._sort(message_ids)
-        self._hold.verdicts.cancel(accepted)
+        self._hold.verdicts.cancel(accepted, _until(timeout))
 
     # Collecting.
 
@@ -235,10 +244,11 @@ class Driver:
             message_ids: as `push_messages` returned them; ``""`` is ignored.
             timeout: seconds for all of them together; then the iteration ends. None waits until all are answered.
         """
-        wanted, foreign = self._sort(message_ids)
-        return self._iterate(wanted, foreign, _until(timeout))
+        held = list(message_ids)  # while it is open, the iterator holds them for the app
+        wanted, foreign = self._sort(held)
+        return self._iterate(held, wanted, foreign, _until(timeout))
 
-    def _iterate(self, wanted: set[str], foreign: list[str], until: float | None) -> Iterator[Message]:
+    def _iterate(self, held: list[str], wanted: set[str], foreign: list[str], until: float | None) -> Iterator[Message]:
         yield from (unknown_reply(self._run_id, each) for each in foreign)
         yield from self._replies.each(wanted, until)
 

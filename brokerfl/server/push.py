@@ -88,7 +88,7 @@ class Pusher:
                 if isinstance(error, BrokerflError):
                     self._committer.free_idle()
                 raise
-            return [draft.message.message_id if draft else "" for draft in drafts]
+            return [self._book.hand_out(draft.message.message_id) if draft else "" for draft in drafts]
 
     def _send(self, drafts: list[_Draft], contents: Iterable[EncodedContent], began: float, moves_on: bool) -> None:
         needed = {draft.entry.digest for draft in drafts}

@@ -70,13 +70,20 @@ class Replies:
         """Return the replies that have arrived; all of them are handed over, or none."""
         replies: list[Message] = []
         with self._handing_over() as taken:
-            while (message := self._answers.take(message_ids)) is not None:
-                message_ids.discard(message.message_id)
+            for message in self._taken(message_ids):
                 decoded = self._decode(message, time.monotonic())
                 if decoded is not None:
                     replies.append(decoded)
                     taken.append(message)
         return replies
+
+    def _taken(self, message_ids: set[str]) -> Iterator[OpenMessage]:
+        while (message := self._answers.take(message_ids)) is not None:
+            message_ids.discard(message.message_id)
+            yield message
+        for message_id in self._answers.left(message_ids):
+            if (message := self._answers.take_left(message_id)) is not None:
+                yield message
 
     @contextmanager
     def _handing_over(self) -> Iterator[list[OpenMessage]]:

@@ -51,8 +51,12 @@ class Verdicts:
         self._receiver.read_more(nodes, results, generation)
         self._book.answers.fail((message.message_id, error) for message, error in verdicts)
 
-    def cancel(self, message_ids: Iterable[str]) -> None:
-        """Answer open messages with Error 3, and take them out of the inboxes."""
+    def cancel(self, message_ids: Iterable[str], until: float | None) -> None:
+        """Answer open messages with Error 3, and take them out of the inboxes.
+
+        Raises:
+            RedisUnreachable: Redis was away at the local monotonic time ``until``; nothing was cancelled.
+        """
         self._session.check()
         wanted, reason = set(message_ids), Error(ErrorCode.MESSAGE_UNAVAILABLE, "the message was cancelled")
 
@@ -60,7 +64,7 @@ class Verdicts:
             self._session.reconcile()
             self._pass([(message, reason) for message in self._book.awaited() if message.message_id in wanted])
 
-        self._session.through_outage(cancel)
+        self._session.through_outage(cancel, until)
 
 
 def _verdict(message: OpenMessage, now: float, gone: set[int]) -> Error | None:

@@ -9,7 +9,7 @@ app with one thread has no hand-offs between threads, and an app with many opens
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from logging import WARNING
 
 from brokerfl.broker.fence import RedisForgot
@@ -29,6 +29,7 @@ class Wanted:
 
     ids: set[str]
     seen: int = -1  # the book's takes when nobody else had taken one of ``ids``
+    left: list[str] = field(default_factory=list)  # those that have left the book
 
 
 class Waits:
@@ -63,12 +64,18 @@ class Waits:
                     return message
                 self._session.check()
                 self._leave_out(wanted)
+                if wanted.left:
+                    continue
                 left = SWEEP if until is None else until - time.monotonic()
                 if not wanted.ids or left <= 0:
                     return None
                 self._wait(min(left, SWEEP), until)
 
     def _take(self, wanted: Wanted) -> OpenMessage | None:
+        while wanted.left:
+            message = self._answers.take_left(wanted.left.pop())
+            if message is not None:
+                return message
         message = self._answers.take(wanted.ids)
         if message is not None:
             wanted.ids.discard(message.message_id)
@@ -76,10 +83,12 @@ class Waits:
         return message
 
     def _leave_out(self, wanted: Wanted) -> None:
-        """Remove from ``wanted`` what another call took."""
+        """Remove from ``wanted`` what another call took, or what left the book."""
         if wanted.seen != self._answers.takes:
             wanted.seen = self._answers.takes
-            wanted.ids.intersection_update([each for each in wanted.ids if self._answers.waits(each)])
+            gone = [each for each in wanted.ids if not self._answers.waits(each)]
+            wanted.ids.difference_update(gone)
+            wanted.left += self._answers.left(gone)
 
     def _wait(self, seconds: float, until: float | None) -> None:
         """Wait for a change; collect if no other thread does. Called with the lock held once, which is given up."""

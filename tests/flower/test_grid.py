@@ -673,3 +673,34 @@ def test_a_state_may_change_while_another_thread_pushes() -> None:
             writing.result()
 
     run_simulation(server(main), client(lambda message, context: message.content), 1)
+
+
+# What stays in Redis.
+
+
+def in_redis(grid: Any) -> int:
+    """How many entries Redis has in the run's ledger and in the streams of its nodes."""
+    driver = driver_of(grid)
+    keys, run_id, redis = driver.connection.keys, driver.run.run_id, driver.connection.redis
+    streams = [key for node in grid.get_node_ids() for key in keys.of_node_and_run(node, run_id)]
+    return int(redis.hlen(keys.ledger(run_id)) + sum(map(redis.xlen, streams)))
+
+
+def test_what_does_not_come_in_time_is_cancelled() -> None:
+    """`send_and_receive` never gave the app its id: no node executes it any more, and nothing of it stays in Redis."""
+    gate, found = Gate(), []
+
+    def main(grid: Any, context: Any) -> None:
+        [node] = grid.get_node_ids()
+        for turn in range(4):
+            assert grid.send_and_receive([message_to(grid, node, number(turn))], timeout=0.1) == []
+            assert gate.begun.acquire(timeout=20 if turn == 0 else 0) is (turn == 0)
+        gate.go.set()
+        found.extend(grid.send_and_receive([message_to(grid, node, number(9))]))
+        grid.push_messages([])
+        assert in_redis(grid) <= 3, "the last one and its reply"
+
+    run(main, gate)
+    assert [number_in(reply) for reply in found] == [9]
+    assert gate.begun.acquire(timeout=0)
+    assert not gate.begun.acquire(timeout=0)

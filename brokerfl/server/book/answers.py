@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from brokerfl.broker.books import Parcel
 from brokerfl.broker.outbox import Settled
 from brokerfl.broker.stream import milliseconds_of
-from brokerfl.common import Error
+from brokerfl.common import Error, ErrorCode
+from brokerfl.server.book.held import Held
 from brokerfl.server.book.index import Index
 from brokerfl.server.book.message import MOST_REOPENED, Entries, Event, OpenMessage
 from brokerfl.server.book.state import GIVEN, State, Step
@@ -22,6 +23,7 @@ class Answers:
 
     Args:
         index: the messages.
+        held: the ids that the app holds.
 
     Attributes:
         changed: the book's lock.
@@ -29,10 +31,10 @@ class Answers:
         takes: how often there was one reply less to wait for: `take` found it, or its message left the book.
     """
 
-    def __init__(self, index: Index) -> None:
+    def __init__(self, index: Index, held: Held) -> None:
         self._lock, self.changed = index.lock, index.changed
         self.dropped = self.takes = 0
-        self._index = index
+        self._index, self._held = index, held
 
     def answer(self, node_id: int, outbox_entry: str, message_id: str, reply: Fields, data: Entries) -> Settled | None:
         """Take in a reply that was read from ``node_id``'s outbox. Returns what is to be deleted of it.
@@ -70,6 +72,8 @@ class Answers:
             for message_id, error in verdicts:
                 message = self._index.find(message_id)
                 if message is not None and message.is_open:
+                    if error.code == ErrorCode.MESSAGE_UNAVAILABLE:
+                        message.end()
                     self._index.note(message, message.answer(error))
             self.changed.notify_all()
 
@@ -89,6 +93,16 @@ class Answers:
                     return message
             return None
 
+    def take_left(self, message_id: str) -> OpenMessage | None:
+        """Take the Error of a message that left the book before the app asked for its reply; None if it did not."""
+        with self._lock:
+            return self._held.pop(message_id)
+
+    def left(self, message_ids: Iterable[str]) -> list[str]:
+        """Return those of these ids for which `take_left` has something."""
+        with self._lock:
+            return [message_id for message_id in message_ids if message_id in self._held]
+
     def put_back(self, messages: Sequence[OpenMessage]) -> None:
         """Replies that were taken could not be handed over now: the first of them is the first to be taken again."""
         with self._lock:
@@ -96,7 +110,9 @@ class Answers:
                 self._put_back(message, lambda message: message.go(Step.PUT_BACK))
 
     def _put_back(self, message: OpenMessage, step: Callable[[OpenMessage], Event]) -> bool:
-        if message.state is not State.TAKEN:  # it was cancelled in the meantime
+        if message.state is not State.TAKEN:  # it was cancelled in the meantime, or had left the book before
+            if message.state is State.GONE and isinstance(message.reply, Error):
+                self._held.leave(message)
             return False
         self._index.note(message, step(message))
         self._index.answered.move_to_end(message.message_id, last=False)

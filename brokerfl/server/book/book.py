@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 from brokerfl.broker.books import Change, Parcel, Snapshot
 from brokerfl.broker.outbox import Settled
 from brokerfl.server.book.answers import Answers
+from brokerfl.server.book.comparison import compare
+from brokerfl.server.book.held import Held, HeldId
 from brokerfl.server.book.index import Index
 from brokerfl.server.book.message import Event, OpenMessage
 from brokerfl.server.book.orphans import Orphans
@@ -58,7 +60,8 @@ class Book:
     ) -> None:
         self._index = Index(tell)
         self._lock, self.changed = self._index.lock, self._index.changed
-        self.answers = Answers(self._index)
+        self._held = Held()
+        self.answers = Answers(self._index, self._held)
         self._orphans = Orphans()
         self._groups: set[str] = set()
         self._needs: dict[bytes, int] = {}
@@ -162,6 +165,9 @@ class Book:
             if message is not None and message.state in ORPHANS:
                 self._orphans.remove(message)
                 self._adopt(message)
+            if message is not None and type(message_id) is not HeldId:
+                message.name()
+                self._index.weigh(message)
 
     def disown(self, accepted: Iterable[OpenMessage]) -> None:
         """A push failed: what it reserved are orphans again, and so is what it had accepted, for it may be repeated."""
@@ -171,6 +177,24 @@ class Book:
                 if message.state in (State.SENT, State.LOST, State.ANSWERED):
                     self._index.note(message, message.go(Step.DISOWNED))
                     self._orphans.add(message)
+
+    def hand_out(self, message_id: str) -> str:
+        """Return the id of a message as the app gets it."""
+        return self._held.hand_out(message_id)
+
+    def unwanted(self) -> list[OpenMessage]:
+        """Return the answered messages whose replies nobody has taken, and nobody will: the run may leave them behind.
+
+        Those whose ids the app has let go of, unless it once asked with a copy; and those that were cancelled, or
+        expired before a reply came, about which the app can still ask.
+        """
+        with self._lock:
+            for message_id in self._held.let_go():
+                message = self._index.messages.get(message_id)
+                if message is not None:
+                    message.let_go()
+                    self._index.weigh(message)
+            return list(self._index.unwanted.values())
 
     def orphans(self) -> list[OpenMessage]:
         """Return what nobody has adopted, nor is adopting."""
@@ -192,7 +216,7 @@ class Book:
         Args:
             sending: messages to enter, or to send again unless they were answered in the meantime.
             settled: messages whose replies the app has; they leave.
-            cancelled: orphans; they leave.
+            cancelled: orphans, and what is unwanted; they leave.
             state: the ServerApp's, if it differs from what the last commit saved.
             contents: the names of the contents that the run has in Redis.
         """
@@ -248,8 +272,11 @@ class Book:
             for message in settled:
                 self._leave(message, Step.SETTLED)
             for message in cancelled:
+                is_left = message.state is State.ANSWERED and message.is_unwanted
                 self._leave(message, Step.CANCELLED)
                 self._orphans.remove(message)
+                if is_left:  # else a thread has taken its reply in the meantime
+                    self._held.leave(message)
             if cancelled:  # a thread that has claimed one in the meantime waits for nothing
                 self.answers.takes += 1
                 self.changed.notify_all()
@@ -309,37 +336,12 @@ class Book:
     # Comparing.
 
     def compare(self, seen: Iterable[tuple[int, str, str]]) -> tuple[list[Parcel], list[Parcel], list[tuple[int, str]]]:
-        """Compare with the inboxes, as they were before the outboxes were read.
-
-        Args:
-            seen: every inbox entry, as node id, entry id and message id.
-
-        Returns:
-            What to send again: open messages that Redis lost, if their fields are at hand; and those whose large
-            replies it lost, which their nodes hold in memory for a while. And the entries (node id, entry id) that
-            belong to neither.
-        """
+        """Compare with the inboxes, as they were before the outboxes were read: see `comparison.compare`."""
         with self._lock:
-            owed, in_doubt = self._index.owed(), self._index.in_doubt()
-            found: dict[str, list[str]] = {message.message_id: [] for message in (*owed, *in_doubt)}
-            strays = []
-            for node_id, entry_id, message_id in seen:
-                if message_id in found and self._index.messages[message_id].node_id == node_id:
-                    found[message_id].append(entry_id)
-                else:
-                    strays.append((node_id, entry_id))
-            for message in owed:
-                self._index.note(message, message.find(found[message.message_id]))
-            lost = [message for message in owed if message.state is State.LOST]
-            doubtful = [message for message in in_doubt if not found[message.message_id]]
-            return _parcels(lost), _parcels(doubtful), strays
+            return compare(self._index, seen)
 
     def still_lost(self, parcels: Iterable[Parcel]) -> list[Parcel]:
         """Return those of these messages that were not answered in the meantime, or whose replies are in doubt."""
         with self._lock:
             due = {message.message_id for message in (*self._index.owed(), *self._index.in_doubt())}
             return [parcel for parcel in parcels if parcel.message_id in due]
-
-
-def _parcels(messages: Iterable[OpenMessage]) -> list[Parcel]:
-    return [message.parcel(fields) for message in messages if (fields := message.fields) is not None]

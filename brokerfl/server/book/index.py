@@ -29,6 +29,7 @@ class Index:
         self.unsent: dict[str, OpenMessage] = {}  # those that are under way
         self.answered: OrderedDict[str, None] = OrderedDict()  # those to be taken: put back, then by arrival
         self.taken: dict[str, OpenMessage] = {}  # and those handed over
+        self.unwanted: dict[str, OpenMessage] = {}  # those answered that may leave when the run moves on
         self.doubtful: dict[str, None] = {}  # those whose large replies Redis may have forgotten, with their chunks
         self._owing: dict[int, int] = {}
         self._tell = tell
@@ -48,12 +49,21 @@ class Index:
             self._owes_less(message.node_id)
         if state is _ANSWERED:
             self.answered[message_id] = None
+            self.weigh(message)
         elif before is _ANSWERED:
             del self.answered[message_id]
+            self.unwanted.pop(message_id, None)
         if state in TAKEN:
             self.taken[message_id] = message
         elif before in TAKEN:
             del self.taken[message_id]
+
+    def weigh(self, message: OpenMessage) -> None:
+        """It may have become unwanted, or wanted again."""
+        if message.is_unwanted and message.state is _ANSWERED:
+            self.unwanted[message.message_id] = message
+        else:
+            self.unwanted.pop(message.message_id, None)
 
     def _owes_less(self, node_id: int) -> None:
         left = self._owing[node_id] - 1

@@ -60,6 +60,9 @@ class OpenMessage:
     reopened: int = 0  # how often the payload of its reply was missing
     spares: tuple[Copy, ...] = ()  # later copies of a large reply
     is_asked_again: bool = False  # it was sent again for its reply, which Redis had lost
+    is_let_go: bool = False  # the app has let go of its id
+    is_named: bool = False  # the app asked for it with a copy of its id
+    has_ended: bool = False  # cancelled or expired: nobody will execute it
 
     @property
     def node_id(self) -> int:
@@ -70,6 +73,11 @@ class OpenMessage:
     def is_open(self) -> bool:
         """Whether it is not answered yet."""
         return self.state in OPEN
+
+    @property
+    def is_unwanted(self) -> bool:
+        """Whether its reply, once it is there, may leave when the run moves on."""
+        return self.has_ended or (self.is_let_go and not self.is_named)
 
     def is_handed_over_to(self, thread: int) -> bool:
         """Whether the app has the reply that was taken: handed over, or yielded to this thread."""
@@ -144,6 +152,23 @@ class OpenMessage:
         if not data_entries:  # the payload of a large reply may turn out to be missing
             self.fields = None
         return self.go(_ANSWERED)
+
+    def let_go(self) -> None:
+        """The app has let go of its id."""
+        self.is_let_go = True
+
+    def name(self) -> None:
+        """The app asks for it with a copy of its id, and may do so again."""
+        self.is_named = True
+
+    def end(self) -> None:
+        """It was cancelled, or has expired."""
+        self.has_ended = True
+
+    def leave_behind(self, error: Error) -> None:
+        """It has left the book, and its reply has left Redis."""
+        self.reply = self.reply if isinstance(self.reply, Error) else error
+        self.outbox_entry, self.data_entries, self.spares = "", (), ()
 
     def spare(self, copy: Copy) -> bool:
         """Keep another copy of a large reply: the payload of the one that counts may turn out to be missing.
