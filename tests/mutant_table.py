@@ -545,14 +545,14 @@ BOOK = (
     Mutant(
         "a content that is sent again is needed twice",
         "server/book/book.py",
-        "            self._unneed(message.entry.digest)\n            message.replace",
+        "            count(self._needs, message.entry.digest, -1)\n            message.replace",
         "            message.replace",
         "unit/test_book contract/test_content_adopted contract/test_content_freed",
     ),
     Mutant(
         "a settled message needs its content",
         "server/book/book.py",
-        "        self._index.leave(message, step)\n        self._unneed(message.entry.digest)\n",
+        "        self._index.leave(message, step)\n        count(self._needs, message.entry.digest, -1)\n",
         "        self._index.leave(message, step)\n",
         "unit/test_book contract/test_content_freed",
     ),
@@ -1352,6 +1352,51 @@ GROWTH = (
         "        if timeout == -1:\n            self._cancel",
         "flower/test_grid",
     ),
+    Mutant(
+        "a Flower app with one constant group never moves on",
+        "flower/grid.py",
+        "self._driver.unsettled(message) >= _MOST_OF_A_ROUND",
+        "False",
+        "flower/test_grid",
+    ),
+    Mutant(
+        "a Flower app moves on within a round",
+        "flower/grid.py",
+        "_MOST_OF_A_ROUND = 4",
+        "_MOST_OF_A_ROUND = 1",
+        "flower/test_grid",
+    ),
 )
 
-MUTANTS = (*FENCE, *TRANSACTIONS, *STREAMS, *BOOK, *WAITS, *NODE, *GROWTH)
+GROUPS = (
+    Mutant(
+        "a resume forgets the groups",
+        "broker/books.py",
+        "int(replies or 0), groups)",
+        "int(replies or 0))",
+        "contract/test_groups",
+    ),
+    Mutant(
+        "Redis keeps the groups of an app that begins anew",
+        "server/book/groups.py",
+        "        self._known, self._is_saved = {}, False\n",
+        "        self._known = {}\n",
+        "contract/test_groups",
+    ),
+    Mutant(
+        "Redis keeps all groups",
+        "broker/books.py",
+        "            pipe.ltrim(self._groups, -MOST_GROUPS, -1)\n",
+        "",
+        "contract/test_groups",
+    ),
+    Mutant(
+        "a comparison does not write the groups again",
+        "server/book/book.py",
+        "self._replied, self._groups.all())",
+        "self._replied)",
+        "contract/test_groups",
+    ),
+)
+
+MUTANTS = (*FENCE, *TRANSACTIONS, *STREAMS, *BOOK, *WAITS, *NODE, *GROWTH, *GROUPS)

@@ -28,13 +28,18 @@ from brokerfl.flower.message import flower_error_of, flower_message_of
 from brokerfl.flower.records import record_set_of
 from brokerfl.server import Driver
 
+#: Most messages of one type that a node gets in one round: SecAgg+ sends it four, and what it answered is needed until
+#: the round is over.
+_MOST_OF_A_ROUND = 4
+
 
 class FlowerGrid(compat.Grid):  # type: ignore[misc]  # of any flwr
     """Sends messages to nodes and collects their replies, for flwr's ServerApp. Safe to use from many threads.
 
     flwr's strategies seldom name groups. So a push without a group moves the run on: in one transaction,
     ``context.state`` is saved and the replies handed over so far are settled. A push of named groups does so when a
-    group is new, as with brokerfl's Driver.
+    group is new, as with brokerfl's Driver; and when a message follows `_MOST_OF_A_ROUND` others of the same group,
+    node and type whose replies the app has: an asynchronous app may name one group for ever.
 
     Args:
         driver: brokerfl's.
@@ -100,7 +105,7 @@ class FlowerGrid(compat.Grid):  # type: ignore[misc]  # of any flwr
         """
         batch = list(messages)
         ours = self._taken(batch)
-        ids = self._driver.push_messages(ours, checkpoint=_is_checkpoint(batch))
+        ids = self._driver.push_messages(ours, checkpoint=self._is_checkpoint(ours))
         self._stamp(batch, ours)
         if self._driver.context.cancelled():
             self._driver.get_node_ids()  # raises why
@@ -125,7 +130,7 @@ class FlowerGrid(compat.Grid):  # type: ignore[misc]  # of any flwr
         """
         batch = list(messages)
         ours = self._taken(batch)
-        replies = self._driver.send_and_receive(ours, timeout=timeout, checkpoint=_is_checkpoint(batch))
+        replies = self._driver.send_and_receive(ours, timeout=timeout, checkpoint=self._is_checkpoint(ours))
         self._stamp(batch, ours)
         if timeout is not None:
             self._cancel({message.metadata.message_id for message in ours}, replies)
@@ -151,6 +156,11 @@ class FlowerGrid(compat.Grid):  # type: ignore[misc]  # of any flwr
             taken.append(Message(self._metadata_of(message.metadata), content=contents[id(content)]))
         return taken
 
+    def _is_checkpoint(self, batch: list[Message]) -> bool:
+        return any(
+            not message.metadata.group_id or self._driver.unsettled(message) >= _MOST_OF_A_ROUND for message in batch
+        )
+
     def _metadata_of(self, metadata: Any) -> Metadata:
         return Metadata(
             run_id=self._driver.run.run_id,
@@ -174,10 +184,6 @@ class FlowerGrid(compat.Grid):  # type: ignore[misc]  # of any flwr
                 src_node_id=metadata.src_node_id,
                 message_id=metadata.message_id,
             )
-
-
-def _is_checkpoint(batch: list[Any]) -> bool:
-    return not all(message.metadata.group_id for message in batch)
 
 
 def _converted(replies: list[Message]) -> list[Any]:

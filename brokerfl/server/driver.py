@@ -114,8 +114,8 @@ class Driver:
             content: what to send. It is read when the message is pushed, not now.
             message_type: ``train``, ``evaluate`` or ``query``, optionally with an action: ``train.warmup``.
             dst_node_id: the node's id.
-            group_id: usually the round. Pushing a group that was never pushed before moves the run on: replies handed
-                over so far are settled.
+            group_id: usually the round. Pushing one that is not among the last 1,000 of the run moves it on: replies
+                handed over so far are settled.
             ttl: seconds from the push after which the message counts as expired; 12 hours by default.
 
         Raises:
@@ -181,6 +181,11 @@ class Driver:
                 encoded; nothing was saved.
         """
         self._hold.pusher.checkpoint()
+
+    def unsettled(self, message: Message) -> int:
+        """Return to how many messages of the same group, node and type the app has replies that are not settled."""
+        meta = message.metadata
+        return self._book.unsettled((meta.group_id, meta.dst_node_id, meta.message_type))
 
     def start_over(self) -> None:
         """Cancel what the run had not settled before it was resumed, so that nothing pushed from now on adopts it.

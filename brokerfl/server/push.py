@@ -115,10 +115,11 @@ class Pusher:
             raise
 
     def start_over(self) -> None:
-        """Cancel the orphans that have not been adopted."""
+        """Cancel the orphans that have not been adopted; every group is new."""
         with self._pushing:  # a push may be adopting some
             self._session.check()
             self._committer.cancel_orphans()
+            self._book.start_over()
 
     def is_registered(self, node_id: int) -> bool:
         """Return whether the node was registered when it was looked up."""

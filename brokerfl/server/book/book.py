@@ -16,8 +16,9 @@ from brokerfl.broker.books import Change, Parcel, Snapshot
 from brokerfl.broker.outbox import Settled
 from brokerfl.server.book.answers import Answers
 from brokerfl.server.book.comparison import compare
+from brokerfl.server.book.groups import KnownGroups
 from brokerfl.server.book.held import Held, HeldId
-from brokerfl.server.book.index import Index
+from brokerfl.server.book.index import Index, count
 from brokerfl.server.book.message import Event, OpenMessage
 from brokerfl.server.book.orphans import Orphans
 from brokerfl.server.book.plan import Sending, idle, needed_from
@@ -63,7 +64,7 @@ class Book:
         self._held = Held()
         self.answers = Answers(self._index, self._held)
         self._orphans = Orphans()
-        self._groups: set[str] = set()
+        self._groups = KnownGroups(snapshot.groups)
         self._needs: dict[bytes, int] = {}
         self._kept: Collection[bytes] = ()
         self.state_name = state_name
@@ -76,7 +77,7 @@ class Book:
             self._index.load(orphan)
             self._orphans.add(orphan)
             self._groups.add(entry.group_id)
-            self._needs[entry.digest] = self._needs.get(entry.digest, 0) + 1
+            count(self._needs, entry.digest, 1)
             self._sequence = entry.sequence
 
     def __contains__(self, message_id: str) -> bool:
@@ -115,13 +116,23 @@ class Book:
     def is_new_group(self, group_ids: Iterable[str]) -> bool:
         """Return whether one of ``group_ids`` was never pushed: then the run moves on."""
         with self._lock:
-            return not self._groups.issuperset(group_ids)
+            return bool(self._groups.new(group_ids))
+
+    def start_over(self) -> None:
+        """From now on, no group was pushed before."""
+        with self._lock:
+            self._groups.forget()
+
+    def unsettled(self, key: tuple[str, int, str]) -> int:
+        """Return how many replies to messages with this `LedgerEntry.key` were handed over and are not settled."""
+        with self._lock:
+            return self._index.had.get(key, 0)
 
     def snapshot(self) -> Snapshot:
         """Return what the books in Redis are to hold."""
         with self._lock:
             entries = {message_id: message.entry for message_id, message in self._index.messages.items()}
-            return Snapshot(entries, set(self._reached), self._pushed, self._replied)
+            return Snapshot(entries, set(self._reached), self._pushed, self._replied, self._groups.all())
 
     # Pushing.
 
@@ -137,10 +148,7 @@ class Book:
             self._kept = names
 
     def reserve(self, entry: LedgerEntry, now: float, *, exactly: bool = False) -> OpenMessage | None:
-        """Return the orphan that a message adopts, and reserve it until `adopt` or `disown`.
-
-        See `Orphans.reserve`.
-        """
+        """Return the orphan that a message adopts, and reserve it until `adopt` or `disown`: see `Orphans.reserve`."""
         with self._lock:
             return self._orphans.reserve(entry, now, exactly=exactly)
 
@@ -233,6 +241,7 @@ class Book:
             change = Change(
                 entered=entered,
                 new=tuple(self._index.unsent),
+                groups=self._groups.new({one.entry.group_id for one in sending if one.is_new}),
                 parcels=tuple(one.message.parcel(one.fields) for one in sending if one.message.is_open),
                 contacted={node: None for node in nodes if node not in self._contacted},
                 settled=tuple(message.message_id for message in settled),
@@ -266,6 +275,7 @@ class Book:
             for one in sending:
                 self._accept(one)
             self._contacted.update(change.contacted)
+            self._groups.noted(change.groups)
             self._pushed, self._replied = change.messages, change.replies
             vanished, refused = self._note_entries(change.parcels, results)
             freed = [copy for message in (*settled, *cancelled) for copy in message.copies]
@@ -287,26 +297,18 @@ class Book:
 
     def _accept(self, one: Sending) -> None:
         message, entry = one.message, one.entry
-        self._needs[entry.digest] = self._needs.get(entry.digest, 0) + 1
+        count(self._needs, entry.digest, 1)
         if one.is_new:
             self._index.note(message, message.accept(entry))
             self._index.enter(message)
-            self._groups.add(entry.group_id)
         else:
-            self._unneed(message.entry.digest)
+            count(self._needs, message.entry.digest, -1)
             message.replace(entry)
             self._send(message)
 
     def _leave(self, message: OpenMessage, step: Step) -> None:
         self._index.leave(message, step)
-        self._unneed(message.entry.digest)
-
-    def _unneed(self, name: bytes) -> None:
-        left = self._needs[name] - 1
-        if left:
-            self._needs[name] = left
-        else:
-            del self._needs[name]
+        count(self._needs, message.entry.digest, -1)
 
     def _send(self, message: OpenMessage) -> None:
         if message.is_open:

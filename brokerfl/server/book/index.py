@@ -7,11 +7,23 @@ message takes a step.
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import TypeVar
 
 from brokerfl.server.book.message import Event, OpenMessage
 from brokerfl.server.book.state import OWING, TAKEN, State, Step
 
-_ANSWERED = State.ANSWERED
+_ANSWERED, _HANDED_OVER = State.ANSWERED, State.HANDED_OVER
+
+Key = TypeVar("Key")
+
+
+def count(counts: dict[Key, int], key: Key, more: int) -> None:
+    """Count ``key``; one that is counted 0 times takes no memory."""
+    now = counts.get(key, 0) + more
+    if now:
+        counts[key] = now
+    else:
+        del counts[key]
 
 
 class Index:
@@ -30,6 +42,7 @@ class Index:
         self.answered: OrderedDict[str, None] = OrderedDict()  # those to be taken: put back, then by arrival
         self.taken: dict[str, OpenMessage] = {}  # and those handed over
         self.unwanted: dict[str, OpenMessage] = {}  # those answered that may leave when the run moves on
+        self.had: dict[tuple[str, int, str], int] = {}  # how many of each key were handed over
         self.doubtful: dict[str, None] = {}  # those whose large replies Redis may have forgotten, with their chunks
         self._owing: dict[int, int] = {}
         self._tell = tell
@@ -44,9 +57,9 @@ class Index:
         state, message_id = message.state, message.message_id
         if state in OWING:
             if before not in OWING:
-                self._owing[message.node_id] = self._owing.get(message.node_id, 0) + 1
+                count(self._owing, message.node_id, 1)
         elif before in OWING:
-            self._owes_less(message.node_id)
+            count(self._owing, message.node_id, -1)
         if state is _ANSWERED:
             self.answered[message_id] = None
             self.weigh(message)
@@ -57,6 +70,10 @@ class Index:
             self.taken[message_id] = message
         elif before in TAKEN:
             del self.taken[message_id]
+        if state is _HANDED_OVER:
+            count(self.had, message.entry.key, 1)
+        elif before is _HANDED_OVER:
+            count(self.had, message.entry.key, -1)
 
     def weigh(self, message: OpenMessage) -> None:
         """It may have become unwanted, or wanted again."""
@@ -64,13 +81,6 @@ class Index:
             self.unwanted[message.message_id] = message
         else:
             self.unwanted.pop(message.message_id, None)
-
-    def _owes_less(self, node_id: int) -> None:
-        left = self._owing[node_id] - 1
-        if left:
-            self._owing[node_id] = left
-        else:
-            del self._owing[node_id]
 
     def enter(self, message: OpenMessage) -> None:
         """A message was accepted."""
