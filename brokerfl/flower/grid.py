@@ -100,7 +100,7 @@ class FlowerGrid(compat.Grid):  # type: ignore[misc]  # of any flwr
         """Send messages; return their ids in the same order, ``""`` where one was refused.
 
         Raises:
-            TypeError, ValueError, BrokerflError: as brokerfl's Driver; nothing was pushed.
+            TypeError, ValueError, BrokerflError: as brokerfl's Driver; nothing was pushed, but for `message_ids`.
             RunStopped, RunFenced, RunLost: the run is over. An app that only pushes would not notice otherwise.
         """
         batch = list(messages)

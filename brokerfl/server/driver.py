@@ -158,8 +158,11 @@ class Driver:
             TypeError, ValueError: something is not a message of this run or cannot be sent; nothing was pushed.
             MessageTooLarge: a content exceeds `brokerfl.wire.frame.MAX_MESSAGE_BYTES`, or the run its limit in Redis,
                 or a group_id has more than about 48,000 bytes; nothing was pushed.
-            RedisOutOfMemory: Redis is full; nothing was pushed.
-            OutageLimit: Redis was unreachable for too long.
+            RedisOutOfMemory: Redis is full; nothing was pushed, or only the first part of what exceeds 64 MB.
+            OutageLimit: Redis was unreachable for too long; as for RedisOutOfMemory.
+
+        If a part was pushed, the exception has its ids: `BrokerflError.message_ids`. Wait for them with `replies`, or
+        push all again: those that were pushed are adopted, as after a resume.
         """
         batch = [check_message(message, self._run_id) for message in messages]
         try:

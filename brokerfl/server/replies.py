@@ -8,7 +8,8 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from brokerfl.broker.outbox import read_data
+from brokerfl.broker.data import read_data
+from brokerfl.broker.outbox import read_reply
 from brokerfl.common import Error, ErrorCode, FrameError, Message, RedisUnreachable
 from brokerfl.server.book import Book, OpenMessage
 from brokerfl.server.commit import Committer
@@ -121,8 +122,9 @@ class Replies:
             return error_reply(self._run_id, message.message_id, message.entry, message.reply)
         assert message.reply is not None, "the reply was handed over already"
         try:
-            fetched = self._fetch(message, message.reply, until)
-            fields = {**message.reply, **fetched} if fetched else message.reply
+            reply = message.reply or self._read_again(message, until)
+            fetched = self._fetch(message, reply, until)
+            fields = {**reply, **fetched} if fetched else reply
             return decode_reply(self._run_id, message.message_id, message.entry, fields)
         except MissingChunkError as error:
             return None if self._committer.send_again(message) else self._unreadable(message, str(error))
@@ -133,6 +135,14 @@ class Replies:
             if isinstance(error, RedisUnreachable):
                 return None
             raise
+
+    def _read_again(self, message: OpenMessage, until: float | None) -> Fields:
+        """Return a reply that was read when there was no room for it."""
+        where = message.node_id, self._run_id, message.outbox_entry
+        reply = self._session.through_outage(lambda: read_reply(self._owner.connection, *where), until)
+        if not reply:
+            raise MissingChunkError("Redis lost it")
+        return {**reply}
 
     def _fetch(self, message: OpenMessage, reply: Fields, until: float | None) -> Fields:
         """Return the content of a large reply, and nothing for a small one; after an outage, continue where it was."""

@@ -62,7 +62,7 @@ class Verdicts:
 
         def cancel() -> None:
             self._session.reconcile()
-            self._pass([(message, reason) for message in self._book.awaited() if message.message_id in wanted])
+            self._pass([(message, reason) for message in self._book.awaited(wanted)])
 
         self._session.through_outage(cancel, until)
 

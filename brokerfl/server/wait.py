@@ -7,6 +7,7 @@ One thread at a time collects for all: the first that waits blocks on the bell, 
 app with one thread has no hand-offs between threads, and an app with many opens no extra connections.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,6 +20,9 @@ from brokerfl.server.receive import Receiver
 from brokerfl.server.session import Session
 from brokerfl.server.verdict import Verdicts
 
+#: An iterator looks through all ids that it waits for after so many takes by others, as a part of them.
+_LOOK = 16
+
 #: Seconds between sweeps while a thread waits: they catch lost rings, lapsed leases and expired messages.
 SWEEP = 1.0
 
@@ -28,7 +32,7 @@ class Wanted:
     """The messages whose replies one iterator waits for. Only for the thread that drives it."""
 
     ids: set[str]
-    seen: int = -1  # the book's takes when nobody else had taken one of ``ids``
+    seen: float = -math.inf  # the book's takes when nobody else had taken one of ``ids``
     left: list[str] = field(default_factory=list)  # those that have left the book
 
 
@@ -84,7 +88,7 @@ class Waits:
 
     def _leave_out(self, wanted: Wanted) -> None:
         """Remove from ``wanted`` what another call took, or what left the book."""
-        if wanted.seen != self._answers.takes:
+        if (self._answers.takes - wanted.seen) * _LOOK > len(wanted.ids):
             wanted.seen = self._answers.takes
             gone = [each for each in wanted.ids if not self._answers.waits(each)]
             wanted.ids.difference_update(gone)

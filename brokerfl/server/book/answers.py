@@ -13,9 +13,9 @@ from brokerfl.broker.stream import milliseconds_of
 from brokerfl.common import Error, ErrorCode
 from brokerfl.server.book.held import Held
 from brokerfl.server.book.index import Index
-from brokerfl.server.book.message import MOST_REOPENED, Entries, Event, OpenMessage
+from brokerfl.server.book.message import MOST_REOPENED, UNREAD, Entries, Event, OpenMessage
 from brokerfl.server.book.state import GIVEN, State, Step
-from brokerfl.wire.frame import Fields
+from brokerfl.wire.frame import Fields, size_of
 
 
 class Answers:
@@ -50,14 +50,18 @@ class Answers:
                 self._index.doubtful.pop(message_id, None)
                 return None
             if message.is_open and milliseconds_of(outbox_entry) <= message.entry.deadline:
-                self._index.note(message, message.answer(reply, outbox_entry, data))
+                self._index.hold(message, size_of(reply))
+                self._index.note(message, message.answer(reply if message.held else UNREAD, outbox_entry, data))
+                self._index.has_chunks(message)
                 return None
             self.dropped += 1
-            if not message.is_open and data in [data for _, _, data in message.copies]:  # the chunks are still needed
+            if data and not message.is_open and data in [data for _, _, data in message.copies]:
+                # The chunks are still needed.
                 return node_id, outbox_entry, ()
-            if not message.spare((outbox_entry, reply, data)):
+            if not message.spare((outbox_entry, reply if data else UNREAD, data)):
                 return node_id, outbox_entry, data
             self._index.doubtful.pop(message_id, None)
+            self._index.has_chunks(message)
             return None
 
     def doubt(self) -> None:
@@ -85,13 +89,11 @@ class Answers:
     def take(self, message_ids: set[str]) -> OpenMessage | None:
         """Take the reply among ``message_ids`` that arrived first, for this thread; None when there is none yet."""
         with self._lock:
-            for message_id in self._index.answered:
-                if message_id in message_ids:
-                    self.takes += 1
-                    message = self._index.messages[message_id]
-                    self._index.note(message, message.take(threading.get_ident()))
-                    return message
-            return None
+            message = self._index.first(message_ids)
+            if message is not None:
+                self.takes += 1
+                self._index.note(message, message.take(threading.get_ident()))
+            return message
 
     def take_left(self, message_id: str) -> OpenMessage | None:
         """Take the Error of a message that left the book before the app asked for its reply; None if it did not."""
@@ -115,7 +117,7 @@ class Answers:
                 self._held.leave(message)
             return False
         self._index.note(message, step(message))
-        self._index.answered.move_to_end(message.message_id, last=False)
+        self._index.is_first(message)
         return True
 
     def use_spare(self, message: OpenMessage) -> Settled | None:

@@ -21,7 +21,7 @@ from brokerfl.server.book.held import Held, HeldId
 from brokerfl.server.book.index import Index, count
 from brokerfl.server.book.message import Event, OpenMessage
 from brokerfl.server.book.orphans import Orphans
-from brokerfl.server.book.plan import Sending, idle, needed_from
+from brokerfl.server.book.plan import Sending, idle
 from brokerfl.server.book.state import ORPHANS, State, Step
 from brokerfl.wire.frame import Fields
 from brokerfl.wire.payload import EncodedContent
@@ -104,14 +104,14 @@ class Book:
         with self._lock:
             return self._index.owing()
 
-    def awaited(self) -> list[OpenMessage]:
-        """Return the open messages on which a verdict may be passed: neither orphans nor what a push is adopting."""
+    def awaited(self, message_ids: Iterable[str] | None = None) -> list[OpenMessage]:
+        """Return the open messages, or those of them with these ids, on which a verdict may be passed.
+
+        That is, neither orphans nor what a push is adopting.
+        """
         with self._lock:
-            return [
-                message
-                for message in self._index.owed()
-                if message.state not in ORPHANS and not self._orphans.is_reserved(message)
-            ]
+            owed = self._index.owed(message_ids)
+            return [each for each in owed if each.state not in ORPHANS and not self._orphans.is_reserved(each)]
 
     def is_new_group(self, group_ids: Iterable[str]) -> bool:
         """Return whether one of ``group_ids`` was never pushed: then the run moves on."""
@@ -249,7 +249,7 @@ class Book:
                 recalled=tuple(each.parcel({}) for each in (*cancelled, *again)),
                 state=state,
                 idle=idle(contents, self._needs, sending, gone),
-                needed_from=needed_from(gone, self._index.by_node),
+                needed_from=self._index.places.needed_from(gone),
                 messages=self._pushed + len(self._index.unsent),
                 replies=self._replied + len(settled),
             )
@@ -265,7 +265,8 @@ class Book:
     def discard(self) -> None:
         """The transaction of the change under way was not executed."""
         with self._lock:
-            self._under_way, self._index.unsent = None, {}
+            self._under_way = None
+            self._index.forget_unsent()
 
     def apply(self, results: Sequence[Any] | None) -> Applied:
         """The transaction of the change under way was executed; ``results`` are None where its answer was lost."""
@@ -288,7 +289,7 @@ class Book:
                 if is_left:  # else a thread has taken its reply in the meantime
                     self._held.leave(message)
             if cancelled:  # a thread that has claimed one in the meantime waits for nothing
-                self.answers.takes += 1
+                self.answers.takes += len(cancelled)
                 self.changed.notify_all()
             if change.state is not None:
                 self.state_name = change.state.name
@@ -332,7 +333,7 @@ class Book:
             elif isinstance(result, Exception):
                 refused.append((parcel, result))
             elif parcel.message_id in self._index.messages:
-                self._index.messages[parcel.message_id].note_entry(result.decode())
+                self._index.note_entry(self._index.messages[parcel.message_id], result.decode())
         return vanished, refused
 
     # Comparing.
