@@ -531,7 +531,7 @@ BOOK = (
     Mutant(
         "the payload goes with a second copy of its reply",
         "server/book/answers.py",
-        "            if not message.is_open and data in [data for _, _, data in message.copies]:",
+        "            if data and not message.is_open and data in [data for _, _, data in message.copies]:",
         "            if message.data_entries is None:",
         "unit/test_book contract/test_leftovers contract/test_large_replies contract/test_content_verified",
     ),
@@ -566,8 +566,8 @@ BOOK = (
     Mutant(
         "an error is made the reply of an answered message",
         "server/book/answers.py",
-        "if message is not None and message.is_open:\n                    self._index.note",
-        "if message is not None:\n                    self._index.note",
+        "if message is not None and message.is_open:\n                    if error",
+        "if message is not None:\n                    if error",
         "unit/test_book contract/test_waits contract/test_cancel",
     ),
     Mutant(
@@ -580,8 +580,8 @@ BOOK = (
     Mutant(
         "a deletion that failed is forgotten",
         "server/receive.py",
-        "        if not is_deleted:\n",
-        "        if is_deleted is None:\n",
+        "        if not self._outboxes.read(nodes, partial(self._match, generation=generation), freed):\n",
+        "        if self._outboxes.read(nodes, partial(self._match, generation=generation), freed) is None:\n",
         "contract/test_settle contract/test_leftovers contract/test_nothing_lost",
     ),
     Mutant(
@@ -594,14 +594,14 @@ BOOK = (
     Mutant(
         "a content that is sent again is needed twice",
         "server/book/book.py",
-        "            self._unneed(message.entry.digest)\n            message.replace",
+        "            count(self._needs, message.entry.digest, -1)\n            message.replace",
         "            message.replace",
         "unit/test_book contract/test_content_adopted contract/test_content_freed",
     ),
     Mutant(
         "a settled message needs its content",
         "server/book/book.py",
-        "        self._index.leave(message, step)\n        self._unneed(message.entry.digest)\n",
+        "        self._index.leave(message, step)\n        count(self._needs, message.entry.digest, -1)\n",
         "        self._index.leave(message, step)\n",
         "unit/test_book contract/test_content_freed",
     ),
@@ -629,21 +629,21 @@ BOOK = (
     Mutant(
         "a verdict is passed on what a push is adopting",
         "server/book/book.py",
-        "                if message.state not in ORPHANS and not self._orphans.is_reserved(message)\n",
-        "                if message.state not in ORPHANS\n",
+        "if each.state not in ORPHANS and not self._orphans.is_reserved(each)]",
+        "if each.state not in ORPHANS]",
         "unit/test_book contract/test_resume",
     ),
     Mutant(
         "a verdict is passed on orphans",
         "server/book/book.py",
-        "                if message.state not in ORPHANS and not self._orphans.is_reserved(message)\n",
-        "                if not self._orphans.is_reserved(message)\n",
+        "if each.state not in ORPHANS and not self._orphans.is_reserved(each)]",
+        "if not self._orphans.is_reserved(each)]",
         "contract/test_resume",
     ),
     Mutant(
         "an inbox entry at another node is the message",
-        "server/book/book.py",
-        "if message_id in found and self._index.messages[message_id].node_id == node_id:",
+        "server/book/comparison.py",
+        "if message_id in found and index.messages[message_id].node_id == node_id:",
         "if message_id in found:",
         "unit/test_book contract/test_not_trusted contract/test_leftovers",
     ),
@@ -706,8 +706,8 @@ BOOK = (
     Mutant(
         "where a message began is taken for known",
         "server/book/plan.py",
-        "if all(message.began for message in left):",
-        "if all(message.began is not None for message in left):",
+        "            unknown.add(message.message_id)\n",
+        "            pass\n",
         "unit/test_book",
     ),
     Mutant(
@@ -1705,4 +1705,215 @@ APPS = (
     ),
 )
 
-MUTANTS = (*FENCE, *TRANSACTIONS, *STREAMS, *BOOK, *WAITS, *NODE, *APPS)
+GROWTH = (
+    Mutant(
+        "nobody notices that the app let go of an id",
+        "server/book/held.py",
+        "        self._tell(str.__str__(self))\n",
+        "        pass\n",
+        "contract/test_left_behind",
+    ),
+    Mutant(
+        "a copy of an id that was asked with does not count",
+        "server/book/message.py",
+        "        self.is_named = True\n",
+        "        pass\n",
+        "contract/test_left_behind",
+    ),
+    Mutant(
+        "what was cancelled or expired stays until it is taken",
+        "server/book/answers.py",
+        "                        message.end()\n",
+        "                        pass\n",
+        "contract/test_left_behind",
+    ),
+    Mutant(
+        "an open message is left behind",
+        "server/book/index.py",
+        "if message.is_unwanted and message.state is _ANSWERED:",
+        "if message.is_unwanted:",
+        "contract/test_left_behind",
+    ),
+    Mutant(
+        "an iterator does not learn what left the book",
+        "server/wait.py",
+        "            wanted.left += self._answers.left(gone)\n",
+        "",
+        "contract/test_left_behind",
+    ),
+    Mutant(
+        "who asks for what was left behind is told nothing",
+        "server/book/book.py",
+        "                    self._held.leave(message)\n",
+        "                    pass\n",
+        "contract/test_left_behind",
+    ),
+    Mutant(
+        "what a Flower app did not wait for is not cancelled",
+        "flower/grid.py",
+        "        if timeout is not None:\n            self._cancel",
+        "        if timeout == -1:\n            self._cancel",
+        "flower/test_grid",
+    ),
+    Mutant(
+        "a Flower app with one constant group never moves on",
+        "flower/grid.py",
+        "self._driver.unsettled(message) >= _MOST_OF_A_ROUND",
+        "False",
+        "flower/test_grid",
+    ),
+    Mutant(
+        "a Flower app moves on within a round",
+        "flower/grid.py",
+        "_MOST_OF_A_ROUND = 4",
+        "_MOST_OF_A_ROUND = 1",
+        "flower/test_grid",
+    ),
+)
+
+GROUPS = (
+    Mutant(
+        "a resume forgets the groups",
+        "broker/books.py",
+        "int(replies or 0), groups)",
+        "int(replies or 0))",
+        "contract/test_groups",
+    ),
+    Mutant(
+        "Redis keeps the groups of an app that begins anew",
+        "server/book/groups.py",
+        "        self._known, self._is_saved = {}, False\n",
+        "        self._known = {}\n",
+        "contract/test_groups",
+    ),
+    Mutant(
+        "Redis keeps all groups",
+        "broker/books.py",
+        "            pipe.ltrim(self._groups, -MOST_GROUPS, -1)\n",
+        "",
+        "contract/test_groups",
+    ),
+    Mutant(
+        "a comparison does not write the groups again",
+        "server/book/book.py",
+        "self._replied, self._groups.all())",
+        "self._replied)",
+        "contract/test_groups",
+    ),
+)
+
+READS = (
+    Mutant(
+        "replies that wait for the app have no budget",
+        "server/book/index.py",
+        "if self.held + size <= MOST_HELD:",
+        "if size:",
+        "contract/test_bounded_reads",
+    ),
+    Mutant(
+        "a copy of a reply beyond the budget is dropped",
+        "server/book/answers.py",
+        "if data and not message.is_open",
+        "if not message.is_open",
+        "contract/test_bounded_reads",
+    ),
+    Mutant(
+        "what was released still counts",
+        "server/book/index.py",
+        "        self.held -= message.held\n",
+        "        pass\n",
+        "contract/test_bounded_reads",
+    ),
+    Mutant(
+        "a node with large entries is read like others",
+        "broker/outbox.py",
+        "                self._greedy.add(node)\n",
+        "                pass\n",
+        "contract/test_bounded_reads",
+    ),
+    Mutant(
+        "an outbox is read without a look at its size",
+        "broker/outbox.py",
+        "isinstance(size, int) and isinstance(length, int) and size <= length * MOST_ENTRY",
+        "isinstance(size, int)",
+        "contract/test_bounded_reads",
+    ),
+    Mutant(
+        "a last look ends with its first page",
+        "server/receive.py",
+        "        if more:\n",
+        "        if None in more:\n",
+        "contract/test_bounded_reads",
+    ),
+    Mutant(
+        "a node reads as many messages as it has runs",
+        "broker/inbox.py",
+        "        count = max(1, min(count, MOST_READ // max(1, len(streams.keys() - {self._ctl}))))\n",
+        "",
+        "contract/test_bounded_reads",
+    ),
+    Mutant(
+        "a node reads ahead without a budget",
+        "client/node.py",
+        "if self._worklist.size > _MOST_IN_HAND:",
+        "if self._worklist.size < 0:",
+        "contract/test_bounded_reads",
+    ),
+)
+
+STEPS = (
+    Mutant(
+        "an iterator looks through all that it waits for whenever another takes",
+        "server/wait.py",
+        "if (self._answers.takes - wanted.seen) * _LOOK > len(wanted.ids):",
+        "if self._answers.takes != wanted.seen:",
+        "unit/test_growth",
+    ),
+    Mutant(
+        "an iterator never looks what others took",
+        "server/wait.py",
+        "if (self._answers.takes - wanted.seen) * _LOOK > len(wanted.ids):",
+        "if wanted.seen < 0:",
+        "contract/test_waits contract/test_left_behind",
+    ),
+    Mutant(
+        "a reply is looked for among all that are there",
+        "server/book/index.py",
+        "if len(message_ids) < len(self.answered):",
+        "if not self.answered:",
+        "unit/test_growth",
+    ),
+    Mutant(
+        "a cancel looks at all open messages",
+        "server/book/index.py",
+        "found = [self.messages[each] for each in message_ids if each in self.messages]",
+        "found = [each for name, each in self.messages.items() if name in message_ids]",
+        "unit/test_growth",
+    ),
+    Mutant(
+        "the places of what has left are kept",
+        "server/book/plan.py",
+        "if len(places) > _MOST_PLACES + 4 * len(self._by_node[node_id]):",
+        "if not places:",
+        "unit/test_growth",
+    ),
+    Mutant(
+        "what leaves is forgotten before its transaction",
+        "server/book/plan.py",
+        "        for each in aside:\n",
+        "        for each in ():\n",
+        "unit/test_book unit/test_growth contract/test_leftovers",
+    ),
+)
+
+PUSHES = (
+    Mutant(
+        "a push that was half made does not say so",
+        "server/push.py",
+        "    if any(ids):\n",
+        "    if ids is None:\n",
+        "contract/test_back_pressure",
+    ),
+)
+
+MUTANTS = (*FENCE, *TRANSACTIONS, *STREAMS, *BOOK, *WAITS, *NODE, *APPS, *GROWTH, *GROUPS, *READS, *STEPS, *PUSHES)

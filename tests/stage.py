@@ -18,6 +18,7 @@ from brokerfl.broker.connection import Pipeline
 from brokerfl.broker.fence import Transaction
 from brokerfl.broker.inbox import Delivery
 from brokerfl.broker.nodes import Registration
+from brokerfl.broker.outbox import Reply
 from brokerfl.client import ClientApp, publisher
 from brokerfl.client.journal import Journal
 from brokerfl.client.node import _MOST_READ, Node
@@ -28,7 +29,7 @@ from brokerfl.common import Array, Message, ParametersRecord, RecordSet, RedisOu
 from brokerfl.server import Driver
 from brokerfl.server.book import Applied
 from brokerfl.server.upload import Uploader
-from brokerfl.wire.frame import Fields
+from brokerfl.wire.frame import Fields, size_of
 from brokerfl.wire.payload import EncodedContent, Payload
 from brokerfl.wire.record import encode_content
 from tests.apps import Bench, Seen, eventually, number, number_in
@@ -331,6 +332,14 @@ def spares_of(driver: Driver, message_id: str) -> set[str]:
     return {outbox_entry for outbox_entry, _, _ in message.spares}
 
 
+def held_bytes(driver: Driver) -> int:
+    """How many bytes of replies are in memory, for the app to take."""
+    messages = driver._hold.book._index.messages.values()
+    held = [message.reply for message in messages if isinstance(message.reply, dict)]
+    assert driver._hold.book._index.held == sum(map(size_of, held))
+    return sum(map(size_of, held))
+
+
 def to_be_deleted(driver: Driver) -> set[str]:
     """Where the replies are that go with the next transaction, for they fitted nothing."""
     return {outbox_entry for _, outbox_entry, _ in driver._hold.waits._receiver._dropped}
@@ -421,9 +430,9 @@ def sweep_soon(driver: Driver) -> None:
     driver._hold.waits._swept = 0.0
 
 
-def read_outbox(driver: Driver, node: int) -> None:
-    """Take in what is new in a node's outbox, and do nothing else."""
-    driver._hold.waits._receiver.read({node})
+def read_outbox(driver: Driver, *nodes: int) -> None:
+    """Take in what is new in the outboxes of these nodes, and do nothing else."""
+    driver._hold.waits._receiver.read(nodes)
 
 
 def read_anew(driver: Driver) -> None:
@@ -435,7 +444,8 @@ def hold_read(driver: Driver, node: int) -> Callable[[], None]:
     """Read a node's outbox, and return what takes in the answer, which is late."""
     receiver = driver._hold.waits._receiver
     generation = receiver.generation
-    replies, _ = receiver._outboxes.read([node])
+    replies: list[Reply] = []
+    receiver._outboxes.read([node], replies.extend)
     return lambda: receiver._match(replies, generation)
 
 
@@ -621,6 +631,16 @@ def held_replies(node: Node) -> set[int]:
 def can_send_again(node: Node, run_id: int, message_id: str) -> bool:
     """Whether the large reply to this message is in memory as it was sent."""
     return node._payloads.held(run_id, message_id) is not None
+
+
+def bytes_in_hand(node: Node) -> int:
+    """How many bytes the messages have that the node has read and not published yet."""
+    return node._worklist.size
+
+
+def read_ahead(node: Node) -> int:
+    """How many messages of a run it would read at once."""
+    return node._read_ahead()
 
 
 def has_queued(node: Node) -> bool:

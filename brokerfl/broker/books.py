@@ -1,11 +1,12 @@
 """The books of a run: what Redis holds of it besides its messages.
 
-Owns the hashes `P:{run:R}:ledger` and `P:{run:R}:meta` and the set `P:{run:R}:nodes`: nothing else reads or writes
-them. It must not know a message's state, who may write, or what happens at a node.
+Owns the hashes `P:{run:R}:ledger` and `P:{run:R}:meta`, the set `P:{run:R}:nodes` and the list `P:{run:R}:groups`:
+nothing else reads or writes them. It must not know a message's state, who may write, or what happens at a node.
 
     ledger   every message that was accepted and is not settled: id → entry
     meta     the run's frame, its status, and how many messages it pushed and replies it settled
     nodes    every node that may hold keys of the run
+    groups   digests of the last groups that were pushed for the first time
 
 A `Change` says what one commit does to a run; `Books.change` writes the part of it that concerns the books. The methods
 put commands into a transaction, which `transactions` puts together.
@@ -43,6 +44,28 @@ class Parcel(NamedTuple):
     former: tuple[str, ...] = ()
 
 
+#: Of how many groups a run knows that it has pushed them.
+MOST_GROUPS = 1000
+
+
+class Groups(NamedTuple):
+    """Digests of groups that were never pushed before.
+
+    Attributes:
+        digests: the digests.
+        is_all: they replace those that are there.
+    """
+
+    digests: tuple[bytes, ...] = ()
+    is_all: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.digests)
+
+
+_NO_GROUPS = Groups()
+
+
 @dataclass(frozen=True)
 class Change:
     """What one commit does to a run: all of it or nothing.
@@ -50,6 +73,7 @@ class Change:
     Attributes:
         entered: the ledger entries of the messages that are sent, by id.
         new: the ids of the new ones.
+        groups: those of their groups that are new.
         parcels: what goes into inboxes.
         contacted: the nodes among theirs that the run has not contacted before.
         settled: the ids of the messages whose replies the app has: they leave.
@@ -65,6 +89,7 @@ class Change:
 
     entered: Mapping[str, LedgerEntry] = field(default_factory=dict)
     new: tuple[str, ...] = ()
+    groups: Groups = _NO_GROUPS
     parcels: tuple[Parcel, ...] = ()
     contacted: Collection[int] = ()
     settled: tuple[str, ...] = ()
@@ -99,12 +124,14 @@ class Snapshot:
         nodes: the nodes that may hold keys of the run.
         messages: how many the run has pushed.
         replies: how many of them are settled.
+        groups: the digests of the groups that it has pushed.
     """
 
     entries: Mapping[str, LedgerEntry] = field(default_factory=dict)
     nodes: Collection[int] = ()
     messages: int = 0
     replies: int = 0
+    groups: Collection[bytes] = ()
 
 
 class Books:
@@ -121,6 +148,7 @@ class Books:
         self._run = run
         keys, run_id = connection.keys, run.run_id
         self._ledger, self._meta, self._nodes = keys.ledger(run_id), keys.meta(run_id), keys.run_nodes(run_id)
+        self._groups = keys.groups(run_id)
         self._lives = milliseconds(retention)
 
     def write(self, pipe: Pipeline, snapshot: Snapshot) -> None:
@@ -132,6 +160,15 @@ class Books:
         pipe.hset(self._meta, mapping={"messages": snapshot.messages, "replies": snapshot.replies})
         if snapshot.nodes:
             pipe.sadd(self._nodes, *map(str, snapshot.nodes))
+        self._add_groups(pipe, Groups(tuple(snapshot.groups), is_all=True))
+
+    def _add_groups(self, pipe: Pipeline, groups: Groups) -> None:
+        if groups.is_all:
+            pipe.unlink(self._groups)
+        if groups:
+            pipe.rpush(self._groups, *groups.digests)
+            pipe.ltrim(self._groups, -MOST_GROUPS, -1)
+            pipe.pexpire(self._groups, self._lives)
 
     def write_frame(self, pipe: Pipeline) -> None:
         """Write the run's frame, which has changed."""
@@ -151,6 +188,8 @@ class Books:
         if change.entered or change.settled:
             pipe.pexpire(self._meta, self._lives)
         self.add_nodes(pipe, change.contacted)
+        if change.groups:
+            self._add_groups(pipe, change.groups)
 
     def add_nodes(self, pipe: Pipeline, node_ids: Iterable[int]) -> None:
         """Note that these nodes may hold keys of the run."""
@@ -182,14 +221,15 @@ def read_books(connection: Connection, run_id: int) -> Snapshot:
     with map_errors(connection.url), connection.redis.pipeline(transaction=True) as pipe:
         pipe.hgetall(keys.ledger(run_id))
         pipe.smembers(keys.run_nodes(run_id))
+        pipe.lrange(keys.groups(run_id), 0, -1)
         pipe.hmget(keys.meta(run_id), "messages", "replies")
-        ledger, members, (messages, replies) = pipe.execute()
+        ledger, members, groups, (messages, replies) = pipe.execute()
     entries = {message_id.decode(): decode_entry(entry) for message_id, entry in ledger.items()}
     skew = round(connection.clock.skew * 1000)
     entries = {each: entry._replace(deadline=entry.deadline - skew) for each, entry in entries.items()}
     nodes = {node for member in members if (node := parse_id(member)) is not None}
     nodes |= {entry.node_id for entry in entries.values()}
-    return Snapshot(entries, nodes, int(messages or 0), int(replies or 0))
+    return Snapshot(entries, nodes, int(messages or 0), int(replies or 0), groups)
 
 
 def read_frame(connection: Connection, run_id: int) -> Run | None:

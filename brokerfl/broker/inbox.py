@@ -27,6 +27,9 @@ from brokerfl.wire.message import message_id_of
 #: Most runs that a node serves at once; each costs every read of its inboxes a key.
 MOST_RUNS = 2000
 
+#: Most entries that one read returns, of all inboxes together; at least one of each.
+MOST_READ = 256
+
 #: Most entries that one question about delivered messages returns.
 MOST_PENDING = 1000
 
@@ -273,6 +276,8 @@ class Inboxes:
     def read(self, count: int, block: float = BLOCK, without: Collection[int] = ()) -> list[Delivery]:
         """Return new messages: at most ``count`` of each run, as soon as there is one, or none after ``block`` seconds.
 
+        Of many runs at once it returns fewer of each: see `MOST_READ`.
+
         If a run came or ended, it may return early with nothing.
 
         Args:
@@ -284,6 +289,7 @@ class Inboxes:
         return self._read(streams, count, round(block * 1000))
 
     def _read(self, streams: dict[str, str], count: int, block: int | None) -> list[Delivery]:
+        count = max(1, min(count, MOST_READ // max(1, len(streams.keys() - {self._ctl}))))
         command = ["XREADGROUP", "GROUP", GROUP, str(self._node_id), "COUNT", count]
         command += [] if block is None else ["BLOCK", block]
         with map_errors(self._connection.url):
@@ -310,11 +316,11 @@ class Inboxes:
         return found
 
     def _answer(self, rung: Iterable[str]) -> set[str]:
-        """A ring carries no information: delete the rings, look at the runs. Returns the new inboxes."""
+        """A ring carries no information: delete all rings, then look at the runs. Returns the new inboxes."""
         known = set(self._runs)
         with map_errors(self._connection.url), self._connection.redis.pipeline(transaction=False) as pipe:
             pipe.xack(self._ctl, GROUP, *rung)
-            pipe.xdel(self._ctl, *rung)
+            pipe.xtrim(self._ctl, maxlen=0, approximate=False)
             pipe.execute(raise_on_error=False)
         self.refresh(only_new=True)
         return set(self._runs) - known

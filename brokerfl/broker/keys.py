@@ -142,6 +142,9 @@ class Keys:
     def ledger(self, run_id: int) -> str:
         return self._run(run_id, "ledger")
 
+    def groups(self, run_id: int) -> str:
+        return self._run(run_id, "groups")
+
     def run_nodes(self, run_id: int) -> str:
         return self._run(run_id, "nodes")
 
@@ -164,6 +167,7 @@ class Keys:
             self.context(run_id),
             self.blobs(run_id),
             self.run_nodes(run_id),
+            self.groups(run_id),
             self.bell(run_id),
             self.meta(run_id),
             self.owner(run_id),

@@ -1,7 +1,7 @@
 """The outboxes: how a reply reaches the run, and how the run hears of it.
 
-Owns the streams `P:{N}:out:R` and `P:{N}:data:R`, and the bell `P:bell:{run:R}`. It must not know what a reply says, or
-which message is open.
+Owns the streams `P:{N}:out:R` and the bell `P:bell:{run:R}`. It must not know what a reply says, or which message is
+open.
 
 Each node has its own outbox: the key says who wrote an entry, and a hostile node can spoil only its own. The bell is
 read from a cursor, so no reader takes another's ring; a ring carries no information, so a lost or forged one costs only
@@ -9,8 +9,9 @@ time.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from logging import WARNING
 from typing import Any
 
@@ -20,12 +21,12 @@ from redis.exceptions import ResponseError
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import found_or_none, map_errors, translate
 from brokerfl.broker.inbox import remove_message
-from brokerfl.broker.keys import BELL_LENGTH, Keys, parse_id
+from brokerfl.broker.keys import BELL_LENGTH, parse_id
 from brokerfl.broker.mend import is_exhausted, is_forged, mend
 from brokerfl.broker.sockets import Command, commands_of
 from brokerfl.broker.stream import LAST, entries, entries_of_one, place_of
-from brokerfl.common import RedisOutOfMemory, RedisUnreachable, log
-from brokerfl.wire.frame import Fields
+from brokerfl.common import RedisUnreachable, log
+from brokerfl.wire.frame import Fields, size_of
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,19 @@ def _publish(connection: Connection, node_id: int, batch: list[Outgoing]) -> lis
 
 Reply = tuple[int, str, dict[bytes, bytes]]
 
+#: Most entries of one outbox that are read at once before it is known how large they are, most outboxes that one
+#: command reads, and most entries once that is known.
+FIRST_PAGE, PAGE_STREAMS, PAGE = 4, 4, 16
+
+#: Most rings that are read at once.
+_RINGS = 100
+
+#: Bytes. No reply of brokerfl takes more in its outbox, manifest included: of a node that has larger ones, one is read
+#: at a time.
+MOST_ENTRY = 4 * 1024 * 1024
+
 #: A reply to delete: node id, entry id, and the entries of its payload in the data stream.
 Settled = tuple[int, str, tuple[str, ...]]
-
-#: The field of a data stream's entry that holds a chunk.
-CHUNK_FIELD = b"d"
 
 
 class Outboxes:
@@ -102,6 +111,7 @@ class Outboxes:
         self._run_id = run_id
         self._bell = connection.keys.bell(run_id)
         self._is_refused = False
+        self._greedy: set[int] = set()
         self.generation = 0
         self.reset()
 
@@ -146,33 +156,92 @@ class Outboxes:
         self._bell_cursor = entry_id
         self._heard.append(parse_id(fields.get(b"n", b"")))
 
-    def read(self, node_ids: Iterable[int], settled: Iterable[Settled] = ()) -> tuple[list[Reply], bool]:
-        """Read the outboxes of ``node_ids``, and delete settled replies.
+    def read(
+        self, node_ids: Iterable[int], take: Callable[[Iterable[Reply]], None], settled: Iterable[Settled] = ()
+    ) -> bool:
+        """Read what is new in the outboxes of ``node_ids``, and delete settled replies.
 
-        New rings are read in the same round trip.
+        New rings are read in the same round trip. It takes more than one only if an outbox has many new replies: then
+        Redis is asked how large they are.
 
         Args:
             node_ids: the nodes.
+            take: is called with (node id, entry id, fields) of a few replies at a time, new until `advance`.
             settled: replies to delete in the same round trip.
 
         Returns:
-            What is new as (node id, entry id, fields), new until `advance`; and whether everything was deleted.
+            Whether everything was deleted.
         """
-        keys, nodes = self._connection.keys, list(node_ids)
         pipe = self._connection.sockets.pipe()
         remove_replies(pipe, self._connection, self._run_id, settled)
-        streams = {keys.outbox(node, self._run_id): self._cursors.get(node, "0") for node in nodes}
-        asked = [{**streams, self._bell: self._bell_cursor}] if nodes else []
+        before: list[Command] = commands_of(pipe)
+        deleted: list[Any] = []
+        cursors = {node: self._cursors.get(node, "0") for node in node_ids}
+        pages = {node: 1 if node in self._greedy else FIRST_PAGE for node in cursors}
+        rings = [_read({self._bell: self._bell_cursor})] if cursors else []
         with map_errors(self._connection.url):
-            answers = self._connection.sockets.exchange([*commands_of(pipe), *map(_read, asked)])
-            deleted, results = answers[: len(pipe)], answers[len(pipe) :]
-            if results and isinstance(results[0], ResponseError):
-                # A node that changed the type of its outbox must not stop the others: one XREAD each.
-                asked = [{key: cursor} for key, cursor in asked[0].items()]
-                results = self._connection.sockets.exchange([*map(_read, asked)])
-        by_key = dict(zip(streams, nodes, strict=True))
-        replies = [reply for response in results for reply in self._take(response, by_key)]
-        return replies, self._is_done(deleted)
+            while before or pages:
+                reads = [*self._reads(cursors, pages)]
+                commands = [*before, *(command for command, _ in reads), *rings]
+                more: dict[int, int] = {}
+                answers = self._connection.sockets.stream(commands)
+                deleted += islice(answers, len(before))
+                for (_, nodes), answer in zip(reads, answers, strict=False):
+                    more |= self._take_page(answer, nodes, pages, cursors, take)
+                for answer in answers:
+                    self._take_rings(answer)
+                before, rings, pages = [], [], self._sized(more)
+        return self._is_done(deleted)
+
+    def _reads(self, cursors: Mapping[int, str], pages: Mapping[int, int]) -> Iterator[tuple[Command, list[int]]]:
+        """Yield the commands that read a page of each outbox, with the nodes of each."""
+        nodes = sorted(pages, key=pages.__getitem__)
+        while nodes:
+            count = pages[nodes[0]]
+            some = [node for node in nodes[: PAGE_STREAMS if count > 1 else 1] if pages[node] == count]
+            nodes = nodes[len(some) :]
+            streams = {self._connection.keys.outbox(node, self._run_id): cursors[node] for node in some}
+            yield _read(streams, count=count), some
+
+    def _take_page(
+        self,
+        answer: Any,
+        nodes: Sequence[int],
+        pages: Mapping[int, int],
+        cursors: dict[int, str],
+        take: Callable[[Iterable[Reply]], None],
+    ) -> dict[int, int]:
+        """Take in one answer; return the nodes whose outboxes may have more, and how many entries to read next."""
+        if isinstance(answer, ResponseError) and translate(answer, self._connection.url) is None:
+            if len(nodes) > 1:  # a node that changed the type of its outbox must not stop the others
+                return dict.fromkeys(nodes, 1)
+            self._greedy.update(nodes)
+            return {}
+        by_key = {self._connection.keys.outbox(node, self._run_id): node for node in nodes}
+        found: dict[int, list[Reply]] = {}
+        for key, entry_id, fields in entries(found_or_none(answer, self._connection.url)):
+            found.setdefault(by_key[key], []).append((by_key[key], entry_id, fields))
+        for node, replies in found.items():
+            cursors[node] = replies[-1][1]
+            if any(size_of(fields) > MOST_ENTRY for _, _, fields in replies):
+                self._greedy.add(node)
+            take(replies)
+        return {node: pages[node] for node, replies in found.items() if len(replies) >= pages[node]}
+
+    def _sized(self, pages: dict[int, int]) -> dict[int, int]:
+        """Return how many entries to read of each outbox that has more, after a look at the size of them all."""
+        unknown = [node for node, page in pages.items() if page == FIRST_PAGE and node not in self._greedy]
+        keys = [self._connection.keys.outbox(node, self._run_id) for node in unknown]
+        asked = [command for key in keys for command in (("MEMORY", "USAGE", key, "SAMPLES", 0), ("XLEN", key))]
+        answers = iter(self._connection.sockets.exchange(asked) if asked else ())
+        for node, size, length in zip(unknown, answers, answers, strict=True):
+            if isinstance(size, int) and isinstance(length, int) and size <= length * MOST_ENTRY:
+                pages[node] = PAGE
+        return {node: 1 if node in self._greedy else page for node, page in pages.items()}
+
+    def _take_rings(self, answer: Any) -> None:
+        for _, entry_id, fields in entries(found_or_none(answer, self._connection.url)):
+            self._hear(entry_id, fields)
 
     def _is_done(self, deleted: list[Any]) -> bool:
         """Whether nothing has to be repeated: Redis may be unable to write now, but an ACL that forbids it is final."""
@@ -183,25 +252,21 @@ class Outboxes:
         self._is_refused = refusal is not None
         return not isinstance(refusal, RedisUnreachable)
 
-    def _take(self, response: Any, nodes: Mapping[str, int]) -> Iterator[Reply]:
-        found = found_or_none(response, self._connection.url)
-        for key, entry_id, fields in entries(found):
-            if key == self._bell:
-                self._hear(entry_id, fields)
-            else:
-                yield nodes[key], entry_id, fields
-
     def read_more(self, pipe: Pipeline, node_id: int) -> None:
         """Put a last look into one outbox into ``pipe``: a reply there wins over a verdict."""
         outbox = self._connection.keys.outbox(node_id, self._run_id)
-        pipe.xrange(outbox, f"({self._cursors.get(node_id, '0')}", "+")
+        pipe.xrange(outbox, f"({self._cursors.get(node_id, '0')}", "+", count=FIRST_PAGE)
 
     @staticmethod
-    def found_more(node_ids: Iterable[int], results: Iterable[Any]) -> Iterator[Reply]:
-        """Yield what `read_more` found, as `read` returns it."""
+    def found_more(node_ids: Iterable[int], results: Iterable[Any]) -> tuple[list[Reply], set[int]]:
+        """Return what `read_more` found, as `read` takes it; and the nodes whose outboxes may have more."""
+        replies, more = [], set()
         for node_id, found in zip(node_ids, results, strict=True):
-            for entry_id, fields in entries_of_one(found if isinstance(found, list) else ()):
-                yield node_id, entry_id, fields
+            those = [*entries_of_one(found if isinstance(found, list) else ())]
+            replies += [(node_id, entry_id, fields) for entry_id, fields in those]
+            if len(those) >= FIRST_PAGE:
+                more.add(node_id)
+        return replies, more
 
     def is_new(self, node_id: int, entry_id: str, generation: int) -> bool:
         """Return whether a reply was not read yet, by another thread that read it as well.
@@ -217,9 +282,9 @@ class Outboxes:
             self._cursors[node_id] = entry_id
 
 
-def _read(streams: Mapping[str, str], block: float | None = None) -> Command:
+def _read(streams: Mapping[str, str], block: float | None = None, count: int = _RINGS) -> Command:
     blocking = () if block is None else ("BLOCK", max(1, round(block * 1000)))
-    return "XREAD", *blocking, "STREAMS", *streams, *streams.values()
+    return "XREAD", "COUNT", count, *blocking, "STREAMS", *streams, *streams.values()
 
 
 def remove_replies(pipe: Pipeline, connection: Connection, run_id: int, settled: Iterable[Settled]) -> None:
@@ -236,75 +301,10 @@ def remove_replies(pipe: Pipeline, connection: Connection, run_id: int, settled:
         pipe.xdel(connection.keys.data(node, run_id), *ids)
 
 
-def trim_data(pipe: Pipeline, keys: Keys, node_id: int, run_id: int, needed_from: str) -> None:
-    """Put into ``pipe`` the deletion of chunks that belong to no reply, left by an interrupted upload.
-
-    Args:
-        pipe: the transaction after which nothing before ``needed_from`` is needed.
-        keys: the key names.
-        node_id: the node.
-        run_id: the run.
-        needed_from: the first entry that may still be needed; "" for none.
-    """
-    if needed_from:
-        pipe.xtrim(keys.data(node_id, run_id), minid=needed_from, approximate=False)
-    else:
-        pipe.xtrim(keys.data(node_id, run_id), maxlen=0, approximate=False)
-
-
-def add_data(
-    connection: Connection, node_id: int, run_id: int, chunks: Iterable[memoryview]
-) -> list[str | None] | None:
-    """Put chunks of a large reply into the node's data stream, before the reply names them.
-
-    Returns:
-        The entry of each; or None if the run is over. None in place of an entry means that the chunk may be accepted if
-        it is added again: Redis is full, or the stream took no more entries and is replaced, without what it held.
-
-    Raises:
-        RedisUnreachable, RedisAuthError: unknown which of them Redis has.
-    """
-    key = connection.keys.data(node_id, run_id)
+def read_reply(connection: Connection, node_id: int, run_id: int, entry_id: str) -> dict[bytes, bytes] | None:
+    """Return the fields of a reply that was read before; None if it is gone."""
+    key = connection.keys.outbox(node_id, run_id)
     with map_errors(connection.url):
-        answers = connection.sockets.exchange(
-            [("XADD", key, "NOMKSTREAM", "*", CHUNK_FIELD, chunk) for chunk in chunks]
-        )
-    is_mended = any(map(is_exhausted, answers)) and mend(connection, key, keep=False)
-    added: list[str | None] = []
-    for answer in answers:
-        if is_mended and is_exhausted(answer):
-            added.append(None)
-            continue
-        if isinstance(translate(answer, connection.url) if isinstance(answer, Exception) else None, RedisOutOfMemory):
-            added.append(None)
-            continue
-        entry = found_or_none(answer, connection.url)
-        if entry is None:  # the stream is gone, or the key has another type
-            return None
-        added.append(entry.decode())
-    return added
-
-
-def remove_data(connection: Connection, node_id: int, run_id: int, entry_ids: Iterable[str]) -> None:
-    """Delete chunks that no reply names.
-
-    Raises:
-        RedisUnreachable, RedisAuthError: unknown which of them Redis still has.
-    """
-    ids = list(entry_ids)
-    if ids:
-        with map_errors(connection.url):
-            connection.sockets.exchange([("XDEL", connection.keys.data(node_id, run_id), *ids)])
-
-
-def read_data(connection: Connection, node_id: int, run_id: int, entry_ids: Iterable[str]) -> Iterator[bytes | None]:
-    """Yield the chunks that `add_data` put into these entries; None for one that is gone."""
-    key = connection.keys.data(node_id, run_id)
-    commands = [("XRANGE", key, entry_id, entry_id) for entry_id in entry_ids]
-    with map_errors(connection.url):
-        for answer in connection.sockets.stream(commands):
-            match found_or_none(answer, connection.url):
-                case [[_, [field, chunk]]] if field == CHUNK_FIELD:
-                    yield chunk
-                case _:
-                    yield None
+        [answer] = connection.sockets.exchange([("XRANGE", key, entry_id, entry_id)])
+    found = found_or_none(answer, connection.url)
+    return next((fields for _, fields in entries_of_one(found if isinstance(found, list) else ())), None)

@@ -35,9 +35,10 @@ from redis.client import Pipeline
 from brokerfl.broker.blobs import Blobs
 from brokerfl.broker.books import Change, Parcel, Snapshot
 from brokerfl.broker.context import SavedContext
+from brokerfl.broker.data import trim_data
 from brokerfl.broker.fence import Build, Slot, Transaction
 from brokerfl.broker.inbox import add_message, first_contact, remove_message
-from brokerfl.broker.outbox import Outboxes, Settled, remove_replies, trim_data
+from brokerfl.broker.outbox import Outboxes, Settled, remove_replies
 from brokerfl.broker.owner import Owner
 from brokerfl.broker.runs import Footprint, deletion
 from brokerfl.wire.payload import Payload

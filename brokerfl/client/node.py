@@ -46,6 +46,9 @@ from brokerfl.wire.message import received_id_of
 #: Most messages of one run that are read at once.
 _MOST_READ = 64
 
+#: Bytes of messages in hand from which on only runs that have none are read.
+_MOST_IN_HAND = 64 * 1024 * 1024
+
 
 @dataclass(frozen=True)
 class NodeOptions:
@@ -290,6 +293,8 @@ class Node:
         self._identity = identity
 
     def _read_ahead(self) -> int:
+        if self._worklist.size > _MOST_IN_HAND:
+            return 1
         return max(1, min(_MOST_READ, int(READ_AHEAD / self._service.pace)))
 
     def _read_for_workers(self, block: float) -> None:

@@ -16,7 +16,7 @@ import tenacity
 
 from brokerfl.broker.blobs import read_blobs
 from brokerfl.broker.connection import Connection
-from brokerfl.broker.outbox import add_data, read_data, remove_data
+from brokerfl.broker.data import add_data, read_data, remove_data
 from brokerfl.broker.stream import place_of
 from brokerfl.common import RedisOutOfMemory, RedisUnreachable
 from brokerfl.wire.frame import MAX_MESSAGE_BYTES, Fields, size_of

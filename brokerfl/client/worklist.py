@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from brokerfl.broker.inbox import Delivery
 from brokerfl.client.journal import Answer
+from brokerfl.wire.frame import size_of
 
 
 @dataclass(eq=False)
@@ -54,6 +55,12 @@ class Worklist:
         self._in_hand: dict[tuple[int, str], Work] = {}
         self._left_out: dict[int, int] = {}
         self._held = self._closed = False
+        self._size = 0
+
+    @property
+    def size(self) -> int:
+        """How many bytes the messages in hand have."""
+        return self._size
 
     def __bool__(self) -> bool:
         return bool(self._waiting) or any(self._served.values())
@@ -69,12 +76,15 @@ class Worklist:
         if work is not None:
             if delivery.entry_id not in work.entries:
                 work.entries.append(delivery.entry_id)
+                self._size -= size_of(work.fields)
                 work.fields = delivery.fields or work.fields  # Redis may have lost the first content
+                self._size += size_of(work.fields)
             return
         work = Work(run_id, message_id, delivery.fields, [delivery.entry_id])
         if delivery.is_old:
             work.queued_at = -math.inf  # so that, before its execution, Redis is asked whether it is still wanted
         self._in_hand[run_id, message_id] = work
+        self._size += size_of(work.fields)
         if run_id in self._served:
             self._served[run_id].append(work)
         else:
@@ -178,8 +188,8 @@ class Worklist:
                     self._add(Delivery(work.run_id, entry, work.fields, is_old=True), work.message_id)
 
     def _done(self, work: Work, known: Collection[str] = ()) -> list[str]:
-        if not work.is_lost:
-            self._in_hand.pop((work.run_id, work.message_id), None)
+        if not work.is_lost and self._in_hand.pop((work.run_id, work.message_id), None) is not None:
+            self._size -= size_of(work.fields)
         return [entry for entry in work.entries if entry not in known]
 
     def clear(self) -> None:
@@ -189,6 +199,7 @@ class Worklist:
                 work.is_lost = True
             self._waiting.clear()
             self._in_hand.clear()
+            self._size = 0
             for queue in self._served.values():
                 queue.clear()
 

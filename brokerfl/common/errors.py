@@ -3,11 +3,20 @@
 Owns their names and hierarchy. It must not know which code raises them, nor whose errors they replace.
 """
 
+from collections.abc import Sequence
+
 # ruff: noqa: N818  (the names say what happened; only the families end in Error)
 
 
 class BrokerflError(Exception):
-    """Any error that brokerfl raises on purpose, except TypeError and ValueError for a wrong argument."""
+    """Any error that brokerfl raises on purpose, except TypeError and ValueError for a wrong argument.
+
+    Attributes:
+        message_ids: raised by a push, of which a part had been accepted already: the ids of the messages in order, ""
+            for those that were not pushed. Otherwise empty.
+    """
+
+    message_ids: Sequence[str] = ()
 
 
 class ConfigError(BrokerflError):

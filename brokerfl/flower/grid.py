@@ -7,14 +7,30 @@ threads may send at once. It must not know Redis.
 import threading
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
-from brokerfl.common import SUPERLINK_NODE_ID, Error, ErrorCode, Message, Metadata, OutageLimit, RecordSet, RunError
+from brokerfl.common import (
+    SUPERLINK_NODE_ID,
+    Error,
+    ErrorCode,
+    Message,
+    Metadata,
+    OutageLimit,
+    RecordSet,
+    RedisOutOfMemory,
+    RedisUnreachable,
+    RunError,
+)
 from brokerfl.flower import compat
 from brokerfl.flower.context import FlowerState
 from brokerfl.flower.message import flower_error_of, flower_message_of
 from brokerfl.flower.records import record_set_of
 from brokerfl.server import Driver
+
+#: Most messages of one type that a node gets in one round: SecAgg+ sends it four, and what it answered is needed until
+#: the round is over.
+_MOST_OF_A_ROUND = 4
 
 
 class FlowerGrid(compat.Grid):  # type: ignore[misc]  # of any flwr
@@ -22,7 +38,8 @@ class FlowerGrid(compat.Grid):  # type: ignore[misc]  # of any flwr
 
     flwr's strategies seldom name groups. So a push without a group moves the run on: in one transaction,
     ``context.state`` is saved and the replies handed over so far are settled. A push of named groups does so when a
-    group is new, as with brokerfl's Driver.
+    group is new, as with brokerfl's Driver; and when a message follows `_MOST_OF_A_ROUND` others of the same group,
+    node and type whose replies the app has: an asynchronous app may name one group for ever.
 
     Args:
         driver: brokerfl's.
@@ -106,12 +123,12 @@ class FlowerGrid(compat.Grid):  # type: ignore[misc]  # of any flwr
         """Send messages; return their ids in the same order, ``""`` where one was refused.
 
         Raises:
-            TypeError, ValueError, BrokerflError: as brokerfl's Driver; nothing was pushed.
+            TypeError, ValueError, BrokerflError: as brokerfl's Driver; nothing was pushed, but for `message_ids`.
             RunStopped, RunFenced, RunLost: the run is over. An app that only pushes would not notice otherwise.
         """
         batch = list(messages)
         ours = self._taken(batch)
-        ids = self._driver.push_messages(ours, checkpoint=_is_checkpoint(batch))
+        ids = self._driver.push_messages(ours, checkpoint=self._is_checkpoint(ours))
         self._stamp(batch, ours)
         if self._driver.context.cancelled():
             self._driver.get_node_ids()  # raises why
@@ -128,19 +145,28 @@ class FlowerGrid(compat.Grid):  # type: ignore[misc]  # of any flwr
     def send_and_receive(self, messages: Iterable[Any], *, timeout: float | None = None) -> list[Any]:
         """Push messages and wait for their replies; ``timeout`` in seconds, None waits for all.
 
-        Every message ends as one reply, a refused one as an Error reply: Error 3, also for a node that is unknown.
+        Every message ends as one reply, a refused one as an Error reply: Error 3, also for a node that is unknown. What
+        has not come in time is cancelled: the app was never given its id.
 
         Raises:
             TypeError, ValueError, BrokerflError: as brokerfl's Driver.
         """
         batch = list(messages)
         ours = self._taken(batch)
-        replies = self._driver.send_and_receive(ours, timeout=timeout, checkpoint=_is_checkpoint(batch))
+        replies = self._driver.send_and_receive(ours, timeout=timeout, checkpoint=self._is_checkpoint(ours))
         self._stamp(batch, ours)
+        if timeout is not None:
+            self._cancel({message.metadata.message_id for message in ours}, replies)
         for reply in replies:
             if reply.has_error() and not reply.metadata.reply_to_message:  # it was refused
                 reply.error = Error(ErrorCode.MESSAGE_UNAVAILABLE, reply.error.reason)
         return _converted(replies)
+
+    def _cancel(self, message_ids: set[str], replies: list[Message]) -> None:
+        late = message_ids.difference(reply.metadata.reply_to_message for reply in replies)
+        if late:
+            with suppress(RedisUnreachable, RedisOutOfMemory):  # their replies leave when they come
+                self._driver.cancel_messages(late, timeout=0)
 
     def _taken(self, batch: list[Any]) -> list[Message]:
         """Return brokerfl's Messages, frozen as they are now; those that share a RecordDict share a RecordSet."""
@@ -155,6 +181,11 @@ class FlowerGrid(compat.Grid):  # type: ignore[misc]  # of any flwr
                 contents[id(content)] = record_set_of(content)
             taken.append(Message(self._metadata_of(message.metadata), content=contents[id(content)]))
         return taken
+
+    def _is_checkpoint(self, batch: list[Message]) -> bool:
+        return any(
+            not message.metadata.group_id or self._driver.unsettled(message) >= _MOST_OF_A_ROUND for message in batch
+        )
 
     def _metadata_of(self, metadata: Any) -> Metadata:
         return Metadata(
@@ -179,10 +210,6 @@ class FlowerGrid(compat.Grid):  # type: ignore[misc]  # of any flwr
                 src_node_id=metadata.src_node_id,
                 message_id=metadata.message_id,
             )
-
-
-def _is_checkpoint(batch: list[Any]) -> bool:
-    return not all(message.metadata.group_id for message in batch)
 
 
 def _converted(replies: list[Message]) -> list[Any]:

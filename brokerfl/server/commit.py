@@ -63,12 +63,12 @@ class Committer:
         # Before the state is read: a reply handed to another thread after that is not in it.
         settled = self._book.answers.handed_over()
         # Orphans are cancelled once the resumed app has seen a reply and moved on.
-        cancelled = self._book.orphans() if sending and settled else []
+        cancelled = self._book.unwanted() + (self._book.orphans() if sending and settled else [])
         state = EncodedContent(encode_content(self._context.state))
         if state.name != self._book.state_name:
             self._uploader.upload(state, patient=False)
             self._execute(sending, settled, cancelled, state)
-        elif sending or settled:
+        elif sending or settled or cancelled:
             self._execute(sending, settled, cancelled)
 
     def settle(self, message_ids: Sequence[str]) -> None:
@@ -116,8 +116,9 @@ class Committer:
         self._transactions.saved(self._book.under_way)
         applied = self._book.apply(results)
         self._receiver.free(applied.freed)
-        if cancelled:
-            log(INFO, "Run %s: cancelled %s messages that were not pushed again", self._run_id, len(cancelled))
+        orphans = sum(not message.is_unwanted for message in cancelled)
+        if orphans:
+            log(INFO, "Run %s: cancelled %s messages that were not pushed again", self._run_id, orphans)
         try:
             self._follow_up(applied)
         except RedisOutOfMemory:  # the messages are in the ledger: a comparison sends them when there is room

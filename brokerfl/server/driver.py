@@ -121,8 +121,8 @@ class Driver:
             content: what to send. It is read when the message is pushed, not now.
             message_type: ``train``, ``evaluate`` or ``query``, optionally with an action: ``train.warmup``.
             dst_node_id: the node's id.
-            group_id: usually the round. Pushing a group that was never pushed before moves the run on: replies handed
-                over so far are settled.
+            group_id: usually the round. Pushing one that is not among the last 1,000 of the run moves it on: replies
+                handed over so far are settled.
             ttl: seconds after which the message counts as expired, from its push and by the clock of Redis; 12 hours by
                 default. A push that comes so long after this call refuses it.
 
@@ -147,6 +147,9 @@ class Driver:
     ) -> list[str]:
         """Send messages and return their ids in order; "" for one that was refused. The ids are also set in them.
 
+        Keep the ids while you may still ask for the replies: once the app has let go of one, a reply that nobody took
+        is deleted when the run moves on (docs/guarantees.md, "What is left behind").
+
         A message is refused if its node is not registered, if its ttl has passed, or if the run is over. Contents are
         frozen now: what the caller changes afterwards is not sent. In a resumed run, a message adopts an unsettled one
         of the same group, node and type: that one's id is returned, and the node does not execute it again.
@@ -163,8 +166,11 @@ class Driver:
             TypeError, ValueError: something is not a message of this run or cannot be sent; nothing was pushed.
             MessageTooLarge: a content exceeds `brokerfl.wire.frame.MAX_MESSAGE_BYTES`, or the run its limit in Redis,
                 or a group_id has more than about 48,000 bytes; nothing was pushed.
-            RedisOutOfMemory: Redis is full; nothing was pushed.
-            OutageLimit: Redis was unreachable for too long.
+            RedisOutOfMemory: Redis is full; nothing was pushed, or only the first part of what exceeds 64 MB.
+            OutageLimit: Redis was unreachable for too long; as for RedisOutOfMemory.
+
+        If a part was pushed, the exception has its ids: `BrokerflError.message_ids`. Wait for them with `replies`, or
+        push all again: those that were pushed are adopted, as after a resume.
         """
         batch = [check_message(message, self._run_id) for message in messages]
         try:
@@ -186,6 +192,11 @@ class Driver:
                 encoded; nothing was saved.
         """
         self._hold.pusher.checkpoint()
+
+    def unsettled(self, message: Message) -> int:
+        """Return to how many messages of the same group, node and type the app has replies that are not settled."""
+        meta = message.metadata
+        return self._book.unsettled((meta.group_id, meta.dst_node_id, meta.message_type))
 
     def start_over(self) -> None:
         """Cancel what the run had not settled before it was resumed, so that nothing pushed from now on adopts it.
@@ -209,17 +220,23 @@ class Driver:
                 raise TypeError(f"settle() takes replies, not {type(reply).__name__}")
         self._hold.committer.settle([reply.metadata.reply_to_message for reply in replies])
 
-    def cancel_messages(self, message_ids: Iterable[str]) -> None:
+    def cancel_messages(self, message_ids: Iterable[str], *, timeout: float | None = None) -> None:
         """Cancel messages: each ends at once as Error 3, unless its reply has arrived.
 
         A node that has not started does not execute it. In one that has, ``context.cancelled()`` becomes true within a
-        second or so, if the app asks it and Redis answers.
+        second or so, if the app asks it and Redis answers. What Redis has of a cancelled message is deleted when the
+        run moves on.
+
+        Args:
+            message_ids: as `push_messages` returned them.
+            timeout: seconds to wait while Redis cannot be reached; None waits until the run detaches.
 
         Raises:
+            RedisUnreachable: time was up; nothing was cancelled.
             RedisOutOfMemory: Redis is full and forgot something that has to be written first; nothing was cancelled.
         """
         accepted, _ = self._sort(message_ids)
-        self._hold.verdicts.cancel(accepted)
+        self._hold.verdicts.cancel(accepted, _until(timeout))
 
     # Collecting.
 
@@ -263,10 +280,11 @@ class Driver:
         Raises:
             TypeError: ``like`` is something else.
         """
-        form = Form.of(like)
-        wanted, foreign = self._sort(message_ids)
+        form, held = Form.of(like), list(message_ids)  # while it is open, the iterator holds the ids for the app
+        wanted, foreign = self._sort(held)
         until = _until(self._round_timeout if timeout is None else timeout)
-        return self._replies.each((unknown_reply(self._run_id, each) for each in foreign), wanted, until, form)
+        first = (unknown_reply(self._run_id, each) for each in foreign)
+        return self._replies.each(first, wanted, until, form, held)
 
     def send_and_receive(
         self,

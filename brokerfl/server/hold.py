@@ -7,7 +7,7 @@ know which calls an app makes; the Driver does.
 import time
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypedDict
 
 from brokerfl.broker.blobs import Blobs
@@ -88,6 +88,8 @@ class Hold:
         try:
             snapshot = read_books(connection, run_id)
             state, state_name = saved.load()
+            if not state:  # an app that keeps nothing begins at its start, and so do its groups
+                snapshot = replace(snapshot, groups=())
             blobs.load()
             identity = owner.read_identity() or b""
         except BaseException:

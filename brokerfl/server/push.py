@@ -16,7 +16,7 @@ from brokerfl.broker.presence import registered
 from brokerfl.common import BrokerflError, Message, Metadata, log
 from brokerfl.common.text import shown
 from brokerfl.server.book import Book, OpenMessage, Sending
-from brokerfl.server.book.state import LOST
+from brokerfl.server.book.state import LOST, NEW
 from brokerfl.server.commit import Committer
 from brokerfl.server.session import Session
 from brokerfl.server.upload import Uploader
@@ -87,12 +87,14 @@ class Pusher:
                 self._send([draft for draft in drafts if draft], contents, began, moves_on)
             except BaseException as error:
                 # Some parts of a push may be in Redis already: pushed again, their messages are adopted.
+                if isinstance(error, BrokerflError):
+                    _tell(error, drafts, len(batch))
                 self._book.disown([draft.message for draft in drafts if draft and draft.is_new])
                 self._book.keep(())
                 if isinstance(error, BrokerflError):
                     self._committer.free_idle()
                 raise
-            return [draft.message.message_id if draft else "" for draft in drafts]
+            return [self._book.hand_out(draft.message.message_id) if draft else "" for draft in drafts]
 
     def _send(self, drafts: list[_Draft], contents: Iterable[EncodedContent], began: float, moves_on: bool) -> None:
         needed = {draft.entry.digest for draft in drafts}
@@ -119,10 +121,11 @@ class Pusher:
             raise
 
     def start_over(self) -> None:
-        """Cancel the orphans that have not been adopted."""
+        """Cancel the orphans that have not been adopted; every group is new."""
         with self._pushing:  # a push may be adopting some
             self._session.check()
             self._committer.cancel_orphans()
+            self._book.start_over()
 
     def is_registered(self, node_id: int) -> bool:
         """Return whether the node was registered when it was looked up."""
@@ -175,7 +178,7 @@ class Pusher:
         uploaded only for that.
         """
         first = orphan.entry.digest
-        if not (orphan.is_open or orphan.data_entries):
+        if not (orphan.is_open or orphan.is_fetched):
             return _Draft(orphan, orphan.entry, None)
         carried: Fields | None = content.fields if content.payload is None or first == content.name else None
         is_replaced = False
@@ -190,6 +193,15 @@ class Pusher:
         )
         fields = None if carried is None else encode_message(orphan.message_id, meta, carried)
         return _Draft(orphan, entry, fields, is_replaced=is_replaced)
+
+
+def _tell(error: BrokerflError, drafts: list[_Draft | None], total: int) -> None:
+    """Let the error of a push say which of its messages are in the ledger."""
+    ids = [draft.message.message_id if draft and draft.message.state not in NEW else "" for draft in drafts]
+    if any(ids):
+        count = sum(map(bool, ids))
+        error.message_ids = [*ids, *[""] * (total - len(ids))]
+        error.args = (f"{error}; {count} of {total} messages were pushed: see message_ids of this exception",)
 
 
 def _postponed(drafts: Iterable[_Draft], elapsed: float) -> list[_Draft]:

@@ -4,6 +4,7 @@ Owns which replies are to be deleted. It must not know who waits, or what happen
 """
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from logging import DEBUG
 from typing import Any
 
@@ -42,8 +43,7 @@ class Receiver:
             return
         is_deleted = False
         try:
-            replies, is_deleted = self._outboxes.read(nodes, freed)
-            self._match(replies, generation)
+            is_deleted = self._outboxes.read(nodes, partial(self._match, generation=generation), freed)
         finally:
             if not is_deleted:
                 self.free(freed)
@@ -54,8 +54,11 @@ class Receiver:
         return self._outboxes.generation
 
     def read_more(self, nodes: Sequence[int], results: Iterable[Any], generation: int) -> None:
-        """Bring into the book what a verdict found in its last look into outboxes."""
-        self._match(self._outboxes.found_more(nodes, results), generation)
+        """Bring into the book what a verdict found in its last look into outboxes, and what it left there."""
+        replies, more = self._outboxes.found_more(nodes, results)
+        self._match(replies, generation)
+        if more:
+            self.read(more)
 
     def _match(self, replies: Iterable[Reply], generation: int) -> None:
         with self._book.lock:  # cursors and book change together: a last look must see what is not matched yet

@@ -8,7 +8,8 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
-from brokerfl.broker.outbox import read_data
+from brokerfl.broker.data import read_data
+from brokerfl.broker.outbox import read_reply
 from brokerfl.broker.patience import time_is_up, within
 from brokerfl.common import Error, ErrorCode, FrameError, Message, RedisUnreachable
 from brokerfl.common.form import Form
@@ -30,6 +31,7 @@ class Loop(map):  # type: ignore[type-arg]
     """
 
     wanted: Wanted
+    held: Sequence[str]  # the ids, which the app holds as long as it holds this
 
     def __iter__(self) -> "Loop":
         self.wanted.thread = threading.get_ident()
@@ -59,15 +61,21 @@ class Replies:
     # Handing over.
 
     def each(
-        self, first: Iterable[Message], message_ids: set[str], until: float | None, form: Form | None = None
+        self,
+        first: Iterable[Message],
+        message_ids: set[str],
+        until: float | None,
+        form: Form | None = None,
+        held: Sequence[str] = (),
     ) -> Iterator[Message]:
         """Yield ``first``, then replies as they arrive, until a local monotonic time; None waits for all.
 
-        Each is handed over when the iterator advances past it, or is closed. One that does not fit is an Error.
+        Each is handed over when the iterator advances past it, or is closed. One that does not fit is an Error. The app
+        holds the ids in ``held`` as long as it holds the iterator.
         """
         wanted = Wanted(message_ids)
         loop = Loop(list.pop, chain(([message] for message in first), self._each(wanted, until, form)))
-        loop.wanted = wanted
+        loop.wanted, loop.held = wanted, held
         return loop
 
     def _each(self, wanted: Wanted, until: float | None, form: Form | None) -> Iterator[list[Message]]:
@@ -141,6 +149,7 @@ class Replies:
 
     def _read(self, message: OpenMessage, fields: Fields, form: Form | None) -> Message | None:
         try:
+            fields = fields or self._read_again(message)
             fetched = self._fetch(message, fields)
             fields = {**fields, **fetched} if fetched else fields
             reply = decode_reply(self._run_id, message.message_id, message.entry, fields)
@@ -148,6 +157,14 @@ class Replies:
             return reply if misfit is None else self._refused(message, f"the reply does not fit: {misfit}")
         except MissingChunkError as error:
             return None if self._committer.send_again(message) else self._unreadable(message, error)
+
+    def _read_again(self, message: OpenMessage) -> Fields:
+        """Return a reply that was read when there was no room for it."""
+        where = message.node_id, self._run_id, message.outbox_entry
+        reply = self._session.through_outage(lambda: read_reply(self._owner.connection, *where))
+        if not reply:
+            raise MissingChunkError("Redis lost it")
+        return {**reply}
 
     def _fetch(self, message: OpenMessage, reply: Fields) -> Fields:
         """Return the content of a large reply, and nothing for a small one; after an outage, continue where it was."""

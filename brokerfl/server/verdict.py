@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from brokerfl.broker.blobs import Blobs
 from brokerfl.broker.liveness import Liveness
+from brokerfl.broker.patience import within
 from brokerfl.broker.presence import absent_nodes
 from brokerfl.broker.transactions import Transactions
 from brokerfl.common import Error, ErrorCode
@@ -56,16 +57,20 @@ class Verdicts:
             self._book.answers.put_back()
             raise
 
-    def cancel(self, message_ids: Iterable[str]) -> None:
-        """Answer open messages with Error 3, and take them out of the inboxes."""
+    def cancel(self, message_ids: Iterable[str], until: float | None) -> None:
+        """Answer open messages with Error 3, and take them out of the inboxes.
+
+        Raises:
+            RedisUnreachable: Redis was away at the local monotonic time ``until``; nothing was cancelled.
+        """
         self._session.check()
         wanted, reason = set(message_ids), Error(ErrorCode.MESSAGE_UNAVAILABLE, "the message was cancelled")
 
         def cancel() -> None:
             self._session.reconcile()
-            self._pass([(message, reason) for message in self._book.awaited() if message.message_id in wanted])
+            self._pass([(message, reason) for message in self._book.awaited(wanted)])
 
-        self._session.through_outage(cancel)
+        within(until, lambda: self._session.through_outage(cancel))
 
 
 def _verdict(message: OpenMessage, now: float, gone: set[int]) -> Error | None:

@@ -17,6 +17,9 @@ from brokerfl.server.receive import Receiver
 from brokerfl.server.session import Session
 from brokerfl.server.verdict import Verdicts
 
+#: An iterator looks through all ids that it waits for after so many takes by others, as a part of them.
+_LOOK = 16
+
 #: Seconds between sweeps while a thread waits: they catch lost rings, lapsed leases and expired messages.
 SWEEP = 1.0
 
@@ -53,6 +56,8 @@ class Waits:
                     return message
                 self._session.check()
                 self._leave_out(wanted)
+                if wanted.left:
+                    continue
                 left = SWEEP if until is None else until - time.monotonic()
                 if not wanted.ids or left <= 0:
                     return None
@@ -63,6 +68,9 @@ class Waits:
             self._lead(seconds)
 
     def _take(self, wanted: Wanted) -> OpenMessage | None:
+        message = self._answers.take_left(wanted) if wanted.left else None
+        if message is not None:
+            return message
         message = self._answers.take(wanted)
         if message is not None:
             wanted.ids.discard(message.message_id)
@@ -70,10 +78,12 @@ class Waits:
         return message
 
     def _leave_out(self, wanted: Wanted) -> None:
-        """Remove from ``wanted`` what another call took."""
-        if wanted.seen != self._answers.takes:
+        """Remove from ``wanted`` what another call took, or what left the book."""
+        if (self._answers.takes - wanted.seen) * _LOOK > len(wanted.ids):
             wanted.seen = self._answers.takes
-            wanted.ids.intersection_update([each for each in wanted.ids if self._answers.waits(each)])
+            gone = [each for each in wanted.ids if not self._answers.waits(each)]
+            wanted.ids.difference_update(gone)
+            wanted.left += self._answers.left(gone)
 
     def poll(self) -> None:
         """Collect what has arrived, without waiting. Does nothing while another thread collects."""

@@ -22,7 +22,8 @@ class Contents:
     def __init__(self) -> None:
         self._by_record: dict[int, EncodedContent] = {}
         self._by_memory: dict[Hashable, EncodedContent] = {}
-        self._by_look: dict[Hashable, list[tuple[Fields, EncodedContent]]] = {}
+        self._by_look: dict[Hashable, tuple[Fields, EncodedContent]] = {}
+        self._by_name: dict[bytes, EncodedContent] = {}
 
     def encode(self, record: RecordSet) -> EncodedContent:
         """Return the encoded content, frozen as it is now."""
@@ -35,14 +36,20 @@ class Contents:
         return self._by_record[id(record)]
 
     def _equal(self, fields: Fields) -> EncodedContent:
-        """Return a content with the same bytes elsewhere in memory, or a new one: only that is hashed."""
+        """Return a content with the same bytes elsewhere in memory, or a new one.
+
+        It is compared with the first one that looks like it, as copies of one model do; otherwise it is hashed.
+        """
         ends = (bytes(data[:_END]) + bytes(data[-_END:]) for data in islice(fields.values(), 1, None))
-        found = self._by_look.setdefault((fields[CONTENT], *ends), [])
-        for other, encoded in found:
+        look = (fields[CONTENT], *ends)
+        if look in self._by_look:
+            other, encoded = self._by_look[look]
             if all(map(_are_equal, fields.values(), other.values())):
                 return encoded
-        found.append((fields, EncodedContent(fields)))
-        return found[-1][1]
+        hashed = EncodedContent(fields)
+        encoded = self._by_name.setdefault(hashed.name, hashed)
+        self._by_look.setdefault(look, (fields, encoded))
+        return encoded
 
     def __iter__(self) -> Iterator[EncodedContent]:
         return iter({id(content): content for content in self._by_memory.values()}.values())

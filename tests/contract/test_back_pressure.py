@@ -35,6 +35,43 @@ def test_a_push_that_was_half_made_is_completed_by_the_next(backend: Backend, mo
         assert gate.calls == 2
 
 
+@pytest.mark.parametrize("goes_on", ["waits for what was pushed", "pushes all again"])
+def test_a_push_that_was_half_made_says_which(backend: Backend, monkeypatch: pytest.MonkeyPatch, goes_on: str) -> None:
+    """Of three parts the last finds Redis full; a node that is not registered got nothing anyway."""
+    monkeypatch.setattr(push, "MOST_BYTES", 10)
+    monkeypatch.setattr(session, "FULL_PATIENCE", 0.1)
+    gate = Gate()
+    gate.go.set()
+    with federation(backend, gate.app, nodes=1) as nodes, driving(backend) as driver:
+        [node] = [node.node_id for node in nodes.nodes]
+        batch = [driver.create_message(number(n), "train", to, "1") for n, to in enumerate((node, 7, node, node))]
+        with monkeypatch.context() as patch:
+            fill(driver, patch, executions=2)
+            with pytest.raises(RedisOutOfMemory, match="2 of 4 messages were pushed") as caught:
+                driver.push_messages(batch)
+            first, refused, second, third = caught.value.message_ids
+            assert (bool(first), refused, bool(second), third) == (True, "", True, "")
+        if goes_on == "pushes all again":
+            ids = driver.push_messages(batch)
+            assert [*ids[:3]] == [first, "", second]
+            assert sorted(number_in(reply) for reply in driver.replies(ids)) == [0, 2, 3]
+        else:
+            assert sorted(number_in(reply) for reply in driver.replies(caught.value.message_ids)) == [0, 2]
+        assert gate.calls == (3 if goes_on == "pushes all again" else 2)
+
+
+def test_a_push_of_which_nothing_was_accepted_has_no_ids(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its text is that of Redis."""
+    monkeypatch.setattr(session, "FULL_PATIENCE", 0.1)
+    with federation(backend, nodes=1) as nodes, driving(backend) as driver:
+        batch = [driver.create_message(number(1), "train", nodes.nodes[0].node_id, "1")]
+        with monkeypatch.context() as patch:
+            fill(driver, patch)
+            with pytest.raises(RedisOutOfMemory, match=r"^full$") as caught:
+                driver.push_messages(batch)
+        assert caught.value.message_ids == ()
+
+
 def test_a_full_redis_after_a_cut_stops_no_wait(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Redis cannot be told what it forgot: replies come, an expiry is Error 3, the run can be ended."""
     gate = Gate()

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from brokerfl.broker.connection import Connection
+from brokerfl.broker.data import add_data
 from brokerfl.broker.nodes import Registration
-from brokerfl.broker.outbox import Outgoing, add_data, publish
+from brokerfl.broker.outbox import Outgoing, publish
 from brokerfl.client import payloads
 from brokerfl.common import ErrorCode, Metadata
 from brokerfl.server.book.message import MOST_REOPENED

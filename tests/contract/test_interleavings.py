@@ -3,13 +3,14 @@
 import asyncio
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
 
 from brokerfl.broker import blobs
-from brokerfl.broker.outbox import Outboxes, Outgoing, Reply, Settled, add_data, publish
+from brokerfl.broker.data import add_data
+from brokerfl.broker.outbox import Outboxes, Outgoing, Reply, Settled, publish
 from brokerfl.client import ClientApp, payloads
 from brokerfl.common import Context, ErrorCode, Message, Metadata, RecordSet
 from brokerfl.wire.frame import MANIFEST
@@ -186,15 +187,20 @@ def test_a_cancel_sees_what_another_thread_has_read(backend: Backend, monkeypatc
     read = Outboxes.read
 
     def read_and_cancel(
-        outboxes: Outboxes, node_ids: Iterable[int], settled: Iterable[Settled] = ()
-    ) -> tuple[list[Reply], bool]:
-        found = read(outboxes, node_ids, settled)
-        if found[0]:
+        outboxes: Outboxes,
+        node_ids: Iterable[int],
+        take: Callable[[Iterable[Reply]], None],
+        settled: Iterable[Settled] = (),
+    ) -> bool:
+        found: list[Reply] = []
+        is_deleted = read(outboxes, node_ids, found.extend, settled)
+        if found:
             monkeypatch.setattr(Outboxes, "read", read)
             canceller = threading.Thread(target=driver.cancel_messages, args=(ids,))
             canceller.start()
             canceller.join()
-        return found
+        take(found)
+        return is_deleted
 
     with driving(backend) as driver, serving(backend, echo_app()) as node:
         monkeypatch.setattr(Outboxes, "read", read_and_cancel)

@@ -9,8 +9,8 @@ import pytest
 
 from brokerfl.broker import clock
 from brokerfl.broker.connection import Connection
+from brokerfl.broker.data import add_data
 from brokerfl.broker.nodes import Registration
-from brokerfl.broker.outbox import add_data
 from brokerfl.broker.stream import milliseconds_of
 from brokerfl.client import payloads
 from brokerfl.client.node import Node

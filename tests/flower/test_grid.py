@@ -762,3 +762,73 @@ def test_a_state_may_change_while_another_thread_pushes() -> None:
             writing.result()
 
     run_simulation(server(main), client(lambda message, context: message.content), 1)
+
+
+# What stays in Redis.
+
+
+def in_redis(grid: Any) -> int:
+    """How many entries Redis has in the run's ledger and in the streams of its nodes."""
+    driver = driver_of(grid)
+    keys, run_id, redis = driver.connection.keys, driver.run.run_id, driver.connection.redis
+    streams = [key for node in grid.get_node_ids() for key in keys.of_node_and_run(node, run_id)]
+    return int(redis.hlen(keys.ledger(run_id)) + sum(map(redis.xlen, streams)))
+
+
+def test_what_does_not_come_in_time_is_cancelled() -> None:
+    """`send_and_receive` never gave the app its id: no node executes it any more, and nothing of it stays in Redis."""
+    gate, found = Gate(), []
+
+    def main(grid: Any, context: Any) -> None:
+        [node] = grid.get_node_ids()
+        for turn in range(4):
+            assert grid.send_and_receive([message_to(grid, node, number(turn))], timeout=0.1) == []
+            assert gate.begun.acquire(timeout=20 if turn == 0 else 0) is (turn == 0)
+        gate.go.set()
+        found.extend(grid.send_and_receive([message_to(grid, node, number(9))]))
+        grid.push_messages([])
+        assert in_redis(grid) <= 3, "the last one and its reply"
+
+    run(main, gate)
+    assert [number_in(reply) for reply in found] == [9]
+    assert gate.begun.acquire(timeout=0)
+    assert not gate.begun.acquire(timeout=0)
+
+
+@pytest.mark.parametrize("group", ["", "only"])
+def test_an_asynchronous_app_leaves_nothing_behind(group: str) -> None:
+    """FedBuff with one constant group, or none: over 500 replies Redis holds a few of each node."""
+    sizes = []
+
+    def main(grid: Any, context: Any) -> None:
+        def push(nodes: list[int]) -> list[str]:
+            return list(grid.push_messages([message_to(grid, node, number(1), group=group) for node in nodes]))
+
+        nodes = grid.get_node_ids()
+        ids, done = push(nodes), 0
+        while done < 500:
+            replies = grid.pull_messages(ids)
+            arrived = {replied_to(reply) for reply in replies}
+            ids = [each for each in ids if each not in arrived]
+            ids += push([reply.metadata.src_node_id for reply in replies])
+            done += len(replies)
+            sizes.append(in_redis(grid))
+
+    run(main, nodes=3)
+    most = 2 if group == "" else 1 + 4
+    assert max(sizes) <= 3 * most * 2, "so many replies of each node, each also in the ledger"
+
+
+def test_a_push_within_a_round_moves_nothing_on() -> None:
+    """Another node, another type, or four times the same: what was pulled stays until the round is over."""
+
+    def main(grid: Any, context: Any) -> None:
+        first, second = grid.get_node_ids()
+        pushes = [(first, "query")] * 4 + [(second, "query"), (second, "query.other")]
+        for count, (node, kind) in enumerate(pushes, start=1):
+            assert len(grid.send_and_receive([message_to(grid, node, number(1), kind, group="1")])) == 1
+            assert unsettled(driver_of(grid)) == count
+        grid.send_and_receive([message_to(grid, first, number(1), group="1")])
+        assert unsettled(driver_of(grid)) == 1
+
+    run(main, nodes=2)

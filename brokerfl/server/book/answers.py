@@ -4,6 +4,7 @@ Owns which reply counts, that only one thread takes it, and when it is handed ov
 must not know how replies are read or awaited.
 """
 
+import math
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -11,11 +12,12 @@ from dataclasses import dataclass, field
 from brokerfl.broker.books import Parcel
 from brokerfl.broker.clock import Clock
 from brokerfl.broker.outbox import Settled
-from brokerfl.common import Error
+from brokerfl.common import Error, ErrorCode
+from brokerfl.server.book.held import Held
 from brokerfl.server.book.index import Index
-from brokerfl.server.book.message import MOST_REOPENED, Entries, Event, OpenMessage
+from brokerfl.server.book.message import MOST_REOPENED, UNREAD, Entries, Event, OpenMessage
 from brokerfl.server.book.state import GIVEN, State, Step
-from brokerfl.wire.frame import Fields
+from brokerfl.wire.frame import Fields, size_of
 
 
 @dataclass(eq=False)
@@ -28,7 +30,8 @@ class Wanted:
 
     ids: set[str]
     thread: int = field(default_factory=threading.get_ident)  # whose loop it is
-    seen: int = -1  # the book's takes when nobody else had taken one of ``ids``
+    seen: float = -math.inf  # the book's takes when nobody else had taken one of ``ids``
+    left: list[str] = field(default_factory=list)  # those that have left the book
     taken: list[OpenMessage] = field(default_factory=list)
     is_given: bool = False  # the app has all of ``taken``
 
@@ -39,6 +42,7 @@ class Answers:
     Args:
         index: the messages.
         clock: of Redis.
+        held: the ids that the app holds.
 
     Attributes:
         changed: the book's lock.
@@ -46,8 +50,8 @@ class Answers:
         takes: how often there was one reply less to wait for: `take` found it, or its message left the book.
     """
 
-    def __init__(self, index: Index, clock: Clock) -> None:
-        self._clock = clock
+    def __init__(self, index: Index, clock: Clock, held: Held) -> None:
+        self._clock, self._held = clock, held
         self._lock, self.changed = index.lock, index.changed
         self.dropped = self.takes = 0
         self._index = index
@@ -67,14 +71,18 @@ class Answers:
                 self._index.doubtful.pop(message_id, None)
                 return None
             if message.is_open and self._clock.earliest(outbox_entry) <= message.entry.deadline:
-                self._index.note(message, message.answer(reply, outbox_entry, data))
+                self._index.hold(message, size_of(reply))
+                self._index.note(message, message.answer(reply if message.held else UNREAD, outbox_entry, data))
+                self._index.has_chunks(message)
                 return None
             self.dropped += 1
-            if not message.is_open and data in [data for _, _, data in message.copies]:  # the chunks are still needed
+            if data and not message.is_open and data in [data for _, _, data in message.copies]:
+                # The chunks are still needed.
                 return node_id, outbox_entry, ()
-            if not message.spare((outbox_entry, reply, data)):
+            if not message.spare((outbox_entry, reply if data else UNREAD, data)):
                 return node_id, outbox_entry, data
             self._index.doubtful.pop(message_id, None)
+            self._index.has_chunks(message)
             return None
 
     def doubt(self) -> None:
@@ -89,6 +97,8 @@ class Answers:
             for message_id, error in verdicts:
                 message = self._index.find(message_id)
                 if message is not None and message.is_open:
+                    if error.code == ErrorCode.MESSAGE_UNAVAILABLE:
+                        message.end()
                     self._index.note(message, message.answer(error))
             self.changed.notify_all()
 
@@ -102,14 +112,30 @@ class Answers:
         thread = threading.get_ident()
         with self._lock:
             self._hand_over_given()
-            for message_id in self._index.answered:
-                if message_id in wanted.ids:
-                    message = self._index.messages[message_id]
-                    wanted.taken.append(message)  # first, so that it can be put back after any exception
-                    self.takes += 1
-                    self._index.note(message, message.take(thread if thread == wanted.thread else 0))
+            message = self._index.first(wanted.ids)
+            if message is not None:
+                wanted.taken.append(message)  # first, so that it can be put back after any exception
+                self.takes += 1
+                self._index.note(message, message.take(thread if thread == wanted.thread else 0))
+            return message
+
+    def take_left(self, wanted: Wanted) -> OpenMessage | None:
+        """Take the Error of a wanted message that left the book before the app had its reply; None if there is none."""
+        with self._lock:
+            while wanted.left:
+                message = self._held.of(wanted.left[-1])
+                if message is not None:
+                    wanted.taken.append(message)
+                    self._held.pop(message.message_id)
+                wanted.left.pop()
+                if message is not None:
                     return message
             return None
+
+    def left(self, message_ids: Iterable[str]) -> list[str]:
+        """Return those of these ids for which `take_left` has something."""
+        with self._lock:
+            return [message_id for message_id in message_ids if message_id in self._held]
 
     def put_back(self, messages: Sequence[OpenMessage] = ()) -> None:
         """Replies that were taken could not be handed over now: the first of them is the first to be taken again.
@@ -122,10 +148,12 @@ class Answers:
                 self._put_back(message, lambda message: message.go(Step.PUT_BACK))
 
     def _put_back(self, message: OpenMessage, step: Callable[[OpenMessage], Event]) -> bool:
-        if message.state not in GIVEN:  # it was cancelled in the meantime
+        if message.state not in GIVEN:  # it was cancelled in the meantime, or had left the book before
+            if message.state is State.GONE and isinstance(message.reply, Error):
+                self._held.leave(message)
             return False
         self._index.note(message, step(message))
-        self._index.answered.move_to_end(message.message_id, last=False)
+        self._index.is_first(message)
         return True
 
     def use_spare(self, message: OpenMessage) -> Settled | None:

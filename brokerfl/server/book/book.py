@@ -16,10 +16,13 @@ from brokerfl.broker.books import Change, Parcel, Snapshot
 from brokerfl.broker.clock import Clock
 from brokerfl.broker.outbox import Settled
 from brokerfl.server.book.answers import Answers
-from brokerfl.server.book.index import Index, Tell
+from brokerfl.server.book.comparison import compare
+from brokerfl.server.book.groups import KnownGroups
+from brokerfl.server.book.held import Held, HeldId
+from brokerfl.server.book.index import Index, Tell, count
 from brokerfl.server.book.message import OpenMessage
 from brokerfl.server.book.orphans import Orphans
-from brokerfl.server.book.plan import Sending, idle, needed_from
+from brokerfl.server.book.plan import Sending, idle
 from brokerfl.server.book.state import ORPHANS, State, Step
 from brokerfl.wire.frame import Fields
 from brokerfl.wire.payload import EncodedContent
@@ -62,10 +65,10 @@ class Book:
         self._clock = clock or Clock()
         self._index = Index(tell)
         self._lock, self.changed = self._index.lock, self._index.changed
-        self.lock = self._lock
-        self.answers = Answers(self._index, self._clock)
+        self.lock, self._held = self._lock, Held()
+        self.answers = Answers(self._index, self._clock, self._held)
         self._orphans = Orphans()
-        self._groups: set[str] = set()
+        self._groups = KnownGroups(snapshot.groups)
         self._needs: dict[bytes, int] = {}
         self._kept: Collection[bytes] = ()
         self.state_name = state_name
@@ -78,7 +81,7 @@ class Book:
             self._index.load(orphan)
             self._orphans.add(orphan)
             self._groups.add(entry.group_id)
-            self._needs[entry.digest] = self._needs.get(entry.digest, 0) + 1
+            count(self._needs, entry.digest, 1)
             self._sequence = entry.sequence
 
     def __contains__(self, message_id: str) -> bool:
@@ -105,25 +108,35 @@ class Book:
         with self._lock:
             return self._index.owing()
 
-    def awaited(self) -> list[OpenMessage]:
-        """Return the open messages on which a verdict may be passed: neither orphans nor what a push is adopting."""
+    def awaited(self, message_ids: Iterable[str] | None = None) -> list[OpenMessage]:
+        """Return the open messages, or those of them with these ids, on which a verdict may be passed.
+
+        That is, neither orphans nor what a push is adopting.
+        """
         with self._lock:
-            return [
-                message
-                for message in self._index.owed()
-                if message.state not in ORPHANS and not self._orphans.is_reserved(message)
-            ]
+            owed = self._index.owed(message_ids)
+            return [each for each in owed if each.state not in ORPHANS and not self._orphans.is_reserved(each)]
 
     def is_new_group(self, group_ids: Iterable[str]) -> bool:
         """Return whether one of ``group_ids`` was never pushed: then the run moves on."""
         with self._lock:
-            return not self._groups.issuperset(group_ids)
+            return bool(self._groups.new(group_ids))
+
+    def start_over(self) -> None:
+        """From now on, no group was pushed before."""
+        with self._lock:
+            self._groups.forget()
+
+    def unsettled(self, key: tuple[str, int, str]) -> int:
+        """Return how many replies to messages with this `LedgerEntry.key` were handed over and are not settled."""
+        with self._lock:
+            return self._index.had.get(key, 0)
 
     def snapshot(self) -> Snapshot:
         """Return what the books in Redis are to hold."""
         with self._lock:
             entries = {message_id: message.entry for message_id, message in self._index.messages.items()}
-            return Snapshot(entries, set(self._reached), self._pushed, self._replied)
+            return Snapshot(entries, set(self._reached), self._pushed, self._replied, self._groups.all())
 
     # Pushing.
 
@@ -139,10 +152,7 @@ class Book:
             self._kept = names
 
     def reserve(self, entry: LedgerEntry, now: float, *, exactly: bool = False) -> OpenMessage | None:
-        """Return the orphan that a message adopts, and reserve it until `adopt` or `disown`.
-
-        See `Orphans.reserve`.
-        """
+        """Return the orphan that a message adopts, and reserve it until `adopt` or `disown`: see `Orphans.reserve`."""
         with self._lock:
             return self._orphans.reserve(entry, now, exactly=exactly)
 
@@ -167,6 +177,9 @@ class Book:
             if message is not None and message.state in ORPHANS:
                 self._orphans.remove(message)
                 self._adopt(message)
+            if message is not None and type(message_id) is not HeldId:
+                message.name()
+                self._index.weigh(message)
 
     def disown(self, accepted: Iterable[OpenMessage]) -> None:
         """A push failed: what it reserved are orphans again, and so is what it had accepted, for it may be repeated."""
@@ -176,6 +189,24 @@ class Book:
                 if message.state in (State.SENT, State.LOST, State.ANSWERED):
                     self._index.note(message, message.go(Step.DISOWNED))
                     self._orphans.add(message)
+
+    def hand_out(self, message_id: str) -> str:
+        """Return the id of a message as the app gets it."""
+        return self._held.hand_out(message_id)
+
+    def unwanted(self) -> list[OpenMessage]:
+        """Return the answered messages whose replies nobody has taken, and nobody will: the run may leave them behind.
+
+        Those whose ids the app has let go of, unless it once asked with a copy; and those that were cancelled, or
+        expired before a reply came, about which the app can still ask.
+        """
+        with self._lock:
+            for message_id in self._held.let_go():
+                message = self._index.messages.get(message_id)
+                if message is not None:
+                    message.let_go()
+                    self._index.weigh(message)
+            return list(self._index.unwanted.values())
 
     def orphans(self) -> list[OpenMessage]:
         """Return what nobody has adopted, nor is adopting."""
@@ -197,7 +228,7 @@ class Book:
         Args:
             sending: messages to enter, or to send again unless they were answered in the meantime.
             settled: messages whose replies the app has; they leave.
-            cancelled: orphans; they leave.
+            cancelled: orphans, and what is unwanted; they leave.
             state: the ServerApp's, if it differs from what the last commit saved.
             contents: the names of the contents that the run has in Redis.
         """
@@ -214,6 +245,7 @@ class Book:
             change = Change(
                 entered=entered,
                 new=tuple(self._index.unsent),
+                groups=self._groups.new({one.entry.group_id for one in sending if one.is_new}),
                 parcels=tuple(one.message.parcel(one.fields) for one in sending if one.message.is_open),
                 contacted={node: None for node in nodes if node not in self._contacted},
                 settled=tuple(message.message_id for message in settled),
@@ -221,7 +253,7 @@ class Book:
                 recalled=tuple(each.parcel({}) for each in (*cancelled, *again)),
                 state=state,
                 idle=idle(contents, self._needs, sending, gone),
-                needed_from=needed_from(gone, self._index.by_node, self._clock.slack),
+                needed_from=self._index.places.needed_from(gone, self._clock.slack),
                 messages=self._pushed + len(self._index.unsent),
                 replies=self._replied + len(settled),
             )
@@ -237,7 +269,8 @@ class Book:
     def discard(self) -> None:
         """The transaction of the change under way was not executed."""
         with self._lock:
-            self._under_way, self._index.unsent = None, {}
+            self._under_way = None
+            self._index.forget_unsent()
 
     def apply(self, results: Sequence[Any] | None) -> Applied:
         """The transaction of the change under way was executed; ``results`` are None where its answer was lost."""
@@ -247,16 +280,20 @@ class Book:
             for one in sending:
                 self._accept(one)
             self._contacted.update(change.contacted)
+            self._groups.noted(change.groups)
             self._pushed, self._replied = change.messages, change.replies
             vanished, refused = self._note_entries(change.parcels, results)
             freed = [copy for message in (*settled, *cancelled) for copy in message.copies]
             for message in settled:
                 self._leave(message, Step.SETTLED)
             for message in cancelled:
+                is_left = message.state is State.ANSWERED and message.is_unwanted
                 self._leave(message, Step.CANCELLED)
                 self._orphans.remove(message)
+                if is_left:  # else a thread has taken its reply in the meantime
+                    self._held.leave(message)
             if cancelled:  # a thread that has claimed one in the meantime waits for nothing
-                self.answers.takes += 1
+                self.answers.takes += len(cancelled)
                 self.changed.notify_all()
             if change.state is not None:
                 self.state_name = change.state.name
@@ -265,26 +302,18 @@ class Book:
 
     def _accept(self, one: Sending) -> None:
         message, entry = one.message, one.entry
-        self._needs[entry.digest] = self._needs.get(entry.digest, 0) + 1
+        count(self._needs, entry.digest, 1)
         if one.is_new:
             self._index.note(message, message.accept(entry))
             self._index.enter(message)
-            self._groups.add(entry.group_id)
         else:
-            self._unneed(message.entry.digest)
+            count(self._needs, message.entry.digest, -1)
             message.replace(entry)
             self._send(message)
 
     def _leave(self, message: OpenMessage, step: Step) -> None:
         self._index.leave(message, step)
-        self._unneed(message.entry.digest)
-
-    def _unneed(self, name: bytes) -> None:
-        left = self._needs[name] - 1
-        if left:
-            self._needs[name] = left
-        else:
-            del self._needs[name]
+        count(self._needs, message.entry.digest, -1)
 
     def _send(self, message: OpenMessage) -> None:
         if message.is_open:
@@ -308,44 +337,19 @@ class Book:
             elif isinstance(result, Exception):
                 refused.append((parcel, result))
             elif parcel.message_id in self._index.messages:
-                entry_id = result.decode()
-                self._index.messages[parcel.message_id].note_entry(entry_id, self._clock.tells(entry_id))
+                entry_id, message = result.decode(), self._index.messages[parcel.message_id]
+                self._index.note_entry(message, entry_id, self._clock.tells(entry_id))
         return vanished, refused
 
     # Comparing.
 
     def compare(self, seen: Iterable[tuple[int, str, str]]) -> tuple[list[Parcel], list[Parcel], list[tuple[int, str]]]:
-        """Compare with the inboxes, as they were before the outboxes were read.
-
-        Args:
-            seen: every inbox entry, as node id, entry id and message id.
-
-        Returns:
-            What to send again: open messages that Redis lost, if their fields are at hand; and those whose large
-            replies it lost, which their nodes hold in memory for a while. And the entries (node id, entry id) that
-            belong to neither.
-        """
+        """Compare with the inboxes, as they were before the outboxes were read: see `comparison.compare`."""
         with self._lock:
-            owed, in_doubt = self._index.owed(), self._index.in_doubt()
-            found: dict[str, list[str]] = {message.message_id: [] for message in (*owed, *in_doubt)}
-            strays = []
-            for node_id, entry_id, message_id in seen:
-                if message_id in found and self._index.messages[message_id].node_id == node_id:
-                    found[message_id].append(entry_id)
-                else:
-                    strays.append((node_id, entry_id))
-            for message in owed:
-                self._index.note(message, message.find(found[message.message_id]))
-            lost = [message for message in owed if message.state is State.LOST]
-            doubtful = [message for message in in_doubt if not found[message.message_id]]
-            return _parcels(lost), _parcels(doubtful), strays
+            return compare(self._index, seen)
 
     def still_lost(self, parcels: Iterable[Parcel]) -> list[Parcel]:
         """Return those of these messages that were not answered in the meantime, or whose replies are in doubt."""
         with self._lock:
             due = {message.message_id for message in (*self._index.owed(), *self._index.in_doubt())}
             return [parcel for parcel in parcels if parcel.message_id in due]
-
-
-def _parcels(messages: Iterable[OpenMessage]) -> list[Parcel]:
-    return [message.parcel(fields) for message in messages if (fields := message.fields) is not None]

@@ -23,6 +23,8 @@ Entries = tuple[str, ...]
 #: A copy of a reply: its outbox entry, its fields, and where its chunks are.
 Copy = tuple[str, Fields, Entries]
 
+#: The reply of a message whose reply is read from its outbox again when the app wants it.
+UNREAD: Fields = {}
 
 #: The steps of every message: reading a member off its Enum is slow, see `state`.
 _ACCEPTED, _ANSWERED, _TAKEN, _HANDED_OVER = Step.ACCEPTED, Step.ANSWERED, Step.TAKEN, Step.HANDED_OVER
@@ -56,10 +58,14 @@ class OpenMessage:
     outbox_entry: str = ""  # where its reply is
     data_entries: Entries = ()  # where the chunks of a large reply are
     reply: Fields | Error | None = None  # what was read, or the verdict
+    held: int = 0  # bytes of the reply that count as held in memory
     taken_by: int = 0  # the thread that took the reply for a loop of its own; 0 if it is another thread's loop
     reopened: int = 0  # how often the payload of its reply was missing
     spares: tuple[Copy, ...] = ()  # later copies of a large reply
     is_asked_again: bool = False  # it was sent again for its reply, which Redis had lost
+    is_let_go: bool = False  # the app has let go of its id
+    is_named: bool = False  # the app asked for it with a copy of its id
+    has_ended: bool = False  # cancelled or expired: nobody will execute it
 
     @property
     def node_id(self) -> int:
@@ -70,6 +76,16 @@ class OpenMessage:
     def is_open(self) -> bool:
         """Whether it is not answered yet."""
         return self.state in OPEN
+
+    @property
+    def is_fetched(self) -> bool:
+        """Whether its reply, or the payload of it, stays in Redis until the app wants it, and may be lost there."""
+        return bool(self.data_entries) or self.reply == UNREAD
+
+    @property
+    def is_unwanted(self) -> bool:
+        """Whether its reply, once it is there, may leave when the run moves on."""
+        return self.has_ended or (self.is_let_go and not self.is_named)
 
     def is_handed_over_to(self, thread: int) -> bool:
         """Whether the app has the reply that was taken: handed over, or yielded to this thread."""
@@ -142,26 +158,47 @@ class OpenMessage:
 
     def keep(self, fields: Fields | None) -> None:
         """Keep what to send if it has to be sent again."""
-        if self.is_open or self.data_entries:
+        if self.is_open or self.is_fetched:
             self.fields = fields
 
     # The reply.
 
     def answer(self, reply: Fields | Error, outbox_entry: str = "", data_entries: Entries = ()) -> Event:
         """Its first reply arrived, or a verdict was passed."""
-        event = self._event(_ANSWERED)
+        event, is_fetched = self._event(_ANSWERED), bool(data_entries) or reply == UNREAD
         self.reply, self.outbox_entry, self.data_entries = reply, outbox_entry, data_entries
-        if not data_entries:  # the payload of a large reply may turn out to be missing
+        if not is_fetched:  # otherwise it may turn out to be missing
             self.fields = None
         self.state = event.state
         return event
 
-    def spare(self, copy: Copy) -> bool:
-        """Keep another copy of a large reply: the payload of the one that counts may turn out to be missing.
+    def hold(self, size: int) -> None:
+        """So many bytes of its reply are in memory."""
+        self.held = size
 
-        A node uploads again what it does not find in Redis. Returns False if this is not such a copy.
+    def let_go(self) -> None:
+        """The app has let go of its id."""
+        self.is_let_go = True
+
+    def name(self) -> None:
+        """The app asks for it with a copy of its id, and may do so again."""
+        self.is_named = True
+
+    def end(self) -> None:
+        """It was cancelled, or has expired."""
+        self.has_ended = True
+
+    def leave_behind(self, error: Error) -> None:
+        """It has left the book, and its reply has left Redis."""
+        self.reply = self.reply if isinstance(self.reply, Error) else error
+        self.outbox_entry, self.data_entries, self.spares = "", (), ()
+
+    def spare(self, copy: Copy) -> bool:
+        """Keep another copy of a reply that is fetched: what counts may turn out to be missing.
+
+        A node publishes again what it does not find in Redis. Returns False if this is not such a copy.
         """
-        if self.is_open or not self.data_entries or not copy[2]:
+        if self.is_open or not self.is_fetched or bool(copy[2]) != bool(self.data_entries):
             return False
         if len(self.spares) >= MOST_REOPENED:  # a correct node makes no more
             return False

@@ -87,5 +87,8 @@ ORPHANS = frozenset({State.ORPHAN, State.ORPHAN_LOST, State.ORPHAN_ANSWERED})
 #: The app has the reply, or one of its threads is fetching it.
 TAKEN = frozenset({State.TAKEN, State.YIELDED, State.HANDED_OVER})
 
+#: Its reply may be in memory.
+HOLDING = frozenset({State.EARLY, State.ANSWERED, State.TAKEN, State.YIELDED, State.ORPHAN_ANSWERED})
+
 #: The app is being given the reply.
 GIVEN = TAKEN - {State.HANDED_OVER}

@@ -1,0 +1,91 @@
+"""The data streams: the chunks of large replies.
+
+Owns the streams `P:{N}:data:R`, but for the deletion of chunks with their reply. It must not know what a chunk holds.
+"""
+
+from collections.abc import Iterable, Iterator
+
+from redis.client import Pipeline
+
+from brokerfl.broker.connection import Connection
+from brokerfl.broker.failure import found_or_none, map_errors, translate
+from brokerfl.broker.keys import Keys
+from brokerfl.broker.mend import is_exhausted, mend
+from brokerfl.common import RedisOutOfMemory
+
+#: The field of a data stream's entry that holds a chunk.
+CHUNK_FIELD = b"d"
+
+
+def trim_data(pipe: Pipeline, keys: Keys, node_id: int, run_id: int, needed_from: str) -> None:
+    """Put into ``pipe`` the deletion of chunks that belong to no reply, left by an interrupted upload.
+
+    Args:
+        pipe: the transaction after which nothing before ``needed_from`` is needed.
+        keys: the key names.
+        node_id: the node.
+        run_id: the run.
+        needed_from: the first entry that may still be needed; "" for none.
+    """
+    if needed_from:
+        pipe.xtrim(keys.data(node_id, run_id), minid=needed_from, approximate=False)
+    else:
+        pipe.xtrim(keys.data(node_id, run_id), maxlen=0, approximate=False)
+
+
+def add_data(
+    connection: Connection, node_id: int, run_id: int, chunks: Iterable[memoryview]
+) -> list[str | None] | None:
+    """Put chunks of a large reply into the node's data stream, before the reply names them.
+
+    Returns:
+        The entry of each; or None if the run is over. None in place of an entry means that the chunk may be accepted if
+        it is added again: Redis is full, or the stream took no more entries and is replaced, without what it held.
+
+    Raises:
+        RedisUnreachable, RedisAuthError: unknown which of them Redis has.
+    """
+    key = connection.keys.data(node_id, run_id)
+    with map_errors(connection.url):
+        answers = connection.sockets.exchange(
+            [("XADD", key, "NOMKSTREAM", "*", CHUNK_FIELD, chunk) for chunk in chunks]
+        )
+    is_mended = any(map(is_exhausted, answers)) and mend(connection, key, keep=False)
+    added: list[str | None] = []
+    for answer in answers:
+        if is_mended and is_exhausted(answer):
+            added.append(None)
+            continue
+        if isinstance(translate(answer, connection.url) if isinstance(answer, Exception) else None, RedisOutOfMemory):
+            added.append(None)
+            continue
+        entry = found_or_none(answer, connection.url)
+        if entry is None:  # the stream is gone, or the key has another type
+            return None
+        added.append(entry.decode())
+    return added
+
+
+def remove_data(connection: Connection, node_id: int, run_id: int, entry_ids: Iterable[str]) -> None:
+    """Delete chunks that no reply names.
+
+    Raises:
+        RedisUnreachable, RedisAuthError: unknown which of them Redis still has.
+    """
+    ids = list(entry_ids)
+    if ids:
+        with map_errors(connection.url):
+            connection.sockets.exchange([("XDEL", connection.keys.data(node_id, run_id), *ids)])
+
+
+def read_data(connection: Connection, node_id: int, run_id: int, entry_ids: Iterable[str]) -> Iterator[bytes | None]:
+    """Yield the chunks that `add_data` put into these entries; None for one that is gone."""
+    key = connection.keys.data(node_id, run_id)
+    commands = [("XRANGE", key, entry_id, entry_id) for entry_id in entry_ids]
+    with map_errors(connection.url):
+        for answer in connection.sockets.stream(commands):
+            match found_or_none(answer, connection.url):
+                case [[_, [field, chunk]]] if field == CHUNK_FIELD:
+                    yield chunk
+                case _:
+                    yield None
