@@ -193,6 +193,10 @@ class Books:
             pipe.sadd(self._nodes, str(node_id))
             pipe.pexpire(self._nodes, self._lives)
 
+    def remove_nodes(self, pipe: Pipeline, node_ids: Iterable[int]) -> None:
+        """Note that these nodes hold no keys of the run any more."""
+        pipe.srem(self._nodes, *map(str, node_ids))
+
     def has(self, message_id: str) -> bool:
         """Return whether a message is in the ledger in Redis."""
         with map_errors(self._connection.url):

@@ -9,7 +9,7 @@ Owns `P:runs`, and how a run is stopped and deleted. It must not know messages, 
 """
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -60,6 +60,13 @@ class Footprint:
     chunks: Collection[bytes] = ()
 
 
+def leave_nodes(pipe: Pipeline, keys: Keys, run_id: int, node_ids: Iterable[int]) -> None:
+    """Put the deletion of what a run has at these nodes into ``pipe``."""
+    for node_id in node_ids:
+        pipe.unlink(*keys.of_node_and_run(node_id, run_id))
+        pipe.hdel(keys.node_runs(node_id), str(run_id))
+
+
 def deletion(connection: Connection, run_id: int, footprint: Footprint, *, stopped: bool) -> Transaction:
     """Return the deletion of every key of a run, and the mark that it has ended.
 
@@ -68,18 +75,13 @@ def deletion(connection: Connection, run_id: int, footprint: Footprint, *, stopp
     """
     keys = connection.keys
 
-    def at_nodes(pipe: Pipeline) -> None:
-        for node in footprint.nodes:
-            pipe.unlink(*keys.of_node_and_run(node, run_id))
-            pipe.hdel(keys.node_runs(node), str(run_id))
-
     def mark(pipe: Pipeline) -> None:
         ended_at = milliseconds(connection.time()) + (_STOPPED_MARK if stopped else 0)
         pipe.zadd(keys.runs, {str(run_id): -ended_at}, xx=True)
 
     steps: tuple[tuple[Slot, Build], ...] = (
         (Slot.OWN, lambda pipe: remove_blobs(pipe, keys, run_id, footprint.chunks)),
-        (Slot.NODE, at_nodes),
+        (Slot.NODE, lambda pipe: leave_nodes(pipe, keys, run_id, footprint.nodes)),
         (Slot.RUN, lambda pipe: pipe.unlink(keys.run_lease(run_id), *keys.of_run(run_id))),
         (Slot.OWN, mark),
     )

@@ -13,6 +13,7 @@ message's state is, or what became of a transaction.
     commit       books, context, manifests                 unneeded chunks; cancelled messages out, first contact,
                                                            messages in
     send         books: nodes                              strays out, first contact, messages in
+    leave        books: nodes                              everything at nodes that are gone for good
     verdict      -                                         messages out, one more look into the outbox
     restore      owner, books, context, manifests, bell    lifetimes, registry
     rewrite      -                                         chunks that Redis forgot
@@ -38,7 +39,7 @@ from brokerfl.broker.fence import Build, Slot, Transaction
 from brokerfl.broker.inbox import add_message, first_contact, remove_message
 from brokerfl.broker.outbox import Outboxes, Settled, remove_replies
 from brokerfl.broker.owner import Owner
-from brokerfl.broker.runs import Footprint, deletion
+from brokerfl.broker.runs import Footprint, deletion, leave_nodes
 from brokerfl.wire.payload import Payload
 from brokerfl.wire.run import encode_run
 
@@ -103,6 +104,14 @@ class Transactions:
 
         steps = ((Slot.RUN, lambda pipe: self.owner.books.add_nodes(pipe, nodes)), (Slot.NODE, at_nodes))
         return Transaction("send", steps, answers=len(parcels), frees=not parcels)
+
+    def leave(self, nodes: Collection[int]) -> Transaction:
+        """Delete what the run has at nodes that are gone for good."""
+        steps: Steps = (
+            (Slot.NODE, lambda pipe: leave_nodes(pipe, self._keys, self._run_id, nodes)),
+            (Slot.RUN, lambda pipe: self.owner.books.remove_nodes(pipe, nodes)),
+        )
+        return Transaction("leave", steps, frees=True)
 
     def verdict(self, parcels: Sequence[Parcel], nodes: Collection[int]) -> Transaction:
         """Take messages out of the inboxes of ``nodes``. Its results are what is new in the nodes' outboxes."""
