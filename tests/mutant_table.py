@@ -622,7 +622,7 @@ BOOK = (
     Mutant(
         "the first ring of a node is passed over",
         "server/book/book.py",
-        "            self._reached.update(nodes)\n",
+        "            self.contacts.reached.update(nodes)\n",
         "",
         "unit/test_book contract/test_interleavings",
     ),
@@ -1186,7 +1186,7 @@ WAITS = (
     Mutant(
         "an ended run stays in the hash of its nodes",
         "broker/runs.py",
-        "            pipe.hdel(keys.node_runs(node), str(run_id))\n",
+        "            pipe.hdel(keys.node_runs(node_id), str(run_id))\n",
         "",
         "contract/test_runs",
     ),
@@ -1874,7 +1874,7 @@ STEPS = (
         "server/wait.py",
         "if (self._answers.takes - wanted.seen) * _LOOK > len(wanted.ids):",
         "if wanted.seen < 0:",
-        "contract/test_waits contract/test_left_behind",
+        "contract/test_waits",
     ),
     Mutant(
         "a reply is looked for among all that are there",
@@ -1906,6 +1906,30 @@ STEPS = (
     ),
 )
 
+VANISHED = (
+    Mutant(
+        "a run has keys at nodes that have vanished",
+        "server/commit.py",
+        "        idle = self._book.contacts.crowd()\n",
+        "        idle: list[int] = []\n",
+        "contract/test_leftovers",
+    ),
+    Mutant(
+        "a run leaves nodes that are only idle",
+        "server/commit.py",
+        "gone = set(idle) - self._session.through_outage(lambda: registered(connection, idle))",
+        "gone = set(idle)",
+        "contract/test_leftovers",
+    ),
+    Mutant(
+        "a run leaves nodes that have messages",
+        "server/book/contacts.py",
+        "[node for node in self.reached if node not in self._index.by_node]",
+        "list(self.reached)",
+        "contract/test_leftovers",
+    ),
+)
+
 PUSHES = (
     Mutant(
         "a push that was half made does not say so",
@@ -1916,4 +1940,18 @@ PUSHES = (
     ),
 )
 
-MUTANTS = (*FENCE, *TRANSACTIONS, *STREAMS, *BOOK, *WAITS, *NODE, *APPS, *GROWTH, *GROUPS, *READS, *STEPS, *PUSHES)
+MUTANTS = (
+    *FENCE,
+    *TRANSACTIONS,
+    *STREAMS,
+    *BOOK,
+    *WAITS,
+    *NODE,
+    *APPS,
+    *GROWTH,
+    *GROUPS,
+    *READS,
+    *STEPS,
+    *VANISHED,
+    *PUSHES,
+)

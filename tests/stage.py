@@ -467,7 +467,7 @@ def read_nothing(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def note_contact(driver: Driver, node: int) -> None:
     """It believes that this node holds keys of the run."""
-    driver._hold.book._reached.add(node)
+    driver._hold.book.contacts.reached.add(node)
 
 
 def deliver_again(driver: Driver, message_id: str) -> None:

@@ -197,6 +197,10 @@ class Books:
             pipe.sadd(self._nodes, str(node_id))
             pipe.pexpire(self._nodes, self._lives)
 
+    def remove_nodes(self, pipe: Pipeline, node_ids: Iterable[int]) -> None:
+        """Note that these nodes hold no keys of the run any more."""
+        pipe.srem(self._nodes, *map(str, node_ids))
+
     def _encoded(self, entries: Mapping[str, LedgerEntry]) -> dict[Any, Any]:
         """Deadlines are by this process's clock, and in Redis by that of Redis, for whoever resumes the run."""
         skew = round(self._connection.clock.skew * 1000)

@@ -63,6 +63,13 @@ class Footprint:
     chunks: Collection[bytes] = ()
 
 
+def leave_nodes(pipe: Pipeline, keys: Keys, run_id: int, node_ids: Iterable[int]) -> None:
+    """Put the deletion of what a run has at these nodes into ``pipe``."""
+    for node_id in node_ids:
+        pipe.unlink(*keys.of_node_and_run(node_id, run_id))
+        pipe.hdel(keys.node_runs(node_id), str(run_id))
+
+
 def deletion(connection: Connection, run_id: int, footprint: Footprint, *, stopped: bool) -> Transaction:
     """Return the deletion of every key of a run, and the mark that it has ended.
 
@@ -71,18 +78,13 @@ def deletion(connection: Connection, run_id: int, footprint: Footprint, *, stopp
     """
     keys = connection.keys
 
-    def at_nodes(pipe: Pipeline) -> None:
-        for node in footprint.nodes:
-            pipe.unlink(*keys.of_node_and_run(node, run_id))
-            pipe.hdel(keys.node_runs(node), str(run_id))
-
     def mark(pipe: Pipeline) -> None:
         ended_at = milliseconds(connection.clock.time() + connection.clock.skew) + (_STOPPED_MARK if stopped else 0)
         pipe.zadd(keys.runs, {str(run_id): -ended_at}, xx=True)
 
     steps: tuple[tuple[Slot, Build], ...] = (
         (Slot.OWN, lambda pipe: remove_blobs(pipe, keys, run_id, footprint.chunks)),
-        (Slot.NODE, at_nodes),
+        (Slot.NODE, lambda pipe: leave_nodes(pipe, keys, run_id, footprint.nodes)),
         (Slot.RUN, lambda pipe: pipe.unlink(keys.run_lease(run_id), *keys.of_run(run_id))),
         (Slot.OWN, mark),
     )

@@ -14,6 +14,7 @@ message's state is, or what became of a transaction.
                                                            messages in
     send         books: nodes                              strays out, first contact, messages in
     announce     the run's frame                           the run's frame at its nodes, a ring
+    leave        books: nodes                              everything at nodes that are gone for good
     verdict      -                                         messages out, one more look into the outbox
     restore      owner, books, context, manifests, bell    lifetimes, registry
     rewrite      -                                         chunks that Redis forgot
@@ -40,7 +41,7 @@ from brokerfl.broker.fence import Build, Slot, Transaction
 from brokerfl.broker.inbox import add_message, first_contact, remove_message
 from brokerfl.broker.outbox import Outboxes, Settled, remove_replies
 from brokerfl.broker.owner import Owner
-from brokerfl.broker.runs import Footprint, deletion
+from brokerfl.broker.runs import Footprint, deletion, leave_nodes
 from brokerfl.wire.payload import Payload
 from brokerfl.wire.run import encode_run
 
@@ -115,6 +116,14 @@ class Transactions:
 
         steps = ((Slot.NODE, at_nodes), (Slot.RUN, self.owner.books.write_frame))
         return Transaction("announce", steps)
+
+    def leave(self, nodes: Collection[int]) -> Transaction:
+        """Delete what the run has at nodes that are gone for good."""
+        steps: Steps = (
+            (Slot.NODE, lambda pipe: leave_nodes(pipe, self._keys, self._run_id, nodes)),
+            (Slot.RUN, lambda pipe: self.owner.books.remove_nodes(pipe, nodes)),
+        )
+        return Transaction("leave", steps, frees=True)
 
     def verdict(self, parcels: Sequence[Parcel], nodes: Collection[int]) -> Transaction:
         """Take messages out of the inboxes of ``nodes``. Its results are what is new in the nodes' outboxes."""

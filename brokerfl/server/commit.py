@@ -11,6 +11,7 @@ from logging import INFO
 from brokerfl.broker.books import Parcel
 from brokerfl.broker.fence import Transaction
 from brokerfl.broker.patience import holding
+from brokerfl.broker.presence import registered
 from brokerfl.common import BrokerflError, Context, Error, ErrorCode, RedisOutOfMemory, RedisUnreachable, log
 from brokerfl.server.book import Applied, Book, OpenMessage, Sending
 from brokerfl.server.receive import Receiver
@@ -60,6 +61,7 @@ class Committer:
             return True
 
     def _move_on(self, sending: Sequence[Sending]) -> None:
+        self._leave_vanished()
         # Before the state is read: a reply handed to another thread after that is not in it.
         settled = self._book.answers.handed_over()
         # Orphans are cancelled once the resumed app has seen a reply and moved on.
@@ -70,6 +72,16 @@ class Committer:
             self._execute(sending, settled, cancelled, state)
         elif sending or settled or cancelled:
             self._execute(sending, settled, cancelled)
+
+    def _leave_vanished(self) -> None:
+        """Delete what the run has at nodes that are no longer registered, once it has contacted many."""
+        idle = self._book.contacts.crowd()
+        if idle:
+            connection = self._transactions.owner.connection
+            gone = set(idle) - self._session.through_outage(lambda: registered(connection, idle))
+            if gone:
+                self._session.transact(lambda: self._transactions.leave(gone), frees=True)
+            self._book.contacts.forget(gone)
 
     def settle(self, message_ids: Sequence[str]) -> None:
         """Settle these replies if they were handed over; save nothing."""

@@ -178,6 +178,21 @@ def test_large_entries_are_read_one_at_a_time(backend: Backend, monkeypatch: pyt
         assert pages.seen[-3:] == [1, 1, 1], "from now on"
 
 
+def test_no_more_is_read_of_an_outbox_that_is_too_large(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small entries first, large ones behind them: their size is known before they are read."""
+    if not backend.is_real:
+        pytest.skip("fakeredis does not know what a key takes")
+    monkeypatch.setattr(outbox, "MOST_ENTRY", 10_000)
+    pages = Pages(monkeypatch)
+    with driving(backend) as driver:
+        node = silent(backend)
+        push(driver, node, number(1))
+        forge(backend, driver, node, FIRST_PAGE, 10)
+        forge(backend, driver, node, 20, 100_000)
+        read_outbox(driver, node)
+        assert pages.seen == [FIRST_PAGE, FIRST_PAGE, *[1] * 16]
+
+
 def test_the_last_look_of_a_verdict_finds_what_is_behind_a_page(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:

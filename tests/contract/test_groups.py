@@ -81,6 +81,10 @@ def test_an_app_that_begins_at_its_start_moves_on_as_before(backend: Backend, wa
             send(second, node, group=group)
             assert unsettled(second) == 1, "the run moved on"
         assert len(groups_in(backend, second)) == 2, "Redis has forgotten the others"
+        second.start_over()
+        send(second, node, group="2")
+        assert unsettled(second) == 1
+        assert len(groups_in(backend, second)) == 1
         second.end()
 
 

@@ -17,12 +17,14 @@ from brokerfl.client.node import Node
 from brokerfl.client.payloads import Payloads
 from brokerfl.common import ErrorCode, RedisOutOfMemory, RedisUnreachable
 from brokerfl.server import Driver, session
+from brokerfl.server.book import contacts
 from brokerfl.wire.payload import WINDOW, Payload
 from brokerfl.wire.record import encode_content
 from tests.apps import Gate, Seen, driving, eventually, federation, number
-from tests.conftest import Backend
+from tests.conftest import PREFIX, Backend
 from tests.stage import (
     CHUNK,
+    Late,
     after_uploads,
     before_transactions,
     chunks_in,
@@ -375,3 +377,43 @@ def test_a_push_that_waits_for_room_lets_others_make_it(backend: Backend, monkey
         pusher.join(20)
         [answer] = driver.replies(pushed, timeout=20)
         assert not answer.has_error()
+
+
+# Nodes that are gone for good.
+
+
+def test_a_run_leaves_nodes_that_have_vanished(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unnamed nodes come and go: what a run has in Redis does not grow with all that there ever were."""
+    monkeypatch.setattr(contacts, "_FEW", 3)
+    sizes = []
+    with driving(backend) as driver:
+        stays, admin, keys = silent(backend, "stays"), backend.admin, driver.connection.keys
+        for turn in range(40):
+            node = silent(backend, f"node {turn}")
+            ids = [push(driver, each, number(1), str(turn)) for each in (stays, node)]
+            driver.cancel_messages(ids)
+            admin.srem(keys.nodes, str(node))  # as when its info is gone
+            admin.unlink(keys.node_info(node), keys.node_lease(node), keys.ctl(node))
+            sizes.append(sum(1 for _ in admin.scan_iter(match=f"{PREFIX}:*", count=1000)))
+        known = admin.smembers(keys.run_nodes(driver.run.run_id))
+        assert str(stays).encode() in known
+        assert len(known) <= 3 + 2 * 3
+        assert max(sizes[20:]) <= max(sizes[:20]), "four keys of each node of the last turns"
+        assert admin.exists(*keys.of_node_and_run(stays, driver.run.run_id)) == 3
+
+
+def test_a_node_that_was_left_and_comes_back_is_contacted_again(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was away for longer than Redis knows its name; then it is a node as any other."""
+    monkeypatch.setattr(contacts, "_FEW", 0)
+    node = Late(backend)
+    with driving(backend) as driver:
+        driver.cancel_messages([push(driver, node.node_id, number(1), "1")])
+        backend.admin.srem(driver.connection.keys.nodes, str(node.node_id))
+        driver.checkpoint()
+        driver.checkpoint()
+        assert not backend.admin.exists(*driver.connection.keys.of_node_and_run(node.node_id, driver.run.run_id))
+        with node.serving():
+            [reply] = to_all(driver, [node.node_id], number(2), "2")
+        assert not reply.has_error()

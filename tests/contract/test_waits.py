@@ -348,3 +348,21 @@ def test_a_round_may_have_a_timeout_by_default(backend: Backend) -> None:
         gate.go.set()
         [reply] = driver.send_and_receive([driver.create_message(number(7), "train", node.node_id, "2")], timeout=20)
         assert number_in(reply) == 7
+
+
+def test_two_iterators_of_the_same_ids_share_them(backend: Backend) -> None:
+    """Each reply goes to one of them; what the other took does not keep either waiting."""
+    with federation(backend, nodes=1) as nodes, driving(backend) as driver:
+        node = nodes.nodes[0].node_id
+        ids = driver.push_messages([driver.create_message(number(n), "train", node, "1") for n in range(40)])
+        found: list[int] = []
+        threads = [
+            threading.Thread(target=lambda: found.extend(map(number_in, driver.replies(ids, timeout=30))))
+            for _ in range(2)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        assert not any(thread.is_alive() for thread in threads)
+        assert sorted(found) == list(range(40))

@@ -17,6 +17,7 @@ from brokerfl.broker.clock import Clock
 from brokerfl.broker.outbox import Settled
 from brokerfl.server.book.answers import Answers
 from brokerfl.server.book.comparison import compare
+from brokerfl.server.book.contacts import Contacts
 from brokerfl.server.book.groups import KnownGroups
 from brokerfl.server.book.held import Held, HeldId
 from brokerfl.server.book.index import Index, Tell, count
@@ -57,6 +58,7 @@ class Book:
         changed: the condition of the lock that guards everything; notified when a wait may be over.
         lock: that lock. Taken through ``changed``, it would stay held if a signal handler raised an exception.
         answers: the replies.
+        contacts: the nodes.
     """
 
     def __init__(
@@ -72,10 +74,9 @@ class Book:
         self._needs: dict[bytes, int] = {}
         self._kept: Collection[bytes] = ()
         self.state_name = state_name
-        self._contacted, self._reached = set(snapshot.nodes), set(snapshot.nodes)
-        self._pushed, self._replied = snapshot.messages, snapshot.replies
+        self.contacts = Contacts(snapshot.nodes, self._index)
+        self._pushed, self._replied, self._sequence = snapshot.messages, snapshot.replies, 0
         self._under_way: _UnderWay | None = None
-        self._sequence = 0
         for message_id, entry in sorted(snapshot.entries.items(), key=lambda item: item[1].sequence):
             orphan = OpenMessage(message_id, entry, state=State.ORPHAN, began=None)
             self._index.load(orphan)
@@ -96,12 +97,12 @@ class Book:
     def contacted(self) -> Collection[int]:
         """The nodes that may hold keys of the run; also those of a transaction that seems to have failed."""
         with self._lock:
-            return set(self._reached)
+            return set(self.contacts.reached)
 
     def contacted_among(self, node_ids: Iterable[int]) -> set[int]:
         """Return which of these nodes may hold keys of the run."""
         with self._lock:
-            return self._reached.intersection(node_ids)
+            return self.contacts.reached.intersection(node_ids)
 
     def owing(self) -> list[int]:
         """Return the nodes that owe a reply."""
@@ -136,7 +137,7 @@ class Book:
         """Return what the books in Redis are to hold."""
         with self._lock:
             entries = {message_id: message.entry for message_id, message in self._index.messages.items()}
-            return Snapshot(entries, set(self._reached), self._pushed, self._replied, self._groups.all())
+            return Snapshot(entries, set(self.contacts.reached), self._pushed, self._replied, self._groups.all())
 
     # Pushing.
 
@@ -195,10 +196,9 @@ class Book:
         return self._held.hand_out(message_id)
 
     def unwanted(self) -> list[OpenMessage]:
-        """Return the answered messages whose replies nobody has taken, and nobody will: the run may leave them behind.
+        """Return the answered messages whose replies nobody has taken, and which the run may leave behind.
 
-        Those whose ids the app has let go of, unless it once asked with a copy; and those that were cancelled, or
-        expired before a reply came, about which the app can still ask.
+        The app has let go of their ids, and never asked with a copy; or they were cancelled, or have expired.
         """
         with self._lock:
             for message_id in self._held.let_go():
@@ -237,7 +237,7 @@ class Book:
             entered = {one.message.message_id: one.entry for one in sending}
             self._index.unsent = {one.message.message_id: one.message for one in sending if one.is_new}
             nodes = dict.fromkeys(one.entry.node_id for one in sending)
-            self._reached.update(nodes)
+            self.contacts.reached.update(nodes)
             for message in self._index.unsent.values():  # by which a reply that is faster is judged
                 message.replace(entered[message.message_id])
             contents = [name for name in contents if name != saved and name not in self._kept]
@@ -247,7 +247,7 @@ class Book:
                 new=tuple(self._index.unsent),
                 groups=self._groups.new({one.entry.group_id for one in sending if one.is_new}),
                 parcels=tuple(one.message.parcel(one.fields) for one in sending if one.message.is_open),
-                contacted={node: None for node in nodes if node not in self._contacted},
+                contacted={node: None for node in nodes if node not in self.contacts.known},
                 settled=tuple(message.message_id for message in settled),
                 cancelled=tuple(message.message_id for message in cancelled),
                 recalled=tuple(each.parcel({}) for each in (*cancelled, *again)),
@@ -279,7 +279,7 @@ class Book:
             change, sending, settled, cancelled = self._under_way
             for one in sending:
                 self._accept(one)
-            self._contacted.update(change.contacted)
+            self.contacts.known.update(change.contacted)
             self._groups.noted(change.groups)
             self._pushed, self._replied = change.messages, change.replies
             vanished, refused = self._note_entries(change.parcels, results)
