@@ -474,7 +474,7 @@ BOOK = (
     ),
     Mutant(
         "a data stream that takes no more entries means that the run is over",
-        "broker/outbox.py",
+        "broker/data.py",
         "any(map(is_exhausted, answers)) and mend(connection, key, keep=False)",
         "False",
         "contract/test_exhausted",
@@ -580,8 +580,8 @@ BOOK = (
     Mutant(
         "a deletion that failed is forgotten",
         "server/receive.py",
-        "        if not self._outboxes.read(nodes, partial(self._match, generation=generation), freed):\n",
-        "        if self._outboxes.read(nodes, partial(self._match, generation=generation), freed) is None:\n",
+        "            if not is_deleted:\n",
+        "            if is_deleted is None:\n",
         "contract/test_settle contract/test_leftovers contract/test_nothing_lost",
     ),
     Mutant(
@@ -1186,7 +1186,7 @@ WAITS = (
     Mutant(
         "an ended run stays in the hash of its nodes",
         "broker/runs.py",
-        "            pipe.hdel(keys.node_runs(node_id), str(run_id))\n",
+        "        pipe.hdel(keys.node_runs(node_id), str(run_id))\n",
         "",
         "contract/test_runs",
     ),

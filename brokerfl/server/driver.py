@@ -280,11 +280,10 @@ class Driver:
         Raises:
             TypeError: ``like`` is something else.
         """
-        form, held = Form.of(like), list(message_ids)  # while it is open, the iterator holds the ids for the app
-        wanted, foreign = self._sort(held)
+        form, ids = Form.of(like), list(message_ids)
+        wanted, foreign = self._sort(ids)
         until = _until(self._round_timeout if timeout is None else timeout)
-        first = (unknown_reply(self._run_id, each) for each in foreign)
-        return self._replies.each(first, wanted, until, form, held)
+        return self._replies.each((unknown_reply(self._run_id, each) for each in foreign), wanted, until, form, ids)
 
     def send_and_receive(
         self,

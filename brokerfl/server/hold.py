@@ -127,7 +127,7 @@ class Hold:
             self.session.take_up()
             if self.owner.has_new_frame:
                 with suppress(RedisOutOfMemory):  # then its nodes go by what they were told before
-                    self.session.transact(lambda: self.session.transactions.announce(self.book.contacted))
+                    self.session.transact(lambda: self.session.transactions.announce(self.book.contacts.all()))
         except BaseException:
             self.detach()
             raise
@@ -148,7 +148,7 @@ class Hold:
 
     def footprint(self) -> Footprint:
         """Return what the run may have in Redis outside its own slot."""
-        return Footprint(set(self.book.contacted), self.blobs.digests())
+        return Footprint(self.book.contacts.all(), self.blobs.digests())
 
     def end(self) -> None:
         """End the run: all its keys are deleted."""

@@ -84,7 +84,7 @@ class Reconciler:
         Raises:
             RunStopped, RunFenced, RedisForgot, RedisUnreachable, RedisOutOfMemory: as for `restore`.
         """
-        nodes = self._book.contacted
+        nodes = self._book.contacts.all()
         seen = [
             (node_id, entry_id, message_id)
             for node_id in nodes

@@ -31,7 +31,7 @@ class Loop(map):  # type: ignore[type-arg]
     """
 
     wanted: Wanted
-    held: Sequence[str]  # the ids, which the app holds as long as it holds this
+    ids: Sequence[str]  # which the app holds as long as it holds this
 
     def __iter__(self) -> "Loop":
         self.wanted.thread = threading.get_ident()
@@ -66,16 +66,16 @@ class Replies:
         message_ids: set[str],
         until: float | None,
         form: Form | None = None,
-        held: Sequence[str] = (),
+        ids: Sequence[str] = (),
     ) -> Iterator[Message]:
         """Yield ``first``, then replies as they arrive, until a local monotonic time; None waits for all.
 
-        Each is handed over when the iterator advances past it, or is closed. One that does not fit is an Error. The app
-        holds the ids in ``held`` as long as it holds the iterator.
+        Each is handed over when the iterator advances past it, or is closed. One that does not fit is an Error. The
+        app holds ``ids`` as long as it holds the iterator.
         """
         wanted = Wanted(message_ids)
         loop = Loop(list.pop, chain(([message] for message in first), self._each(wanted, until, form)))
-        loop.wanted, loop.held = wanted, held
+        loop.wanted, loop.ids = wanted, ids
         return loop
 
     def _each(self, wanted: Wanted, until: float | None, form: Form | None) -> Iterator[list[Message]]:

@@ -120,7 +120,7 @@ class Waits:
             if rung is None or is_due:
                 self._sweep()
             else:
-                self._receiver.read(self._book.contacted_among(rung))
+                self._receiver.read(self._book.contacts.among(rung))
             self._session.is_up()
             self._is_full = False
         except RedisForgot:

@@ -107,10 +107,10 @@ def test_a_plan_that_is_discarded_leaves_nothing_behind() -> None:
     before = book.snapshot().entries, book.snapshot().messages, book._needs.copy(), len(book)
     change = book.plan([sending("b", node=8, group="h", digest=b"d")])
     assert (change.new, set(change.contacted), change.messages) == (("b",), {8}, 2)
-    assert book.contacted_among([7, 8, 9]) == {7, 8}, "a first ring may come before the answer"
+    assert book.contacts.among([7, 8, 9]) == {7, 8}, "a first ring may come before the answer"
     book.discard()
     assert (book.snapshot().entries, book.snapshot().messages, book._needs.copy(), len(book)) == before
-    assert book.contacted_among([8]) == {8}, "Redis may have executed it: the end of the run looks there too"
+    assert book.contacts.among([8]) == {8}, "Redis may have executed it: the end of the run looks there too"
     assert set(book.plan([sending("c", node=8)]).contacted) == {8}, "and the next message makes contact again"
     book.discard()
     assert book.is_new_group({"h"})

@@ -14,8 +14,8 @@ import pytest
 import brokerfl
 from brokerfl.broker.books import Snapshot
 from brokerfl.common import Array, Error, ErrorCode, ParametersRecord, RecordSet
-from brokerfl.server.book import Book, OpenMessage, Sending
-from brokerfl.server.wait import Waits, Wanted
+from brokerfl.server.book import Book, OpenMessage, Sending, Wanted
+from brokerfl.server.wait import Waits
 from brokerfl.wire import payload
 from brokerfl.wire.contents import Contents
 from brokerfl.wire.run import LedgerEntry
@@ -75,7 +75,7 @@ def take_all(book: Book, ids: list[str], one_by_one: bool) -> None:
     """Take replies, and settle each."""
     wanted = set(ids)
     for message_id in reversed(ids):
-        message = book.answers.take({message_id} if one_by_one else wanted)
+        message = book.answers.take(Wanted({message_id} if one_by_one else wanted))
         assert message is not None
         book.answers.hand_over([message])
         settle(book, settled=[message])
@@ -113,7 +113,7 @@ def left_behind(count: int) -> Callable[[], object]:
         for turn in range(count // 2):
             ids = push(book, range(2), group=str(turn))
             answer(book, ids)
-            message = book.answers.take({ids[0]})
+            message = book.answers.take(Wanted({ids[0]}))
             assert message is not None
             book.answers.hand_over([message])
             del ids
@@ -239,7 +239,7 @@ def test_what_a_failed_commit_would_have_settled_is_still_needed() -> None:
     book = Book(Snapshot(), b"state")
     ids = push(book, range(100_000, 100_003))
     answer(book, ids, is_large=True)
-    taken = [book.answers.take({message_id}) for message_id in ids[:2]]
+    taken = [book.answers.take(Wanted({message_id})) for message_id in ids[:2]]
     messages = [message for message in taken if message is not None]
     book.answers.hand_over(messages)
     plans = []

@@ -93,17 +93,6 @@ class Book:
 
     # Looking.
 
-    @property
-    def contacted(self) -> Collection[int]:
-        """The nodes that may hold keys of the run; also those of a transaction that seems to have failed."""
-        with self._lock:
-            return set(self.contacts.reached)
-
-    def contacted_among(self, node_ids: Iterable[int]) -> set[int]:
-        """Return which of these nodes may hold keys of the run."""
-        with self._lock:
-            return self.contacts.reached.intersection(node_ids)
-
     def owing(self) -> list[int]:
         """Return the nodes that owe a reply."""
         with self._lock:

@@ -29,6 +29,16 @@ class Contacts:
         self.known = set(self.reached)
         self._most = _FEW
 
+    def all(self) -> set[int]:
+        """Return the nodes that may hold keys."""
+        with self._index.lock:
+            return set(self.reached)
+
+    def among(self, node_ids: Iterable[int]) -> set[int]:
+        """Return which of these nodes may hold keys."""
+        with self._index.lock:
+            return self.reached.intersection(node_ids)
+
     def crowd(self) -> list[int]:
         """Return the nodes without a message, if there are twice as many as when some were last forgotten."""
         with self._index.lock:

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
+from brokerfl.broker.clock import CLOCK_STEP
 from brokerfl.broker.stream import place_of
 from brokerfl.server.book.message import OpenMessage
 from brokerfl.server.book.state import NEW
@@ -56,6 +57,7 @@ class Places:
 
     def __init__(self, by_node: Mapping[int, Mapping[str, OpenMessage]]) -> None:
         self._by_node = by_node
+        self._slack = CLOCK_STEP
         self._places: dict[int, list[tuple[tuple[int, int], str]]] = {}  # heaps; also of messages that have left
         self._unknown: dict[int, set[str]] = {}
 
@@ -67,7 +69,7 @@ class Places:
             return
         unknown.discard(message.message_id)
         places = self._places.setdefault(node_id, [])
-        heappush(places, (min(_chunk_places(message)), message.message_id))
+        heappush(places, (min(_chunk_places(message, self._slack)), message.message_id))
         if len(places) > _MOST_PLACES + 4 * len(self._by_node[node_id]):
             places[:] = [(place, each) for place, each in places if each in self._by_node[node_id]]
             heapify(places)
@@ -91,6 +93,7 @@ class Places:
         Returns:
             For each node the first entry of its data stream that may be needed when these are gone; "" for none.
         """
+        self._set(slack)
         leaving: dict[int, set[str]] = {}
         suspects = set()
         for message in gone:
@@ -102,8 +105,16 @@ class Places:
             unknown = self._unknown.get(node_id, set())
             if len(unknown) <= len(leaving[node_id]) and unknown <= leaving[node_id]:
                 first = self._first(node_id, leaving[node_id])
-                found[node_id] = f"{max(0, first[0] - slack)}-0" if first else ""
+                found[node_id] = "{}-{}".format(*first) if first else ""
         return found
+
+    def _set(self, slack: int) -> None:
+        if slack != self._slack:  # the clock was set
+            self._slack = slack
+            self._places.clear()
+            for messages in self._by_node.values():
+                for message in messages.values():
+                    self.note(message)
 
     def _first(self, node_id: int, leaving: Collection[str]) -> tuple[int, int] | None:
         places, messages = self._places.get(node_id, []), self._by_node.get(node_id, {})
@@ -118,8 +129,9 @@ class Places:
         return first
 
 
-def _chunk_places(message: OpenMessage) -> Iterator[tuple[int, int]]:
-    """Yield where the chunks of a reply are, and where the message entered its inbox: those of a reply come later."""
-    yield place_of(message.began or "")
+def _chunk_places(message: OpenMessage, slack: int) -> Iterator[tuple[int, int]]:
+    """Yield where the chunks of a reply are, and the earliest place where those of a future reply can be."""
+    began, _ = place_of(message.began or "")
+    yield max(0, began - slack), 0
     for _, _, entries in message.copies:
         yield from map(place_of, entries)
