@@ -933,7 +933,7 @@ WAITS = (
     Mutant(
         "an ended run stays in the hash of its nodes",
         "broker/runs.py",
-        "            pipe.hdel(keys.node_runs(node_id), str(run_id))\n",
+        "        pipe.hdel(keys.node_runs(node_id), str(run_id))\n",
         "",
         "contract/test_runs",
     ),
