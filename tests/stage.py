@@ -425,6 +425,11 @@ def unaware(driver: Driver) -> None:
     sweep_soon(driver)
 
 
+def is_collecting(driver: Driver) -> bool:
+    """Whether a thread waits for what comes next."""
+    return driver._hold.waits._is_collecting
+
+
 def sweep_soon(driver: Driver) -> None:
     """A sweep is due."""
     driver._hold.waits._swept = 0.0

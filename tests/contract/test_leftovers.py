@@ -36,6 +36,7 @@ from tests.stage import (
     heartbeat,
     held_replies,
     hold_reply,
+    in_inbox,
     is_unsettled,
     kill,
     known_chunks,
@@ -387,7 +388,11 @@ def test_a_run_leaves_nodes_that_have_vanished(backend: Backend, monkeypatch: py
     monkeypatch.setattr(contacts, "_FEW", 3)
     sizes = []
     with driving(backend) as driver:
-        stays, admin, keys = silent(backend, "stays"), backend.admin, driver.connection.keys
+        stays, idle, owes = (silent(backend, name) for name in ("stays", "idle", "owes"))
+        admin, keys = backend.admin, driver.connection.keys
+        driver.cancel_messages([push(driver, idle, number(1), "0")])
+        owed = push(driver, owes, number(1), "0")
+        admin.srem(keys.nodes, str(owes))
         for turn in range(40):
             node = silent(backend, f"node {turn}")
             ids = [push(driver, each, number(1), str(turn)) for each in (stays, node)]
@@ -397,9 +402,11 @@ def test_a_run_leaves_nodes_that_have_vanished(backend: Backend, monkeypatch: py
             sizes.append(sum(1 for _ in admin.scan_iter(match=f"{PREFIX}:*", count=1000)))
         known = admin.smembers(keys.run_nodes(driver.run.run_id))
         assert str(stays).encode() in known
-        assert len(known) <= 3 + 2 * 3
+        assert len(known) <= 3 + 2 * 5
         assert max(sizes[20:]) <= max(sizes[:20]), "four keys of each node of the last turns"
-        assert admin.exists(*keys.of_node_and_run(stays, driver.run.run_id)) == 3
+        for node in (stays, idle, owes):
+            assert admin.exists(*keys.of_node_and_run(node, driver.run.run_id)) == 3
+        assert in_inbox(backend, driver, owes) == [owed]
 
 
 def test_a_node_that_was_left_and_comes_back_is_contacted_again(

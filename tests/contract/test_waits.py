@@ -16,7 +16,20 @@ from brokerfl.server import push as push_module
 from brokerfl.server import wait as waiting
 from tests.apps import Clock, Gate, driving, echo_app, eventually, federation, number, number_in
 from tests.conftest import Backend
-from tests.stage import after_uploads, cut, dropped, kill, layer, model, push, read_nothing, serving, silent
+from tests.stage import (
+    Late,
+    after_uploads,
+    cut,
+    dropped,
+    is_collecting,
+    kill,
+    layer,
+    model,
+    push,
+    read_nothing,
+    serving,
+    silent,
+)
 
 
 def server_time(backend: Backend) -> float:
@@ -350,19 +363,33 @@ def test_a_round_may_have_a_timeout_by_default(backend: Backend) -> None:
         assert number_in(reply) == 7
 
 
-def test_two_iterators_of_the_same_ids_share_them(backend: Backend) -> None:
-    """Each reply goes to one of them; what the other took does not keep either waiting."""
-    with federation(backend, nodes=1) as nodes, driving(backend) as driver:
-        node = nodes.nodes[0].node_id
-        ids = driver.push_messages([driver.create_message(number(n), "train", node, "1") for n in range(40)])
+def test_an_iterator_does_not_wait_for_what_another_call_took(backend: Backend) -> None:
+    """It has looked and waited before; in the middle of its loop, the other replies are pulled: then it ends."""
+    node = Late(backend)
+    with driving(backend) as driver:
+        ids = [push(driver, node.node_id, number(0)) for _ in range(40)]
         found: list[int] = []
-        threads = [
-            threading.Thread(target=lambda: found.extend(map(number_in, driver.replies(ids, timeout=30))))
-            for _ in range(2)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(20)
-        assert not any(thread.is_alive() for thread in threads)
-        assert sorted(found) == list(range(40))
+        first, go = threading.Event(), threading.Event()
+
+        def iterate() -> None:
+            for reply in driver.replies(ids, timeout=60):
+                found.append(number_in(reply))
+                first.set()
+                assert go.wait(20)
+
+        thread = threading.Thread(target=iterate)
+        thread.start()
+        eventually(lambda: is_collecting(driver))
+        with node.serving():
+            assert first.wait(20)
+            pulled: list[int] = []
+
+            def all_are_here() -> bool:
+                pulled.extend(map(number_in, driver.pull_messages(ids)))
+                return len(pulled) >= 39
+
+            eventually(all_are_here)
+        go.set()
+        thread.join(20)
+        assert not thread.is_alive()
+        assert sorted(found + pulled) == list(range(1, 41))
