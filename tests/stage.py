@@ -557,7 +557,7 @@ def saved_reply(node: Node, run_id: int, message_id: str) -> Fields | None:
 
 def answered_runs(node: Node) -> set[int]:
     """The runs of which its journal has replies."""
-    return set(map(int, node._journal._answered))
+    return set(map(int, node._journal._answered.runs))
 
 
 def execute(journal: Journal, statement: str) -> None:
