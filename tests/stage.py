@@ -427,7 +427,7 @@ def unaware(driver: Driver) -> None:
 
 def is_collecting(driver: Driver) -> bool:
     """Whether a thread waits for what comes next."""
-    return driver._hold.waits._is_collecting
+    return driver._hold.waits._leader is not None
 
 
 def sweep_soon(driver: Driver) -> None:
@@ -592,7 +592,7 @@ def saved_reply(node: Node, run_id: int, message_id: str) -> Fields | None:
 
 def answered_runs(node: Node) -> set[int]:
     """The runs of which its journal has replies."""
-    return set(map(int, node._journal._answered))
+    return set(map(int, node._journal._answered.runs))
 
 
 def execute(journal: Journal, statement: str) -> None:

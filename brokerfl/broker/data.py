@@ -10,7 +10,7 @@ from redis.client import Pipeline
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import found_or_none, map_errors, translate
 from brokerfl.broker.keys import Keys
-from brokerfl.broker.mend import is_exhausted, mend
+from brokerfl.broker.mend import is_spoilt, mend
 from brokerfl.common import RedisOutOfMemory
 
 #: The field of a data stream's entry that holds a chunk.
@@ -50,10 +50,10 @@ def add_data(
         answers = connection.sockets.exchange(
             [("XADD", key, "NOMKSTREAM", "*", CHUNK_FIELD, chunk) for chunk in chunks]
         )
-    is_mended = any(map(is_exhausted, answers)) and mend(connection, key, keep=False)
+    is_mended = any(map(is_spoilt, answers)) and mend(connection, key, keep=False)
     added: list[str | None] = []
     for answer in answers:
-        if is_mended and is_exhausted(answer):
+        if is_mended and is_spoilt(answer):
             added.append(None)
             continue
         if isinstance(translate(answer, connection.url) if isinstance(answer, Exception) else None, RedisOutOfMemory):

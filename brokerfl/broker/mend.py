@@ -1,4 +1,4 @@
-"""Mending: a stream that takes no more entries, because one has the greatest id there is, is replaced.
+"""Mending: a stream that takes no more entries is replaced: one has the greatest id there is, or the key no stream.
 
 Owns how that is noticed and mended. It must not know what a stream is for.
 
@@ -18,9 +18,10 @@ from brokerfl.common import log
 _NO_CLOCK = 2**52
 
 
-def is_exhausted(answer: Any) -> bool:
-    """Whether an XADD was refused because the stream's last id is the greatest there is."""
-    return isinstance(answer, Exception) and "exhausted the last possible ID" in str(answer)
+def is_spoilt(answer: Any) -> bool:
+    """Whether an XADD was refused because the stream's last id is the greatest there is, or the key is no stream."""
+    text = str(answer) if isinstance(answer, Exception) else ""
+    return "exhausted the last possible ID" in text or text.startswith("WRONGTYPE")
 
 
 def is_forged(entry_id: str) -> bool:
@@ -44,9 +45,10 @@ def mend(connection: Connection, key: str, *, keep: bool) -> bool:
     with map_errors(connection.url), connection.redis.pipeline(transaction=True) as pipe:
         while True:
             pipe.watch(key)
-            if pipe.type(key) != b"stream":  # the run ended in the meantime
+            kind = pipe.type(key)
+            if kind == b"none":  # the run ended in the meantime
                 return False
-            lives, entries = pipe.pttl(key), entries_of_one(pipe.xrange(key)) if keep else ()
+            lives, entries = pipe.pttl(key), entries_of_one(pipe.xrange(key) if keep and kind == b"stream" else ())
             pipe.multi()
             pipe.unlink(key)
             pipe.xgroup_create(key, GROUP, id="0", mkstream=True)
@@ -56,5 +58,5 @@ def mend(connection: Connection, key: str, *, keep: bool) -> bool:
                     pipe.xadd(key, fields, id="*" if is_forged(entry_id) else entry_id)
             if execute_unless_changed(pipe):
                 break
-    log(WARNING, "Somebody made the last possible entry of the stream %s, which took no more: it is replaced", key)
+    log(WARNING, "%s took no more entries: somebody gave it the last possible id, or another type; it is replaced", key)
     return True

@@ -22,7 +22,7 @@ from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import found_or_none, map_errors, translate
 from brokerfl.broker.inbox import remove_message
 from brokerfl.broker.keys import BELL_LENGTH, parse_id
-from brokerfl.broker.mend import is_exhausted, is_forged, mend
+from brokerfl.broker.mend import is_forged, is_spoilt, mend
 from brokerfl.broker.sockets import Command, commands_of
 from brokerfl.broker.stream import LAST, entries, entries_of_one, place_of
 from brokerfl.common import RedisUnreachable, log
@@ -43,11 +43,11 @@ def publish(connection: Connection, node_id: int, replies: Iterable[Outgoing]) -
 
     A full Redis refuses XADD but not XDEL: without a MULTI a message could be removed although its reply was refused.
 
-    An outbox whose last id is the greatest there is, which needs this node's rights, refuses the reply, but the message
-    is gone: so the outbox is replaced at once, and the reply added.
+    An outbox that somebody with this node's rights made useless refuses the reply, but the message is gone: so the
+    outbox is replaced at once, and the reply added.
 
     Returns:
-        For each reply whether it was published; False means that its run is over, or its outbox is no longer a stream.
+        For each reply whether it was published; False means that its run is over.
 
     Raises:
         RedisUnreachable: unknown whether it happened; repeating is safe, because a second reply is dropped.
@@ -55,7 +55,7 @@ def publish(connection: Connection, node_id: int, replies: Iterable[Outgoing]) -
     """
     batch = list(replies)
     results = _publish(connection, node_id, batch)
-    spoilt = [at for at, result in enumerate(results) if is_exhausted(result)]
+    spoilt = [at for at, result in enumerate(results) if is_spoilt(result)]
     if spoilt:
         for run_id in dict.fromkeys(batch[at].run_id for at in spoilt):
             mend(connection, connection.keys.outbox(node_id, run_id), keep=True)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from brokerfl.broker.mend import mend
 from brokerfl.broker.stream import LAST
 from brokerfl.common import ErrorCode
 from tests.apps import Bench, driving, echo_app, eventually, number, number_in
@@ -34,11 +35,34 @@ def test_an_outbox_is_mended(backend: Backend, *, deleted: bool, is_read: bool) 
         assert sorted(map(number_in, driver.replies(ids, timeout=20))) == [1, 2, 3]
 
 
-def test_the_data_stream_is_mended(backend: Backend, small_chunks: None) -> None:
+def test_an_outbox_of_another_type_is_replaced(backend: Backend) -> None:
+    """A reply that it refuses is added to the new one. A run that has ended gets none."""
+    bench = Bench()
+    with by_hand(backend, bench.app, None) as node, driving(backend) as driver:
+        outbox = driver.connection.keys.outbox(node.node_id, driver.run.run_id)
+        ids = [push(driver, node.node_id, number(1))]
+        backend.admin.unlink(outbox)
+        backend.admin.hset(outbox, "a", "b")
+        backend.admin.pexpire(outbox, 60_000)
+        turns(node, 1, bench)
+        assert [number_in(reply) for reply in driver.replies(ids, timeout=20)] == [1]
+        assert backend.admin.type(outbox) == b"stream"
+        assert not mend(driver.connection, f"{outbox}0", keep=True)
+        assert not backend.admin.exists(f"{outbox}0")
+
+
+@pytest.mark.parametrize("kind", ["exhausted", "hash"])
+def test_the_data_stream_is_mended(backend: Backend, small_chunks: None, kind: str) -> None:
     """A large reply starts its upload again."""
     with serving(backend, echo_app()) as node, driving(backend) as driver:
         [first] = driver.replies([push(driver, node.node_id, model(layer(1)))], timeout=20)
-        exhaust(backend, driver.connection.keys.data(node.node_id, driver.run.run_id), deleted=True)
+        data = driver.connection.keys.data(node.node_id, driver.run.run_id)
+        if kind == "exhausted":
+            exhaust(backend, data, deleted=True)
+        else:
+            backend.admin.unlink(data)
+            backend.admin.hset(data, "a", "b")
+            backend.admin.pexpire(data, 60_000)
         [reply] = driver.replies([push(driver, node.node_id, model(layer(2)), "2")], timeout=20)
         assert first.has_content()
         assert reply.has_content(), reply
