@@ -8,7 +8,7 @@ notice that it lapsed.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
@@ -50,12 +50,14 @@ class Transaction:
         answers: of how many commands, the last ones, the results are wanted.
         frees: the commands only read and delete. A full Redis 7.0 refuses even those inside a MULTI, so they are then
             run without one, right after the owner was checked: a takeover in between would not be noticed.
+        ends: it is the owner's last one, which gives its socket back.
     """
 
     name: str
     steps: tuple[tuple[Slot, Build], ...]
     answers: int = 0
     frees: bool = False
+    ends: bool = False
 
     def build(self, pipe: Pipeline) -> None:
         """Put all commands into ``pipe``."""
@@ -129,13 +131,13 @@ class Fence:
 
     def _execute_or_free(self, transaction: Transaction, reclaims: bool) -> list[Any]:
         try:
-            return self._execute(transaction.build, reclaims)
+            return self._execute(transaction, reclaims)
         except RedisOutOfMemory:
             if not transaction.frees:
                 raise
             return self._execute_outside(transaction.build)
 
-    def _execute(self, build: Build, reclaims: bool) -> list[Any]:
+    def _execute(self, transaction: Transaction, reclaims: bool) -> list[Any]:
         with map_errors(self._connection.url):
             try:
                 while True:
@@ -144,9 +146,11 @@ class Fence:
                     pipe = self._connection.sockets.pipe()
                     if forgotten:
                         pipe.set(self._key, self.value, px=milliseconds(self._retention))
-                    build(pipe)
-                    results = self._transact(commands_of(pipe))
+                    transaction.build(pipe)
+                    results = self._transact(commands_of(pipe), () if transaction.ends else self._watch)
                     if results is not None:
+                        if transaction.ends:
+                            self._give_back()
                         return results[1:] if forgotten else results
                     # The key's lifetime was renewed, or the owner changed: look again.
             except (BrokerflError, ResponseError, RedisForgot):
@@ -172,9 +176,12 @@ class Fence:
                 raise refusal
         return self._owner
 
-    def _transact(self, commands: list[Command]) -> list[Any] | None:
-        results, watched = self._connection.sockets.transact_on(self._socket, commands, self._watch)
-        self._note(watched)
+    def _transact(self, commands: list[Command], after: Sequence[Command]) -> list[Any] | None:
+        results, watched = self._connection.sockets.transact_on(self._socket, commands, after)
+        if after:
+            self._note(watched)
+        else:
+            self._is_watching = False  # EXEC ended it
         return results
 
     def _note(self, watched: list[Any]) -> Exception | None:
@@ -184,7 +191,7 @@ class Fence:
         return refusal
 
     def close(self) -> None:
-        """Give the socket back, without its WATCH: this owner is done. Redis may be unreachable."""
+        """Give the socket back, without its WATCH: this owner detached. Redis may be unreachable."""
         with suppress(RedisError, OSError):
             holding(self._lock, self._unwatch)
 
@@ -196,6 +203,9 @@ class Fence:
         except BaseException:
             self._drop()
             raise
+        self._give_back()
+
+    def _give_back(self) -> None:
         self._connection.sockets.give(self._socket)
         self._socket, self._is_watching = None, False
 

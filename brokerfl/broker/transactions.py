@@ -181,7 +181,7 @@ class Transactions:
 
     def delete(self, footprint: Footprint) -> Transaction:
         """Delete every key of the run."""
-        return deletion(self.owner.connection, self._run_id, footprint, stopped=False)
+        return replace(deletion(self.owner.connection, self._run_id, footprint, stopped=False), ends=True)
 
     def dropping(self, dropped: Sequence[Settled], transaction: Transaction) -> Transaction:
         """The same, after the deletion of replies that matched nothing: only the run's owner may do that."""

@@ -162,7 +162,6 @@ class Hold:
             frees=True,
         )
         self._is_closed = True
-        self.owner.fence.close()
         self.waits.end(RunStopped(f"run {self.run.run_id} has ended"))
 
     def abandon(self) -> None:
