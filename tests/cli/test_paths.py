@@ -51,13 +51,15 @@ def test_relative_certificates(moving: Commands, redis_tls_url: str, certificate
     files = {"ca-cert": certificates.ca, "cert": certificates.client_cert, "key": certificates.client_key}
     near = {name: os.path.relpath(path, moving.folder) for name, path in files.items()}
     typed = [part for name, path in near.items() for part in (f"--{name}", path)]
+    options = {"ssl_ca_certs": files["ca-cert"], "ssl_certfile": files["cert"], "ssl_keyfile": files["key"]}
+    with redis_py.Redis.from_url(redis_tls_url, **options) as admin:
+        admin.flushall()  # a node of another test may still hold its lease
     moving.env["BROKERFL_PREFIX"] = PREFIX
     moving.node("--redis", redis_tls_url, *typed)
     moving.env.update({f"BROKERFL_{name.upper().replace('-', '_')}": path for name, path in near.items()})
     moving.env["BROKERFL_REDIS_URL"] = redis_tls_url
     assert "1 of 1" in moving.run("brokerfl-server", "server:app", "--run-config", "nodes=1").text
     moving.kill()
-    options = {"ssl_ca_certs": files["ca-cert"], "ssl_certfile": files["cert"], "ssl_keyfile": files["key"]}
     with redis_py.Redis.from_url(redis_tls_url, **options) as admin:
         check_keys(admin)
         admin.flushall()

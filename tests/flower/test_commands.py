@@ -580,7 +580,7 @@ WRONG: dict[str, tuple[str | None, int, str]] = {
     "no components": ("[project]\n", 3, r"{}/pyproject.toml names no clientapp: add it under \[tool.flwr.app.compon"),
     "no clientapp": (COMPONENTS.partition("client")[0], 3, "{}/pyproject.toml names no clientapp: add it under"),
     "no TOML": ("[tool.flwr\n", 2, r"{}/pyproject.toml is not valid TOML: Expected ']' .*\(at line 1, column 11\)$"),
-    "no text": ("\N{LATIN SMALL LETTER E WITH ACUTE}", 2, "{}/pyproject.toml cannot be read: 'utf-8' codec can't"),
+    "no text": ("\N{LATIN SMALL LETTER E WITH ACUTE}", 2, "{}/pyproject.toml cannot be read: it is not UTF-8, "),
     "no module": (COMPONENTS.replace("an_app", "p.nowhere"), 3, "there is no module 'p.nowhere' in {} "),
     "no attribute": (COMPONENTS.replace(":app", ""), 3, r"{}/pyproject.toml: the clientapp in \[.*\] is 'an_app'"),
 }
