@@ -1825,6 +1825,13 @@ GROUPS = (
 
 READS = (
     Mutant(
+        "an outbox that is large as a whole is read at once",
+        "broker/outbox.py",
+        "LONG_PAGE if size <= _SMALL else PAGE",
+        "LONG_PAGE",
+        "contract/test_bounded_reads",
+    ),
+    Mutant(
         "replies that wait for the app have no budget",
         "server/book/index.py",
         "if self.held + size <= MOST_HELD:",

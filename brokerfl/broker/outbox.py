@@ -81,8 +81,11 @@ def _publish(connection: Connection, node_id: int, batch: list[Outgoing]) -> lis
 Reply = tuple[int, str, dict[bytes, bytes]]
 
 #: Most entries of one outbox that are read at once before it is known how large they are, most outboxes that one
-#: command reads, and most entries once that is known.
-FIRST_PAGE, PAGE_STREAMS, PAGE = 4, 4, 16
+#: command reads, and most entries once that is known: of an outbox that is small as a whole, and of any other.
+FIRST_PAGE, PAGE_STREAMS, LONG_PAGE, PAGE = 4, 4, 256, 16
+
+#: Bytes of an outbox that is small.
+_SMALL = 16 * 1024 * 1024
 
 #: Most rings that are read at once.
 _RINGS = 100
@@ -236,7 +239,7 @@ class Outboxes:
         answers = iter(self._connection.sockets.exchange(asked) if asked else ())
         for node, size, length in zip(unknown, answers, answers, strict=True):
             if isinstance(size, int) and isinstance(length, int) and size <= length * MOST_ENTRY:
-                pages[node] = PAGE
+                pages[node] = LONG_PAGE if size <= _SMALL else PAGE
         return {node: 1 if node in self._greedy else page for node, page in pages.items()}
 
     def _take_rings(self, answer: Any) -> None:

@@ -141,15 +141,19 @@ def forge(backend: Backend, driver: Driver, node: int, count: int, size: int) ->
         backend.admin.xadd(key, {"i": "x", "h": bytes(size)})
 
 
-def test_an_outbox_is_read_in_pages(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A few entries at once; more only if Redis says that they are of a size that brokerfl sends."""
+@pytest.mark.parametrize("is_small", [True, False])
+def test_an_outbox_is_read_in_pages(backend: Backend, monkeypatch: pytest.MonkeyPatch, is_small: bool) -> None:
+    """A few entries at once; more only if Redis says that they are of a size that brokerfl sends; all if they are few."""
+    if not is_small:
+        monkeypatch.setattr(outbox, "_SMALL", 1000)
     pages = Pages(monkeypatch)
     with driving(backend) as driver:
         node = silent(backend)
         push(driver, node, number(1))
         forge(backend, driver, node, 40, 100)
         read_outbox(driver, node)
-        size = PAGE if backend.is_real else FIRST_PAGE
+        more = 40 - FIRST_PAGE if is_small else PAGE
+        size = more if backend.is_real else FIRST_PAGE
         assert pages.seen[:2] == [FIRST_PAGE, size]
         assert (sum(pages.seen), max(pages.seen)) == (40, size)
 
