@@ -69,6 +69,7 @@ def test_replies_that_wait_for_the_app_have_a_byte_budget(backend: Backend, smal
     with resumed(backend, former) as driver:
         assert 0 < held_bytes(driver) <= small_budget
         assert [number_in(reply) for reply in driver.pull_messages(ids)] == list(range(1, 41))
+        assert driver.pull_messages([]) == [], "with the next call it is certain that the app has them"
         assert held_bytes(driver) == 0
         with node.serving():
             assert [number_in(reply) for reply in to_all(driver, [node.node_id], number(0), "2")] == [41]
@@ -143,7 +144,7 @@ def forge(backend: Backend, driver: Driver, node: int, count: int, size: int) ->
 
 @pytest.mark.parametrize("is_small", [True, False])
 def test_an_outbox_is_read_in_pages(backend: Backend, monkeypatch: pytest.MonkeyPatch, is_small: bool) -> None:
-    """A few entries at once; more only if Redis says that they are of a size that brokerfl sends; all if they are few."""
+    """A few entries at once; more only if Redis says that they are of a size that brokerfl sends, all if small."""
     if not is_small:
         monkeypatch.setattr(outbox, "_SMALL", 1000)
     pages = Pages(monkeypatch)
