@@ -185,7 +185,7 @@ class Fence:
         return results
 
     def _note(self, watched: list[Any]) -> Exception | None:
-        refusal = next((answer for answer in watched if isinstance(answer, Exception)), None)
+        refusal = next(filter(lambda answer: isinstance(answer, Exception), watched), None)
         self._is_watching = refusal is None
         self._owner = watched[-1] if refusal is None else None
         return refusal

@@ -188,7 +188,7 @@ def _check(value: Any, kinds: tuple[type, ...], wanted: str) -> None:
     types = set(map(type, values))
     bases = set()
     for kind in types:
-        base = bool if kind is bool else next((each for each in kinds if issubclass(kind, each)), None)
+        base = bool if kind is bool else _first_of(kinds, kind)
         if base is None or base not in kinds:
             where = " in a list" if values is value else ""
             raise TypeError(f"expected {wanted}, not {kind.__name__}{where}{_hint(kind)}")
@@ -197,6 +197,13 @@ def _check(value: Any, kinds: tuple[type, ...], wanted: str) -> None:
         raise TypeError(f"a list must hold one type only, not {' and '.join(sorted(t.__name__ for t in types))}")
     if values and isinstance(values[0], int) and not MIN_INT <= min(values) <= max(values) <= MAX_INT:
         raise ValueError("an int below -2**63 or above 2**64 - 1 cannot be sent: make it a float, or a str in a config")
+
+
+def _first_of(kinds: tuple[type, ...], kind: type) -> type | None:
+    for each in kinds:
+        if issubclass(kind, each):
+            return each
+    return None
 
 
 def _hint(kind: type) -> str:

@@ -196,7 +196,7 @@ class Driver:
     def unsettled(self, message: Message) -> int:
         """Return to how many messages of the same group, node and type the app has replies that are not settled."""
         meta = message.metadata
-        return self._book.unsettled((meta.group_id, meta.dst_node_id, meta.message_type))
+        return self._book.answers.unsettled((meta.group_id, meta.dst_node_id, meta.message_type))
 
     def start_over(self) -> None:
         """Cancel what the run had not settled before it was resumed, so that nothing pushed from now on adopts it.

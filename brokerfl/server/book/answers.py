@@ -202,6 +202,12 @@ class Answers:
             self.hand_over(wanted.taken)
             self._giving.remove(wanted)
 
+    def unsettled(self, key: tuple[str, int, str]) -> int:
+        """Return how many replies to messages with this `LedgerEntry.key` were handed over and are not settled."""
+        with self._lock:
+            self._hand_over_given()
+            return self._index.had.get(key, 0)
+
     def handed_over(self) -> list[OpenMessage]:
         """Return what a commit by this thread settles: the messages whose replies were handed over.
 

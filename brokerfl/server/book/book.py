@@ -117,11 +117,6 @@ class Book:
         with self._lock:
             self._groups.forget()
 
-    def unsettled(self, key: tuple[str, int, str]) -> int:
-        """Return how many replies to messages with this `LedgerEntry.key` were handed over and are not settled."""
-        with self._lock:
-            return self._index.had.get(key, 0)
-
     def snapshot(self) -> Snapshot:
         """Return what the books in Redis are to hold."""
         with self._lock:

@@ -107,7 +107,10 @@ class Index:
         if len(message_ids) < len(self.answered):
             places = ((self.answered[each], each) for each in message_ids if each in self.answered)
             return self.messages[found[1]] if (found := min(places, default=None)) else None
-        return next((self.messages[each] for each in self.answered if each in message_ids), None)
+        for each in self.answered:  # no generator: an exception of a signal handler that closes it would be lost
+            if each in message_ids:
+                return self.messages[each]
+        return None
 
     def is_first(self, message: OpenMessage) -> None:
         """It was put back: it is the first to be taken."""
