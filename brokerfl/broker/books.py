@@ -54,10 +54,12 @@ class Groups(NamedTuple):
     Attributes:
         digests: the digests.
         is_all: they replace those that are there.
+        is_full: with them, there are too many.
     """
 
     digests: tuple[bytes, ...] = ()
     is_all: bool = False
+    is_full: bool = False
 
     def __bool__(self) -> bool:
         return bool(self.digests)
@@ -160,14 +162,16 @@ class Books:
         pipe.hset(self._meta, mapping={"messages": snapshot.messages, "replies": snapshot.replies})
         if snapshot.nodes:
             pipe.sadd(self._nodes, *map(str, snapshot.nodes))
-        self._add_groups(pipe, Groups(tuple(snapshot.groups), is_all=True))
+        self._add_groups(pipe, Groups(tuple(snapshot.groups), is_all=True, is_full=True))
 
     def _add_groups(self, pipe: Pipeline, groups: Groups) -> None:
         if groups.is_all:
             pipe.unlink(self._groups)
         if groups:
             pipe.rpush(self._groups, *groups.digests)
+        if groups.is_full:
             pipe.ltrim(self._groups, -MOST_GROUPS, -1)
+        if groups.is_all:  # from then on it is never empty, and its lifetime is renewed with those of all keys
             pipe.pexpire(self._groups, self._lives)
 
     def write_frame(self, pipe: Pipeline) -> None:

@@ -82,7 +82,7 @@ Reply = tuple[int, str, dict[bytes, bytes]]
 
 #: Most entries of one outbox that are read at once before it is known how large they are, most outboxes that one
 #: command reads, and most entries once that is known: of an outbox that is small as a whole, and of any other.
-FIRST_PAGE, PAGE_STREAMS, LONG_PAGE, PAGE = 4, 4, 256, 16
+FIRST_PAGE, PAGE_STREAMS, LONG_PAGE, PAGE = 4, 8, 256, 16
 
 #: Bytes of an outbox that is small.
 _SMALL = 16 * 1024 * 1024

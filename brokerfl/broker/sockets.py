@@ -170,6 +170,15 @@ def _forget() -> None:
 os.register_at_fork(after_in_child=_forget)
 
 
+#: A timeout, and what redis-py raises if it makes nothing of an answer.
+_FAILURES = (TimeoutError, ValueError, TypeError, LookupError, AttributeError)
+
+
+def _check_patience() -> None:
+    if is_spent():
+        raise TimeoutError("it was silent until the time was up")
+
+
 def bounded(kind: Any) -> Any:
     """Return redis-py's class of a socket, except that no wait of it outlasts the patience of the thread that uses it.
 
@@ -204,8 +213,13 @@ def bounded(kind: Any) -> Any:
 
         def read_response(self, *args: Any, **options: Any) -> Any:
             if time_left() is not None:  # less is left than when the command was sent
+                _check_patience()
                 options.setdefault("timeout", self.socket_timeout)
-            return self._wait(lambda: super(Bounded, self).read_response(*args, **options))
+            try:
+                return super().read_response(*args, **options)
+            except _FAILURES as error:
+                self._fail(error)
+                raise
 
         def should_reconnect(self) -> Any:
             # Asked when it goes back to the pool. An exception of a signal handler may have left an answer to be read.
@@ -214,14 +228,17 @@ def bounded(kind: Any) -> Any:
             return is_interrupted or super().should_reconnect()
 
         def _wait(self, action: Callable[[], Any]) -> Any:
-            if is_spent():
-                raise TimeoutError("it was silent until the time was up")
+            _check_patience()
             try:
                 return action()
-            except TimeoutError:
-                spend()
+            except _FAILURES as error:
+                self._fail(error)
                 raise
-            except (ValueError, TypeError, LookupError, AttributeError) as error:  # redis-py made nothing of an answer
+
+        def _fail(self, error: Exception) -> None:
+            if isinstance(error, TimeoutError):
+                spend()
+            else:
                 self.disconnect()
                 raise InvalidResponse(str(error)) from error
 

@@ -28,7 +28,10 @@ class KnownGroups:
     def new(self, group_ids: Iterable[str]) -> Groups:
         """Return what Redis has to note when these groups are pushed; it is false if none of them is new."""
         new = tuple(digest for digest in map(_digest, group_ids) if digest not in self._known)
-        return Groups((*self._known, *new), is_all=True) if new and not self._is_saved else Groups(new)
+        is_full = len(self._known) + len(new) > MOST_GROUPS
+        if new and not self._is_saved:
+            return Groups((*self._known, *new), True, is_full)
+        return Groups(new, False, is_full)
 
     def noted(self, groups: Groups) -> None:
         """Redis has noted these."""

@@ -69,7 +69,10 @@ class Places:
             return
         unknown.discard(message.message_id)
         places = self._places.setdefault(node_id, [])
-        heappush(places, (min(_chunk_places(message, self._slack)), message.message_id))
+        place = max(0, place_of(message.began)[0] - self._slack), 0
+        if message.data_entries or message.spares:
+            place = min([place, *_chunk_places(message)])
+        heappush(places, (place, message.message_id))
         if len(places) > _MOST_PLACES + 4 * len(self._by_node[node_id]):
             places[:] = [(place, each) for place, each in places if each in self._by_node[node_id]]
             heapify(places)
@@ -129,9 +132,7 @@ class Places:
         return first
 
 
-def _chunk_places(message: OpenMessage, slack: int) -> Iterator[tuple[int, int]]:
-    """Yield where the chunks of a reply are, and the earliest place where those of a future reply can be."""
-    began, _ = place_of(message.began or "")
-    yield max(0, began - slack), 0
+def _chunk_places(message: OpenMessage) -> Iterator[tuple[int, int]]:
+    """Yield where the chunks of a reply are."""
     for _, _, entries in message.copies:
         yield from map(place_of, entries)
