@@ -58,7 +58,7 @@ class Clock:
 
     def time(self) -> float:
         """Return the time in seconds: that of Redis when it was first asked, and what has passed here since."""
-        return self.at(time.monotonic())
+        return time.monotonic() + (self._start or 0.0)
 
     def at(self, monotonic: float) -> float:
         """Return what `time` was at this local monotonic time."""

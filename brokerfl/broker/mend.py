@@ -14,8 +14,8 @@ from brokerfl.broker.keys import GROUP, RETENTION, milliseconds
 from brokerfl.broker.stream import LAST, entries_of_one, place_of
 from brokerfl.common import log
 
-#: Milliseconds, in the year 144,000: no clock shows them, so somebody chose the id.
-_NO_CLOCK = 2**52
+#: Where ids begin that somebody chose: in the year 144,000, which no clock shows.
+FORGED = 2**52 + 1, 0
 
 
 def is_spoilt(answer: Any) -> bool:
@@ -26,7 +26,7 @@ def is_spoilt(answer: Any) -> bool:
 
 def is_forged(entry_id: str) -> bool:
     """Whether somebody chose this id, or that of an entry before it."""
-    return place_of(entry_id)[0] > _NO_CLOCK
+    return place_of(entry_id) >= FORGED
 
 
 def mend(connection: Connection, key: str, *, keep: bool) -> bool:

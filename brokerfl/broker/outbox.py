@@ -22,7 +22,7 @@ from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import found_or_none, map_errors, translate
 from brokerfl.broker.inbox import remove_message
 from brokerfl.broker.keys import BELL_LENGTH, parse_id
-from brokerfl.broker.mend import is_forged, is_spoilt, mend
+from brokerfl.broker.mend import FORGED, is_spoilt, mend
 from brokerfl.broker.sockets import Command, commands_of
 from brokerfl.broker.stream import LAST, entries, entries_of_one, place_of
 from brokerfl.common import RedisUnreachable, log
@@ -126,6 +126,7 @@ class Outboxes:
         self.generation += 1
         self._bell_cursor = "0"
         self._cursors: dict[int, str] = {}
+        self._places: dict[int, tuple[int, int]] = {}  # of the cursors
         self._heard: list[int | None] = []
 
     def wait(self, block: float | None) -> set[int] | None:
@@ -193,7 +194,7 @@ class Outboxes:
                     more |= self._take_page(answer, nodes, pages, cursors, take)
                 for answer in answers:
                     self._take_rings(answer)
-                before, rings, pages = [], [], self._sized(more)
+                before, rings, pages = [], [], self._sized(more) if more else {}
         return self._is_done(deleted)
 
     def _reads(self, cursors: Mapping[int, str], pages: Mapping[int, int]) -> Iterator[tuple[Command, list[int]]]:
@@ -276,13 +277,14 @@ class Outboxes:
 
         What has a forged id, and what follows it, is read again each time: it is recognised, or deleted.
         """
-        is_known = place_of(entry_id) <= place_of(self._cursors.get(node_id, "0-0"))
-        return generation != self.generation or is_forged(entry_id) or not is_known
+        place = place_of(entry_id)
+        return generation != self.generation or place >= FORGED or place > self._places.get(node_id, (0, 0))
 
     def advance(self, node_id: int, entry_id: str, generation: int) -> None:
         """Note that a reply was read, with everything before it."""
-        if generation == self.generation and not is_forged(entry_id):  # behind which nothing real would be read
-            self._cursors[node_id] = entry_id
+        place = place_of(entry_id)
+        if generation == self.generation and place < FORGED:  # behind which nothing real would be read
+            self._cursors[node_id], self._places[node_id] = entry_id, place
 
 
 def _read(streams: Mapping[str, str], block: float | None = None, count: int = _RINGS) -> Command:

@@ -316,13 +316,18 @@ class Book:
     ) -> tuple[list[Parcel], list[tuple[Parcel, Exception]]]:
         vanished, refused = [], []
         for parcel, result in zip(parcels, results if results is not None else [b""] * len(parcels), strict=True):
+            message = self._index.messages.get(parcel.message_id)
+            if isinstance(result, bytes):
+                if message is not None:
+                    entry_id = result.decode()
+                    self._index.note_entry(message, entry_id, self._clock.tells(entry_id))
+                continue
+            if message is not None:
+                self._index.places.note(message)
             if result is None:
                 vanished.append(parcel)
-            elif isinstance(result, Exception):
+            else:
                 refused.append((parcel, result))
-            elif parcel.message_id in self._index.messages:
-                entry_id, message = result.decode(), self._index.messages[parcel.message_id]
-                self._index.note_entry(message, entry_id, self._clock.tells(entry_id))
         return vanished, refused
 
     # Comparing.

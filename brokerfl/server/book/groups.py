@@ -4,6 +4,7 @@ Owns which groups are new. It must not know who pushes them.
 """
 
 from collections.abc import Collection, Iterable
+from functools import lru_cache
 from hashlib import blake2s
 from itertools import islice
 
@@ -50,5 +51,6 @@ class KnownGroups:
         return list(self._known)
 
 
+@lru_cache(MOST_GROUPS)
 def _digest(group_id: str) -> bytes:
     return blake2s(group_id.encode(errors="surrogatepass"), digest_size=8).digest()

@@ -99,8 +99,7 @@ class Index:
         self.held = sum(message.held for message in self.unsent.values() if message.message_id not in self.messages)
         for message in sorted(self.messages.values(), key=lambda each: rank.get(each.message_id, len(rank))):
             self.held += message.held
-            self.enter(message)
-            self._move(message, State.UNSENT)
+            self.load(message)
 
     def first(self, message_ids: set[str]) -> OpenMessage | None:
         """Return the first of these that is to be taken."""
@@ -143,10 +142,9 @@ class Index:
             self.unwanted.pop(message.message_id, None)
 
     def enter(self, message: OpenMessage) -> None:
-        """A message was accepted."""
+        """A message was accepted. What is known of its place is noted next."""
         self.messages[message.message_id] = message
         self.by_node.setdefault(message.entry.node_id, {})[message.message_id] = message
-        self.places.note(message)
 
     def note_entry(self, message: OpenMessage, entry_id: str, tells: bool) -> None:
         """It is in its inbox at this entry, "" if that is not known; whether it ``tells`` when."""
@@ -161,6 +159,7 @@ class Index:
     def load(self, orphan: OpenMessage) -> None:
         """A message was accepted before the resume."""
         self.enter(orphan)
+        self.places.note(orphan)
         self._move(orphan, State.UNSENT)
 
     def leave(self, message: OpenMessage, step: Step) -> None:
