@@ -67,7 +67,9 @@ class Clock:
     def earliest(self, entry_id: str) -> float:
         """Return the earliest time, in milliseconds, at which an entry that is read now may have been made."""
         made = float(milliseconds_of(entry_id))
-        return made if self._start is None else min(self.time() * 1000, made - self._ahead * 1000)
+        if self._start is None:
+            return made
+        return min((time.monotonic() + self._start) * 1000, made - self._ahead * 1000)
 
     def latest(self, entry_id: str, read_at: float) -> float:
         """Return the latest time, in milliseconds, at which an entry may have been made.

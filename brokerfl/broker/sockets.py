@@ -99,10 +99,11 @@ class Sockets:
         size = sum(map(len, packed))
         if size <= PIECE:
             socket.send_packed_command(packed, check_health=False)
-            return [_answer(socket) for _ in commands]
+            read = _reader(socket)
+            return [_answer(read) for _ in commands]
         socket.send_packed_command(_pieces(packed), check_health=False)
         patience = (socket.socket_timeout or 0.0) + size / SLOWEST
-        return [_answer(socket, timeout=patience) for _ in commands]
+        return [_answer(socket.read_response, timeout=patience) for _ in commands]
 
     def transact(self, commands: Sequence[Command]) -> list[Any]:
         """Run commands in a MULTI and return their answers.
@@ -138,16 +139,17 @@ class Sockets:
         socket, left = self.take(), len(commands)
         try:
             socket.send_packed_command(socket.pack_commands(commands), check_health=False)
+            read = _reader(socket)
             while left > 1:
-                answer = _answer(socket)
+                answer = _answer(read)
                 left -= 1
                 yield answer
-            answer = _answer(socket)
+            answer = _answer(read)
             left = 0
         except GeneratorExit:  # the rest is not needed, but dropping the socket would count as a loss
             with suppress(Exception):  # it broke, or is already closed
                 while left:
-                    _answer(socket)
+                    _answer(socket.read_response)
                     left -= 1
             raise
         finally:
@@ -186,6 +188,8 @@ def bounded(kind: Any) -> Any:
     """
 
     class Bounded(kind):  # type: ignore[misc]
+        _was_limited = True  # the socket's own timeout may be another one than `socket_timeout`
+
         @property
         def socket_timeout(self) -> Any:
             return time_left(self._socket_timeout)
@@ -203,18 +207,30 @@ def bounded(kind: Any) -> Any:
             self._socket_connect_timeout = value
 
         def connect(self) -> Any:
+            self._was_limited = time_left() is not None  # the timeout that it gets
             return self._wait(super().connect)
 
         def send_packed_command(self, *args: Any, **options: Any) -> Any:
             self._handled = sys.exc_info()[1]
-            if self._sock is not None:
+            is_limited = time_left() is not None
+            if is_limited:
+                _check_patience()
+            if (is_limited or self._was_limited) and self._sock is not None:
                 self._sock.settimeout(self.socket_timeout)
-            return self._wait(lambda: super(Bounded, self).send_packed_command(*args, **options))
+                self._was_limited = is_limited
+            try:
+                return super().send_packed_command(*args, **options)
+            except _FAILURES as error:
+                self._fail(error)
+                raise
 
         def read_response(self, *args: Any, **options: Any) -> Any:
             if time_left() is not None:  # less is left than when the command was sent
                 _check_patience()
                 options.setdefault("timeout", self.socket_timeout)
+            return self.read_patiently(*args, **options)
+
+        def read_patiently(self, *args: Any, **options: Any) -> Any:
             try:
                 return super().read_response(*args, **options)
             except _FAILURES as error:
@@ -255,9 +271,15 @@ def _pieces(packed: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview
             yield whole[start : start + PIECE]
 
 
-def _answer(socket: Any, **options: float) -> Any:
+def _reader(socket: Any) -> Callable[..., Any]:
+    """Return what reads one answer; only a thread whose patience has an end asks for it each time."""
+    read: Callable[..., Any] = socket.read_response
+    return read if time_left() is not None else getattr(socket, "read_patiently", read)
+
+
+def _answer(read: Callable[..., Any], **options: float) -> Any:
     try:
-        return socket.read_response(**options)
+        return read(**options)
     except ResponseError as error:
         return error
 

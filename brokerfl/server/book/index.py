@@ -118,7 +118,8 @@ class Index:
 
     def hold(self, message: OpenMessage, size: int) -> None:
         """A reply of ``size`` bytes was read; hold it if there is room."""
-        self._release(message)  # if an exception interrupted this
+        if message.held:  # an exception interrupted this
+            self._release(message)
         if self.held + size <= MOST_HELD:
             message.hold(size)
             self.held += size
