@@ -22,6 +22,9 @@ Handler = Callable[[int, FrameType | None], None]
 #: Seconds within which a second signal counts as the first: GNU ``timeout`` signals a process, then its group.
 _TOGETHER = 0.1
 
+#: Seconds until a signal that came in the middle of a fork comes again.
+_LATER = 0.01
+
 _before = threading.local()
 
 
@@ -29,7 +32,19 @@ def handle(handler: Handler | signal.Handlers) -> None:
     """Have all `SIGNALS` handled, except a SIGHUP that is ignored: so ``nohup`` starts a command."""
     for number in SIGNALS:
         if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, handler)
+            signal.signal(number, _outside_forks(handler) if callable(handler) else handler)
+
+
+def _outside_forks(handler: Handler) -> Handler:
+    def handle_outside(number: int, frame: FrameType | None) -> None:
+        if getattr(_before, "is_forking", False):  # what is raised there is printed and lost: come back later
+            again = threading.Timer(_LATER, os.kill, (os.getpid(), number))
+            again.daemon = True
+            again.start()
+        else:
+            handler(number, frame)
+
+    return handle_outside
 
 
 def ignore() -> None:
@@ -82,11 +97,13 @@ def on_second(end: Callable[[int], None]) -> Handler:
 
 def _block() -> None:
     # A signal that came before the child has its handlers would be lost: Process.terminate() may be that fast.
+    _before.is_forking = True
     _before.mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
 def _unblock() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, _before.mask)
+    _before.is_forking = False  # last: no call comes between this and the end of the fork, so no handler either
 
 
 def _reset() -> None:

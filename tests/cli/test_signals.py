@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -184,3 +185,34 @@ def test_nohup_is_respected(commands: Commands, broker: Broker) -> None:
     for process in (node, other):
         process.send(signal.SIGTERM)
         process.ends(0)
+
+
+INTERRUPTED_FORK = """
+import os, signal, sys
+from brokerfl.cli.signals import handle, handle_early
+
+class Interrupted(Exception):
+    pass
+
+def interrupt(number, frame):
+    raise Interrupted
+
+os.register_at_fork(before=lambda: os.kill(os.getpid(), signal.SIGTERM))  # runs last: the signal is blocked by then
+handle_early()
+handle(interrupt)
+try:
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    signal.pause()
+except Interrupted:
+    print("interrupted")
+"""
+
+
+def test_a_signal_in_the_middle_of_a_fork_is_not_lost() -> None:
+    """What a handler raises in there would only be printed: the handler runs when the fork is over."""
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_FORK], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "interrupted\n", "")
