@@ -1958,6 +1958,16 @@ VANISHED = (
     ),
 )
 
+SIGNALS = (
+    Mutant(
+        "what a handler raises in the middle of a fork is lost",
+        "cli/signals.py",
+        'if getattr(_before, "is_forking", False):',
+        "if False:",
+        "cli/test_signals",
+    ),
+)
+
 PUSHES = (
     Mutant(
         "a push that was half made does not say so",
@@ -1982,4 +1992,5 @@ MUTANTS = (
     *STEPS,
     *VANISHED,
     *PUSHES,
+    *SIGNALS,
 )
