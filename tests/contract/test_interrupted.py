@@ -82,7 +82,7 @@ def pull(driver: Driver, ids: list[str], found: list[Message]) -> None:
 def test_no_reply_is_lost(
     backend: Backend, collect: Callable[[Driver, list[str], list[Message]], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The exception comes at every second moment in turn, on a real server at some; the next call yields what is left."""
+    """The exception comes at every second moment, on a real server at some; the next call yields what is left."""
     monkeypatch.setattr(waiting, "SWEEP", 0.05)  # what was interrupted is read by the next sweep
     with federation(backend, nodes=1) as nodes, driving(backend) as driver:
         node = nodes.nodes[0].node_id
