@@ -72,9 +72,7 @@ class Settings:
     max_run: int | None = None  # the most broadcast content that the run may have in Redis at once
     round_timeout: float | None = None  # how long `replies` and `send_and_receive` wait if the app does not say
     origin: Origin | None = None  # where the ServerApp comes from; None for a script's, which nodes of any app serve
-    overrides: tuple[str, ...] | None = (
-        None  # of a new run: the keys of its config that override defaults; None for all
-    )
+    overrides: tuple[str, ...] | None = None  # of a new run: the keys of its config that are no defaults; None for all
 
 
 class Hold:

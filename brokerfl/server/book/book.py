@@ -66,8 +66,8 @@ class Book:
     ) -> None:
         self._clock = clock or Clock()
         self._index = Index(tell)
-        self._lock, self.changed = self._index.lock, self._index.changed
-        self.lock, self._held = self._lock, Held()
+        self.lock, self.changed = self._index.lock, self._index.changed
+        self._held = Held()
         self.answers = Answers(self._index, self._clock, self._held)
         self._orphans = Orphans()
         self._groups = KnownGroups(snapshot.groups)
@@ -95,7 +95,7 @@ class Book:
 
     def owing(self) -> list[int]:
         """Return the nodes that owe a reply."""
-        with self._lock:
+        with self.lock:
             return self._index.owing()
 
     def awaited(self, message_ids: Iterable[str] | None = None) -> list[OpenMessage]:
@@ -103,23 +103,23 @@ class Book:
 
         That is, neither orphans nor what a push is adopting.
         """
-        with self._lock:
+        with self.lock:
             owed = self._index.owed(message_ids)
             return [each for each in owed if each.state not in ORPHANS and not self._orphans.is_reserved(each)]
 
     def is_new_group(self, group_ids: Iterable[str]) -> bool:
         """Return whether one of ``group_ids`` was never pushed: then the run moves on."""
-        with self._lock:
+        with self.lock:
             return bool(self._groups.new(group_ids))
 
     def start_over(self) -> None:
         """From now on, no group was pushed before."""
-        with self._lock:
+        with self.lock:
             self._groups.forget()
 
     def snapshot(self) -> Snapshot:
         """Return what the books in Redis are to hold."""
-        with self._lock:
+        with self.lock:
             entries = {message_id: message.entry for message_id, message in self._index.messages.items()}
             return Snapshot(entries, set(self.contacts.reached), self._pushed, self._replied, self._groups.all())
 
@@ -127,23 +127,23 @@ class Book:
 
     def next_sequence(self) -> int:
         """Return the number of the next message."""
-        with self._lock:
+        with self.lock:
             self._sequence += 1
             return self._sequence
 
     def keep(self, names: Collection[bytes]) -> None:
         """Let no plan count these contents as idle: they are on their way, and what needs them is not accepted yet."""
-        with self._lock:
+        with self.lock:
             self._kept = names
 
     def reserve(self, entry: LedgerEntry, now: float, *, exactly: bool = False) -> OpenMessage | None:
         """Return the orphan that a message adopts, and reserve it until `adopt` or `disown`: see `Orphans.reserve`."""
-        with self._lock:
+        with self.lock:
             return self._orphans.reserve(entry, now, exactly=exactly)
 
     def adopt(self, adopted: Iterable[tuple[OpenMessage, Fields | None]]) -> bool:
         """The push that reserved these orphans succeeded, with these fields; return whether Redis lost one of them."""
-        with self._lock:
+        with self.lock:
             messages = list(adopted)
             for message, fields in messages:
                 self._adopt(message)
@@ -157,7 +157,7 @@ class Book:
 
     def claim(self, message_id: str) -> None:
         """The app waits for this id, which it may remember over a resume: that adopts it too."""
-        with self._lock:
+        with self.lock:
             message = self._index.messages.get(message_id)
             if message is not None and message.state in ORPHANS:
                 self._orphans.remove(message)
@@ -168,7 +168,7 @@ class Book:
 
     def disown(self, accepted: Iterable[OpenMessage]) -> None:
         """A push failed: what it reserved are orphans again, and so is what it had accepted, for it may be repeated."""
-        with self._lock:
+        with self.lock:
             self._orphans.unreserve()
             for message in accepted:
                 if message.state in (State.SENT, State.LOST, State.ANSWERED):
@@ -184,7 +184,7 @@ class Book:
 
         The app has let go of their ids, and never asked with a copy; or they were cancelled, or have expired.
         """
-        with self._lock:
+        with self.lock:
             for message_id in self._held.let_go():
                 message = self._index.messages.get(message_id)
                 if message is not None:
@@ -194,7 +194,7 @@ class Book:
 
     def orphans(self) -> list[OpenMessage]:
         """Return what nobody has adopted, nor is adopting."""
-        with self._lock:
+        with self.lock:
             return self._orphans.free()
 
     # Plan and apply.
@@ -216,7 +216,7 @@ class Book:
             state: the ServerApp's, if it differs from what the last commit saved.
             contents: the names of the contents that the run has in Redis.
         """
-        with self._lock:
+        with self.lock:
             gone, saved = (*settled, *cancelled), state.name if state else self.state_name
             entered = {one.message.message_id: one.entry for one in sending}
             self._index.unsent = {one.message.message_id: one.message for one in sending if one.is_new}
@@ -252,13 +252,13 @@ class Book:
 
     def discard(self) -> None:
         """The transaction of the change under way was not executed."""
-        with self._lock:
+        with self.lock:
             self._under_way = None
             self._index.forget_unsent()
 
     def apply(self, results: Sequence[Any] | None) -> Applied:
         """The transaction of the change under way was executed; ``results`` are None where its answer was lost."""
-        with self._lock:
+        with self.lock:
             assert self._under_way is not None, "a plan comes first"
             change, sending, settled, cancelled = self._under_way
             for one in sending:
@@ -305,7 +305,7 @@ class Book:
 
     def sent(self, parcels: Sequence[Parcel], results: Sequence[Any]) -> Applied:
         """These messages were sent once more."""
-        with self._lock:
+        with self.lock:
             for parcel, result in zip(parcels, results, strict=True):
                 if isinstance(result, bytes) and parcel.message_id in self._index.messages:
                     self._send(self._index.messages[parcel.message_id])
@@ -334,11 +334,11 @@ class Book:
 
     def compare(self, seen: Iterable[tuple[int, str, str]]) -> tuple[list[Parcel], list[Parcel], list[tuple[int, str]]]:
         """Compare with the inboxes, as they were before the outboxes were read: see `comparison.compare`."""
-        with self._lock:
+        with self.lock:
             return compare(self._index, seen)
 
     def still_lost(self, parcels: Iterable[Parcel]) -> list[Parcel]:
         """Return those of these messages that were not answered in the meantime, or whose replies are in doubt."""
-        with self._lock:
+        with self.lock:
             due = {message.message_id for message in (*self._index.owed(), *self._index.in_doubt())}
             return [parcel for parcel in parcels if parcel.message_id in due]
