@@ -1,6 +1,6 @@
 """The inboxes: how a message reaches a node, and how a node reads all its runs at once.
 
-Owns the streams `P:{N}:in:R`, the doorbell `P:{N}:ctl` and the hash `P:{N}:runs`. It must not know what a message says.
+Owns the streams `P:{run:R}:in:N`, the doorbell `P:{N}:ctl` and the hash `P:{N}:runs`. It must not know what a message says.
 
 Only a ServerApp creates an inbox, together with the outbox and the data stream in one MULTI, so that no node revives a
 run that ended.

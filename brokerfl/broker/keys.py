@@ -14,9 +14,9 @@ chunks of a model are spread over all slots.
     P:{N}:lease       string            the node's lease
     P:{N}:ctl         stream            as info
     P:{N}:runs        hash              as long as any of its runs
-    P:{N}:in:R        stream            ┐
-    P:{N}:out:R       stream            │ until the run ends; `RETENTION` after its ServerApp was last seen
-    P:{N}:data:R      stream            │
+    P:{N}:data:R      stream            ┐
+    P:{run:R}:in:N    stream            │ until the run ends; `RETENTION` after its ServerApp was last seen
+    P:{run:R}:out:N   stream            │
     P:{run:R}:*       hashes, strings   │
     P:bell:{run:R}    stream            ┘
     P:blob:R:{D}      string            as above, or until the last message that needs it is settled
@@ -114,10 +114,10 @@ class Keys:
         return f"{self.prefix}:{{{node_id}}}:ctl"
 
     def inbox(self, node_id: int, run_id: int) -> str:
-        return f"{self.prefix}:{{{node_id}}}:in:{run_id}"
+        return self._run(run_id, f"in:{node_id}")
 
     def outbox(self, node_id: int, run_id: int) -> str:
-        return f"{self.prefix}:{{{node_id}}}:out:{run_id}"
+        return self._run(run_id, f"out:{node_id}")
 
     def data(self, node_id: int, run_id: int) -> str:
         return f"{self.prefix}:{{{node_id}}}:data:{run_id}"

@@ -1,6 +1,6 @@
 """The outboxes: how a reply reaches the run, and how the run hears of it.
 
-Owns the streams `P:{N}:out:R` and the bell `P:bell:{run:R}`. It must not know what a reply says, or which message is
+Owns the streams `P:{run:R}:out:N` and the bell `P:bell:{run:R}`. It must not know what a reply says, or which message is
 open.
 
 Each node has its own outbox: the key says who wrote an entry, and a hostile node can spoil only its own. The bell is

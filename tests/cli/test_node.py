@@ -205,7 +205,7 @@ def test_sigterm_lets_every_worker_finish(commands: Commands, broker: Broker, ga
     servers = [commands.server("--run-config", "nodes=1") for _ in range(2)]
     eventually(lambda: node.text.count("Training begins") == 2, DEADLINE)
     third = commands.server("--run-config", "nodes=1")
-    eventually(lambda: broker.scan(f"{PREFIX}:*:in:{run_id(third)}"), DEADLINE)
+    eventually(lambda: broker.scan(f"{PREFIX}:*{run_id(third)}*:in:*"), DEADLINE)
     node.send(signal.SIGTERM)
     node.wait_for("Got SIGTERM")
     gate.touch()

@@ -50,7 +50,7 @@ def in_round_2(commands: Commands, broker: Broker, *options: str) -> Process:
     server = commands.start("brokerfl-server", "server:app", "--run-config", "num-rounds=3 min-nodes=2", *options)
     slow.wait_for("Round 2 begins")
     fast.wait_for("Round 2 begins")
-    outbox = f"{PREFIX}:{{{node_id(fast)}}}:out:{run_id(server)}"
+    outbox = f"{PREFIX}:{{run:{run_id(server)}}}:out:{node_id(fast)}"
     # Round 1's reply is deleted by the first look at the outboxes after round 2 was pushed.
     eventually(lambda: broker.admin.xlen(outbox) and broker.admin.xlen(f"{PREFIX}:bell:{{run:{run_id(server)}}}") == 3)
     return server

@@ -96,7 +96,7 @@ def test_a_node_killed_after_its_reply(commands: Commands, broker: Broker) -> No
     node = start_node(commands, "berlin")
     start_node(commands, "slow", gate=2)
     server = start_server(commands, 3, nodes=2)
-    outbox = f"{PREFIX}:{{{node_id(node)}}}:out:{run_id(server)}"
+    outbox = f"{PREFIX}:{{run:{run_id(server)}}}:out:{node_id(node)}"
     node.wait_for("Round 2 begins")
     inbox = outbox.replace(":out:", ":in:")
     eventually(lambda: broker.admin.xlen(outbox) and not broker.admin.xlen(inbox), DEADLINE)

@@ -501,7 +501,7 @@ class Accident:
         self.server = commands.start("brokerfl-server", "server:app", "--lease", NEVER, "--offline-grace", NEVER)
         self.fast.wait_for("Round 2 begins")
         self.slow.wait_for("Round 2 begins")
-        outbox = f"{PREFIX}:{{{node_id(self.fast)}}}:out:{run_id(self.server)}"
+        outbox = f"{PREFIX}:{{run:{run_id(self.server)}}}:out:{node_id(self.fast)}"
         bell = f"{PREFIX}:bell:{{run:{run_id(self.server)}}}"
         # Round 1's reply is deleted by the first look at the outboxes after round 2 was pushed.
         eventually(lambda: broker.admin.xlen(outbox) and broker.admin.xlen(bell) == 3)
