@@ -14,6 +14,7 @@ import redis as redis_py
 
 from brokerfl.broker.connection import TLS, Connection, connect
 from brokerfl.broker.embedded import EmbeddedServer, find_server, free_port
+from brokerfl.broker.fence import ownership_in
 from brokerfl.common import MissingExtra
 from brokerfl.testing import FakeServer, fake_connection
 
@@ -248,6 +249,18 @@ def _make(name: str, request: pytest.FixtureRequest) -> Backend:
         tls = TLS(made.ca, made.client_cert, made.client_key)
         return real_backend(name, request.getfixturevalue("redis_tls_url"), tls)
     return real_backend(name, request.getfixturevalue(f"{name}_url"))
+
+
+def keys_of(admin: redis_py.Redis, run: int | str) -> list[str]:
+    """Every key with the run in its name, without the tombstone that it leaves."""
+    found = [key.decode() for key in admin.scan_iter(count=1000) if str(run).encode() in key]
+    return [key for key in found if not is_tombstone(admin, key)]
+
+
+def is_tombstone(admin: redis_py.Redis, key: str) -> bool:
+    """Whether it says that a run has ended."""
+    value: Any = admin.get(key) if key.endswith(":owner") else None
+    return value is not None and ownership_in(value).is_over
 
 
 def check_keys(admin: redis_py.Redis) -> None:

@@ -16,7 +16,8 @@ import pytest
 
 from brokerfl.broker.connection import Pipeline
 from brokerfl.broker.fence import Transaction
-from brokerfl.broker.inbox import Delivery
+from brokerfl.broker.inbox import Delivery, contact, open_streams
+from brokerfl.broker.keys import Keys
 from brokerfl.broker.nodes import Registration
 from brokerfl.broker.outbox import Reply
 from brokerfl.client import ClientApp, publisher
@@ -93,6 +94,12 @@ class Streams:
         """Lose what the node wrote: the replies and their payloads."""
         for stream in (self.outbox, self.data):
             self._admin.xtrim(stream, maxlen=0)
+
+
+def first_contact(pipe: Pipeline, keys: Keys, node_id: int, run_id: int, frame: bytes = b"frame") -> None:
+    """What a run and its echo do at the first contact of a node."""
+    open_streams(pipe, keys, node_id, run_id, 60.0)
+    contact(pipe, keys, node_id, run_id, frame, 60.0)
 
 
 # Messages.
@@ -406,7 +413,7 @@ def compare(driver: Driver) -> None:
 
 def transact(driver: Driver) -> None:
     """Make a transaction that writes nothing of its own."""
-    driver._hold.session.transact(lambda: Transaction("nothing", ()))
+    driver._hold.session.transact(lambda: Transaction("nothing"))
 
 
 def beat(driver: Driver) -> None:
@@ -433,6 +440,12 @@ def is_collecting(driver: Driver) -> bool:
 def sweep_soon(driver: Driver) -> None:
     """A sweep is due."""
     driver._hold.waits._swept = 0.0
+
+
+def contact_soon(driver: Driver) -> None:
+    """Nodes that owe a reply are to be contacted again, with the sweep that is due."""
+    driver._hold.verdicts._rings._next = dict.fromkeys(owing(driver), (0.0, 2.0))
+    sweep_soon(driver)
 
 
 def read_outbox(driver: Driver, *nodes: int) -> None:
@@ -498,9 +511,9 @@ def before_transactions(driver: Driver, monkeypatch: pytest.MonkeyPatch, hook: C
     fence = driver._hold.owner.fence
     execute = fence._execute
 
-    def hooked(build: Callable[[Pipeline], Any], reclaims: bool) -> object:
+    def hooked(*args: Any, **options: Any) -> object:
         hook()
-        return execute(build, reclaims)
+        return execute(*args, **options)
 
     monkeypatch.setattr(fence, "_execute", hooked)
 

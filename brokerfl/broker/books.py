@@ -44,6 +44,9 @@ class Parcel(NamedTuple):
     former: tuple[str, ...] = ()
 
 
+#: The status of a run whose keys are being deleted.
+_ENDING = b"ending"
+
 #: Of how many groups a run knows that it has pushed them.
 MOST_GROUPS = 1000
 
@@ -262,6 +265,18 @@ def nodes_of(connection: Connection, run_id: int) -> set[int]:
         with suppress(FrameError):
             nodes.add(decode_entry(entry).node_id)
     return nodes
+
+
+def is_ending(connection: Connection, run_id: int) -> bool:
+    """Return whether a run has begun to end."""
+    with map_errors(connection.url):
+        status = connection.redis.hget(connection.keys.meta(run_id), "status")
+    return bool(status == _ENDING)
+
+
+def note_ending(pipe: Pipeline, keys: Keys, run_id: int) -> None:
+    """Note that a run has begun to end."""
+    pipe.hset(keys.meta(run_id), "status", _ENDING)
 
 
 def note_stop(pipe: Pipeline, keys: Keys, run_id: int) -> None:

@@ -1,6 +1,6 @@
 """The data streams: the chunks of large replies.
 
-Owns the streams `P:{N}:data:R`, but for the deletion of chunks with their reply. It must not know what a chunk holds.
+Owns the streams `P:{N}:data:R`. It must not know what a chunk holds.
 """
 
 from collections.abc import Iterable, Iterator
@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from redis.client import Pipeline
 
 from brokerfl.broker.connection import Connection
+from brokerfl.broker.echoes import Echo
 from brokerfl.broker.failure import found_or_none, map_errors, translate
 from brokerfl.broker.keys import Keys
 from brokerfl.broker.mend import is_spoilt, mend
@@ -25,12 +26,25 @@ def trim_data(pipe: Pipeline, keys: Keys, node_id: int, run_id: int, needed_from
         keys: the key names.
         node_id: the node.
         run_id: the run.
-        needed_from: the first entry that may still be needed; "" for none.
+        needed_from: the first entry that may still be needed.
     """
-    if needed_from:
-        pipe.xtrim(keys.data(node_id, run_id), minid=needed_from, approximate=False)
-    else:
-        pipe.xtrim(keys.data(node_id, run_id), maxlen=0, approximate=False)
+    pipe.xtrim(keys.data(node_id, run_id), minid=needed_from, approximate=False)
+
+
+#: A reply to delete: node id, entry id, and the entries of its payload in the data stream.
+Settled = tuple[int, str, tuple[str, ...]]
+
+
+def remove_chunks(keys: Keys, run_id: int, settled: Iterable[Settled]) -> tuple[Echo, ...]:
+    """Return the deletion of the payloads of replies that are deleted."""
+    found: dict[int, list[str]] = {}
+    for node, _, entries in settled:
+        if entries:
+            found.setdefault(node, []).extend(entries)
+    return tuple(
+        (keys.ctl(node), lambda pipe, node=node, ids=ids: pipe.xdel(keys.data(node, run_id), *ids))
+        for node, ids in found.items()
+    )
 
 
 def add_data(

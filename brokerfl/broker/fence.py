@@ -1,7 +1,11 @@
 """The fence: who may write a run, checked in the same transaction as every write.
 
-Owns the run's `owner` key: ``counter:token``. A takeover and a stop add one to the counter, and from then on every
-transaction of the former owner fails. It must not know what is written behind it.
+Owns the run's `owner` key: ``counter:token:sequence``. It must not know what is written behind it.
+
+A takeover and a stop add one to the counter, and from then on every transaction of the former owner fails. Each
+transaction adds one to the sequence: an owner that finds a lower one knows that Redis forgot some, even if it failed
+over behind a proxy and no connection broke. The end of a run leaves a tombstone, ``counter:ended:time`` or
+``counter:stopped:time``. So a run without an owner was forgotten, or has expired; it has not ended.
 
 The owner key is watched, not the lease: a renewal of the lease would break the WATCH, and a frozen process does not
 notice that it lapsed.
@@ -11,70 +15,106 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 from redis.client import Pipeline
 from redis.exceptions import RedisError, ResponseError
 
 from brokerfl.broker.connection import Connection
+from brokerfl.broker.echoes import Echo, send_echoes
 from brokerfl.broker.failure import map_errors
 from brokerfl.broker.keys import RETENTION, milliseconds
 from brokerfl.broker.patience import holding
 from brokerfl.broker.sockets import Command, commands_of
 from brokerfl.common import BrokerflError, RedisOutOfMemory, RunFenced, RunLost, RunStopped
+from brokerfl.common.text import shown
 
-#: What a stop writes instead of a token.
-STOP = "stop"
+#: What a stop writes instead of a token, and what the end of a run does.
+STOP, ENDED, STOPPED = "stop", "ended", "stopped"
+
+
+class Ownership(NamedTuple):
+    """What an owner key holds: whose the run is, and how many transactions that owner has made.
+
+    After the end of the run ``token`` is `ENDED` or `STOPPED`, and ``sequence`` when that was: Unix time in
+    milliseconds.
+    """
+
+    counter: int
+    token: str
+    sequence: int = 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run has ended."""
+        return self.token in (ENDED, STOPPED)
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the run is being stopped."""
+        return self.token.startswith(f"{STOP}/")
+
+    @property
+    def name(self) -> str:
+        """The owner without its sequence."""
+        return f"{self.counter}:{self.token}"
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.sequence}"
+
+
+def ownership_in(value: bytes) -> Ownership:
+    """Return what an owner key holds.
+
+    Raises:
+        RunLost: something that brokerfl has not written.
+    """
+    name, _, sequence = value.decode(errors="replace").rpartition(":")
+    counter, _, token = name.partition(":")
+    if not (counter.isascii() and counter.isdigit() and sequence.isascii() and sequence.isdigit()):
+        raise RunLost(f"the run's owner key holds {shown(repr(value[:100]))}, which brokerfl has not written")
+    return Ownership(int(counter), token, int(sequence))
 
 
 #: Puts commands into the pipeline it is given; may be called again.
 Build = Callable[[Pipeline], Any]
 
 
-class Slot(Enum):
-    """Whose keys a step of a transaction touches. On a Cluster, keys of different slots are on different servers."""
-
-    RUN = "run"  # `P:{run:R}:…` and the bell
-    NODE = "node"  # `P:{N}:…`, of any number of nodes
-    OWN = "own"  # chunks, and the registry: a slot each
+def _nothing(pipe: Pipeline) -> None:
+    """Put nothing into ``pipe``."""
 
 
 @dataclass(frozen=True)
 class Transaction:
-    """What a run's owner does in one MULTI … EXEC; `transactions` lists them all.
+    """What a run's owner does in one MULTI … EXEC, and what follows from it; `transactions` lists them all.
 
     Attributes:
         name: what it does.
-        steps: its commands in their order, divided by the slots they touch.
-        answers: of how many commands, the last ones, the results are wanted.
+        run: what is done in the run's slot; that decides.
+        own: what is done to chunks in the same MULTI.
+        echoes: what follows in other slots: see `echoes`.
+        answers: of how many commands in the run's slot, the last ones, the results are wanted.
         frees: the commands only read and delete. A full Redis 7.0 refuses even those inside a MULTI, so they are then
             run without one, right after the owner was checked: a takeover in between would not be noticed.
         ends: it is the owner's last one, which gives its socket back.
     """
 
     name: str
-    steps: tuple[tuple[Slot, Build], ...]
+    run: Build = _nothing
+    own: Build = _nothing
+    echoes: Sequence[Echo] = ()
     answers: int = 0
     frees: bool = False
     ends: bool = False
 
     def build(self, pipe: Pipeline) -> None:
-        """Put all commands into ``pipe``."""
-        for _, step in self.steps:
-            step(pipe)
+        """Put all commands of the MULTI into ``pipe``."""
+        self.own(pipe)
+        self.run(pipe)
 
 
 class RedisForgot(Exception):  # noqa: N818  (it says what Redis did)
-    """Redis knows neither this owner nor a later one: it forgot its last writes, or the run is over.
-
-    Attributes:
-        is_gone: there is no owner at all.
-    """
-
-    def __init__(self, is_gone: bool) -> None:
-        self.is_gone = is_gone
-        super().__init__()
+    """Redis forgot its last writes: it knows neither this owner nor a later one, or not all of its transactions."""
 
 
 class Fence:
@@ -94,19 +134,29 @@ class Fence:
         self._connection = connection
         self._run_id = run_id
         self._key = connection.keys.owner(run_id)
-        self._counter = counter
-        self._token = token
-        self._retention = retention
+        self._owner = Ownership(counter, token)
+        self._sequence = 0
+        self._lives = milliseconds(retention)
         self._lock = threading.RLock()
         self._watch = (("WATCH", self._key), ("GET", self._key))
         self._socket: Any = None
         self._is_watching = False
-        self._owner: bytes | None = None
+        self._seen: bytes | None = None
+
+    @property
+    def counter(self) -> int:
+        """The number of this owner."""
+        return self._owner.counter
+
+    @property
+    def name(self) -> str:
+        """Who this owner is: what its lease holds."""
+        return self._owner.name
 
     @property
     def value(self) -> str:
-        """What the owner key holds while this owner may write."""
-        return f"{self._counter}:{self._token}"
+        """What the owner key holds before this owner's first transaction."""
+        return str(self._owner)
 
     def execute(self, transaction: Transaction, *, reclaims: bool = False) -> list[Any]:
         """Run a transaction if this owner may still write.
@@ -120,13 +170,13 @@ class Fence:
             as WRONGTYPE if a node changed the type of one of its own keys; it does not stop the other commands.
 
         Raises:
-            RunStopped, RunFenced: this owner may no longer write; nothing was written.
-            RedisForgot: Redis no longer knows this owner; nothing was written.
-            RunLost: the run was ended elsewhere; only with ``reclaims``.
+            RunStopped, RunFenced, RunLost: this owner may no longer write; nothing was written.
+            RedisForgot: Redis no longer knows this owner, or not all of its transactions; nothing was written.
             RedisUnreachable: unknown whether it was written.
             RedisOutOfMemory: nothing was written.
         """
         results = holding(self._lock, lambda: self._execute_or_free(transaction, reclaims))
+        send_echoes(self._connection, transaction.echoes)
         return results[len(results) - transaction.answers :]
 
     def _execute_or_free(self, transaction: Transaction, reclaims: bool) -> list[Any]:
@@ -135,23 +185,32 @@ class Fence:
         except RedisOutOfMemory:
             if not transaction.frees:
                 raise
+        try:
+            return self._execute(transaction, reclaims, counts=False)
+        except RedisOutOfMemory:
             return self._execute_outside(transaction.build)
 
-    def _execute(self, transaction: Transaction, reclaims: bool) -> list[Any]:
+    def _execute(self, transaction: Transaction, reclaims: bool, *, counts: bool = True) -> list[Any]:
+        """Execute the MULTI; it ``counts`` where that is possible: a full Redis refuses a SET."""
         with map_errors(self._connection.url):
             try:
                 while True:
-                    owner = self._watched()
-                    forgotten = self._is_forgotten(owner, reclaims)
+                    if self._is_forgotten(self._watched(), reclaims):
+                        counts = True
                     pipe = self._connection.sockets.pipe()
-                    if forgotten:
-                        pipe.set(self._key, self.value, px=milliseconds(self._retention))
+                    following = self._owner._replace(sequence=self._sequence + 1)
+                    if counts:
+                        pipe.set(self._key, str(following), px=self._lives)
+                    else:
+                        pipe.pexpire(self._key, self._lives)
                     transaction.build(pipe)
                     results = self._transact(commands_of(pipe), () if transaction.ends else self._watch)
                     if results is not None:
+                        if counts:
+                            self._sequence = following.sequence
                         if transaction.ends:
                             self._give_back()
-                        return results[1:] if forgotten else results
+                        return results[1:]
                     # The key's lifetime was renewed, or the owner changed: look again.
             except (BrokerflError, ResponseError, RedisForgot):
                 self._is_watching = False
@@ -174,7 +233,7 @@ class Fence:
             refusal = self._note(self._connection.sockets.talk(self._socket, self._watch))
             if refusal is not None:
                 raise refusal
-        return self._owner
+        return self._seen
 
     def _transact(self, commands: list[Command], after: Sequence[Command]) -> list[Any] | None:
         results, watched = self._connection.sockets.transact_on(self._socket, commands, after)
@@ -187,7 +246,7 @@ class Fence:
     def _note(self, watched: list[Any]) -> Exception | None:
         refusal = next(filter(lambda answer: isinstance(answer, Exception), watched), None)
         self._is_watching = refusal is None
-        self._owner = watched[-1] if refusal is None else None
+        self._seen = watched[-1] if refusal is None else None
         return refusal
 
     def close(self) -> None:
@@ -217,35 +276,12 @@ class Fence:
 
     def _is_forgotten(self, owner: bytes | None, reclaims: bool) -> bool:
         try:
-            self.check(owner)
+            self._sequence = self.check(owner, self._sequence)
             return False
         except RedisForgot:
             if not reclaims:
                 raise
-        # The end of a run deletes the owner and sets the mark in one transaction, so the mark is reliable here.
-        if owner is None:
-            [score] = self._connection.sockets.talk(
-                self._socket, [("ZSCORE", self._connection.keys.runs, str(self._run_id))]
-            )
-            self._check_score(None if score is None else float(score))
-        return True
-
-    def _check_score(self, score: Any) -> None:
-        if score is not None and score < 0:
-            if score % 1:
-                raise RunStopped(f"run {self._run_id} was stopped")
-            raise RunLost(f"run {self._run_id} was ended by another ServerApp")
-
-    def explain(self) -> None:
-        """Raise the reason why the run no longer has an owner.
-
-        Raises:
-            RunStopped, RunLost: always one of them.
-        """
-        with map_errors(self._connection.url):
-            score = self._connection.redis.zscore(self._connection.keys.runs, str(self._run_id))
-        self._check_score(score)
-        raise RunLost(f"run {self._run_id} is gone from Redis: it was deleted, or it expired")
+            return True
 
     def _execute_outside(self, build: Build) -> list[Any]:
         with map_errors(self._connection.url):
@@ -258,40 +294,49 @@ class Fence:
         """Make sure that no transaction of this owner that is still on its way takes effect.
 
         A connection that timed out may deliver its EXEC minutes later, when it was repeated and the run has moved on.
-        Renewing the key's lifetime breaks that connection's WATCH, and is allowed when memory is full.
+        Every transaction writes the owner key, which breaks that connection's WATCH.
 
         Raises:
-            RunStopped, RunFenced, RedisForgot, RedisUnreachable: as for `execute`.
+            RunStopped, RunFenced, RunLost, RedisForgot, RedisUnreachable: as for `execute`.
         """
-        lives = milliseconds(self._retention)
-        self.execute(Transaction("seal", ((Slot.RUN, lambda pipe: pipe.pexpire(self._key, lives)),), frees=True))
+        self.execute(Transaction("seal", frees=True))
 
     def look(self) -> None:
         """Ask Redis who the owner is, and check it.
 
         Raises:
-            RunStopped, RunFenced: the run no longer belongs to this owner.
-            RedisForgot: Redis no longer knows this owner.
+            RunStopped, RunFenced, RunLost, RedisForgot: as for `check`.
             RedisUnreachable: Redis does not answer.
         """
+        known = self._sequence  # before Redis is asked: other threads go on
         with map_errors(self._connection.url):
             owner = self._connection.redis.get(self._key)
-        self.check(owner)
+        self.check(owner, known)
 
-    def check(self, owner: bytes | None) -> None:
-        """Check a value read from the owner key.
+    def check(self, value: bytes | None, known: int = 0) -> int:
+        """Check what the owner key holds; return the sequence.
+
+        Args:
+            value: what was read.
+            known: how many transactions this owner had made before it asked.
 
         Raises:
-            RunStopped, RunFenced: the run no longer belongs to this owner.
-            RedisForgot: Redis no longer knows this owner.
+            RunStopped, RunFenced, RunLost: the run no longer belongs to this owner.
+            RedisForgot: Redis no longer knows this owner, or not all of its transactions.
         """
-        if owner is None:
-            raise RedisForgot(is_gone=True)
-        counter, _, token = owner.decode().partition(":")
-        if token == self._token and int(counter) == self._counter:
-            return
-        if int(counter) < self._counter:
-            raise RedisForgot(is_gone=False)
-        if token.startswith(STOP):
-            raise RunStopped(f"run {self._run_id} was stopped")
-        raise RunFenced(f"run {self._run_id} was taken over by another ServerApp")
+        if value is None:
+            raise RedisForgot
+        owner, run = ownership_in(value), f"run {self._run_id}"
+        if owner.token == STOPPED:
+            raise RunStopped(f"{run} was stopped")
+        if owner.token == ENDED:
+            raise RunLost(f"{run} has ended")
+        if owner.name == self._owner.name:
+            if owner.sequence < known:
+                raise RedisForgot
+            return owner.sequence
+        if owner.counter < self._owner.counter:
+            raise RedisForgot
+        if owner.is_stopping:
+            raise RunStopped(f"{run} was stopped")
+        raise RunFenced(f"{run} was taken over by another ServerApp")

@@ -1,14 +1,14 @@
 """The inboxes: how a message reaches a node, and how a node reads all its runs at once.
 
-Owns the streams `P:{run:R}:in:N`, the doorbell `P:{N}:ctl` and the hash `P:{N}:runs`. It must not know what a message says.
+Owns the streams `P:{run:R}:in:N`, the doorbell `P:{N}:ctl` and the hash `P:{N}:runs`. It must not know what a message
+says.
 
-Only a ServerApp creates an inbox, together with the outbox and the data stream in one MULTI, so that no node revives a
-run that ended.
+Only a ServerApp creates an inbox, together with the outbox, so that no node revives a run that ended. The node hears of
+it by an echo, which is repeated as long as the node owes a reply.
 """
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from logging import WARNING
 
@@ -16,11 +16,11 @@ from redis.client import Pipeline
 from redis.exceptions import ResponseError
 
 from brokerfl.broker.connection import BLOCK, Connection
-from brokerfl.broker.failure import execute_unless_changed, map_errors, meaning, translate
+from brokerfl.broker.failure import map_errors, meaning, translate
 from brokerfl.broker.keys import BELL_LENGTH, GROUP, LEASE, Keys, milliseconds
 from brokerfl.broker.runs import runs_of
 from brokerfl.broker.stream import entries, place_of
-from brokerfl.common import RedisOutOfMemory, log
+from brokerfl.common import log
 from brokerfl.wire.frame import Fields
 from brokerfl.wire.message import message_id_of
 
@@ -34,29 +34,55 @@ MOST_READ = 256
 MOST_PENDING = 1000
 
 
-def first_contact(pipe: Pipeline, keys: Keys, node_id: int, run_id: int, frame: bytes, retention: float) -> None:
-    """Put the first contact of a run and a node into ``pipe``. Safe to repeat: BUSYGROUP does not stop the rest.
+def open_streams(pipe: Pipeline, keys: Keys, node_id: int, run_id: int, retention: float) -> None:
+    """Put the inbox and the outbox of a node into ``pipe``. Safe to repeat: BUSYGROUP does not stop the rest.
 
     Args:
         pipe: a transaction of the run.
         keys: the key names.
         node_id: the node.
         run_id: the run.
-        frame: what the node needs to know about the run.
         retention: seconds that the streams live.
     """
-    for key in keys.of_node_and_run(node_id, run_id):
+    for key in keys.of_node_in_run(node_id, run_id):
         pipe.xgroup_create(key, GROUP, id="0", mkstream=True)
-    pipe.hset(keys.node_runs(node_id), str(run_id), frame)
     expire_streams(pipe, keys, node_id, run_id, retention)
-    ring(pipe, keys, node_id)
 
 
 def expire_streams(pipe: Pipeline, keys: Keys, node_id: int, run_id: int, retention: float) -> None:
-    """Put the lifetimes, in seconds, of what a run has at a node into ``pipe``."""
+    """Put the lifetimes, in seconds, of a node's inbox and outbox into ``pipe``."""
+    for key in keys.of_node_in_run(node_id, run_id):
+        pipe.pexpire(key, milliseconds(retention))
+
+
+def contact(pipe: Pipeline, keys: Keys, node_id: int, run_id: int, frame: bytes, retention: float) -> None:
+    """Put into ``pipe`` what tells a node of a run: an echo.
+
+    Args:
+        pipe: commands in the node's slot.
+        keys: the key names.
+        node_id: the node.
+        run_id: the run, which has its inbox already.
+        frame: what the node needs to know about the run.
+        retention: seconds that the run's keys live.
+    """
+    pipe.xgroup_create(keys.data(node_id, run_id), GROUP, id="0", mkstream=True)
+    pipe.hset(keys.node_runs(node_id), str(run_id), frame)
+    expire_at_node(pipe, keys, node_id, run_id, retention)
+    ring(pipe, keys, node_id, run_id)
+
+
+def leave_node(pipe: Pipeline, keys: Keys, node_id: int, run_id: int) -> None:
+    """Put into ``pipe`` that a run has no inbox at a node any more: an echo."""
+    pipe.unlink(keys.data(node_id, run_id))
+    pipe.hdel(keys.node_runs(node_id), str(run_id))
+    ring(pipe, keys, node_id, run_id)
+
+
+def expire_at_node(pipe: Pipeline, keys: Keys, node_id: int, run_id: int, retention: float) -> None:
+    """Put the lifetimes, in seconds, of what a run has in a node's slot into ``pipe``."""
     lives = milliseconds(retention)
-    for key in keys.of_node_and_run(node_id, run_id):
-        pipe.pexpire(key, lives)
+    pipe.pexpire(keys.data(node_id, run_id), lives)
     # Shared with other runs, whose retention may be longer: GT never shortens, but needs a ttl to compare with.
     pipe.pexpire(keys.node_runs(node_id), lives, nx=True)
     pipe.pexpire(keys.node_runs(node_id), lives, gt=True)
@@ -67,9 +93,9 @@ def add_message(pipe: Pipeline, keys: Keys, node_id: int, run_id: int, fields: F
     pipe.xadd(keys.inbox(node_id, run_id), fields, nomkstream=True)  # type: ignore[arg-type]
 
 
-def ring(pipe: Pipeline, keys: Keys, node_id: int) -> None:
-    """Put "look at your runs again" into ``pipe``. Only the node creates its doorbell."""
-    pipe.xadd(keys.ctl(node_id), {"r": ""}, maxlen=BELL_LENGTH, nomkstream=True)
+def ring(pipe: Pipeline, keys: Keys, node_id: int, run_id: int | None = None) -> None:
+    """Put "look at your runs again", one of them first, into ``pipe``. Only the node creates its doorbell."""
+    pipe.xadd(keys.ctl(node_id), {"r": str(run_id or "")}, maxlen=BELL_LENGTH, nomkstream=True)
 
 
 def ring_doorbell(connection: Connection, node_id: int) -> None:
@@ -211,7 +237,7 @@ class Inboxes:
         there = {key: run_id for key, run_id in inboxes.items() if types.get(key, b"stream") == b"stream"}
         self._runs = self._within_limit(there)
         passed_over = {run_id for key, run_id in there.items() if key not in self._runs}
-        missing = {inboxes[key]: key for key, kind in types.items() if kind == b"none"}
+        missing = {inboxes[key] for key, kind in types.items() if kind == b"none"}
         if missing:
             self._forget(missing)
         passed_over.update(missing)
@@ -235,24 +261,16 @@ class Inboxes:
         by_age = sorted(inboxes, key=lambda key: key not in self._runs)
         return {key: inboxes[key] for key in by_age[:MOST_RUNS]}
 
-    def _forget(self, missing: dict[int, str]) -> None:
-        """Remove the runs whose inboxes are missing from the hash.
+    def _forget(self, missing: Iterable[int]) -> None:
+        """Remove the runs whose inboxes are missing from the hash, with their data streams.
 
-        A first contact makes inbox and field in one transaction, so it is never undone: if one comes in between, all
-        fields stay until its ring makes this node look again. They also stay while Redis is full.
+        One that makes its inbox just now contacts this node again, for it owes a reply.
         """
-        connection = self._connection
-        with (
-            suppress(RedisOutOfMemory),
-            map_errors(connection.url),
-            connection.redis.pipeline(transaction=True) as pipe,
-        ):
-            pipe.watch(*missing.values())
-            if pipe.exists(*missing.values()):
-                return
-            pipe.multi()
-            pipe.hdel(connection.keys.node_runs(self._node_id), *map(str, missing))
-            execute_unless_changed(pipe)
+        connection, node_id = self._connection, self._node_id
+        with map_errors(connection.url), connection.redis.pipeline(transaction=False) as pipe:
+            pipe.hdel(connection.keys.node_runs(node_id), *map(str, missing))
+            pipe.unlink(*(connection.keys.data(node_id, run_id) for run_id in missing))
+            pipe.execute()
 
     def drain(self) -> list[Delivery]:
         """Return everything that was delivered to this node and is still in the inboxes. Call after every connect."""
@@ -315,8 +333,8 @@ class Inboxes:
                 found += self._read(dict.fromkeys(new, ">"), count, block=None)
         return found
 
-    def _answer(self, rung: Iterable[str]) -> set[str]:
-        """A ring carries no information: delete all rings, then look at the runs. Returns the new inboxes."""
+    def _answer(self, rung: Sequence[str]) -> set[str]:
+        """A look answers all rings: delete them, then look at the runs. Returns the new inboxes."""
         known = set(self._runs)
         with map_errors(self._connection.url), self._connection.redis.pipeline(transaction=False) as pipe:
             pipe.xack(self._ctl, GROUP, *rung)

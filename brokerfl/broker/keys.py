@@ -19,6 +19,7 @@ chunks of a model are spread over all slots.
     P:{run:R}:out:N   stream            │
     P:{run:R}:*       hashes, strings   │
     P:bell:{run:R}    stream            ┘
+    P:{run:R}:owner   string            as above, and `MOST_RETENTION` after the run ended, as a tombstone
     P:blob:R:{D}      string            as above, or until the last message that needs it is settled
     P:{run:R}:lease   string            the ServerApp's lease
 """
@@ -31,10 +32,10 @@ from brokerfl.common import ConfigError
 #: Seconds that a detached run keeps its messages; an attached ServerApp renews four times in this time.
 RETENTION = 24 * 3600.0
 
-#: Seconds: the longest retention of a run, and how long `P:runs` says that a run has ended. A ServerApp that was cut
-#: off for less than its own retention and finds neither an owner nor an end assumes that Redis forgot the run, and
-#: writes it again. Its retention is unknown to whoever ends or prunes the run: a ServerApp that took the run over may
-#: have another one.
+#: Seconds: the longest retention of a run, and how long its tombstone and `P:runs` say that it has ended. A ServerApp
+#: that was cut off for less than its own retention and finds no owner knows that Redis forgot the run, and writes it
+#: again. Its retention is unknown to whoever ends or prunes the run: a ServerApp that took the run over may have
+#: another one.
 MOST_RETENTION = 30 * 24 * 3600.0
 
 #: Seconds that a lease lasts; it is renewed three times in this time.
@@ -122,8 +123,11 @@ class Keys:
     def data(self, node_id: int, run_id: int) -> str:
         return f"{self.prefix}:{{{node_id}}}:data:{run_id}"
 
+    def of_node_in_run(self, node_id: int, run_id: int) -> tuple[str, str]:
+        return self.inbox(node_id, run_id), self.outbox(node_id, run_id)
+
     def of_node_and_run(self, node_id: int, run_id: int) -> tuple[str, str, str]:
-        return self.inbox(node_id, run_id), self.outbox(node_id, run_id), self.data(node_id, run_id)
+        return *self.of_node_in_run(node_id, run_id), self.data(node_id, run_id)
 
     # A run.
 
@@ -160,8 +164,12 @@ class Keys:
     def bell(self, run_id: int) -> str:
         return f"{self.prefix}:bell:{{run:{run_id}}}"
 
+    def of_messages(self, run_id: int) -> tuple[str, ...]:
+        """Return the keys by which the messages of a run are found again after a resume."""
+        return self.ledger(run_id), self.context(run_id), self.groups(run_id)
+
     def of_run(self, run_id: int) -> tuple[str, ...]:
-        """Return all keys of a run except its lease, in the order in which they are deleted: the owner last."""
+        """Return the keys of a run that live as long as it, the owner last; without the streams of its nodes."""
         return (
             self.ledger(run_id),
             self.context(run_id),

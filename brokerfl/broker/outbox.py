@@ -1,7 +1,7 @@
 """The outboxes: how a reply reaches the run, and how the run hears of it.
 
-Owns the streams `P:{run:R}:out:N` and the bell `P:bell:{run:R}`. It must not know what a reply says, or which message is
-open.
+Owns the streams `P:{run:R}:out:N` and the bell `P:bell:{run:R}`. It must not know what a reply says, or which message
+is open.
 
 Each node has its own outbox: the key says who wrote an entry, and a hostile node can spoil only its own. The bell is
 read from a cursor, so no reader takes another's ring; a ring carries no information, so a lost or forged one costs only
@@ -19,9 +19,10 @@ from redis.client import Pipeline
 from redis.exceptions import ResponseError
 
 from brokerfl.broker.connection import Connection
+from brokerfl.broker.data import Settled, remove_chunks
 from brokerfl.broker.failure import found_or_none, map_errors, translate
 from brokerfl.broker.inbox import remove_message
-from brokerfl.broker.keys import BELL_LENGTH, parse_id
+from brokerfl.broker.keys import BELL_LENGTH, Keys, parse_id
 from brokerfl.broker.mend import FORGED, is_spoilt, mend
 from brokerfl.broker.sockets import Command, commands_of
 from brokerfl.broker.stream import LAST, entries, entries_of_one, place_of
@@ -39,7 +40,7 @@ class Outgoing:
 
 
 def publish(connection: Connection, node_id: int, replies: Iterable[Outgoing]) -> list[bool]:
-    """Put replies into the outboxes, remove their messages from the inboxes, and ring, in one transaction.
+    """Put replies into the outboxes, remove their messages from the inboxes, and ring, in one transaction a run.
 
     A full Redis refuses XADD but not XDEL: without a MULTI a message could be removed although its reply was refused.
 
@@ -51,7 +52,7 @@ def publish(connection: Connection, node_id: int, replies: Iterable[Outgoing]) -
 
     Raises:
         RedisUnreachable: unknown whether it happened; repeating is safe, because a second reply is dropped.
-        RedisOutOfMemory: nothing happened.
+        RedisOutOfMemory: the replies to some runs may be published; repeating is as safe.
     """
     batch = list(replies)
     results = _publish(connection, node_id, batch)
@@ -67,15 +68,28 @@ def publish(connection: Connection, node_id: int, replies: Iterable[Outgoing]) -
 
 def _publish(connection: Connection, node_id: int, batch: list[Outgoing]) -> list[Any]:
     """Return what became of each reply."""
-    keys, pipe = connection.keys, connection.sockets.pipe()
-    for reply in batch:
-        pipe.xadd(keys.outbox(node_id, reply.run_id), reply.fields, nomkstream=True)  # type: ignore[arg-type]
-    for reply in batch:
-        remove_message(pipe, keys, node_id, reply.run_id, *reply.inbox_entries)
-    for run_id in dict.fromkeys(reply.run_id for reply in batch):
-        pipe.xadd(keys.bell(run_id), {"n": str(node_id)}, maxlen=BELL_LENGTH, nomkstream=True)
+    by_run: dict[int, list[int]] = {}
+    for at, reply in enumerate(batch):
+        by_run.setdefault(reply.run_id, []).append(at)
+    transactions = [
+        _publication(connection, node_id, run_id, [batch[at] for at in places]) for run_id, places in by_run.items()
+    ]
+    results: list[Any] = [None] * len(batch)
     with map_errors(connection.url):
-        return connection.sockets.transact(commands_of(pipe))[: len(batch)]
+        for places, entries_there in zip(by_run.values(), connection.sockets.transact(transactions), strict=True):
+            for at, entry in zip(places, entries_there, strict=False):
+                results[at] = entry
+    return results
+
+
+def _publication(connection: Connection, node_id: int, run_id: int, replies: list[Outgoing]) -> list[Command]:
+    """Return the transaction that publishes replies to one run; its first results are their entries."""
+    keys, pipe = connection.keys, connection.sockets.pipe()
+    for reply in replies:
+        pipe.xadd(keys.outbox(node_id, run_id), reply.fields, nomkstream=True)  # type: ignore[arg-type]
+    remove_message(pipe, keys, node_id, run_id, *(entry for reply in replies for entry in reply.inbox_entries))
+    pipe.xadd(keys.bell(run_id), {"n": str(node_id)}, maxlen=BELL_LENGTH, nomkstream=True)
+    return commands_of(pipe)
 
 
 Reply = tuple[int, str, dict[bytes, bytes]]
@@ -93,9 +107,6 @@ _RINGS = 100
 #: Bytes. No reply of brokerfl takes more in its outbox, manifest included: of a node that has larger ones, one is read
 #: at a time.
 MOST_ENTRY = 4 * 1024 * 1024
-
-#: A reply to delete: node id, entry id, and the entries of its payload in the data stream.
-Settled = tuple[int, str, tuple[str, ...]]
 
 
 class Outboxes:
@@ -177,7 +188,10 @@ class Outboxes:
             Whether everything was deleted.
         """
         pipe = self._connection.sockets.pipe()
-        remove_replies(pipe, self._connection, self._run_id, settled)
+        settled = [*settled]
+        remove_replies(pipe, self._connection.keys, self._run_id, settled)
+        for _, remove in remove_chunks(self._connection.keys, self._run_id, settled):
+            remove(pipe)
         before: list[Command] = commands_of(pipe)
         deleted: list[Any] = []
         cursors = {node: self._cursors.get(node, "0") for node in node_ids}
@@ -292,18 +306,13 @@ def _read(streams: Mapping[str, str], block: float | None = None, count: int = _
     return "XREAD", "COUNT", count, *blocking, "STREAMS", *streams, *streams.values()
 
 
-def remove_replies(pipe: Pipeline, connection: Connection, run_id: int, settled: Iterable[Settled]) -> None:
-    """Put into ``pipe`` the deletion of replies and of their payloads."""
+def remove_replies(pipe: Pipeline, keys: Keys, run_id: int, settled: Iterable[Settled]) -> None:
+    """Put into ``pipe`` the deletion of replies; their payloads are in other slots."""
     outboxes: dict[int, list[str]] = {}
-    data: dict[int, list[str]] = {}
-    for node, entry_id, data_entries in settled:
+    for node, entry_id, _ in settled:
         outboxes.setdefault(node, []).append(entry_id)
-        if data_entries:
-            data.setdefault(node, []).extend(data_entries)
     for node, ids in outboxes.items():
-        pipe.xdel(connection.keys.outbox(node, run_id), *ids)
-    for node, ids in data.items():
-        pipe.xdel(connection.keys.data(node, run_id), *ids)
+        pipe.xdel(keys.outbox(node, run_id), *ids)
 
 
 def read_reply(connection: Connection, node_id: int, run_id: int, entry_id: str) -> dict[bytes, bytes] | None:

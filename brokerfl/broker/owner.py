@@ -12,16 +12,18 @@ from dataclasses import replace
 from redis.client import Pipeline
 
 from brokerfl.broker.blobs import expire_blobs
-from brokerfl.broker.books import Books, Snapshot
+from brokerfl.broker.books import Books, Snapshot, is_ending
 from brokerfl.broker.connection import Connection
+from brokerfl.broker.echoes import Echo, send_echoes
+from brokerfl.broker.ending import Footprint, finish, read_run
 from brokerfl.broker.failure import execute_unless_changed, map_errors
-from brokerfl.broker.fence import STOP, Fence, Slot, Transaction
-from brokerfl.broker.inbox import expire_streams
+from brokerfl.broker.fence import Fence, Transaction, ownership_in
+from brokerfl.broker.inbox import expire_at_node, expire_streams
 from brokerfl.broker.keys import GROUP, LEASE, MOST_RETENTION, RETENTION, milliseconds
 from brokerfl.broker.lease import await_lapse
 from brokerfl.broker.nodes import LONGEST_IDENTITY, new_id
 from brokerfl.broker.process import is_dead, new_token, text_of
-from brokerfl.broker.runs import Footprint, absent, prune, read_run
+from brokerfl.broker.runs import absent, prune
 from brokerfl.common import ConfigError, RunAttached, RunNotFound, RunStopped, UserConfig
 from brokerfl.wire.origin import Origin
 from brokerfl.wire.run import Run
@@ -46,13 +48,15 @@ def create_run(
     keys = connection.keys
     run = Run(new_id(), app, dict(run_config), connection.read_time(), origin, overrides)
     owner = Owner(connection, run, Fence(connection, run.run_id, 1, new_token(), retention), lease, retention)
-    with map_errors(connection.url, keys.runs), connection.redis.pipeline(transaction=True) as pipe:
-        pipe.set(keys.identity, secrets.token_hex(16), nx=True)
-        prune(pipe, keys, run.created_at)
-        pipe.set(keys.owner(run.run_id), owner.fence.value)
-        owner.write(pipe, Snapshot())
-        owner.enter(pipe)
-        pipe.execute()
+    with map_errors(connection.url, keys.runs), connection.redis.pipeline(transaction=True) as creation:
+        creation.set(keys.owner(run.run_id), owner.fence.value)
+        owner.write(creation, Snapshot())
+        with connection.redis.pipeline(transaction=False) as pipe:  # first: a run that is not in the index is not seen
+            pipe.set(keys.identity, secrets.token_hex(16), nx=True)
+            prune(pipe, keys, run.created_at)
+            owner.enter(pipe)
+            pipe.execute()
+        creation.execute()
     return owner
 
 
@@ -111,6 +115,9 @@ def resume_run(
 
     while (owner := _try_to_take_over(connection, run, takeover, lease, retention)) is None:
         await_lapse(connection, connection.keys.run_lease(run_id), f"Run {run_id}", refusal)
+    if is_ending(connection, run_id):  # whoever ended it died before it had deleted everything
+        finish(connection, run_id, owner.fence, stopped=False)
+        raise RunNotFound(absent(connection, run_id))
     owner.has_new_frame = has_new_frame
     return owner
 
@@ -123,20 +130,20 @@ def _try_to_take_over(
     with map_errors(connection.url), connection.redis.pipeline(transaction=True) as pipe:
         while True:
             pipe.watch(keys.owner(run_id))
-            former = pipe.get(keys.owner(run_id))
-            if former is None:
+            value = pipe.get(keys.owner(run_id))
+            former = ownership_in(value) if value is not None else None
+            if former is None or former.is_over:
                 raise RunNotFound(absent(connection, run_id))
-            counter, _, token = former.decode().partition(":")
-            if token.startswith(STOP):
+            if former.is_stopping:
                 raise RunStopped(f"run {run_id} was stopped; `brokerfl stop {run_id}` deletes what is left of it")
             holder = pipe.get(keys.run_lease(run_id))
             if holder is not None and not takeover and not is_dead(text_of(holder).partition(":")[2]):
                 return None
-            fence = Fence(connection, run_id, int(counter) + 1, new_token(), retention)
+            fence = Fence(connection, run_id, former.counter + 1, new_token(), retention)
             owner = Owner(connection, run, fence, lease, retention)
             pipe.multi()
             pipe.set(keys.owner(run_id), fence.value)
-            pipe.set(keys.run_lease(run_id), fence.value, px=milliseconds(lease))
+            pipe.set(keys.run_lease(run_id), fence.name, px=milliseconds(lease))
             owner.expire(pipe)
             if execute_unless_changed(pipe):
                 return owner
@@ -185,13 +192,18 @@ class Owner:
         """
         keys, run_id = self.connection.keys, self.run.run_id
         self.books.write(pipe, snapshot)
-        pipe.set(keys.run_lease(run_id), self.fence.value, px=milliseconds(self.lease))
+        pipe.set(keys.run_lease(run_id), self.fence.name, px=milliseconds(self.lease))
         pipe.xgroup_create(keys.bell(run_id), GROUP, id="0", mkstream=True)
         self.expire(pipe)
 
     def enter(self, pipe: Pipeline) -> None:
-        """Put into ``pipe`` that the run is in the registry."""
+        """Put into ``pipe`` that the run is in the index."""
         pipe.zadd(self.connection.keys.runs, {str(self.run.run_id): round(self.run.created_at * 1000)})
+
+    @property
+    def entry(self) -> Echo:
+        """That the run is in the index."""
+        return self.connection.keys.runs, self.enter
 
     def read_identity(self) -> bytes | None:
         """Return the identity of the Redis data set; None if it has none."""
@@ -205,9 +217,17 @@ class Owner:
             pipe.pexpire(key, milliseconds(self.retention))
 
     def expire_streams(self, pipe: Pipeline, node_ids: Iterable[int]) -> None:
-        """Put into ``pipe`` the lifetimes of what the run has at these nodes."""
+        """Put into ``pipe`` the lifetimes of the inboxes and outboxes of these nodes."""
         for node_id in node_ids:
             expire_streams(pipe, self.connection.keys, node_id, self.run.run_id, self.retention)
+
+    def expire_at_nodes(self, node_ids: Iterable[int]) -> tuple[Echo, ...]:
+        """Return the lifetimes of what the run has in the slots of these nodes."""
+        keys, run_id = self.connection.keys, self.run.run_id
+        return tuple(
+            (keys.ctl(node), lambda pipe, node=node: expire_at_node(pipe, keys, node, run_id, self.retention))
+            for node in node_ids
+        )
 
     def expire_chunks(self, pipe: Pipeline, digests: Iterable[bytes]) -> None:
         """Put into ``pipe`` the lifetimes of chunks."""
@@ -225,8 +245,7 @@ class Owner:
         with map_errors(self.connection.url):
             if not self.connection.redis.pexpire(key, lives):
                 # Gone after a long outage: only a fenced transaction may set it again.
-                renew = (Slot.RUN, lambda pipe: pipe.set(key, self.fence.value, px=lives))
-                self.fence.execute(Transaction("renew", (renew,)))
+                self.fence.execute(Transaction("renew", lambda pipe: pipe.set(key, self.fence.name, px=lives)))
         if time.monotonic() - self._renewed > self.retention / 4:
             self.renew_lifetimes(footprint())
         self._seen = time.monotonic()
@@ -238,6 +257,7 @@ class Owner:
             self.expire_streams(pipe, footprint.nodes)
             self.expire_chunks(pipe, footprint.chunks)
             pipe.execute(raise_on_error=False)
+        send_echoes(self.connection, self.expire_at_nodes(footprint.nodes))
         self._renewed = time.monotonic()
 
     def is_outlived(self) -> bool:
@@ -251,7 +271,7 @@ class Owner:
         """
         key = self.connection.keys.run_lease(self.run.run_id)
         with map_errors(self.connection.url):
-            if self.connection.redis.get(key) == self.fence.value.encode():
+            if self.connection.redis.get(key) == self.fence.name.encode():
                 self.renew_lifetimes(footprint)
                 self.connection.redis.unlink(key)
         self.fence.close()

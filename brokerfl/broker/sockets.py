@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import islice
 from typing import Any
 from weakref import WeakSet
 
@@ -105,16 +106,15 @@ class Sockets:
         patience = (socket.socket_timeout or 0.0) + size / SLOWEST
         return [_answer(socket.read_response, timeout=patience) for _ in commands]
 
-    def transact(self, commands: Sequence[Command]) -> list[Any]:
-        """Run commands in a MULTI and return their answers.
+    def transact(self, transactions: Sequence[Sequence[Command]]) -> list[list[Any]]:
+        """Run each of these in a MULTI of its own, all in one round trip, and return their answers.
 
         Raises:
-            ResponseError: the server refused one before any was executed.
+            ResponseError: the server refused one of them before any of its commands was executed.
         """
         with self._lent() as socket:
-            results, _ = self.transact_on(socket, commands)
-            assert results is not None, "nothing is watched"
-            return results
+            answers = iter(self.talk(socket, [each for one in transactions for each in (_MULTI, *one, _EXEC)]))
+            return [_executed([*islice(answers, len(one) + 2)]) for one in transactions]
 
     def transact_on(
         self, socket: Any, commands: Sequence[Command], after: Sequence[Command] = ()
@@ -125,11 +125,9 @@ class Sockets:
             The answers to ``commands``, None if a watched key had changed and nothing was executed; and those to
             ``after``.
         """
-        answers = self.talk(socket, [("MULTI",), *commands, ("EXEC",), *after])
-        executed = answers[len(commands) + 1]
-        if isinstance(executed, Exception):  # of several the first says why
-            raise next(answer for answer in answers if isinstance(answer, Exception))
-        return executed, answers[len(commands) + 2 :]
+        answers = self.talk(socket, [_MULTI, *commands, _EXEC, *after])
+        end = len(commands) + 2
+        return _executed(answers[:end]), answers[end:]
 
     def stream(self, commands: Sequence[Command]) -> Iterator[Any]:
         """Send commands at once, and yield each answer when it arrives, so that only one is in memory at a time.
@@ -158,6 +156,16 @@ class Sockets:
             else:
                 self.give(socket)
         yield answer
+
+
+_MULTI, _EXEC = ("MULTI",), ("EXEC",)
+
+
+def _executed(answers: list[Any]) -> Any:
+    """Return what EXEC answered; of several errors the first says why."""
+    if isinstance(answers[-1], Exception):
+        raise next(answer for answer in answers if isinstance(answer, Exception))
+    return answers[-1]
 
 
 _made: WeakSet[Sockets] = WeakSet()

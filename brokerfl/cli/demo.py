@@ -26,9 +26,10 @@ from rich.table import Table
 
 from brokerfl.broker.connection import TLS, Connection, connect
 from brokerfl.broker.embedded import EmbeddedServer, die_with_parent
+from brokerfl.broker.ending import stop_run
 from brokerfl.broker.nodes import list_nodes
 from brokerfl.broker.presence import online_nodes
-from brokerfl.broker.runs import forget_registry, list_runs, stop_run
+from brokerfl.broker.runs import forget_registry, list_runs
 from brokerfl.cli.exits import Command
 from brokerfl.cli.options import RedisOptions, redis_options
 from brokerfl.cli.signals import handle, ignore

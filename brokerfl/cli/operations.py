@@ -4,8 +4,9 @@ import json
 
 import click
 
+from brokerfl.broker.ending import stop_run
 from brokerfl.broker.nodes import list_nodes
-from brokerfl.broker.runs import list_runs, stop_run
+from brokerfl.broker.runs import list_runs
 from brokerfl.cli.exits import Command
 from brokerfl.cli.options import RedisOptions, RunId, redis_options
 from brokerfl.cli.tables import format_option, local_time, show

@@ -8,12 +8,14 @@ import time
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypedDict
 
 from brokerfl.broker.blobs import Blobs
-from brokerfl.broker.books import read_books
+from brokerfl.broker.books import is_ending, read_books
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.context import SavedContext
+from brokerfl.broker.ending import Footprint
 from brokerfl.broker.fence import RedisForgot
 from brokerfl.broker.heartbeat import Heartbeat
 from brokerfl.broker.keys import LEASE, OFFLINE_GRACE, RETENTION
@@ -21,7 +23,7 @@ from brokerfl.broker.liveness import Liveness
 from brokerfl.broker.outbox import Outboxes
 from brokerfl.broker.owner import Owner, create_run, resume_run
 from brokerfl.broker.patience import STEP, within
-from brokerfl.broker.runs import Footprint, has_ended
+from brokerfl.broker.runs import has_ended
 from brokerfl.broker.transactions import Transactions
 from brokerfl.common import (
     SUPERLINK_NODE_ID,
@@ -154,13 +156,21 @@ class Hold:
         if self._is_closed:
             return
         self.session.check()
-        self.session.transact(
-            lambda: self.session.transactions.delete(self.footprint()),
-            lambda: has_ended(self.owner.connection, self.run.run_id),
-            frees=True,
-        )
-        self._is_closed = True
+        footprint, is_closed = self.footprint(), partial(is_ending, self.owner.connection, self.run.run_id)
+        with self.session.writing:  # so that no other thread compares in between
+            self.session.transact(partial(self.session.transactions.close, footprint), is_closed, frees=True)
+            self._delete(footprint)
+            self._is_closed = True
         self.waits.end(RunStopped(f"run {self.run.run_id} has ended"))
+
+    def _delete(self, footprint: Footprint) -> None:
+        """Delete what is left of the run, which is closed; so does whoever finds it like that."""
+        transactions, is_deleted = self.session.transactions, partial(has_ended, self.owner.connection, self.run.run_id)
+        again = partial(transactions.close_again, footprint)
+        with suppress(RunError):
+            self.session.transact(transactions.delete, is_deleted, frees=True, instead=again)
+            while self.session.is_stale:  # Redis may have forgotten that it was executed
+                self.session.transact(transactions.delete, is_deleted, frees=True, instead=again)
 
     def abandon(self) -> None:
         """From now on, every wait in any thread raises RunStopped. Call `detach` next."""

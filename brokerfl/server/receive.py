@@ -8,7 +8,8 @@ from functools import partial
 from logging import DEBUG
 from typing import Any
 
-from brokerfl.broker.outbox import Outboxes, Reply, Settled
+from brokerfl.broker.data import Settled
+from brokerfl.broker.outbox import Outboxes, Reply
 from brokerfl.common import log
 from brokerfl.server.book import Book
 from brokerfl.wire.manifest import entries_of

@@ -13,9 +13,9 @@ from logging import INFO
 
 from brokerfl.broker.blobs import Blobs
 from brokerfl.broker.books import Parcel
+from brokerfl.broker.ending import Footprint
 from brokerfl.broker.fence import RedisForgot
 from brokerfl.broker.inbox import entries_of
-from brokerfl.broker.runs import Footprint
 from brokerfl.broker.transactions import Transactions
 from brokerfl.common import RedisOutOfMemory, RunLost, log
 from brokerfl.server.book import Book
@@ -44,21 +44,16 @@ class Reconciler:
         self._identity = identity
         self._run_id = transactions.owner.run.run_id
 
-    def restore(self, *, was_cut: bool) -> None:
+    def restore(self) -> None:
         """Write the run's own keys as this process remembers them.
-
-        Args:
-            was_cut: a connection was lost, so Redis may have been killed. Otherwise a missing owner means that the run
-                is over.
 
         Raises:
             RunStopped, RunFenced: the run no longer belongs to this process.
-            RunLost: Redis lost all its data, or another ServerApp ended the run.
+            RunLost: Redis lost all its data, the run expired, or another ServerApp ended it.
             RedisUnreachable, RedisOutOfMemory: to be repeated.
         """
-        if self._owner.read_identity() != self._identity:
-            raise RunLost(f"Redis lost its data, and run {self._run_id} with them")
-        has_forgotten = self._has_forgotten(was_cut)
+        self.identify()
+        has_forgotten = self._has_forgotten()
         self._blobs.look()
         snapshot = self._book.snapshot()
         footprint = Footprint(snapshot.nodes, self._blobs.digests())
@@ -69,12 +64,22 @@ class Reconciler:
         if has_forgotten:
             log(INFO, "Redis had lost its last writes; run %s was restored", self._run_id)
 
-    def _has_forgotten(self, was_cut: bool) -> bool:
+    def identify(self) -> None:
+        """Make sure that Redis still has the data set in which the run was created.
+
+        Raises:
+            RunLost: it has another one.
+            RedisUnreachable: Redis could not be asked.
+        """
+        if self._owner.read_identity() != self._identity:
+            raise RunLost(f"Redis lost its data, and run {self._run_id} with them")
+
+    def _has_forgotten(self) -> bool:
         try:
             self._owner.fence.look()
-        except RedisForgot as error:
-            if error.is_gone and (not was_cut or self._owner.is_outlived()):
-                self._owner.fence.explain()
+        except RedisForgot:
+            if self._owner.is_outlived():
+                raise RunLost(f"run {self._run_id} is gone from Redis: it expired") from None
             return True
         return False
 
@@ -97,6 +102,7 @@ class Reconciler:
         if doubtful:
             with suppress(RedisOutOfMemory):  # then the reply is asked for when the app wants it
                 self._repair(doubtful)
+        self._transactions.contact(self._book.owing())
 
     def _repair(self, lost: list[Parcel], strays: Sequence[tuple[int, str]] = ()) -> None:
         parcels = self._book.still_lost(lost)

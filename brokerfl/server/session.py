@@ -19,7 +19,7 @@ from brokerfl.broker.fence import RedisForgot, Transaction
 from brokerfl.broker.liveness import Liveness
 from brokerfl.broker.patience import OutOfTime, holding, time_is_up
 from brokerfl.broker.transactions import Transactions
-from brokerfl.common import OutageLimit, RedisOutOfMemory, RedisUnreachable
+from brokerfl.common import OutageLimit, RedisOutOfMemory, RedisUnreachable, RunLost
 from brokerfl.server.receive import Receiver
 from brokerfl.server.reconcile import Reconciler
 
@@ -68,7 +68,6 @@ class Session:
         self._outage_limit = outage_limit
         self._losses = self._connection.losses
         self._is_stale = False
-        self._was_cut = False
         self._down_since: float | None = None
         self._over: Exception | None = None
 
@@ -115,7 +114,7 @@ class Session:
         self.check()
         if isinstance(error, OutOfTime):
             return
-        self._is_stale = self._was_cut = True
+        self._is_stale = True
         now = time.monotonic()
         self._down_since = self._down_since or now
         limit = self._down_since + self._outage_limit
@@ -195,9 +194,9 @@ class Session:
             self._receiver.reset()
             self._liveness.reconnected()
             self.compared_at = time.monotonic()
-            self._reconciler.restore(was_cut=self._was_cut or losses != self._losses)
+            self._reconciler.restore()
             self._reconciler.compare()
-            self._losses, self._was_cut, self._is_stale = losses, False, False
+            self._losses, self._is_stale = losses, False
             self._connection.note_up()
 
     def reconcile_in_time(self, patience: float) -> bool:
@@ -235,6 +234,7 @@ class Session:
         was_executed: Callable[[], bool] = lambda: False,
         *,
         frees: bool = False,
+        instead: Callable[[], Transaction] | None = None,
     ) -> list[Any] | None:
         """Run a fenced transaction, through an outage if necessary; delete dropped replies in the same transaction.
 
@@ -242,6 +242,8 @@ class Session:
             make: makes it. Called before each attempt, after a comparison with Redis.
             was_executed: after an outage, says whether the transaction took effect before the connection broke.
             frees: it only deletes.
+            instead: makes what is repeated after an outage instead of a comparison, which would write again what was
+                deleted at the end of the run.
 
         Returns:
             The results that the transaction asks for, or None if it was executed but its results are lost.
@@ -259,7 +261,7 @@ class Session:
                         # Ask before the comparison, which writes the books as they were before this transaction.
                         if is_uncertain and self._has_taken_effect(was_executed):
                             return None
-                        self._reconcile_unless_full(frees)
+                        self._repeat(instead) if instead else self._reconcile_unless_full(frees)
                         transaction = self.transactions.dropping(dropped, make())
                         is_uncertain = True
                         results = self._fence.execute(transaction)
@@ -284,11 +286,19 @@ class Session:
             if not frees:
                 raise
 
+    def _repeat(self, make: Callable[[], Transaction]) -> None:
+        """Repeat a transaction that Redis may have forgotten."""
+        if self.is_stale:
+            losses = self._connection.losses
+            self._reconciler.identify()
+            self._fence.execute(make(), reclaims=True)
+            self._losses, self._is_stale = losses, False
+
     def _has_taken_effect(self, was_executed: Callable[[], bool]) -> bool:
         """Return whether a transaction took effect although its answer was lost; from then on it no longer can."""
         try:
             self._fence.seal()
-        except RedisForgot:  # this transaction may have ended the run
+        except RunLost:  # this transaction may have ended the run
             if was_executed():
                 return True
             raise

@@ -10,6 +10,7 @@ from brokerfl.broker.blobs import Blobs
 from brokerfl.broker.liveness import Liveness
 from brokerfl.broker.patience import within
 from brokerfl.broker.presence import absent_nodes
+from brokerfl.broker.rings import Rings
 from brokerfl.broker.transactions import Transactions
 from brokerfl.common import Error, ErrorCode
 from brokerfl.server.book import Book, OpenMessage, State
@@ -27,14 +28,16 @@ class Verdicts:
         self._receiver = receiver
         self._liveness = liveness
         self._blobs = blobs
+        self._rings = Rings()
 
     def sweep(self) -> None:
-        """Look at everything that no ring announces: owner, leases, outboxes, deadlines."""
+        """Look at everything that no ring announces: owner, leases, outboxes, deadlines; contact nodes that owe."""
         owner = self._transactions.owner
         owner.fence.look()
         owing = self._book.owing()
         absences = absent_nodes(owner.connection, owing)
         self._receiver.read(owing)
+        self._transactions.contact(self._rings.due(self._book.owing()))
         gone = self._liveness.unavailable(absences, owner.connection.clock.steps)
         now = owner.connection.clock.time() * 1000
         verdicts = [(message, _verdict(message, now, gone)) for message in self._book.awaited()]

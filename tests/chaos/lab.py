@@ -22,7 +22,7 @@ from tests.apps import append_only_file, written_size
 from tests.chaos.apps.server import value
 from tests.chaos.proxy import Proxy
 from tests.cli.conftest import DEADLINE, Commands, Process
-from tests.conftest import PREFIX
+from tests.conftest import PREFIX, keys_of
 
 APPS = Path(__file__).parent / "apps"
 
@@ -195,7 +195,7 @@ class Lab:
         """Every key that has the run in its name, and the fields of it in the hashes of nodes."""
         keys = {key.decode() for key in self.admin.scan_iter(count=1000)}
         hashes = {key for key in keys if key.endswith(":runs") and self.admin.type(key) == b"hash"}
-        return {key for key in keys if run in key} | {key for key in hashes if self.admin.hexists(key, run)}
+        return set(keys_of(self.admin, run)) | {key for key in hashes if self.admin.hexists(key, run)}
 
 
 def expected(*folded: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ in the run, which it keeps in `context.state`. So the sum is exactly `total` if 
 import shutil
 from pathlib import Path
 
+from tests import conftest
 from tests.apps import contents_of
 from tests.cli.conftest import Broker, Commands, Process
 
@@ -96,4 +97,4 @@ def executed_once(commands: Commands, name: str) -> list[str]:
 
 def keys_of(broker: Broker, run: str) -> dict[bytes | str, object]:
     """Every key of a run with what it holds."""
-    return contents_of(broker.admin, [key for key in broker.scan() if run in key])
+    return contents_of(broker.admin, conftest.keys_of(broker.admin, run))

@@ -7,7 +7,7 @@ import pytest
 
 from tests.apps import eventually
 from tests.cli.conftest import DEADLINE, NEVER, Broker, Commands, Process, gated, run_id, runs
-from tests.conftest import PREFIX
+from tests.conftest import PREFIX, keys_of
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -98,7 +98,7 @@ def main(driver: Driver, context: Context) -> None:
 
 def remaining(broker: Broker) -> set[str]:
     """Keys of runs."""
-    return {key for key in broker.scan() if "run:" in key or ":in:" in key or ":out:" in key or ":data:" in key}
+    return {*keys_of(broker.admin, "{run:"), *broker.scan("*:data:*"), *broker.scan("*:blob:*")}
 
 
 def assert_detached(server: Process, commands: Commands, broker: Broker) -> None:

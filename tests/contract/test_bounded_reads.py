@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from brokerfl.broker import outbox
-from brokerfl.broker.inbox import Inboxes, add_message, first_contact
+from brokerfl.broker.inbox import Inboxes, add_message
 from brokerfl.broker.outbox import FIRST_PAGE, PAGE, Outboxes, Reply
 from brokerfl.client import node as node_module
 from brokerfl.server import Driver
@@ -19,6 +19,7 @@ from tests.stage import (
     Streams,
     by_hand,
     bytes_in_hand,
+    first_contact,
     held_bytes,
     kill,
     numbers,
@@ -244,7 +245,7 @@ def test_a_node_reads_few_messages_of_many_runs_at_once(backend: Backend) -> Non
     runs = range(10, 110)
     with backend.admin.pipeline() as pipe:
         for run_id in runs:
-            first_contact(pipe, keys, node, run_id, b"frame", 60.0)
+            first_contact(pipe, keys, node, run_id)
         pipe.execute()
     inboxes.drain()
     assert inboxes.read(20, block=0.01) == []

@@ -6,16 +6,16 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from brokerfl.broker.ending import stop_run
 from brokerfl.broker.inbox import Inboxes
 from brokerfl.broker.nodes import Registration, node_id_of
-from brokerfl.broker.runs import stop_run
 from brokerfl.client import ClientApp, wanted
 from brokerfl.client.node import Node
 from brokerfl.client.wanted import READ_AHEAD
 from brokerfl.common import Context, ErrorCode, Message, RunStopped
 from brokerfl.server import Driver
 from tests.apps import Gate, driving, echo_app, eventually, federation, number, number_in
-from tests.conftest import PREFIX, Backend
+from tests.conftest import PREFIX, Backend, keys_of
 from tests.stage import by_hand, drain, dropped, has_queued, is_wanted, last_in_hand, serving
 
 #: TLS changes nothing here; test_messages.py has it.
@@ -188,7 +188,7 @@ def test_running_code_sees_that_it_is_cancelled(
     assert watcher.cancelled.wait(5)
     if act is cancel:
         driver.end()
-    eventually(lambda: not [key for key in backend.admin.scan_iter() if str(driver.run.run_id).encode() in key])
+    eventually(lambda: not keys_of(backend.admin, driver.run.run_id))
 
 
 def cut_all(backend: Backend) -> None:

@@ -2,12 +2,12 @@
 
 import pytest
 
+from brokerfl.broker.ending import stop_run
 from brokerfl.broker.nodes import Registration
-from brokerfl.broker.runs import stop_run
 from brokerfl.common import Array, ParametersRecord
 from brokerfl.server import Driver
 from tests.apps import Seen, driving, federation, number, number_in
-from tests.conftest import Backend, check_keys
+from tests.conftest import Backend, check_keys, keys_of
 from tests.stage import (
     Late,
     after_uploads,
@@ -98,7 +98,7 @@ def test_the_end_leaves_nothing_and_all_has_a_lifetime(backend: Backend) -> None
     renew_lifetimes(driver)
     assert all(backend.admin.pttl(key) > 900_000 for key in chunks_in(backend))
     driver.end()
-    assert not [key for key in backend.admin.scan_iter() if str(driver.run.run_id).encode() in key]
+    assert not keys_of(backend.admin, driver.run.run_id)
 
 
 def test_a_stopped_run_leaves_nothing(backend: Backend) -> None:
@@ -110,7 +110,7 @@ def test_a_stopped_run_leaves_nothing(backend: Backend) -> None:
         assert len(chunks_in(backend)) > 6
         former.detach()
         stop_run(backend.connect(), former.run.run_id)
-        assert not [key for key in backend.admin.scan_iter() if str(former.run.run_id).encode() in key]
+        assert not keys_of(backend.admin, former.run.run_id)
 
 
 # After a resume.

@@ -2,17 +2,13 @@
 
 import threading
 
-import pytest
-from redis.client import Pipeline
-
-from brokerfl.broker import inbox as inbox_module
 from brokerfl.broker.inbox import Inboxes
 from brokerfl.client import ClientApp
-from brokerfl.common import ConfigsRecord, Context, Message, MetricsRecord, RecordSet, RedisOutOfMemory
+from brokerfl.common import ConfigsRecord, Context, Message, MetricsRecord, RecordSet
 from brokerfl.server import Driver
 from tests.apps import Gate, driving, echo_app, eventually, federation, number, number_in
-from tests.conftest import PREFIX, Backend
-from tests.stage import dropped, kept_contexts, known_runs, note_contact
+from tests.conftest import PREFIX, Backend, is_tombstone, keys_of
+from tests.stage import contact_soon, dropped, kept_contexts, known_runs, note_contact, push, silent
 
 #: TLS changes nothing here; test_messages.py has it.
 WITHOUT = ("redis-tls",)
@@ -106,10 +102,10 @@ def test_nothing_remains_when_runs_end(backend: Backend) -> None:
                 driver.send_and_receive(
                     [driver.create_message(number(1), "train", node.node_id, "1") for node in nodes.nodes]
                 )
-        left = {key.decode() for key in backend.admin.scan_iter()}
+        left = all_keys(backend)
         own = {f"{PREFIX}:{{{node.node_id}}}:{name}" for node in nodes.nodes for name in ("info", "lease", "ctl")}
         assert left == own | {f"{PREFIX}:id", f"{PREFIX}:nodes", f"{PREFIX}:runs"}
-    assert {key.decode() for key in backend.admin.scan_iter()} == {f"{PREFIX}:id", f"{PREFIX}:runs"}
+    assert all_keys(backend) == {f"{PREFIX}:id", f"{PREFIX}:runs"}
 
 
 def test_a_late_node_revives_nothing(backend: Backend) -> None:
@@ -125,7 +121,7 @@ def test_a_late_node_revives_nothing(backend: Backend) -> None:
         with driving(backend) as driver:
             [reply] = driver.send_and_receive([driver.create_message(number(2), "train", node.node_id, "1")])
             assert number_in(reply) == 2
-        assert not [key for key in backend.admin.scan_iter() if str(run).encode() in key]
+        assert not keys_of(backend.admin, run)
 
 
 def test_state_goes_with_the_run(backend: Backend) -> None:
@@ -161,6 +157,11 @@ def test_a_run_that_expired_is_forgotten_by_its_nodes(backend: Backend) -> None:
             assert {*map(int, fields)} == {other.run.run_id, third.run.run_id}
 
 
+def all_keys(backend: Backend) -> set[str]:
+    """Every key, without the tombstones of runs."""
+    return {key for each in backend.admin.scan_iter() if not is_tombstone(backend.admin, key := each.decode())}
+
+
 def expired(backend: Backend, *run_ids: int) -> tuple[Inboxes, list[dict[int, bytes]]]:
     """The inboxes of a node 5 whose hash names runs without an inbox, and all that it tells of runs."""
     connection, told = backend.connect(), []  # type: ignore[var-annotated]
@@ -183,51 +184,16 @@ def test_a_run_whose_inbox_is_of_another_type_is_not_over(backend: Backend) -> N
     assert fields(backend, inboxes) == {7}
 
 
-def test_a_first_contact_is_not_forgotten(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A first contact that comes while a node takes an expired run out of its hash stays in it, before and after."""
-    watch, exists = Pipeline.watch, Pipeline.exists
-
-    def contact() -> None:
-        with backend.admin.pipeline() as pipe:
-            inbox_module.first_contact(pipe, backend.connect().keys, 5, 7, b"again", 60.0)
-            pipe.execute()
-
-    def before(pipe: Pipeline, *keys: str) -> object:
-        contact()
-        return watch(pipe, *keys)
-
-    def after(pipe: Pipeline, *keys: str) -> object:
-        found = exists(pipe, *keys)
-        contact()
-        return found
-
-    for name, between in (("watch", before), ("exists", after)):
-        inboxes, told = expired(backend, 7, 8)
-        with monkeypatch.context() as patch:
-            patch.setattr(Pipeline, name, between)
-            inboxes.refresh()
-        assert told == [{}]
-        assert fields(backend, inboxes) == {7, 8}
-        inboxes.refresh()
-        assert told == [{}, {7: b"again"}]
-        assert fields(backend, inboxes) == {7}
-        backend.admin.unlink(*backend.connect().keys.of_node_and_run(5, 7))
-
-
-def test_a_full_redis_lets_a_node_go_on(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is over and cannot be taken out while Redis is full is taken out later; nobody is told of it."""
-    inboxes, told = expired(backend, 7)
-
-    def full(pipe: Pipeline) -> None:
-        raise RedisOutOfMemory("full")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Pipeline, "multi", full)
-        inboxes.refresh()
-    assert fields(backend, inboxes) == {7}
-    inboxes.refresh()
-    assert told == [{}, {}]
-    assert fields(backend, inboxes) == set()
+def test_a_first_contact_that_a_node_forgets_comes_again(backend: Backend) -> None:
+    """A node that takes a run out of its hash just when it is contacted hears of it again, for it owes a reply."""
+    node = silent(backend)
+    with driving(backend) as driver:
+        push(driver, node, number(1))
+        runs = driver.connection.keys.node_runs(node)
+        backend.admin.hdel(runs, str(driver.run.run_id))
+        contact_soon(driver)
+        driver.pull_messages([])
+        assert backend.admin.hkeys(runs) == [str(driver.run.run_id).encode()]
 
 
 def test_settled_replies_leave_redis_when_the_run_moves_on(backend: Backend) -> None:

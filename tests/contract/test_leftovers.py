@@ -66,6 +66,14 @@ def break_off(backend: Backend, driver: Driver, node: int, chunks: int = 3) -> N
     added = add_data(backend.connect(), node, driver.run.run_id, [memoryview(bytes(1000))] * chunks)
     assert added is not None
     assert None not in added
+    last = milliseconds_of(str(added[-1]))
+    eventually(lambda: milliseconds_now(backend) > last + 5)
+
+
+def milliseconds_now(backend: Backend) -> float:
+    """Redis' time: what is to go must be older than the commit."""
+    seconds, micros = backend.admin.time()
+    return float(seconds * 1000 + micros / 1000)
 
 
 def chunks_of_node(backend: Backend, driver: Driver, node: int) -> int:

@@ -30,7 +30,7 @@ from brokerfl.server.book import Book
 from brokerfl.wire.message import encode_message, message_id_of
 from brokerfl.wire.record import encode_content
 from tests.apps import Clock, Gate, driving, echo_app, eventually, federation, number, number_in, text
-from tests.conftest import PREFIX, Backend, check_keys, real_backend
+from tests.conftest import PREFIX, Backend, check_keys, keys_of, real_backend
 from tests.stage import (
     after_commit,
     compare,
@@ -573,5 +573,5 @@ def test_a_push_that_seems_to_have_failed_leaves_no_key(backend: Backend, error:
         with pytest.raises(type(error)), after_commit(driver, error):
             driver.push_messages([driver.create_message(number(1), "train", node, "1")])
         driver.end()
-        assert [key for key in backend.admin.scan_iter() if str(driver.run.run_id).encode() in key] == []
+        assert keys_of(backend.admin, driver.run.run_id) == []
         assert str(driver.run.run_id).encode() not in backend.admin.hkeys(driver.connection.keys.node_runs(node))

@@ -4,25 +4,23 @@ import threading
 
 import pytest
 
+from brokerfl.broker import ending
 from brokerfl.broker import nodes as nodes_module
 from brokerfl.broker import owner as owner_module
 from brokerfl.broker import runs as runs_module
+from brokerfl.broker.ending import stop_run
 from brokerfl.broker.keys import MOST_RETENTION, RETENTION
 from brokerfl.broker.nodes import Registration
-from brokerfl.broker.runs import list_runs, stop_run
-from brokerfl.common import ConfigError, RunFenced, RunLost, RunStopped
+from brokerfl.broker.runs import list_runs
+from brokerfl.common import ConfigError, Message, RunFenced, RunLost, RunStopped
 from brokerfl.server import Driver
 from brokerfl.testing import fake_connection
 from tests.apps import Clock, Gate, contents_of, driving, eventually, federation, number, number_in
-from tests.conftest import PREFIX, Backend, check_keys
+from tests.conftest import PREFIX, Backend, check_keys, keys_of
 from tests.stage import beat, cut, kill, push, renew_lifetimes, silent, start
 
 #: TLS changes nothing here; test_messages.py has it.
 WITHOUT = ("redis-tls",)
-
-
-def keys_of(backend: Backend, driver: Driver) -> list[str]:
-    return [key.decode() for key in backend.admin.scan_iter() if str(driver.run.run_id) in key.decode()]
 
 
 def test_run_ids_are_never_0_or_1(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,9 +68,9 @@ def test_an_attached_run_never_loses_its_keys(backend: Backend) -> None:
     gate = Gate()
     with federation(backend, gate.app, nodes=1) as nodes, driving(backend, retention=1.0) as driver:
         ids = driver.push_messages([driver.create_message(number(3), "train", nodes.nodes[0].node_id, "1")])
-        before = keys_of(backend, driver)
+        before = keys_of(backend.admin, driver.run.run_id)
         assert list(driver.replies(ids, timeout=2.5)) == []
-        assert sorted(keys_of(backend, driver)) == sorted(before)
+        assert sorted(keys_of(backend.admin, driver.run.run_id)) == sorted(before)
         gate.go.set()
         assert [number_in(reply) for reply in driver.replies(ids)] == [3]
 
@@ -94,13 +92,13 @@ def test_a_server_app_that_was_cut_off_for_too_long_writes_nothing(
     monkeypatch.setattr(owner_module, "time", clock)
     driver, node = start(backend), silent(backend)
     kill(driver)
-    backend.admin.unlink(*keys_of(backend, driver), driver.connection.keys.runs)
+    backend.admin.unlink(*keys_of(backend.admin, driver.run.run_id), driver.connection.keys.runs)
     clock.now += RETENTION + 1
     cut(driver)
     assert driver.push_messages([driver.create_message(number(1), "train", node, "1")]) == [""]
-    with pytest.raises(RunLost, match="it was deleted, or it expired"):
+    with pytest.raises(RunLost, match="it expired"):
         driver.pull_messages([])
-    assert keys_of(backend, driver) == []
+    assert keys_of(backend.admin, driver.run.run_id) == []
     driver.detach()
 
 
@@ -133,7 +131,7 @@ def test_a_run_does_not_go_on_in_another_redis(backend: Backend) -> None:
     assert driver.push_messages([driver.create_message(number(1), "train", node, "1")]) == [""]
     with pytest.raises(RunLost, match="Redis lost its data"):
         driver.pull_messages([])
-    assert keys_of(backend, driver) == []
+    assert keys_of(backend.admin, driver.run.run_id) == []
     driver.detach()
 
 
@@ -144,7 +142,7 @@ def test_everything_of_a_dead_run_expires(backend: Backend) -> None:
         driver = Driver(backend.connect(), "server:app", retention=1.0, lease=0.5)
         driver.push_messages([driver.create_message(number(1), "train", nodes.nodes[0].node_id, "1")])
         kill(driver)  # as after a kill -9
-        eventually(lambda: not keys_of(backend, driver))
+        eventually(lambda: not keys_of(backend.admin, driver.run.run_id))
         gate.go.set()
     assert list_runs(backend.connect()) == []
 
@@ -155,9 +153,9 @@ def test_detach_keeps_the_messages(backend: Backend) -> None:
         driver = Driver(backend.connect(), "server:app")
         message = driver.create_message(number(1), "train", nodes.nodes[0].node_id, "1")
         driver.push_messages([message])
-        before = {key for key in keys_of(backend, driver) if not key.endswith(":lease")}
+        before = {key for key in keys_of(backend.admin, driver.run.run_id) if not key.endswith(":lease")}
         driver.detach()
-        assert set(keys_of(backend, driver)) == before
+        assert set(keys_of(backend.admin, driver.run.run_id)) == before
         assert [info.status for info in list_runs(backend.connect())] == ["detached"]
         assert driver.push_messages([message]) == [""]
 
@@ -169,8 +167,8 @@ def test_a_former_owner_writes_nothing(backend: Backend) -> None:
         driver = Driver(backend.connect(), "server:app")
         keys, run = driver.connection.keys, driver.run.run_id
         driver.send_and_receive([driver.create_message(number(1), "train", node, "1")])
-        backend.admin.set(keys.owner(run), "2:somebody-else", keepttl=True)
-        before = contents_of(backend.admin, keys_of(backend, driver)) if backend.is_real else {}
+        backend.admin.set(keys.owner(run), "2:somebody-else:0", keepttl=True)
+        before = contents_of(backend.admin, keys_of(backend.admin, driver.run.run_id)) if backend.is_real else {}
         assert driver.push_messages([driver.create_message(number(2), "train", node, "2")]) == [""]
         with pytest.raises(RunFenced):
             driver.end()
@@ -200,7 +198,7 @@ def test_a_stopped_run_stays_over_whatever_others_keep(backend: Backend) -> None
         assert driver.push_messages([driver.create_message(number(1), "train", node, "2")]) == [""]
         with pytest.raises(RunStopped):
             driver.pull_messages([])
-        assert keys_of(backend, driver) == []
+        assert keys_of(backend.admin, driver.run.run_id) == []
         driver.detach()
 
 
@@ -248,28 +246,26 @@ def test_a_retention_that_is_too_long_is_refused(retention: float) -> None:
     Driver(connection, resume=driver.run.run_id).end()
 
 
-def test_lost_data_end_the_waits(backend: Backend) -> None:
-    """When the run's keys are gone from Redis, waits end with RunLost: no hang."""
+def test_a_run_whose_keys_are_gone_is_written_again(backend: Backend) -> None:
+    """A run that ended leaves a tombstone. So whoever finds none of its keys knows that Redis forgot it."""
     gate = Gate()
     with federation(backend, gate.app, nodes=1) as nodes:
         driver = Driver(backend.connect(), "server:app")
-        outcome: list[str] = []
+        replies: list[Message] = []
 
         def wait() -> None:
-            try:
-                driver.send_and_receive([driver.create_message(number(1), "train", nodes.nodes[0].node_id, "1")])
-            except RunLost as error:
-                outcome.append(str(error))
+            message = driver.create_message(number(1), "train", nodes.nodes[0].node_id, "1")
+            replies.extend(driver.send_and_receive([message]))
 
         waiter = threading.Thread(target=wait)
         waiter.start()
         assert gate.begun.acquire(timeout=10)
-        for key in keys_of(backend, driver):
-            backend.admin.unlink(key)
-        waiter.join(10)
-        assert outcome
+        backend.admin.unlink(*keys_of(backend.admin, driver.run.run_id))
         gate.go.set()
-        driver.detach()
+        waiter.join(20)
+        assert [number_in(reply) for reply in replies] == [2]
+        driver.end()
+        assert keys_of(backend.admin, driver.run.run_id) == []
 
 
 def test_a_resumed_run_has_its_whole_lifetime_again(backend: Backend) -> None:
@@ -297,7 +293,7 @@ def test_a_node_that_only_the_ledger_names_keeps_nothing(backend: Backend) -> No
     kill(driver)
     backend.admin.unlink(driver.connection.keys.run_nodes(driver.run.run_id))
     stop_run(backend.connect(), driver.run.run_id)
-    assert keys_of(backend, driver) == []
+    assert keys_of(backend.admin, driver.run.run_id) == []
     assert backend.admin.hkeys(driver.connection.keys.node_runs(node)) == []
 
 
@@ -308,7 +304,7 @@ def test_a_stop_that_dies_leaves_no_key_without_a_lifetime(backend: Backend, mon
         raise KeyboardInterrupt
 
     driver = start(backend)
-    monkeypatch.setattr(runs_module, "_await_release", dies)
+    monkeypatch.setattr(ending, "_await_release", dies)
     with pytest.raises(KeyboardInterrupt):
         stop_run(backend.connect(), driver.run.run_id)
     assert backend.admin.pttl(driver.connection.keys.owner(driver.run.run_id)) > 0
@@ -320,7 +316,7 @@ def test_a_beat_that_learns_of_a_stop_gives_up_the_lease(backend: Backend) -> No
     driver = start(backend)
     keys, run = driver.connection.keys, driver.run.run_id
     kill(driver)
-    backend.admin.set(keys.owner(run), "2:stop/somebody", keepttl=True)
+    backend.admin.set(keys.owner(run), "2:stop/somebody:0", keepttl=True)
     with pytest.raises(RunStopped):
         beat(driver)
     assert not backend.admin.exists(keys.run_lease(run))

@@ -1,12 +1,13 @@
 """What a ServerApp does atomically is divided by the slots it touches, so that a Cluster can divide it."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
 
-from brokerfl.broker.fence import Fence, Slot, Transaction
+from brokerfl.broker.connection import Pipeline
+from brokerfl.broker.fence import Fence, Transaction
 from brokerfl.broker.sockets import Command, commands_of
 from brokerfl.common import MetricsRecord
 from tests.apps import Counter, driving, eventually
@@ -43,26 +44,33 @@ def keys_of(command: Command) -> Iterable[str]:
     return [str(command[2 if name.startswith("XGROUP") and " " not in name else 1])]
 
 
-def slot_of(key: str) -> Slot:
-    """Whose key it is: the hash tag says so."""
+def tag_of(key: str) -> str:
+    """The hash tag of a key, or the key itself: what its slot is computed from."""
     tag = TAG.search(key)
-    if tag is None or re.fullmatch(r"[0-9a-f]{64}", tag[1]):
-        return Slot.OWN
-    return Slot.RUN if tag[1].startswith("run:") else Slot.NODE
+    return tag[1] if tag else key
 
 
-def test_each_step_touches_the_slots_that_it_names(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+def tags_of(build: Callable[[Pipeline], Any], fence: Fence) -> set[str]:
+    """The tags of all keys that commands touch."""
+    pipe = fence._connection.sockets.pipe()
+    build(pipe)
+    return {tag_of(key) for command in commands_of(pipe) for key in keys_of(command)}
+
+
+def test_each_transaction_touches_one_slot_and_each_echo_its_own(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A whole life of a run, with large contents, a state, a cancellation, a Redis that forgets, and its end."""
-    seen: dict[str, set[Slot]] = {}
+    seen, echoed = set(), set()
     execute = Fence.execute
 
     def spy(fence: Fence, transaction: Transaction, **options: Any) -> list[Any]:
-        for slot, step in transaction.steps:
-            pipe = fence._connection.sockets.pipe()
-            step(pipe)
-            touched = {slot_of(key) for command in commands_of(pipe) for key in keys_of(command)}
-            assert touched <= {slot}, f"{transaction.name}: a step in {slot} touches {touched}"
-            seen.setdefault(transaction.name, set()).update(touched)
+        assert tags_of(transaction.run, fence) <= {f"run:{fence._run_id}"}, transaction.name
+        assert all(re.fullmatch(r"[0-9a-f]{64}", tag) for tag in tags_of(transaction.own, fence)), transaction.name
+        for key, echo in transaction.echoes:
+            assert tags_of(echo, fence) == {tag_of(key)}, transaction.name
+            echoed.add(transaction.name)
+        seen.add(transaction.name)
         return execute(fence, transaction, **options)
 
     monkeypatch.setattr(Fence, "execute", spy)
@@ -82,5 +90,5 @@ def test_each_step_touches_the_slots_that_it_names(backend: Backend, monkeypatch
         cut(driver)
         driver.pull_messages([])
         assert kept in in_ledger(backend, driver)
-    assert {name for name in seen if seen[name]} >= {"upload", "commit", "verdict", "restore", "send", "delete"}
-    assert seen["commit"] == seen["delete"] == seen["restore"] == {Slot.RUN, Slot.NODE, Slot.OWN}
+    assert seen >= {"upload", "commit", "verdict", "restore", "send", "close", "delete"}
+    assert echoed >= {"commit", "restore", "send", "close", "delete"}

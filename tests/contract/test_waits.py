@@ -6,16 +6,17 @@ import pytest
 
 from brokerfl.broker import liveness as liveness_module
 from brokerfl.broker.books import read_books
+from brokerfl.broker.ending import stop_run
 from brokerfl.broker.liveness import Liveness
 from brokerfl.broker.nodes import Registration
 from brokerfl.broker.presence import Absence
-from brokerfl.broker.runs import list_runs, stop_run
+from brokerfl.broker.runs import list_runs
 from brokerfl.common import ErrorCode, RunNotFound, RunStopped
 from brokerfl.server import Driver
 from brokerfl.server import push as push_module
 from brokerfl.server import wait as waiting
 from tests.apps import Clock, Gate, driving, echo_app, eventually, federation, number, number_in
-from tests.conftest import Backend
+from tests.conftest import Backend, keys_of
 from tests.stage import (
     Late,
     after_uploads,
@@ -227,7 +228,7 @@ def test_stop_ends_a_wait(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> 
         with pytest.raises(RunStopped):
             driver.pull_messages([])
         gate.go.set()
-    assert not [key for key in backend.admin.scan_iter() if str(driver.run.run_id).encode() in key]
+    assert not keys_of(backend.admin, driver.run.run_id)
 
 
 def test_stop_waits_for_a_busy_server_app(backend: Backend) -> None:
@@ -236,7 +237,7 @@ def test_stop_waits_for_a_busy_server_app(backend: Backend) -> None:
     stop_run(backend.connect(), driver.run.run_id)
     with pytest.raises(RunStopped):
         driver.pull_messages([])
-    assert not [key for key in backend.admin.scan_iter() if str(driver.run.run_id).encode() in key]
+    assert not keys_of(backend.admin, driver.run.run_id)
 
 
 def test_stop_deletes_a_run_without_a_server_app(backend: Backend) -> None:
@@ -254,7 +255,7 @@ def test_stop_deletes_a_run_without_a_server_app(backend: Backend) -> None:
             stop_run(backend.connect(), run)
         with pytest.raises(RunNotFound, match="no run 77"):
             stop_run(backend.connect(), 77)
-    assert not [key for key in backend.admin.scan_iter() if str(run).encode() in key]
+    assert not keys_of(backend.admin, run)
 
 
 def test_waiting_for_nodes_ends(backend: Backend) -> None:

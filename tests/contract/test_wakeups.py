@@ -7,14 +7,14 @@ import pytest
 
 from brokerfl.broker import inbox, runs
 from brokerfl.broker.connection import Connection
+from brokerfl.broker.ending import stop_run
 from brokerfl.broker.inbox import ring_doorbell
 from brokerfl.broker.keys import BELL_LENGTH, GROUP
 from brokerfl.broker.outbox import Outgoing, publish
-from brokerfl.broker.runs import stop_run
 from brokerfl.server import wait
 from tests.apps import Bench, Gate, driving, eventually, federation, number, number_in
 from tests.conftest import Backend
-from tests.stage import await_delivery, by_hand, in_ledger, push, silent, start, warm_up
+from tests.stage import await_delivery, by_hand, first_contact, in_ledger, push, silent, start, warm_up
 
 #: TLS changes nothing here; test_messages.py and test_nothing_lost.py have it.
 WITHOUT = ("redis-tls",)
@@ -96,7 +96,7 @@ def contact(backend: Backend, node: int, *run_ids: int) -> None:
     keys = backend.connect().keys
     with backend.admin.pipeline() as pipe:
         for run_id in run_ids:
-            inbox.first_contact(pipe, keys, node, run_id, b"frame", 60.0)
+            first_contact(pipe, keys, node, run_id)
         pipe.execute()
 
 
@@ -110,7 +110,7 @@ def commands_of_a_contact(backend: Backend, node: int, met: int) -> dict[str, in
     while inboxes.read(10, block=0.01):
         pass
     with backend.admin.pipeline() as pipe:
-        inbox.first_contact(pipe, keys, node, 10_000, b"frame", 60.0)
+        first_contact(pipe, keys, node, 10_000)
         inbox.add_message(pipe, keys, node, 10_000, {b"i": b"m"})
         pipe.execute()
     before = calls(backend)

@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
+from brokerfl.broker.ending import stop_run
 from brokerfl.broker.keys import Keys
-from brokerfl.broker.runs import stop_run
 from brokerfl.common import ConfigsRecord, MetricsRecord, RunStopped
 from brokerfl.server import Driver
 from tests.apps import number

@@ -30,10 +30,12 @@ from redis.exceptions import ConnectionError, WatchError
 
 from brokerfl.broker import process as identity
 from brokerfl.broker.connection import Connection
+from brokerfl.broker.ending import stop_run
+from brokerfl.broker.fence import ownership_in
 from brokerfl.broker.heartbeat import Heartbeat
 from brokerfl.broker.keys import LEASE, Keys, milliseconds
 from brokerfl.broker.nodes import Registration
-from brokerfl.broker.runs import list_runs, stop_run
+from brokerfl.broker.runs import list_runs
 from brokerfl.broker.sockets import Command, Sockets
 from brokerfl.client import ClientApp
 from brokerfl.client.journal import Journal
@@ -47,6 +49,7 @@ from brokerfl.common import (
     NodeNameTaken,
     RedisUnreachable,
     RunError,
+    RunNotFound,
     RunStopped,
 )
 from brokerfl.server import Driver
@@ -361,6 +364,11 @@ class _Sockets(Sockets):
             results = None
         return results, self.talk(socket, after)
 
+    def transact(self, transactions: Sequence[Sequence[Command]]) -> list[list[Any]]:
+        with self._lent() as socket:
+            results = [self.transact_on(socket, commands)[0] for commands in transactions]
+        return [result or [] for result in results]
+
     def stream(self, commands: Sequence[Command]) -> Iterator[Any]:
         for args in commands:
             yield self.exchange([args])[0]
@@ -585,6 +593,8 @@ def serve(world: World, program: Program, outcome: Outcome, resume: int | None =
                 return
             if resume is not None:
                 world.release(keys.run_lease(resume))
+        except RunNotFound:  # whoever ended the run was killed or froze before all was deleted; it is now
+            return
         except BrokerflError as error:
             if not isinstance(error.__cause__, ConnectionError) or outcome.run_id:
                 raise
@@ -609,7 +619,7 @@ def play(accident: Accident, program: Program, nodes: int = 2) -> tuple[World, O
                 world.finish()
             else:
                 world.frozen.wake()
-            if resume is not None:
+            if resume is not None and successor.run_id:
                 assert isinstance(world.frozen.error, RunError), f"the frozen one went on: {world.frozen.error!r}"
                 outcome = successor
             elif world.frozen.error is not None:
@@ -626,7 +636,8 @@ def play(accident: Accident, program: Program, nodes: int = 2) -> tuple[World, O
 def unfinished(world: World) -> int | None:
     """Return the run that has not ended."""
     for member, score in world.admin.zrange(Keys(PREFIX).runs, 0, -1, withscores=True):
-        if score > 0 and world.admin.exists(Keys(PREFIX).owner(int(member))):
+        owner = world.admin.get(Keys(PREFIX).owner(int(member)))
+        if score > 0 and owner is not None and not ownership_in(owner).is_over:
             return int(member)
     return None
 
@@ -736,6 +747,7 @@ def check_books(world: World, outcome: Outcome) -> None:
         executed = [each.value for each in world.counted() if each.process == id(process.journal)]
         assert (done.get("count", 0), done.get("total", 0)) == (len(executed), sum(executed)), "a state is wrong"
     left = [key.decode() for key in world.admin.scan_iter() if str(outcome.run_id) in key.decode()]
+    left = [key for key in left if key != Keys(PREFIX).owner(outcome.run_id)]  # a tombstone
     assert not left, f"keys of the run are left: {left}"
     for key in world.admin.scan_iter():
         lasting = key.decode() in {f"{PREFIX}:id", f"{PREFIX}:nodes", f"{PREFIX}:runs"}

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from brokerfl.broker.ending import stop_run
 from brokerfl.broker.nodes import Registration
-from brokerfl.broker.runs import stop_run
 from brokerfl.common import ErrorCode, RunStopped
 from brokerfl.flower import adapt_server_app
 from brokerfl.flower import grid as grid_module

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from brokerfl.broker.books import Parcel
 from brokerfl.broker.clock import Clock
-from brokerfl.broker.outbox import Settled
+from brokerfl.broker.data import Settled
 from brokerfl.common import Error, ErrorCode
 from brokerfl.server.book.held import Held
 from brokerfl.server.book.index import Index

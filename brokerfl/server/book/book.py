@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from brokerfl.broker.books import Change, Parcel, Snapshot
 from brokerfl.broker.clock import Clock
-from brokerfl.broker.outbox import Settled
+from brokerfl.broker.data import Settled
 from brokerfl.server.book.answers import Answers
 from brokerfl.server.book.comparison import compare
 from brokerfl.server.book.contacts import Contacts

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from brokerfl.broker.books import Parcel
-from brokerfl.broker.outbox import Settled
+from brokerfl.broker.data import Settled
 from brokerfl.common import Error
 from brokerfl.server.book.state import GIVEN, OPEN, TRANSITIONS, State, Step
-from brokerfl.wire.frame import Fields
+from brokerfl.wire.frame import MANIFEST, Fields
 from brokerfl.wire.run import LedgerEntry
 
 #: How often a node is asked again for a reply whose payload is missing.
@@ -28,6 +28,11 @@ UNREAD: Fields = {}
 
 #: The steps of every message: reading a member off its Enum is slow, see `state`.
 _ACCEPTED, _ANSWERED, _TAKEN, _HANDED_OVER = Step.ACCEPTED, Step.ANSWERED, Step.TAKEN, Step.HANDED_OVER
+
+
+def _is_partial(reply: Fields | Error | None) -> bool:
+    """Whether a reply is to be read again, or names a payload: one that its node could not store has no entries."""
+    return isinstance(reply, dict) and (not reply or MANIFEST in reply)
 
 
 class IllegalStep(AssertionError):  # noqa: N818  (it says what was tried)
@@ -80,7 +85,7 @@ class OpenMessage:
     @property
     def is_fetched(self) -> bool:
         """Whether its reply, or the payload of it, stays in Redis until the app wants it, and may be lost there."""
-        return bool(self.data_entries) or self.reply == UNREAD
+        return bool(self.data_entries) or _is_partial(self.reply)
 
     @property
     def is_unwanted(self) -> bool:
@@ -165,7 +170,7 @@ class OpenMessage:
 
     def answer(self, reply: Fields | Error, outbox_entry: str = "", data_entries: Entries = ()) -> Event:
         """Its first reply arrived, or a verdict was passed."""
-        event, is_fetched = self._event(_ANSWERED), bool(data_entries) or reply == UNREAD
+        event, is_fetched = self._event(_ANSWERED), bool(data_entries) or _is_partial(reply)
         self.reply, self.outbox_entry, self.data_entries = reply, outbox_entry, data_entries
         if not is_fetched:  # otherwise it may turn out to be missing
             self.fields = None

@@ -1,0 +1,37 @@
+"""Echoes: what follows, in other slots, from what a transaction has decided in the run's slot.
+
+Owns how they are sent. It must not know what one says.
+
+An echo decides nothing. It is idempotent, harmless when it comes late, and repeated by whoever holds the run: so none
+is waited for, and one that is lost costs time.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from redis.client import Pipeline
+
+from brokerfl.broker.connection import Connection
+from brokerfl.broker.failure import map_errors
+from brokerfl.broker.sockets import commands_of
+from brokerfl.common import BrokerflError
+
+#: A key that tells in whose slot it is, and what puts its commands into a pipeline.
+Echo = tuple[str, Callable[[Pipeline], Any]]
+
+#: Echoes that are sent at once.
+_AT_ONCE = 500
+
+
+def send_echoes(connection: Connection, echoes: Sequence[Echo]) -> None:
+    """Send echoes. One that is lost counts as a lost connection, after which the run is compared with Redis."""
+    for at in range(0, len(echoes), _AT_ONCE):
+        pipe = connection.sockets.pipe()
+        for _, build in echoes[at : at + _AT_ONCE]:
+            build(pipe)
+        try:
+            with map_errors(connection.url):
+                connection.sockets.exchange(commands_of(pipe))
+        except BrokerflError:
+            connection.losses += 1
+            return

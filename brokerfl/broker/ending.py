@@ -1,0 +1,187 @@
+"""The end of a run: its ServerApp ends it, or somebody stops it, and nothing of it remains.
+
+Owns the order in which its keys go, and how a run is stopped. It must not know messages.
+
+    close    the run is ending: inboxes, outboxes and ledger go, so that no node finds or publishes anything
+    echoes   what it has at its nodes and in chunks goes, and the nodes look at their runs again
+    delete   the rest goes; the owner key becomes a tombstone, which says that the run was not forgotten
+
+Who finds a run that is ending goes on there: close can be repeated.
+"""
+
+import time
+from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import dataclass
+
+from redis.client import Pipeline
+
+from brokerfl.broker.blobs import chunks_of, remove_blobs
+from brokerfl.broker.books import is_ending, nodes_of, note_ending, note_stop, read_frame
+from brokerfl.broker.connection import Connection
+from brokerfl.broker.echoes import Echo
+from brokerfl.broker.failure import execute_unless_changed, map_errors
+from brokerfl.broker.fence import ENDED, STOP, STOPPED, Fence, Ownership, RedisForgot, Transaction, ownership_in
+from brokerfl.broker.inbox import leave_node
+from brokerfl.broker.keys import BELL_LENGTH, LEASE, MOST_RETENTION, Keys, milliseconds
+from brokerfl.broker.process import is_dead, new_token, text_of
+from brokerfl.broker.runs import absent, mark_as_ended
+from brokerfl.common import RedisOutOfMemory, RunLost, RunNotFound
+from brokerfl.wire.run import Run
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a run may have in Redis outside its own slot: the nodes it contacted, and the chunks it broadcast."""
+
+    nodes: Collection[int] = ()
+    chunks: Collection[bytes] = ()
+
+    def __or__(self, other: "Footprint") -> "Footprint":
+        return Footprint({*self.nodes, *other.nodes}, {*self.chunks, *other.chunks})
+
+
+def read_footprint(connection: Connection, run_id: int) -> Footprint:
+    """Return what a run may have outside its slot, as its books say."""
+    return Footprint(nodes_of(connection, run_id), chunks_of(connection, run_id))
+
+
+def leave_nodes(keys: Keys, run_id: int, nodes: Collection[int]) -> tuple[Echo, ...]:
+    """Return the deletion of what a run has in these nodes' slots."""
+    return tuple((keys.ctl(node), lambda pipe, node=node: leave_node(pipe, keys, node, run_id)) for node in nodes)
+
+
+def remove_streams(pipe: Pipeline, keys: Keys, run_id: int, nodes: Collection[int]) -> None:
+    """Put the deletion of these nodes' inboxes and outboxes into ``pipe``."""
+    streams = [key for node in nodes for key in keys.of_node_in_run(node, run_id)]
+    if streams:
+        pipe.unlink(*streams)
+
+
+def close(connection: Connection, run_id: int, footprint: Footprint, *, stopped: bool = False) -> Transaction:
+    """Return what begins the end of a run; one that is ``stopped`` says so already."""
+    keys = connection.keys
+
+    def run(pipe: Pipeline) -> None:
+        remove_streams(pipe, keys, run_id, footprint.nodes)
+        pipe.unlink(*keys.of_messages(run_id))
+        if not stopped:
+            note_ending(pipe, keys, run_id)
+
+    def own(pipe: Pipeline) -> None:
+        remove_blobs(pipe, keys, run_id, footprint.chunks)
+
+    return Transaction("close", run, own, leave_nodes(keys, run_id, footprint.nodes), frees=True)
+
+
+def delete(connection: Connection, run_id: int, counter: int, *, stopped: bool) -> Transaction:
+    """Return what ends a run that is closed.
+
+    Args:
+        connection: to its Redis.
+        run_id: the run.
+        counter: that of its last owner.
+        stopped: somebody stopped it.
+    """
+    keys = connection.keys
+    ended_at = milliseconds(connection.clock.time() + connection.clock.skew)
+    tombstone = Ownership(counter, STOPPED if stopped else ENDED, ended_at)
+
+    def run(pipe: Pipeline) -> None:
+        pipe.unlink(keys.run_lease(run_id), *keys.of_run(run_id)[:-1])
+        # It takes memory, for which what went before has made room.
+        pipe.set(keys.owner(run_id), str(tombstone), px=milliseconds(MOST_RETENTION))
+
+    mark = (keys.runs, lambda pipe: mark_as_ended(pipe, keys, run_id, tombstone))
+    return Transaction("delete", run, echoes=(mark,), frees=True, ends=True)
+
+
+def finish(connection: Connection, run_id: int, fence: Fence, *, stopped: bool) -> None:
+    """Delete what is left of a run whose ServerApp is gone.
+
+    Raises:
+        RunStopped, RunFenced, RunLost, RedisForgot, RedisUnreachable: somebody else does that, or it is to be repeated.
+    """
+    fence.execute(close(connection, run_id, read_footprint(connection, run_id), stopped=stopped))
+    fence.execute(delete(connection, run_id, fence.counter, stopped=stopped))
+
+
+def read_run(connection: Connection, run_id: int) -> Run:
+    """Return a run that has not ended.
+
+    Raises:
+        RunNotFound: there is no such run, or it has ended.
+        FrameError: it was created by another version.
+    """
+    run = read_frame(connection, run_id)
+    if run is None:
+        raise RunNotFound(absent(connection, run_id))
+    return run
+
+
+def stop_run(connection: Connection, run_id: int, *, patience: float = 2 * LEASE) -> None:
+    """Stop a run, whether or not a ServerApp is attached, and delete all of it.
+
+    The bell tells an attached ServerApp, which detaches; its waits end with `RunStopped`. If it does not detach, wait
+    until its lease lapses.
+
+    Args:
+        connection: to the run's Redis.
+        run_id: the run.
+        patience: seconds to wait for a ServerApp that keeps renewing its lease.
+
+    Raises:
+        RunNotFound: there is no such run, or it has ended.
+    """
+    is_stopped = not is_ending(connection, run_id)
+    try:
+        fence = _take_over_to_stop(connection, run_id)
+        _await_release(connection, run_id, patience)
+    except RedisOutOfMemory:  # a full Redis accepts no new owner, but deletes the old one with all the rest
+        _stop_unfenced(connection, run_id)
+        return
+    with suppress(RedisForgot, RunLost):  # the ServerApp ended it meanwhile
+        finish(connection, run_id, fence, stopped=is_stopped)
+
+
+def _stop_unfenced(connection: Connection, run_id: int) -> None:
+    with map_errors(connection.url):
+        owner = connection.redis.get(connection.keys.owner(run_id))
+    counter = ownership_in(owner).counter if owner else 0
+    closing = close(connection, run_id, read_footprint(connection, run_id), stopped=True)
+    deletion = delete(connection, run_id, counter, stopped=True)
+    with map_errors(connection.url), connection.redis.pipeline(transaction=False) as pipe:
+        for transaction in (closing, deletion):
+            transaction.build(pipe)
+            for _, build in transaction.echoes:
+                build(pipe)
+        pipe.execute(raise_on_error=False)
+
+
+def _await_release(connection: Connection, run_id: int, patience: float) -> None:
+    """Wait until the ServerApp has detached: it gave up its lease, it is dead, or the lease lapsed."""
+    lease = connection.keys.run_lease(run_id)
+    until = time.monotonic() + patience
+    with map_errors(connection.url):
+        while (holder := connection.redis.get(lease)) is not None and time.monotonic() < until:
+            if is_dead(text_of(holder).partition(":")[2]):
+                return
+            time.sleep(0.05)
+
+
+def _take_over_to_stop(connection: Connection, run_id: int) -> Fence:
+    keys = connection.keys
+    with map_errors(connection.url), connection.redis.pipeline(transaction=True) as pipe:
+        while True:
+            pipe.watch(keys.owner(run_id))
+            value = pipe.get(keys.owner(run_id))
+            owner = ownership_in(value) if value is not None else None
+            if owner is None or owner.is_over:
+                raise RunNotFound(absent(connection, run_id))
+            fence = Fence(connection, run_id, owner.counter + 1, f"{STOP}/{new_token()}")
+            pipe.multi()
+            pipe.set(keys.owner(run_id), fence.value, keepttl=True)
+            note_stop(pipe, keys, run_id)
+            pipe.xadd(keys.bell(run_id), {"n": ""}, maxlen=BELL_LENGTH, nomkstream=True)
+            if execute_unless_changed(pipe):
+                return fence
