@@ -36,29 +36,29 @@ FENCE = (
     Mutant(
         "a seal breaks no WATCH",
         "broker/fence.py",
-        "lambda pipe: pipe.pexpire(self._key, lives)",
-        "lambda pipe: pipe.pttl(self._key)",
+        'self.execute(Transaction("seal", frees=True))',
+        "self.look()",
         "contract/test_nothing_lost",
     ),
     Mutant(
         "a later owner is no other one",
         "broker/fence.py",
-        "if token == self._token and int(counter) == self._counter:",
-        "if token == self._token or int(counter) > self._counter:",
+        "if owner.name == self._owner.name:",
+        "if owner.name == self._owner.name or owner.counter > self._owner.counter:",
         "contract/test_runs contract/test_resume",
     ),
     Mutant(
         "an older owner has taken the run over",
         "broker/fence.py",
-        "if int(counter) < self._counter:",
-        "if int(counter) < 0:",
+        "if owner.counter < self._owner.counter:",
+        "if owner.counter < 0:",
         "contract/test_resume",
     ),
     Mutant(
         "a stop is a takeover",
         "broker/fence.py",
-        "if token.startswith(STOP):",
-        'if token == "":',
+        "if owner.is_stopping:",
+        'if owner.token == "":',
         "contract/test_waits",
     ),
     Mutant(
@@ -92,15 +92,15 @@ FENCE = (
     Mutant(
         "a run that was ended elsewhere is written again",
         "broker/fence.py",
-        "if score is not None and score < 0:",
-        "if score is None:",
+        'if owner.token == ENDED:\n            raise RunLost(f"{run} has ended")',
+        "if owner.token == ENDED:\n            raise RedisForgot",
         "contract/test_runs contract/test_resume",
     ),
     Mutant(
         "a takeover is not counted",
         "broker/owner.py",
-        "int(counter) + 1, new_token()",
-        "int(counter), new_token()",
+        "former.counter + 1, new_token()",
+        "former.counter, new_token()",
         "contract/test_resume",
     ),
     Mutant(
@@ -148,7 +148,7 @@ FENCE = (
     Mutant(
         "who detaches takes the lease of the next owner along",
         "broker/owner.py",
-        "if self.connection.redis.get(key) == self.fence.value.encode():",
+        "if self.connection.redis.get(key) == self.fence.name.encode():",
         "if self.connection.redis.get(key):",
         "contract/test_resume contract/test_runs contract/test_interleavings",
     ),
@@ -179,8 +179,8 @@ TRANSACTIONS = (
     Mutant(
         "chunks of an upload that broke off stay",
         "broker/transactions.py",
-        "trim_data(pipe, self._keys, node_id, self._run_id, needed_from)",
-        "pass",
+        "trim_data(pipe, keys, node, run_id, first or now)",
+        "None",
         "contract/test_leftovers contract/test_large_replies",
     ),
     Mutant(
@@ -228,8 +228,8 @@ TRANSACTIONS = (
     Mutant(
         "a run that Redis forgot is not entered again",
         "broker/transactions.py",
-        "            self.owner.enter(pipe)\n",
-        "",
+        "(*self.owner.expire_at_nodes(footprint.nodes), self.owner.entry)",
+        "self.owner.expire_at_nodes(footprint.nodes)",
         "contract/test_runs",
     ),
     Mutant(
@@ -307,7 +307,7 @@ STREAMS = (
     ),
     Mutant(
         "a bell grows with each stop",
-        "broker/runs.py",
+        "broker/ending.py",
         "maxlen=BELL_LENGTH, ",
         "",
         "contract/test_wakeups contract/test_runs",
@@ -350,8 +350,8 @@ STREAMS = (
     Mutant(
         "a message whose reply is published stays in its inbox",
         "broker/outbox.py",
-        "        remove_message(pipe, keys, node_id, reply.run_id, *reply.inbox_entries)\n",
-        "        assert reply\n",
+        "    remove_message(pipe, keys, node_id, run_id, *(entry",
+        "    list((entry",
         "contract/test_large_replies",
     ),
     Mutant(
@@ -405,9 +405,9 @@ STREAMS = (
     ),
     Mutant(
         "payloads of settled replies stay",
-        "broker/outbox.py",
-        "        if data_entries:\n",
-        "        if data_entries is None:\n",
+        "broker/data.py",
+        "        if entries:\n",
+        "        if entries is None:\n",
         "contract/test_large_replies",
     ),
     Mutant(
@@ -449,11 +449,11 @@ STREAMS = (
         "contract/test_runs",
     ),
     Mutant(
-        "a run that ended elsewhere was forgotten",
+        "a run that has expired was forgotten",
         "server/reconcile.py",
-        "if error.is_gone and (not was_cut or self._owner.is_outlived()):",
-        "if error.is_gone and self._owner.is_outlived():",
-        "contract/test_runs contract/test_resume contract/test_waits",
+        "if self._owner.is_outlived():",
+        "if not self._owner:",
+        "contract/test_runs",
     ),
 )
 
@@ -1004,8 +1004,8 @@ WAITS = (
     Mutant(
         "a loss during a comparison is forgotten",
         "server/session.py",
-        "self._losses, self._was_cut, self._is_stale = losses, False, False",
-        "self._losses, self._was_cut, self._is_stale = self._connection.losses, False, False",
+        "self._reconciler.compare()\n            self._losses, self._is_stale = losses, False",
+        "self._reconciler.compare()\n            self._losses, self._is_stale = self._connection.losses, False",
         "contract/test_nothing_lost",
     ),
     Mutant(
@@ -1192,7 +1192,7 @@ WAITS = (
     ),
     Mutant(
         "a stop takes the lifetime from the owner",
-        "broker/runs.py",
+        "broker/ending.py",
         "fence.value, keepttl=True)",
         "fence.value)",
         "contract/test_runs",
@@ -1200,16 +1200,16 @@ WAITS = (
     Mutant(
         "a run that was stopped has completed",
         "broker/runs.py",
-        "(_STOPPED_MARK if stopped else 0)",
+        "_STOPPED_MARK if tombstone.token == STOPPED else 0",
         "0",
         "contract/test_waits contract/test_runs",
     ),
     Mutant(
         "an ended run stays in the hash of its nodes",
-        "broker/runs.py",
-        "        pipe.hdel(keys.node_runs(node_id), str(run_id))\n",
+        "broker/inbox.py",
+        "    pipe.hdel(keys.node_runs(node_id), str(run_id))\n",
         "",
-        "contract/test_runs",
+        "contract/test_runs contract/test_isolation",
     ),
     Mutant(
         "an outage ends the heartbeat",
@@ -1993,4 +1993,67 @@ MUTANTS = (
     *VANISHED,
     *PUSHES,
     *SIGNALS,
+    Mutant(
+        "a Redis that forgot behind a proxy is believed",
+        "broker/fence.py",
+        "if owner.sequence < known:",
+        "if owner.sequence < 0:",
+        "contract/test_ending",
+    ),
+    Mutant(
+        "nodes are not contacted after a comparison",
+        "server/reconcile.py",
+        "        self._transactions.contact(self._book.owing())\n",
+        "",
+        "contract/test_ending",
+    ),
+    Mutant(
+        "a node that owes is contacted once",
+        "broker/rings.py",
+        "if now >= at:",
+        "if now < 0:",
+        "contract/test_isolation",
+    ),
+    Mutant(
+        "a reply that its node could not store is not asked for again",
+        "server/book/message.py",
+        "(not reply or MANIFEST in reply)",
+        "not reply",
+        "contract/test_ending",
+    ),
+    Mutant(
+        "what is left of a run that was ending stays",
+        "broker/owner.py",
+        "if is_ending(connection, run_id):",
+        "if is_ending(connection, 0):",
+        "contract/test_ending",
+    ),
+    Mutant(
+        "a run that was ending is stopped",
+        "broker/ending.py",
+        "is_stopped = not is_ending(connection, run_id)",
+        "is_stopped = True",
+        "contract/test_ending",
+    ),
+    Mutant(
+        "the index is believed",
+        "broker/runs.py",
+        "                mark_as_ended(pipe, keys, run_id, tombstone)\n",
+        "",
+        "contract/test_ending",
+    ),
+    Mutant(
+        "an echo that is lost is not missed",
+        "broker/echoes.py",
+        "            connection.losses += 1\n",
+        "",
+        "contract/test_ending",
+    ),
+    Mutant(
+        "who takes a run over that is ending spoils its end",
+        "server/hold.py",
+        "with suppress(RunError):\n            self.session.transact",
+        "with suppress(RunLost):\n            self.session.transact",
+        "contract/test_ending",
+    ),
 )

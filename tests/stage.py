@@ -376,6 +376,25 @@ def is_stale(driver: Driver) -> bool:
 # Inside a Driver: what the test makes it do or believe.
 
 
+def close_run(driver: Driver) -> None:
+    """Begin to end the run, and die before the rest is deleted."""
+    kill(driver)
+    hold = driver._hold
+    hold.session.transact(lambda: hold.session.transactions.close(hold.footprint()))
+
+
+def before_deletion(driver: Driver, monkeypatch: pytest.MonkeyPatch, hook: Callable[[], None]) -> None:
+    """Call ``hook`` between the two transactions that end its run."""
+    transactions = driver._hold.session.transactions
+    delete = transactions.delete
+
+    def hooked() -> Transaction:
+        hook()
+        return delete()
+
+    monkeypatch.setattr(transactions, "delete", hooked)
+
+
 def distrust(driver: Driver) -> None:
     """Redis showed that it forgot: the next step compares with it."""
     driver._hold.session.distrust()
