@@ -108,6 +108,11 @@ class Fence:
         """What the owner key holds while this owner may write."""
         return f"{self._counter}:{self._token}"
 
+    @property
+    def counter(self) -> int:
+        """The number of this owner."""
+        return self._counter
+
     def execute(self, transaction: Transaction, *, reclaims: bool = False) -> list[Any]:
         """Run a transaction if this owner may still write.
 

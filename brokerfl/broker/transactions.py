@@ -175,9 +175,9 @@ class Transactions:
         )
         return Transaction("restore", steps)
 
-    def rewrite(self, digests: Sequence[bytes]) -> Transaction:
+    def rewrite(self, chunks: Sequence[bytes]) -> Transaction:
         """Write chunks again that Redis forgot."""
-        return Transaction("rewrite", ((Slot.OWN, lambda pipe: self._blobs.write_chunks_again(pipe, digests)),))
+        return Transaction("rewrite", ((Slot.OWN, lambda pipe: self._blobs.write_chunks_again(pipe, chunks)),))
 
     def delete(self, footprint: Footprint) -> Transaction:
         """Delete every key of the run."""
