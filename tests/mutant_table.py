@@ -2052,8 +2052,8 @@ UPLOADERS = (
     Mutant(
         "a node keeps what it received by its uploader",
         "wire/manifest.py",
-        "b\"\".join(self.digests[piece.start : piece.chunks.stop])",
-        "b\"\".join(self.chunks[piece.start : piece.chunks.stop])",
+        'b"".join(self.digests[piece.start : piece.chunks.stop])',
+        'b"".join(self.chunks[piece.start : piece.chunks.stop])',
         "contract/test_uploaders",
     ),
 )

@@ -2,9 +2,9 @@
 
 Owns the names and the lifetimes; nothing else spells a key. It must not know what the values mean.
 
-``N`` is a node id and ``R`` a run id, both decimal uint64, ``D`` the sha256 of a chunk in hex, and ``c`` the number of
-the run's owner that uploaded it, from its `owner` key: user text never becomes part of a key. The braces are hash tags: on a Cluster, all keys of a node share a slot, all keys of a run do, and the
-chunks of a model are spread over all slots.
+``N`` is a node id and ``R`` a run id, both decimal uint64, ``D`` the sha256 of a chunk in hex, and ``c`` the decimal
+counter of the run's owner that uploaded it: user text never becomes part of a key. The braces are hash tags: on a
+Cluster, all keys of a node share a slot, all keys of a run do, and the chunks of a model are spread over all slots.
 
     key               type              lives
     P:id              string            forever: the identity of this Redis data set

@@ -183,9 +183,7 @@ def decode_manifest(data: bytes | memoryview, limit: int = MAX_MESSAGE_BYTES) ->
     """
     match unpack(data, MAX_MANIFEST_BYTES):
         case [list(sizes), bytes(digests), bytes(entries), uploader] if (
-            0 < len(sizes) <= MAX_ARRAYS + 1
-            and all(type(n) is int and n >= 0 for n in sizes)
-            and is_uploader(uploader)
+            0 < len(sizes) <= MAX_ARRAYS + 1 and all(type(n) is int and n >= 0 for n in sizes) and is_uploader(uploader)
         ):
             pass
         case _:

@@ -5,6 +5,7 @@ On a Cluster a chunk is on another server than the owner key, so its deletion ca
 
 import pytest
 
+from brokerfl.broker.runs import stop_run
 from brokerfl.server import Driver
 from brokerfl.wire.frame import MANIFEST
 from brokerfl.wire.manifest import decode_manifest
@@ -107,6 +108,20 @@ def test_a_state_that_did_not_change_stays_where_it_is(backend: Backend, sent: l
         driver.context.state.parameters_records["p"]["1"] = model(layer(3)).parameters_records["p"]["0"]
         driver.checkpoint()
         assert chunks_in(backend) == chunks_of(driver, model(layer(2)), model(layer(1), layer(3)))
+
+
+def test_a_stop_deletes_the_chunks_of_all_uploaders(backend: Backend) -> None:
+    """Whoever deletes a run finds what each of its ServerApps uploaded."""
+    node = silent(backend)
+    former = start(backend)
+    push(former, node, model(layer(1)))
+    kill(former)
+    driver = Driver(backend.connect(), "", None, resume=former.run.run_id, takeover=True)
+    push(driver, node, model(layer(2)), "2")
+    assert chunks_in(backend) == chunks_of(former, model(layer(1))) | chunks_of(driver, model(layer(2)))
+    driver.detach()
+    stop_run(backend.connect(), driver.run.run_id)
+    assert chunks_in(backend) == set()
 
 
 def test_a_node_does_not_fetch_the_same_model_from_another_uploader(backend: Backend, read: list[str]) -> None:
