@@ -45,6 +45,7 @@ def _decode_payload(frame: Frame) -> RecordSet:
 def _decode_manifest(frame: Frame) -> None:
     manifest = decode_manifest(frame.get(MANIFEST, b""), MOST_CONTENT)
     assert manifest.size <= MOST_CONTENT
+    assert all(chunk.startswith(manifest.key[:8]) for chunk in manifest.chunks)
 
 
 def _decode_message(frame: Frame) -> RecordSet:
@@ -57,7 +58,7 @@ DECODERS: dict[str, Callable[[Frame], object]] = {
     "message": _decode_message,
     "content": decode_content,
     "run": lambda frame: decode_run(5, frame.get(ONLY, b"")),
-    "ledger entry": lambda frame: decode_entry(frame.get(ONLY, b"")),
+    "ledger entry": lambda frame: decode_entry(frame.get(ONLY, b"")).content_key,
     "manifest": _decode_manifest,
     "payload": _decode_payload,
 }

@@ -615,29 +615,29 @@ BOOK = (
     Mutant(
         "a content that is sent again is needed twice",
         "server/book/book.py",
-        "            count(self._needs, message.entry.digest, -1)\n            message.replace",
+        "            count(self._needs, message.entry.content_key, -1)\n            message.replace",
         "            message.replace",
         "unit/test_book contract/test_content_adopted contract/test_content_freed",
     ),
     Mutant(
         "a settled message needs its content",
         "server/book/book.py",
-        "        self._index.leave(message, step)\n        count(self._needs, message.entry.digest, -1)\n",
+        "        self._index.leave(message, step)\n        count(self._needs, message.entry.content_key, -1)\n",
         "        self._index.leave(message, step)\n",
         "unit/test_book contract/test_content_freed",
     ),
     Mutant(
         "what one push uploads another one's commit deletes",
         "server/book/book.py",
-        "if name != saved and name not in self._kept]",
-        "if name != saved]",
+        "if each != saved and each not in self._kept]",
+        "if each != saved]",
         "unit/test_book contract/test_content_freed contract/test_broadcast_once contract/test_settle",
     ),
     Mutant(
         "the chunks of the saved state are idle",
         "server/book/book.py",
-        "if name != saved and name not in self._kept]",
-        "if name not in self._kept]",
+        "if each != saved and each not in self._kept]",
+        "if each not in self._kept]",
         "unit/test_book contract/test_large_state",
     ),
     Mutant(
@@ -741,7 +741,7 @@ BOOK = (
     Mutant(
         "what leaves is not counted when contents become idle",
         "server/book/plan.py",
-        "    more.subtract(message.entry.digest for message in gone)\n",
+        "    more.subtract(message.entry.content_key for message in gone)\n",
         "",
         "unit/test_book contract/test_content_freed",
     ),
@@ -1158,7 +1158,7 @@ WAITS = (
     Mutant(
         "a chunk that another content has is deleted",
         "broker/blobs.py",
-        "if count == self._users[digest]]",
+        "if count == self._users[chunk]]",
         "if count]",
         "contract/test_content_freed",
     ),
@@ -1978,6 +1978,86 @@ PUSHES = (
     ),
 )
 
+UPLOADERS = (
+    Mutant(
+        "chunks of all uploaders have one name",
+        "broker/keys.py",
+        "{int.from_bytes(chunk[:8], 'big')}",
+        "1",
+        "contract/test_uploaders",
+    ),
+    Mutant(
+        "new messages use what a former ServerApp uploaded",
+        "server/push.py",
+        "Contents(self._uploads_as)",
+        "Contents(1)",
+        "contract/test_uploaders",
+    ),
+    Mutant(
+        "the state uses what a former ServerApp uploaded",
+        "server/commit.py",
+        "encode_content(self._context.state), self._transactions.owner.fence.counter)",
+        "encode_content(self._context.state), 1)",
+        "contract/test_uploaders",
+    ),
+    Mutant(
+        "an adopted message does not keep what a former ServerApp uploaded",
+        "server/push.py",
+        "            manifest = None if first == content.key else self._uploader.manifest(first)\n",
+        "            manifest = None\n",
+        "contract/test_uploaders contract/test_content_adopted",
+    ),
+    Mutant(
+        "a replaced message needs what its former ServerApp uploaded",
+        "server/push.py",
+        "entry._replace(digest=content.name, uploader=content.uploader)",
+        "entry._replace(digest=content.name)",
+        "contract/test_content_adopted contract/test_uploaders",
+    ),
+    Mutant(
+        "an answered message cannot be sent again after a resume",
+        "server/push.py",
+        "(orphan.is_open or entry.digest == content.name)",
+        "orphan.is_open",
+        "contract/test_uploaders",
+    ),
+    Mutant(
+        "a resumed run writes its state again although it did not change",
+        "server/commit.py",
+        "if not self._book.state_key.endswith(state.name):",
+        "if self._book.state_key != state.key:",
+        "contract/test_uploaders contract/test_large_state",
+    ),
+    Mutant(
+        "contents are needed from all uploaders at once",
+        "wire/run.py",
+        "return uploaded_by(self.uploader, self.digest)",
+        "return uploaded_by(1, self.digest)",
+        "unit/test_book contract/test_uploaders",
+    ),
+    Mutant(
+        "equal content is adopted only from the same uploader",
+        "server/book/orphans.py",
+        "return (*entry.key, entry.digest), entry.key",
+        "return (*entry.key, entry.content_key), entry.key",
+        "unit/test_book",
+    ),
+    Mutant(
+        "the number of an uploader may be anything",
+        "wire/manifest.py",
+        "return type(number) is int and 0 <= number < 2**63",
+        "return True",
+        "unit/test_payload unit/test_wire",
+    ),
+    Mutant(
+        "a node keeps what it received by its uploader",
+        "wire/manifest.py",
+        'b"".join(self.digests[piece.start : piece.chunks.stop])',
+        'b"".join(self.chunks[piece.start : piece.chunks.stop])',
+        "contract/test_uploaders",
+    ),
+)
+
 MUTANTS = (
     *FENCE,
     *TRANSACTIONS,
@@ -1992,6 +2072,7 @@ MUTANTS = (
     *STEPS,
     *VANISHED,
     *PUSHES,
+    *UPLOADERS,
     *SIGNALS,
     Mutant(
         "a Redis that forgot behind a proxy is believed",

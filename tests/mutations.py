@@ -73,7 +73,7 @@ def _payload(entries: bool) -> Frame:
     """A manifest, and its chunks in fields that are called like chunks nowhere else."""
     made = Payload(encode_content(_content(3 * 100_000)))
     ids = tuple(f"1700000000000-{index}" for index in range(len(made))) if entries else ()
-    manifest = Manifest(made.manifest.sizes, made.manifest.digests, ids)
+    manifest = Manifest(made.manifest.sizes, made.manifest.digests, ids, 0 if entries else 2**63 - 1)
     return {MANIFEST: manifest.encoded, **{b"chunk%d" % index: bytes(made.chunk(index)) for index in range(len(made))}}
 
 
@@ -81,12 +81,12 @@ def _largest() -> Frame:
     """A manifest of the largest content that is allowed."""
     sizes = (100, MOST_CONTENT - 100)
     count = divide(sizes)[-1].chunks.stop
-    return {MANIFEST: Manifest(sizes, (b"d" * 32,) * count).encoded}
+    return {MANIFEST: Manifest(sizes, (b"d" * 32,) * count, uploader=1).encoded}
 
 
 _RUN = Run(2**64 - 1, "server:app", {"lr": 0.1, "on": True, "n": 3, "s": "x"}, 1.5)
 _NAMED = replace(_RUN, origin=Origin("server:app", "mnist", "1.0", "0123456789abcdef"), overrides=("lr", "s"))
-_ENTRY = LedgerEntry(2**64 - 1, "1", "train.x", 2**41, 7, b"digest", True)
+_ENTRY = LedgerEntry(2**64 - 1, "1", "train.x", 2**41, 7, b"digest", True, 3)
 
 #: Valid frames, each with the decoder that it is for.
 VALID: list[tuple[str, Frame]] = [

@@ -268,10 +268,15 @@ def layers_in(content: RecordSet) -> list[bytes]:
 
 
 def chunks_of(driver: Driver, *contents: RecordSet) -> set[str]:
-    """The keys of the chunks that these contents make."""
-    keys, run = driver.connection.keys, driver.run.run_id
-    digests = [digest for content in contents for digest in Payload(encode_content(content)).manifest.digests]
-    return {keys.blob(run, digest) for digest in digests}
+    """The keys of the chunks that these contents make when this Driver uploads them."""
+    keys, run, uploader = driver.connection.keys, driver.run.run_id, uploader_of(driver)
+    made = [Payload(encode_content(content), uploader).manifest for content in contents]
+    return {keys.blob(run, chunk) for manifest in made for chunk in manifest.chunks}
+
+
+def uploader_of(driver: Driver) -> int:
+    """The number that is in the names of the chunks that it uploads."""
+    return driver._hold.owner.fence.counter
 
 
 def chunks_in(backend: Backend) -> set[str]:
@@ -358,14 +363,14 @@ def held_chunks(driver: Driver) -> int:
 
 
 def known_chunks(driver: Driver) -> set[bytes]:
-    """The digests of the chunks of all contents that the run has in Redis."""
-    return set(driver._hold.blobs.digests())
+    """The chunks of all contents that the run has in Redis."""
+    return set(driver._hold.blobs.chunks())
 
 
 def needs(driver: Driver) -> list[int]:
     """How many messages and states need each content that the run has in Redis."""
     book = driver._hold.book
-    return [book._needs.get(name, 0) + (name == book.state_name) for name in driver._hold.blobs.names]
+    return [book._needs.get(each, 0) + (each == book.state_key) for each in driver._hold.blobs.contents]
 
 
 def is_stale(driver: Driver) -> bool:

@@ -1,10 +1,12 @@
 """The blobs: the chunks of what a run broadcasts, stored once no matter how many messages need them.
 
-Owns the strings `P:blob:R:{D}`, named by the sha256 of their value, and the hash `P:{run:R}:blobs`: the manifests of
-the contents that the run may have uploaded, by name. It must not know messages, or whether a content is needed.
+Owns the strings `P:blob:R:c:{D}`, named by their uploader and the sha256 of their value, and the hash
+`P:{run:R}:blobs`: the manifests of the contents that the run may have uploaded. Contents and chunks are called as
+`manifest.uploaded_by` says. It must not know messages, or whether a content is needed.
 
-Only the ServerApp that owns the run writes and deletes blobs, always in a fenced transaction, so that nobody deletes a
-chunk that a new message needs.
+Only the ServerApp that owns the run writes and deletes blobs. On a Cluster a chunk is on another server than the owner
+key, so a deletion may come late, from a ServerApp that was fenced in the meantime. Therefore new messages use only
+chunks that their own ServerApp uploaded: what a former one deletes, they do not need.
 """
 
 import threading
@@ -27,32 +29,32 @@ from brokerfl.wire.payload import WINDOW, Payload
 KEEP_UPLOADED = 5.0
 
 
-def read_blobs(connection: Connection, run_id: int, digests: Iterable[bytes]) -> Iterator[bytes | None]:
-    """Yield the chunks with these digests; None for one that is not there."""
-    commands = [("GET", connection.keys.blob(run_id, digest)) for digest in digests]
+def read_blobs(connection: Connection, run_id: int, chunks: Iterable[bytes]) -> Iterator[bytes | None]:
+    """Yield these chunks; None for one that is not there."""
+    commands = [("GET", connection.keys.blob(run_id, chunk)) for chunk in chunks]
     with map_errors(connection.url):
         for answer in connection.sockets.stream(commands):
             yield found_or_none(answer, connection.url)
 
 
 def chunks_of(connection: Connection, run_id: int) -> set[bytes]:
-    """Return the digests of all chunks that a run may have in Redis."""
+    """Return all chunks that a run may have in Redis."""
     with map_errors(connection.url):
         found = connection.redis.hvals(connection.keys.blobs(run_id))
-    return {digest for manifest in _readable(found) for digest in manifest.digests}
+    return {chunk for manifest in _readable(found) for chunk in manifest.chunks}
 
 
-def remove_blobs(pipe: Pipeline, keys: Keys, run_id: int, digests: Iterable[bytes]) -> None:
+def remove_blobs(pipe: Pipeline, keys: Keys, run_id: int, chunks: Iterable[bytes]) -> None:
     """Put the deletion of chunks into ``pipe``."""
-    names = [keys.blob(run_id, digest) for digest in digests]
+    names = [keys.blob(run_id, chunk) for chunk in chunks]
     if names:
         pipe.unlink(*names)
 
 
-def expire_blobs(pipe: Pipeline, keys: Keys, run_id: int, digests: Iterable[bytes], retention: float) -> None:
+def expire_blobs(pipe: Pipeline, keys: Keys, run_id: int, chunks: Iterable[bytes], retention: float) -> None:
     """Put the lifetime of chunks, in seconds, into ``pipe``. Each result says whether the chunk is there."""
-    for digest in digests:
-        pipe.pexpire(keys.blob(run_id, digest), milliseconds(retention))
+    for chunk in chunks:
+        pipe.pexpire(keys.blob(run_id, chunk), milliseconds(retention))
 
 
 def _readable(found: Iterable[bytes]) -> Iterator[Manifest]:
@@ -79,7 +81,7 @@ class _Broadcast:
 class Blobs:
     """What one run has broadcast and may still have in Redis.
 
-    Only for the thread that holds the run's `Session.writing`, except for `digests`.
+    Only for the thread that holds the run's `Session.writing`, except for `chunks`.
 
     Args:
         connection: to the run's Redis.
@@ -95,7 +97,7 @@ class Blobs:
         self._limit = limit
         self._broadcasts: dict[bytes, _Broadcast] = {}
         self._users: dict[bytes, int] = {}
-        self._counting = threading.Lock()  # other threads may read `digests`
+        self._counting = threading.Lock()  # other threads may read `chunks`
         self._size = 0
         self._present: set[bytes] = set()
         self._strays: set[bytes] = set()
@@ -108,29 +110,29 @@ class Blobs:
             found = self._connection.redis.hgetall(keys.blobs(run))
         for manifest in _readable(found.values()):
             self._enter(manifest).is_noted = True
-        self._present = self._look(self.digests())
+        self._present = self._look(self.chunks())
 
-    def _look(self, digests: Collection[bytes]) -> set[bytes]:
+    def _look(self, chunks: Collection[bytes]) -> set[bytes]:
         """Return which of these chunks Redis has, and renew their lifetimes."""
         with map_errors(self._connection.url), self._connection.redis.pipeline(transaction=False) as pipe:
-            expire_blobs(pipe, self._connection.keys, self._run_id, digests, self._retention)
-            answers = pipe.execute() if digests else []
-        return {digest for digest, answer in zip(digests, answers, strict=True) if answer}
+            expire_blobs(pipe, self._connection.keys, self._run_id, chunks, self._retention)
+            answers = pipe.execute() if chunks else []
+        return {chunk for chunk, answer in zip(chunks, answers, strict=True) if answer}
 
-    def digests(self) -> list[bytes]:
+    def chunks(self) -> list[bytes]:
         """Return the chunks that the run may have in Redis."""
         with self._counting:
             return list(self._users)
 
     @property
-    def names(self) -> Collection[bytes]:
-        """The names of the contents that the run has broadcast and may still have in Redis."""
+    def contents(self) -> Collection[bytes]:
+        """The contents that the run has broadcast and may still have in Redis."""
         return self._broadcasts.keys()
 
-    def manifest(self, name: bytes) -> Manifest | None:
+    def manifest(self, content: bytes) -> Manifest | None:
         """Return the manifest of a content if Redis has all of its chunks."""
-        found = self._broadcasts.get(name)
-        return found.manifest if found is not None and self._present.issuperset(found.manifest.digests) else None
+        found = self._broadcasts.get(content)
+        return found.manifest if found is not None and self._present.issuperset(found.manifest.chunks) else None
 
     # Uploading.
 
@@ -144,13 +146,13 @@ class Blobs:
             RedisUnreachable, RedisAuthError: Redis could not be asked.
         """
         manifest = payload.manifest
-        found = self._broadcasts.get(manifest.name)
+        found = self._broadcasts.get(manifest.key)
         if found is None:
             self._check_limit(manifest)
             found = self._enter(manifest)
-        asked = self._present.intersection(manifest.digests)
+        asked = self._present.intersection(manifest.chunks)
         self._present -= asked - self._look(asked)
-        lacking = {digest: index for index, digest in enumerate(manifest.digests) if digest not in self._present}
+        lacking = {chunk: index for index, chunk in enumerate(manifest.chunks) if chunk not in self._present}
         indices = list(lacking.values())
         windows = [indices[at : at + WINDOW] for at in range(0, len(indices), WINDOW)]
         return windows if windows or found.is_noted else [[]]  # others may have all of its chunks
@@ -158,7 +160,7 @@ class Blobs:
     def _check_limit(self, manifest: Manifest) -> None:
         if self._limit is None:
             return
-        more = sum(size for digest, size in manifest.chunk_sizes().items() if digest not in self._users)
+        more = sum(size for chunk, size in manifest.chunk_sizes().items() if chunk not in self._users)
         if self._size + more > self._limit:
             raise MessageTooLarge(
                 f"the content needs {more:,} bytes and run {self._run_id} already has {self._size:,} in Redis, which "
@@ -166,107 +168,107 @@ class Blobs:
             )
 
     def _enter(self, manifest: Manifest) -> _Broadcast:
-        found = self._broadcasts[manifest.name] = _Broadcast(manifest)
+        found = self._broadcasts[manifest.key] = _Broadcast(manifest)
         with self._counting:
-            for digest, size in manifest.chunk_sizes().items():
-                if digest not in self._users:
+            for chunk, size in manifest.chunk_sizes().items():
+                if chunk not in self._users:
                     self._size += size
-                self._users[digest] = self._users.get(digest, 0) + 1
+                self._users[chunk] = self._users.get(chunk, 0) + 1
         return found
 
     def write_manifest(self, pipe: Pipeline, manifest: Manifest) -> None:
         """Put the manifest by which the chunks are found again into ``pipe``, where Redis lacks it."""
-        if not self._broadcasts[manifest.name].is_noted:
-            self._write(pipe, {manifest.name: manifest.encoded})
+        if not self._broadcasts[manifest.key].is_noted:
+            self._write(pipe, {manifest.key: manifest.encoded})
 
     def write_chunks(self, pipe: Pipeline, payload: Payload, indices: Iterable[int]) -> None:
         """Put some chunks of a content into ``pipe``."""
         for index in indices:
-            self._set(pipe, payload.manifest.digests[index], payload.chunk(index))
+            self._set(pipe, payload.manifest.chunks[index], payload.chunk(index))
 
     def _write(self, pipe: Pipeline, manifests: Mapping[bytes, bytes]) -> None:
         key = self._connection.keys.blobs(self._run_id)
         pipe.hset(key, mapping=manifests)  # type: ignore[arg-type]
         pipe.pexpire(key, milliseconds(self._retention))
 
-    def _set(self, pipe: Pipeline, digest: bytes, chunk: memoryview) -> None:
-        key = self._connection.keys.blob(self._run_id, digest)
-        pipe.set(key, chunk, px=milliseconds(self._retention))
+    def _set(self, pipe: Pipeline, chunk: bytes, data: memoryview) -> None:
+        key = self._connection.keys.blob(self._run_id, chunk)
+        pipe.set(key, data, px=milliseconds(self._retention))
 
     def uploaded(self, payload: Payload, indices: Iterable[int]) -> None:
         """These chunks are in Redis. As long as a killed Redis might forget them, hold them in memory, too."""
-        self._broadcasts[payload.manifest.name].is_noted = True
+        self._broadcasts[payload.manifest.key].is_noted = True
         for index in indices:
-            digest = payload.manifest.digests[index]
-            self._present.add(digest)
+            chunk = payload.manifest.chunks[index]
+            self._present.add(chunk)
             if self._connection.persists:
-                self._held[digest] = memoryview(bytes(payload.chunk(index))), time.monotonic()
+                self._held[chunk] = memoryview(bytes(payload.chunk(index))), time.monotonic()
 
     def release(self) -> None:
         """Release the chunks that Redis has had for long enough. Call only if no connection was lost since."""
-        for digest, (_, since) in list(self._held.items()):
+        for chunk, (_, since) in list(self._held.items()):
             if time.monotonic() - since > KEEP_UPLOADED:
-                self._held.pop(digest, None)
+                self._held.pop(chunk, None)
 
     # Deleting.
 
-    def remove_manifests(self, pipe: Pipeline, names: Collection[bytes]) -> None:
+    def remove_manifests(self, pipe: Pipeline, contents: Collection[bytes]) -> None:
         """Put the deletion of manifests into ``pipe``."""
-        if names:
-            pipe.hdel(self._connection.keys.blobs(self._run_id), *names)
+        if contents:
+            pipe.hdel(self._connection.keys.blobs(self._run_id), *contents)
 
-    def remove_chunks(self, pipe: Pipeline, names: Iterable[bytes]) -> None:
+    def remove_chunks(self, pipe: Pipeline, contents: Iterable[bytes]) -> None:
         """Put into ``pipe`` the deletion of the chunks that only these contents have."""
-        remove_blobs(pipe, self._connection.keys, self._run_id, self._only_in(names))
+        remove_blobs(pipe, self._connection.keys, self._run_id, self._only_in(contents))
 
-    def _only_in(self, names: Iterable[bytes]) -> list[bytes]:
+    def _only_in(self, contents: Iterable[bytes]) -> list[bytes]:
         counts: dict[bytes, int] = {}
-        for name in names:
-            for digest in set(self._broadcasts[name].manifest.digests):
-                counts[digest] = counts.get(digest, 0) + 1
-        return [digest for digest, count in counts.items() if count == self._users[digest]]
+        for content in contents:
+            for chunk in set(self._broadcasts[content].manifest.chunks):
+                counts[chunk] = counts.get(chunk, 0) + 1
+        return [chunk for chunk, count in counts.items() if count == self._users[chunk]]
 
-    def removed(self, names: Iterable[bytes]) -> None:
+    def removed(self, contents: Iterable[bytes]) -> None:
         """These contents are not in Redis any more."""
         with self._counting:
-            for name in names:
-                for digest, size in self._broadcasts.pop(name).manifest.chunk_sizes().items():
-                    self._users[digest] -= 1
-                    if not self._users[digest]:
-                        del self._users[digest]
+            for content in contents:
+                for chunk, size in self._broadcasts.pop(content).manifest.chunk_sizes().items():
+                    self._users[chunk] -= 1
+                    if not self._users[chunk]:
+                        del self._users[chunk]
                         self._size -= size
-                        self._present.discard(digest)
-                        self._held.pop(digest, None)
+                        self._present.discard(chunk)
+                        self._held.pop(chunk, None)
 
     # After a lost connection.
 
     def look(self) -> None:
         """Find out what Redis has."""
         self._strays = chunks_of(self._connection, self._run_id) - self._users.keys()
-        self._present = self._look(self.digests())
+        self._present = self._look(self.chunks())
 
     def forgotten(self) -> Iterator[list[bytes]]:
         """Yield the chunks that `look` did not find and that are at hand, divided for `write_chunks_again`."""
-        again = [digest for digest in self._held if digest not in self._present and digest in self._users]
+        again = [chunk for chunk in self._held if chunk not in self._present and chunk in self._users]
         for at in range(0, len(again), WINDOW):
             yield again[at : at + WINDOW]
 
-    def write_chunks_again(self, pipe: Pipeline, digests: Iterable[bytes]) -> None:
+    def write_chunks_again(self, pipe: Pipeline, chunks: Iterable[bytes]) -> None:
         """Put chunks that Redis forgot into ``pipe``."""
-        for digest in digests:
-            self._set(pipe, digest, self._held[digest][0])
+        for chunk in chunks:
+            self._set(pipe, chunk, self._held[chunk][0])
 
-    def written_again(self, digests: Iterable[bytes]) -> None:
+    def written_again(self, chunks: Iterable[bytes]) -> None:
         """Redis has these chunks again."""
-        for digest in digests:
-            self._present.add(digest)
-            self._held[digest] = self._held[digest][0], time.monotonic()
+        for chunk in chunks:
+            self._present.add(chunk)
+            self._held[chunk] = self._held[chunk][0], time.monotonic()
 
     def write_manifests_again(self, pipe: Pipeline) -> None:
         """Put all manifests into ``pipe``: Redis may have forgotten them, or that some were deleted."""
         pipe.unlink(self._connection.keys.blobs(self._run_id))
         if self._broadcasts:
-            self._write(pipe, {name: found.manifest.encoded for name, found in self._broadcasts.items()})
+            self._write(pipe, {content: found.manifest.encoded for content, found in self._broadcasts.items()})
 
     def remove_strays(self, pipe: Pipeline) -> None:
         """Put the deletion of the chunks into ``pipe`` that `look` found and no content has."""

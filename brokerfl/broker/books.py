@@ -86,7 +86,7 @@ class Change:
         recalled: the inbox entries that are no longer needed: of what is cancelled, and of what was sent again for a
             reply that the app has had in the meantime.
         state: the ServerApp's, if it differs from what the last commit saved.
-        idle: the names of the contents that are no longer needed.
+        idle: the contents that are no longer needed, as Redis calls them.
         needed_from: for each node the first entry of its data stream that may still be needed; "" for none.
         messages: how many messages the run has pushed, with these.
         replies: how many of them are settled, with these.

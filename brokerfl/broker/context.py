@@ -32,10 +32,10 @@ class SavedContext:
         self._key = connection.keys.context(run_id)
         self._retention = retention
         self._fields: Fields = {}
-        self._nothing = EncodedContent(encode_content(RecordSet())).name
+        self._nothing = EncodedContent(encode_content(RecordSet())).key
 
     def load(self) -> tuple[RecordSet, bytes]:
-        """Return what the last commit saved, and the content's name; an empty state is never written.
+        """Return what the last commit saved, and what that is called in Redis; an empty state is never written.
 
         Raises:
             FrameError: another version wrote it.
@@ -48,16 +48,16 @@ class SavedContext:
         manifest = manifest_of(self._fields)
         if manifest is None:
             state = decode_content(self._fields)
-            return state, EncodedContent(encode_content(state)).name
-        digests = manifest.digests
+            return state, EncodedContent(encode_content(state)).key
+        chunks = manifest.chunks
         try:
             content, _ = assemble(
                 manifest,
-                lambda window: read_blobs(self._connection, self._run_id, [digests[index] for index in window]),
+                lambda window: read_blobs(self._connection, self._run_id, [chunks[index] for index in window]),
             )
         except MissingChunkError as error:
             raise RunLost(f"run {self._run_id} cannot be resumed: its state is incomplete ({error})") from None
-        return decode_content(content), manifest.name
+        return decode_content(content), manifest.key
 
     def write(self, pipe: Pipeline, state: EncodedContent) -> None:
         """Save ``state``, whose chunks are already in Redis."""
@@ -72,7 +72,7 @@ class SavedContext:
         self._put(pipe, self._fields)
 
     def _fields_of(self, state: EncodedContent) -> Fields:
-        return state.fields if state.name != self._nothing else {}
+        return state.fields if state.key != self._nothing else {}
 
     def _put(self, pipe: Pipeline, fields: Fields) -> None:
         pipe.unlink(self._key)

@@ -2,9 +2,9 @@
 
 Owns the names and the lifetimes; nothing else spells a key. It must not know what the values mean.
 
-``N`` is a node id and ``R`` a run id, both decimal uint64, ``D`` the sha256 of a chunk in hex: user text never becomes
-part of a key. The braces are hash tags: on a Cluster, all keys of a node share a slot, all keys of a run do, and the
-chunks of a model are spread over all slots.
+``N`` is a node id and ``R`` a run id, both decimal uint64, ``D`` the sha256 of a chunk in hex, and ``c`` the decimal
+counter of the run's owner that uploaded it: user text never becomes part of a key. The braces are hash tags: on a
+Cluster, all keys of a node share a slot, all keys of a run do, and the chunks of a model are spread over all slots.
 
     key               type              lives
     P:id              string            forever: the identity of this Redis data set
@@ -20,7 +20,7 @@ chunks of a model are spread over all slots.
     P:{run:R}:*       hashes, strings   │
     P:bell:{run:R}    stream            ┘
     P:{run:R}:owner   string            as above, and `MOST_RETENTION` after the run ended, as a tombstone
-    P:blob:R:{D}      string            as above, or until the last message that needs it is settled
+    P:blob:R:c:{D}    string            as above, or until the last message that needs it is settled
     P:{run:R}:lease   string            the ServerApp's lease
 """
 
@@ -155,8 +155,9 @@ class Keys:
     def blobs(self, run_id: int) -> str:
         return self._run(run_id, "blobs")
 
-    def blob(self, run_id: int, digest: bytes) -> str:
-        return f"{self.prefix}:blob:{run_id}:{{{digest.hex()}}}"
+    def blob(self, run_id: int, chunk: bytes) -> str:
+        """The key of a chunk, which is called as `uploaded_by` says."""
+        return f"{self.prefix}:blob:{run_id}:{int.from_bytes(chunk[:8], 'big')}:{{{chunk[8:].hex()}}}"
 
     def context(self, run_id: int) -> str:
         return self._run(run_id, "context")

@@ -229,9 +229,9 @@ class Owner:
             for node in node_ids
         )
 
-    def expire_chunks(self, pipe: Pipeline, digests: Iterable[bytes]) -> None:
+    def expire_chunks(self, pipe: Pipeline, chunks: Iterable[bytes]) -> None:
         """Put into ``pipe`` the lifetimes of chunks."""
-        expire_blobs(pipe, self.connection.keys, self.run.run_id, digests, self.retention)
+        expire_blobs(pipe, self.connection.keys, self.run.run_id, chunks, self.retention)
 
     def renew(self, footprint: Callable[[], Footprint]) -> None:
         """Renew the lease and, every quarter of the retention time, the lifetimes; look at the clock.

@@ -186,9 +186,9 @@ class Transactions:
 
         return Transaction("restore", run, own, (*self.owner.expire_at_nodes(footprint.nodes), self.owner.entry))
 
-    def rewrite(self, digests: Sequence[bytes]) -> Transaction:
+    def rewrite(self, chunks: Sequence[bytes]) -> Transaction:
         """Write chunks again that Redis forgot."""
-        return Transaction("rewrite", own=lambda pipe: self._blobs.write_chunks_again(pipe, digests))
+        return Transaction("rewrite", own=lambda pipe: self._blobs.write_chunks_again(pipe, chunks))
 
     def close(self, footprint: Footprint) -> Transaction:
         """Begin the end of the run."""

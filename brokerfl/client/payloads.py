@@ -71,10 +71,10 @@ class Payloads:
             RedisUnreachable: Redis is unreachable.
         """
         known = self._keep(run_id, manifest)
-        digests = manifest.digests
+        chunks = manifest.chunks
 
         def read(window: Sequence[int]) -> Iterable[bytes | None]:
-            return read_blobs(self._connection, run_id, [digests[index] for index in window])
+            return read_blobs(self._connection, run_id, [chunks[index] for index in window])
 
         content, pieces = assemble(manifest, read, known)
         with self._lock:

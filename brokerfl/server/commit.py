@@ -66,8 +66,8 @@ class Committer:
         settled = self._book.answers.handed_over()
         # Orphans are cancelled once the resumed app has seen a reply and moved on.
         cancelled = self._book.unwanted() + (self._book.orphans() if sending and settled else [])
-        state = EncodedContent(encode_content(self._context.state))
-        if state.name != self._book.state_name:
+        state = EncodedContent(encode_content(self._context.state), self._transactions.owner.fence.counter)
+        if not self._book.state_key.endswith(state.name):  # whoever uploaded it
             self._uploader.upload(state, patient=False)
             self._execute(sending, settled, cancelled, state)
         elif sending or settled or cancelled:
@@ -102,7 +102,7 @@ class Committer:
     def free_idle(self) -> None:
         """Delete what was uploaded for a push that failed; what cannot be deleted now is left to the next commit."""
         with suppress(BrokerflError), self._session.writing:
-            is_any_idle = bool(self._book.plan(contents=self._uploader.names))
+            is_any_idle = bool(self._book.plan(contents=self._uploader.contents))
             self._book.discard()
             if is_any_idle:
                 self._execute()
@@ -117,7 +117,7 @@ class Committer:
         """Plan the change, run its transaction, apply it to the book."""
 
         def plan() -> Transaction:
-            change = self._book.plan(sending, settled, cancelled, state, self._uploader.names)
+            change = self._book.plan(sending, settled, cancelled, state, self._uploader.contents)
             return self._transactions.commit(change)
 
         try:

@@ -87,7 +87,7 @@ class Hold:
         self.blobs = blobs = Blobs(connection, run_id, settings.retention, settings.max_run)
         try:
             snapshot = read_books(connection, run_id)
-            state, state_name = saved.load()
+            state, state_key = saved.load()
             if not state:  # an app that keeps nothing begins at its start, and so do its groups
                 snapshot = replace(snapshot, groups=())
             blobs.load()
@@ -101,7 +101,7 @@ class Hold:
         outboxes = Outboxes(connection, run_id)
         transactions = Transactions(owner, saved, blobs, outboxes)
         self.steps: Counter[Step] = Counter()  # how many messages took each
-        self.book = book = Book(snapshot, state_name, self._count, connection.clock)
+        self.book = book = Book(snapshot, state_key, self._count, connection.clock)
         receiver = Receiver(outboxes, book)
         liveness = Liveness(settings.offline_grace, settings.lease)
         reconciler = Reconciler(transactions, book, receiver, blobs, identity)
@@ -148,7 +148,7 @@ class Hold:
 
     def footprint(self) -> Footprint:
         """Return what the run may have in Redis outside its own slot."""
-        return Footprint(self.book.contacts.all(), self.blobs.digests())
+        return Footprint(self.book.contacts.all(), self.blobs.chunks())
 
     def end(self) -> None:
         """End the run: all its keys are deleted."""

@@ -59,6 +59,7 @@ class Pusher:
         self._connection = session.transactions.owner.connection
         self._run_id = session.transactions.owner.run.run_id
         self._origin = session.transactions.owner.run.origin
+        self._uploads_as = session.transactions.owner.fence.counter
         self._book = book
         self._committer = committer
         self._uploader = uploader
@@ -77,7 +78,7 @@ class Pusher:
             self._session.check()
             if not waits:
                 self._look_up({message.metadata.dst_node_id for message in batch})
-            contents = Contents()
+            contents = Contents(self._uploads_as)
             drafts: list[_Draft | None] = []
             began = time.monotonic()
             try:
@@ -97,9 +98,9 @@ class Pusher:
             return [self._book.hand_out(draft.message.message_id) if draft else "" for draft in drafts]
 
     def _send(self, drafts: list[_Draft], contents: Iterable[EncodedContent], began: float, moves_on: bool) -> None:
-        needed = {draft.entry.digest for draft in drafts}
+        needed = {draft.entry.content_key for draft in drafts}
         self._book.keep(needed)
-        large = [content for content in contents if content.payload is not None and content.name in needed]
+        large = [content for content in contents if content.payload is not None and content.key in needed]
         for content in large:
             self._uploader.upload(content)
         due = _postponed((draft for draft in drafts if draft.is_due), time.monotonic() - began)
@@ -163,6 +164,7 @@ class Pusher:
             self._book.next_sequence(),
             content.name,
             waits,
+            content.uploader,
         )
         orphan = self._book.reserve(entry, milliseconds(now), exactly=exactly)
         if orphan is not None:
@@ -172,25 +174,24 @@ class Pusher:
         return _Draft(OpenMessage(message_id, entry, fields), entry, fields, is_new=True)
 
     def _adopt(self, orphan: OpenMessage, meta: Metadata, content: EncodedContent) -> _Draft:
-        """An adopted message keeps its first content, unless Redis has lost it.
+        """An adopted message keeps its first content, whoever uploaded it, unless Redis has lost it.
 
         A small first content is not at hand. If the new content is large, neither is kept at hand: the new one would be
         uploaded only for that.
         """
-        first = orphan.entry.digest
+        entry, first = orphan.entry, orphan.entry.content_key
         if not (orphan.is_open or orphan.is_fetched):
-            return _Draft(orphan, orphan.entry, None)
-        carried: Fields | None = content.fields if content.payload is None or first == content.name else None
+            return _Draft(orphan, entry, None)
+        carried: Fields | None = content.fields if content.payload is None or first == content.key else None
         is_replaced = False
         with self._session.writing:
-            manifest = None if first == content.name else self._uploader.manifest(first)
+            manifest = None if first == content.key else self._uploader.manifest(first)
             if manifest is not None:
                 carried = {MANIFEST: manifest.encoded}
-            elif first != content.name and orphan.is_open:
-                is_replaced = orphan.state in LOST or first in self._uploader.names
-        entry, carried = (
-            (orphan.entry._replace(digest=content.name), content.fields) if is_replaced else (orphan.entry, carried)
-        )
+            elif first != content.key and (orphan.is_open or entry.digest == content.name):
+                is_replaced = orphan.state in LOST or bool(entry.uploader)
+        if is_replaced:
+            entry, carried = entry._replace(digest=content.name, uploader=content.uploader), content.fields
         fields = None if carried is None else encode_message(orphan.message_id, meta, carried)
         return _Draft(orphan, entry, fields, is_replaced=is_replaced)
 

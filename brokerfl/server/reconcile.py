@@ -56,7 +56,7 @@ class Reconciler:
         has_forgotten = self._has_forgotten()
         self._blobs.look()
         snapshot = self._book.snapshot()
-        footprint = Footprint(snapshot.nodes, self._blobs.digests())
+        footprint = Footprint(snapshot.nodes, self._blobs.chunks())
         self._owner.fence.execute(self._transactions.restore(snapshot, footprint), reclaims=True)
         for chunks in self._blobs.forgotten():  # before any message that needs them is sent again
             self._owner.fence.execute(self._transactions.rewrite(chunks))

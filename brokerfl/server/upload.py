@@ -60,19 +60,19 @@ class Uploader:
             if not self._session.is_stale:  # here, for heartbeat and sweep skip it while a long upload is writing
                 self._blobs.release()
 
-    def manifest(self, name: bytes) -> Manifest | None:
+    def manifest(self, content: bytes) -> Manifest | None:
         """Return the manifest of a large content if, as far as this process knows, Redis has all of it."""
         with self._session.writing:
-            return self._blobs.manifest(name)
+            return self._blobs.manifest(content)
 
     def has(self, content: EncodedContent) -> bool:
         """Return whether, as far as this process knows, Redis has all of a large content."""
-        return self.manifest(content.name) is not None
+        return self.manifest(content.key) is not None
 
     @property
-    def names(self) -> Collection[bytes]:
-        """The names of the contents that Redis may have. Only for the thread that holds `Session.writing`."""
-        return self._blobs.names
+    def contents(self) -> Collection[bytes]:
+        """The large contents that Redis may have. Only for the thread that holds `Session.writing`."""
+        return self._blobs.contents
 
 
 def _once(action: Callable[[], Any]) -> Any:

@@ -17,9 +17,14 @@ _END, _STRETCH = 256, 1024 * 1024
 
 
 class Contents:
-    """The contents of one push, each encoded and hashed once, even if many records share or repeat its arrays."""
+    """The contents of one push, each encoded and hashed once, even if many records share or repeat its arrays.
 
-    def __init__(self) -> None:
+    Args:
+        uploader: the number of the run's owner that uploads the large ones.
+    """
+
+    def __init__(self, uploader: int = 0) -> None:
+        self._uploader = uploader
         self._by_record: dict[int, EncodedContent] = {}
         self._by_memory: dict[Hashable, EncodedContent] = {}
         self._by_look: dict[Hashable, tuple[Fields, EncodedContent]] = {}
@@ -46,7 +51,7 @@ class Contents:
             other, encoded = self._by_look[look]
             if all(map(_are_equal, fields.values(), other.values())):
                 return encoded
-        hashed = EncodedContent(fields)
+        hashed = EncodedContent(fields, self._uploader)
         encoded = self._by_name.setdefault(hashed.name, hashed)
         self._by_look.setdefault(look, (fields, encoded))
         return encoded

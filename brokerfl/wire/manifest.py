@@ -99,6 +99,16 @@ def divide(sizes: Iterable[int]) -> list[Piece]:
     return pieces
 
 
+def uploaded_by(uploader: int, name: bytes) -> bytes:
+    """Return what a chunk or a content is called in Redis: the number of its uploader, 8 bytes, and its own name."""
+    return uploader.to_bytes(8, "big") + name
+
+
+def is_uploader(number: object) -> bool:
+    """Return whether this may be the number of an uploader."""
+    return type(number) is int and 0 <= number < 2**63
+
+
 @dataclass(frozen=True)
 class Manifest:
     """How chunks form a content.
@@ -107,11 +117,13 @@ class Manifest:
         sizes: bytes of its buffers: the description first, then each array.
         digests: sha256 of each chunk.
         entries: for a reply, the entry of the node's data stream that holds each chunk, in strictly rising order.
+        uploader: the number of the run's owner that uploaded the chunks; 0 for a reply.
     """
 
     sizes: tuple[int, ...]
     digests: tuple[bytes, ...]
     entries: tuple[str, ...] = ()
+    uploader: int = 0
 
     @cached_property
     def pieces(self) -> list[Piece]:
@@ -123,10 +135,15 @@ class Manifest:
         """The name of each piece: the digests of its chunks."""
         return [b"".join(self.digests[piece.start : piece.chunks.stop]) for piece in self.pieces]
 
+    @cached_property
+    def chunks(self) -> list[bytes]:
+        """What each chunk is called in Redis."""
+        return [uploaded_by(self.uploader, digest) for digest in self.digests]
+
     def chunk_sizes(self) -> dict[bytes, int]:
-        """Return the bytes of each chunk by its digest."""
+        """Return the bytes of each chunk by what it is called in Redis."""
         return {
-            self.digests[index]: place.stop - place.start
+            self.chunks[index]: place.stop - place.start
             for piece in self.pieces
             for index in piece.chunks
             for place in [piece.place(index)]
@@ -141,12 +158,17 @@ class Manifest:
     def encoded(self) -> bytes:
         """The manifest as a message carries it."""
         entries = b"".join(_ENTRY.pack(*map(int, entry.split("-"))) for entry in self.entries)
-        return pack([list(self.sizes), b"".join(self.digests), entries], MAX_MANIFEST_BYTES)
+        return pack([list(self.sizes), b"".join(self.digests), entries, self.uploader], MAX_MANIFEST_BYTES)
 
     @cached_property
     def name(self) -> bytes:
-        """16 bytes that identify the content."""
+        """16 bytes that identify the content, whoever uploaded it."""
         return sha256(pack([list(self.sizes), b"".join(self.digests)], MAX_MANIFEST_BYTES)).digest()[:16]
+
+    @cached_property
+    def key(self) -> bytes:
+        """What the content is called in Redis."""
+        return uploaded_by(self.uploader, self.name)
 
 
 def decode_manifest(data: bytes | memoryview, limit: int = MAX_MESSAGE_BYTES) -> Manifest:
@@ -160,8 +182,8 @@ def decode_manifest(data: bytes | memoryview, limit: int = MAX_MESSAGE_BYTES) ->
         FrameError: it is malformed or contradicts itself, or the content exceeds the limit.
     """
     match unpack(data, MAX_MANIFEST_BYTES):
-        case [list(sizes), bytes(digests), bytes(entries)] if 0 < len(sizes) <= MAX_ARRAYS + 1 and all(
-            type(n) is int and n >= 0 for n in sizes
+        case [list(sizes), bytes(digests), bytes(entries), uploader] if (
+            0 < len(sizes) <= MAX_ARRAYS + 1 and all(type(n) is int and n >= 0 for n in sizes) and is_uploader(uploader)
         ):
             pass
         case _:
@@ -174,6 +196,7 @@ def decode_manifest(data: bytes | memoryview, limit: int = MAX_MESSAGE_BYTES) ->
         tuple(sizes),
         tuple(digests[at : at + _DIGEST] for at in range(0, len(digests), _DIGEST)),
         tuple(f"{ms}-{seq}" for ms, seq in _ENTRY.iter_unpack(entries)) if len(entries) % _ENTRY.size == 0 else (),
+        uploader,
     )
     count = manifest.pieces[-1].chunks.stop
     if len(digests) != count * _DIGEST or len(entries) not in (0, count * _ENTRY.size):

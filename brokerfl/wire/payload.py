@@ -14,7 +14,7 @@ from functools import cached_property
 from brokerfl.common import FrameError
 from brokerfl.wire.frame import CONTENT, MANIFEST, Fields, size_of
 from brokerfl.wire.hashing import digest_now, digest_soon, digests_of
-from brokerfl.wire.manifest import Manifest, Piece, divide
+from brokerfl.wire.manifest import Manifest, Piece, divide, uploaded_by
 from brokerfl.wire.record import check_description, digest_of, frozen
 
 #: Most bytes of a content that travel in the message itself: below this, a fetch costs more than it saves
@@ -41,9 +41,11 @@ class Payload:
 
     Args:
         content: as `record.encode_content` returned it.
+        uploader: the number of the run's owner that uploads it; 0 for a reply.
     """
 
-    def __init__(self, content: Fields) -> None:
+    def __init__(self, content: Fields, uploader: int = 0) -> None:
+        self._uploader = uploader
         self._buffers = [memoryview(data) for data in content.values()]
         self._pieces = divide(map(len, self._buffers))
         self._places = [(piece, piece.place(index)) for piece in self._pieces for index in piece.chunks]
@@ -65,7 +67,7 @@ class Payload:
     def manifest(self) -> Manifest:
         """Its manifest, without entries. The first access hashes the whole content."""
         digests = digests_of(map(self.chunk, range(len(self))))
-        return Manifest(tuple(map(len, self._buffers)), tuple(digests))
+        return Manifest(tuple(map(len, self._buffers)), tuple(digests), uploader=self._uploader)
 
 
 # Assembling.
@@ -193,17 +195,28 @@ class EncodedContent:
 
     Args:
         content: as `record.encode_content` returned it.
+        uploader: as for a `Payload`.
 
     Attributes:
         fields: what the message carries.
         payload: what has to be sent besides the message; None for a small content.
     """
 
-    def __init__(self, content: Fields) -> None:
-        self.payload = Payload(content) if is_large(content) else None
+    def __init__(self, content: Fields, uploader: int = 0) -> None:
+        self.payload = Payload(content, uploader) if is_large(content) else None
         self.fields: Fields = frozen(content) if self.payload is None else {MANIFEST: self.payload.manifest.encoded}
 
     @cached_property
     def name(self) -> bytes:
         """16 bytes that identify the content."""
         return digest_of(self.fields) if self.payload is None else self.payload.manifest.name
+
+    @property
+    def uploader(self) -> int:
+        """Who uploads it; 0 for a small content."""
+        return 0 if self.payload is None else self.payload.manifest.uploader
+
+    @property
+    def key(self) -> bytes:
+        """What a large content is called in Redis; nothing there is called like a small one."""
+        return uploaded_by(self.uploader, self.name)

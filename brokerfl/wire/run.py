@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from brokerfl.common import ConfigError, FrameError, MessageTooLarge, UserConfig
 from brokerfl.common.config import SCALARS
 from brokerfl.wire.frame import pack, unpack
+from brokerfl.wire.manifest import is_uploader, uploaded_by
 from brokerfl.wire.origin import Origin, listed, origin_of
 
 
@@ -94,6 +95,7 @@ class LedgerEntry(NamedTuple):
         sequence: its number in the run, counted from 1: after a resume the oldest is adopted first.
         digest: of its content, as `record.digest_of` makes it; equal content is adopted before the oldest.
         waits: it waits for a node that is offline; only its deadline ends it.
+        uploader: the number of the run's owner that uploaded its content; 0 for one that is in the message itself.
     """
 
     node_id: int
@@ -103,17 +105,23 @@ class LedgerEntry(NamedTuple):
     sequence: int = 0
     digest: bytes = b""
     waits: bool = False
+    uploader: int = 0
 
     @property
     def key(self) -> tuple[str, int, str]:
         """What a message pushed after a resume must have in common with it to adopt it."""
         return self.group_id, self.node_id, self.message_type
 
+    @property
+    def content_key(self) -> bytes:
+        """What its content is called in Redis, if it is large."""
+        return uploaded_by(self.uploader, self.digest)
+
 
 def encode_entry(entry: LedgerEntry) -> bytes:
     """Return the bytes of a ledger entry."""
     e = entry
-    return pack([e.node_id, e.group_id, e.message_type, e.deadline, e.sequence, e.digest, e.waits])
+    return pack([e.node_id, e.group_id, e.message_type, e.deadline, e.sequence, e.digest, e.waits, e.uploader])
 
 
 def decode_entry(data: bytes) -> LedgerEntry:
@@ -132,7 +140,8 @@ def decode_entry(data: bytes) -> LedgerEntry:
             int(sequence),
             bytes(digest),
             bool(waits),
+            uploader,
             *_,
-        ]:
-            return LedgerEntry(node_id, group_id, message_type, deadline, sequence, digest, waits)
+        ] if is_uploader(uploader):
+            return LedgerEntry(node_id, group_id, message_type, deadline, sequence, digest, waits, uploader)
     raise FrameError("a ledger entry is malformed")

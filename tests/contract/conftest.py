@@ -22,12 +22,22 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The keys of the chunks that were put into pipelines to be set."""
+    return _chunks_in_pipelines(monkeypatch, "SET")
+
+
+@pytest.fixture
+def deleted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The keys of the chunks that were put into pipelines to be deleted."""
+    return _chunks_in_pipelines(monkeypatch, "UNLINK")
+
+
+def _chunks_in_pipelines(monkeypatch: pytest.MonkeyPatch, name: str) -> list[str]:
     keys: list[str] = []
     execute = Pipeline.execute_command
 
     def spy(pipe: Pipeline, *command: Any, **options: Any) -> Any:
-        if command[0] == "SET" and ":blob:" in str(command[1]):
-            keys.append(command[1])
+        if command[0] == name:
+            keys.extend(key for key in command[1:] if isinstance(key, str) and ":blob:" in key)
         return execute(pipe, *command, **options)
 
     monkeypatch.setattr(Pipeline, "execute_command", spy)

@@ -33,15 +33,16 @@ def test_an_adopted_message_keeps_its_first_content(backend: Backend, sent: list
         assert chunks_in(backend) == set()
 
 
+@pytest.mark.parametrize("seed", [1, 2], ids=["the same", "another"])
 @pytest.mark.parametrize("lost", ["one chunk", "all chunks"])
-def test_a_first_content_that_is_gone_is_replaced(backend: Backend, lost: str) -> None:
+def test_a_first_content_that_is_gone_is_replaced(backend: Backend, lost: str, seed: int) -> None:
     """Redis lost a chunk of the first content: the node executes the present one once, and the rest is freed."""
     late = Late(backend)
     former = start(backend)
     [message_id] = former.push_messages([former.create_message(model(layer(1)), "train", late.node_id, "1")])
     kill(former)
     backend.admin.unlink(*list(chunks_in(backend))[: 1 if lost == "one chunk" else None])
-    present = model(layer(2))
+    present = model(layer(seed))
     with resumed(backend, former) as driver:
         again = driver.create_message(present, "train", late.node_id, "1")
         assert driver.push_messages([again]) == [message_id]

@@ -19,7 +19,7 @@ from brokerfl.wire.payload import Payload
 from brokerfl.wire.record import encode_content
 from tests.apps import Gate, driving, federation, number, number_in
 from tests.conftest import Backend
-from tests.stage import CHUNK, Late, layer, layers_in, model, reason_of, to_all
+from tests.stage import CHUNK, Late, layer, layers_in, model, reason_of, to_all, uploader_of
 
 #: TLS changes nothing here; test_messages.py has it.
 WITHOUT = ("redis-tls",)
@@ -58,8 +58,8 @@ def test_a_broadcast_chunk_that_is_not_right_is_error_3(backend: Backend, how: s
             [driver.create_message(content, "train", node, "1") for content in (number(1), model(layer(1)))]
         )
         assert gate.begun.acquire(timeout=10)
-        digests = Payload(encode_content(model(layer(1)))).manifest.digests
-        spoil(backend, driver.connection.keys.blob(driver.run.run_id, digests[2]), how)
+        chunks = Payload(encode_content(model(layer(1))), uploader_of(driver)).manifest.chunks
+        spoil(backend, driver.connection.keys.blob(driver.run.run_id, chunks[2]), how)
         gate.go.set()
         replies = {reply.metadata.reply_to_message: reply for reply in driver.replies([first, second])}
         assert number_in(replies[first]) == 1
@@ -74,9 +74,9 @@ def test_a_chunk_that_is_missing_is_asked_for_once_more(backend: Backend, monkey
     read_blobs = payloads.read_blobs
     asked: list[list[bytes]] = []
 
-    def blind(connection: Connection, run_id: int, digests: list[bytes]) -> Iterator[bytes | None]:
-        asked.append(digests)
-        found = read_blobs(connection, run_id, digests)
+    def blind(connection: Connection, run_id: int, chunks: list[bytes]) -> Iterator[bytes | None]:
+        asked.append(chunks)
+        found = read_blobs(connection, run_id, chunks)
         return (None for _ in list(found)) if len(asked) == 1 else found
 
     monkeypatch.setattr(payloads, "read_blobs", blind)

@@ -179,17 +179,35 @@ def test_contents_are_idle_when_nobody_needs_them() -> None:
     taken = book.answers.take(Wanted({"a"}))
     assert taken is not None
     book.answers.hand_over([taken])
-    contents = [b"c", b"d", b"e", b"state"]
-    book.keep([b"e"])
-    assert book.plan(settled=[taken], contents=contents).idle == (b"d",), "b needs c"
+    c, d, e = (entry(digest=digest).content_key for digest in (b"c", b"d", b"e"))
+    contents = [c, d, e, b"state"]
+    book.keep([e])
+    assert book.plan(settled=[taken], contents=contents).idle == (d,), "b needs c"
     book.apply([])
     answer(book, "b")
     last = book.answers.take(Wanted({"b"}))
     assert last is not None
     book.answers.hand_over([last])
     book.keep(())
-    assert book.plan(settled=[last], contents=contents).idle == (b"c", b"d", b"e")
-    assert book.plan([sending("x", digest=b"c")], settled=[last], contents=contents).idle == (b"d", b"e")
+    assert book.plan(settled=[last], contents=contents).idle == (c, d, e)
+    assert book.plan([sending("x", digest=b"c")], settled=[last], contents=contents).idle == (d, e)
+
+
+def test_a_content_is_needed_from_who_uploaded_it() -> None:
+    """A predecessor's is idle although a new message has the same: that one has its own."""
+    theirs, ours = entry()._replace(uploader=1), entry()._replace(uploader=2)
+    contents = [theirs.content_key, ours.content_key]
+    book = resumed(("a", theirs))
+    assert book.plan(contents=contents).idle == (ours.content_key,)
+    book.plan([Sending(OpenMessage("b", ours, {}), ours, {})])
+    book.apply([b"1-0"])
+    assert book.plan(contents=contents).idle == ()
+    assert book.plan(cancelled=book.orphans(), contents=contents).idle == (theirs.content_key,)
+    orphan = book.reserve(ours, 0, exactly=True)
+    assert orphan is not None, "equal content is adopted, whoever uploaded it"
+    book.plan([Sending(orphan, ours, {})])
+    book.apply([b"1-1"])
+    assert book.plan(contents=contents).idle == (theirs.content_key,), "it was replaced"
 
 
 def resumed(*entries: tuple[str, LedgerEntry]) -> Book:
@@ -492,7 +510,7 @@ class AnyHistory(RuleBasedStateMachine):
         assert set(index.answered) == {each.message_id for each in messages if each.state is State.ANSWERED}
         assert set(index.taken) == {each.message_id for each in messages if each.state in TAKEN}
         assert set(self.book.orphans()) == {each for each in messages if each.state in ORPHANS}
-        assert self.book._needs == Counter(each.entry.digest for each in messages)
+        assert self.book._needs == Counter(each.entry.content_key for each in messages)
         assert {each for of_node in index.by_node.values() for each in of_node.values()} == set(messages)
         assert set(self.book.snapshot().entries) == {each.message_id for each in messages}
 

@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from brokerfl.common import Array, FrameError, ParametersRecord, RecordSet
 from brokerfl.wire import manifest, payload
 from brokerfl.wire.frame import CONTENT, MANIFEST, Fields, FrameVersionError, pack
-from brokerfl.wire.manifest import CHUNK, MAX_MANIFEST_BYTES, Manifest, Piece, decode_manifest, divide, manifest_of
+from brokerfl.wire.manifest import (
+    CHUNK,
+    MAX_MANIFEST_BYTES,
+    Manifest,
+    Piece,
+    decode_manifest,
+    divide,
+    manifest_of,
+    uploaded_by,
+)
 from brokerfl.wire.payload import WINDOW, EncodedContent, MissingChunkError, Payload, assemble
 from brokerfl.wire.record import decode_content, encode_content
 
@@ -180,13 +189,13 @@ def test_names_tell_contents_apart() -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(sizes_of_buffers, st.booleans())
-def test_manifests_come_back(sizes: list[int], is_reply: bool) -> None:
-    """Sizes, digests and entries survive the wire, whatever they are."""
+@given(sizes_of_buffers, st.booleans(), st.integers(0, 2**63 - 1))
+def test_manifests_come_back(sizes: list[int], is_reply: bool, uploader: int) -> None:
+    """Sizes, digests, entries and uploader survive the wire, whatever they are."""
     count = divide(sizes)[-1].chunks.stop
     digests = tuple(random.Random(3).randbytes(32) for _ in range(count))
     entries = tuple(f"{2**64 - 1 - count + index}-{count - index}" for index in range(count)) if is_reply else ()
-    manifest = Manifest(tuple(sizes), digests, entries)
+    manifest = Manifest(tuple(sizes), digests, entries, uploader)
     assert decode_manifest(manifest.encoded) == manifest
     assert decode_manifest(memoryview(manifest.encoded)) == manifest
 
@@ -200,37 +209,43 @@ SIZES = [10, CHUNK + 1]  # three chunks
         pytest.param([], id="nothing"),
         pytest.param({}, id="no list"),
         pytest.param([SIZES, bytes(96)], id="no entries"),
-        pytest.param([SIZES, bytes(96), b"", b""], id="four parts"),
-        pytest.param([[], b"", b""], id="no sizes"),
-        pytest.param([10, bytes(32), b""], id="a size alone"),
-        pytest.param([["10"], bytes(32), b""], id="text for a size"),
-        pytest.param([[10.0], bytes(32), b""], id="a float for a size"),
-        pytest.param([[True], bytes(32), b""], id="a bool for a size"),
-        pytest.param([[None], bytes(32), b""], id="none for a size"),
-        pytest.param([[-1, 11], bytes(32), b""], id="a negative size"),
-        pytest.param([[[10]], bytes(32), b""], id="a list for a size"),
-        pytest.param([SIZES, "x" * 96, b""], id="text for digests"),
-        pytest.param([SIZES, [bytes(32)] * 3, b""], id="a list of digests"),
-        pytest.param([SIZES, bytes(64), b""], id="a digest too few"),
-        pytest.param([SIZES, bytes(128), b""], id="a digest too many"),
-        pytest.param([SIZES, bytes(95), b""], id="a digest cut"),
-        pytest.param([SIZES, bytes(96), bytes(32)], id="an entry too few"),
-        pytest.param([SIZES, bytes(96), bytes(64)], id="an entry too many"),
-        pytest.param([SIZES, bytes(96), bytes(47)], id="an entry cut"),
-        pytest.param([SIZES, bytes(96), bytes(48)], id="one entry three times"),
-        pytest.param([SIZES, bytes(96), bytes(32) + bytes(15) + b"\x01"], id="one entry twice"),
-        pytest.param([SIZES, bytes(96), b"\2" * 16 + b"\1" * 16 + b"\3" * 16], id="entries that go back"),
-        pytest.param([SIZES, bytes(96), "1-0"], id="text for entries"),
-        pytest.param([[10, 2**40], bytes(96), b""], id="more than any content may have"),
-        pytest.param([[2**63, 2**63], bytes(96), b""], id="sizes that overflow"),
+        pytest.param([SIZES, bytes(96), b""], id="no uploader"),
+        pytest.param([SIZES, bytes(96), b"", 0, b""], id="five parts"),
+        pytest.param([SIZES, bytes(96), b"", b"1"], id="bytes for the uploader"),
+        pytest.param([SIZES, bytes(96), b"", True], id="a bool for the uploader"),
+        pytest.param([SIZES, bytes(96), b"", 1.0], id="a float for the uploader"),
+        pytest.param([SIZES, bytes(96), b"", -1], id="a negative uploader"),
+        pytest.param([SIZES, bytes(96), b"", 2**63], id="an uploader that no owner reaches"),
+        pytest.param([[], b"", b"", 0], id="no sizes"),
+        pytest.param([10, bytes(32), b"", 0], id="a size alone"),
+        pytest.param([["10"], bytes(32), b"", 0], id="text for a size"),
+        pytest.param([[10.0], bytes(32), b"", 0], id="a float for a size"),
+        pytest.param([[True], bytes(32), b"", 0], id="a bool for a size"),
+        pytest.param([[None], bytes(32), b"", 0], id="none for a size"),
+        pytest.param([[-1, 11], bytes(32), b"", 0], id="a negative size"),
+        pytest.param([[[10]], bytes(32), b"", 0], id="a list for a size"),
+        pytest.param([SIZES, "x" * 96, b"", 0], id="text for digests"),
+        pytest.param([SIZES, [bytes(32)] * 3, b"", 0], id="a list of digests"),
+        pytest.param([SIZES, bytes(64), b"", 0], id="a digest too few"),
+        pytest.param([SIZES, bytes(128), b"", 0], id="a digest too many"),
+        pytest.param([SIZES, bytes(95), b"", 0], id="a digest cut"),
+        pytest.param([SIZES, bytes(96), bytes(32), 0], id="an entry too few"),
+        pytest.param([SIZES, bytes(96), bytes(64), 0], id="an entry too many"),
+        pytest.param([SIZES, bytes(96), bytes(47), 0], id="an entry cut"),
+        pytest.param([SIZES, bytes(96), bytes(48), 0], id="one entry three times"),
+        pytest.param([SIZES, bytes(96), bytes(32) + bytes(15) + b"\x01", 0], id="one entry twice"),
+        pytest.param([SIZES, bytes(96), b"\2" * 16 + b"\1" * 16 + b"\3" * 16, 0], id="entries that go back"),
+        pytest.param([SIZES, bytes(96), "1-0", 0], id="text for entries"),
+        pytest.param([[10, 2**40], bytes(96), b"", 0], id="more than any content may have"),
+        pytest.param([[2**63, 2**63], bytes(96), b"", 0], id="sizes that overflow"),
     ],
 )
 def test_a_malformed_manifest_is_a_frame_error(parts: object) -> None:
     """A manifest that is no manifest, or contradicts itself, is refused."""
     with pytest.raises(FrameError):
         decode_manifest(pack(parts))
-    decode_manifest(pack([SIZES, bytes(96), b""]))
-    decode_manifest(pack([SIZES, bytes(96), bytes(15) + b"\x01" + bytes(15) + b"\x02" + bytes(14) + b"\x01\0"]))
+    decode_manifest(pack([SIZES, bytes(96), b"", 2**63 - 1]))
+    decode_manifest(pack([SIZES, bytes(96), bytes(15) + b"\x01" + bytes(15) + b"\x02" + bytes(14) + b"\x01\0", 0]))
 
 
 def test_a_manifest_of_rubbish_is_a_frame_error() -> None:
@@ -255,7 +270,7 @@ def test_the_limit_is_the_receivers() -> None:
 def test_mutated_manifests_are_frame_errors_or_manifests() -> None:
     """Ten thousand manifests with bytes changed, cut or added decode consistently or raise FrameError, nothing else."""
     rng = random.Random(11)
-    good = Manifest((10, CHUNK + 1, 70), tuple(rng.randbytes(32) for _ in range(4)), ("1-0", "1-1", "2-0", "3-0"))
+    good = Manifest((10, CHUNK + 1, 70), tuple(rng.randbytes(32) for _ in range(4)), ("1-0", "1-1", "2-0", "3-0"), 7)
     decoded = 0
     for _ in range(10_000):
         data = bytearray(good.encoded)
@@ -273,8 +288,26 @@ def test_mutated_manifests_are_frame_errors_or_manifests() -> None:
             continue
         assert len(manifest.digests) == manifest.pieces[-1].chunks.stop
         assert len(manifest.entries) in (0, len(manifest.digests))
+        assert len(manifest.key) == 24, "an uploader has 8 bytes"
         decoded += 1
     assert 0 < decoded < 10_000
+
+
+def test_what_is_uploaded_is_called_by_its_uploader() -> None:
+    """Content and chunks have other names when another owner uploads them; what they are is the same."""
+    fields = encode_content(RecordSet({"p": ParametersRecord({"w": Array(np.zeros(100_000))})}))
+    first, second, reply = EncodedContent(fields, 1), EncodedContent(fields, 2), EncodedContent(fields)
+    assert first.name == second.name == reply.name
+    assert (first.key, second.key) == (bytes(7) + b"\1" + first.name, bytes(7) + b"\2" + first.name)
+    for content in (first, second):
+        assert content.payload is not None
+        manifest = content.payload.manifest
+        assert decode_manifest(content.fields[MANIFEST]) == manifest
+        assert manifest.key == content.key
+        assert manifest.chunks == [uploaded_by(content.uploader, digest) for digest in manifest.digests]
+        assert list(manifest.chunk_sizes()) == list(dict.fromkeys(manifest.chunks))
+    small = encode_content(RecordSet())
+    assert EncodedContent(small, 1).key == EncodedContent(small, 2).key, "it is in its message"
 
 
 # Putting together.

@@ -315,8 +315,11 @@ def test_runs_and_entries_come_back() -> None:
     named = replace(run, origin=Origin("server:app", "mnist", "1.0", "0abc"))
     for other in (named, replace(named, overrides=("lr", "s")), replace(run, overrides=())):
         assert decode_run(run.run_id, encode_run(other)) == other
-    entry = LedgerEntry(2**64 - 1, "1", "train.x", 2**41, 7, b"digest", True)
+    entry = LedgerEntry(2**64 - 1, "1", "train.x", 2**41, 7, b"digest", True, 2**63 - 1)
     assert decode_entry(encode_entry(entry)) == entry
+    for uploader in (-1, 2**63, True, 1.0, b"1"):
+        with pytest.raises(FrameError):
+            decode_entry(encode_entry(entry._replace(uploader=uploader)))  # type: ignore[arg-type]
     for bad in (b"", b"\x01", pack([1]), pack(["a", 1.0, {"k": [1]}]), pack({}), b"\x02", *UNNAMED):
         with pytest.raises(FrameError):
             decode_run(5, bad)

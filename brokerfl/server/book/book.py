@@ -50,7 +50,7 @@ class Book:
 
     Args:
         snapshot: what the books in Redis hold: the messages in them are orphans.
-        state_name: the name of the state that the last commit saved, as a content.
+        state_key: what the state that the last commit saved is called in Redis, as a content.
         tell: is told of every step that a message takes; it must not call the book.
         clock: of Redis.
 
@@ -62,7 +62,7 @@ class Book:
     """
 
     def __init__(
-        self, snapshot: Snapshot, state_name: bytes, tell: Tell = lambda event: None, clock: Clock | None = None
+        self, snapshot: Snapshot, state_key: bytes, tell: Tell = lambda event: None, clock: Clock | None = None
     ) -> None:
         self._clock = clock or Clock()
         self._index = Index(tell)
@@ -73,7 +73,7 @@ class Book:
         self._groups = KnownGroups(snapshot.groups)
         self._needs: dict[bytes, int] = {}
         self._kept: Collection[bytes] = ()
-        self.state_name = state_name
+        self.state_key = state_key
         self.contacts = Contacts(snapshot.nodes, self._index)
         self._pushed, self._replied, self._sequence = snapshot.messages, snapshot.replies, 0
         self._under_way: _UnderWay | None = None
@@ -82,7 +82,7 @@ class Book:
             self._index.load(orphan)
             self._orphans.add(orphan)
             self._groups.add(entry.group_id)
-            count(self._needs, entry.digest, 1)
+            count(self._needs, entry.content_key, 1)
             self._sequence = entry.sequence
 
     def __contains__(self, message_id: str) -> bool:
@@ -131,10 +131,10 @@ class Book:
             self._sequence += 1
             return self._sequence
 
-    def keep(self, names: Collection[bytes]) -> None:
+    def keep(self, contents: Collection[bytes]) -> None:
         """Let no plan count these contents as idle: they are on their way, and what needs them is not accepted yet."""
         with self.lock:
-            self._kept = names
+            self._kept = contents
 
     def reserve(self, entry: LedgerEntry, now: float, *, exactly: bool = False) -> OpenMessage | None:
         """Return the orphan that a message adopts, and reserve it until `adopt` or `disown`: see `Orphans.reserve`."""
@@ -214,17 +214,17 @@ class Book:
             settled: messages whose replies the app has; they leave.
             cancelled: orphans, and what is unwanted; they leave.
             state: the ServerApp's, if it differs from what the last commit saved.
-            contents: the names of the contents that the run has in Redis.
+            contents: the large contents that the run has in Redis.
         """
         with self.lock:
-            gone, saved = (*settled, *cancelled), state.name if state else self.state_name
+            gone, saved = (*settled, *cancelled), state.key if state else self.state_key
             entered = {one.message.message_id: one.entry for one in sending}
             self._index.unsent = {one.message.message_id: one.message for one in sending if one.is_new}
             nodes = dict.fromkeys(one.entry.node_id for one in sending)
             self.contacts.reached.update(nodes)
             for message in self._index.unsent.values():  # by which a reply that is faster is judged
                 message.replace(entered[message.message_id])
-            contents = [name for name in contents if name != saved and name not in self._kept]
+            contents = [each for each in contents if each != saved and each not in self._kept]
             again = [message for message in settled if message.is_asked_again]
             change = Change(
                 entered=entered,
@@ -280,24 +280,24 @@ class Book:
                 self.answers.takes += len(cancelled)
                 self.changed.notify_all()
             if change.state is not None:
-                self.state_name = change.state.name
+                self.state_key = change.state.key
             self.discard()
             return Applied(vanished, refused, freed)
 
     def _accept(self, one: Sending) -> None:
         message, entry = one.message, one.entry
-        count(self._needs, entry.digest, 1)
+        count(self._needs, entry.content_key, 1)
         if one.is_new:
             self._index.note(message, message.accept(entry))
             self._index.enter(message)
         else:
-            count(self._needs, message.entry.digest, -1)
+            count(self._needs, message.entry.content_key, -1)
             message.replace(entry)
             self._send(message)
 
     def _leave(self, message: OpenMessage, step: Step) -> None:
         self._index.leave(message, step)
-        count(self._needs, message.entry.digest, -1)
+        count(self._needs, message.entry.content_key, -1)
 
     def _send(self, message: OpenMessage) -> None:
         if message.is_open:

@@ -38,10 +38,10 @@ def idle(
     """Return which of ``contents`` nothing needs when these messages are sent or gone; ``needs`` counts before that."""
     if not contents:
         return ()
-    more: Counter[bytes] = Counter(one.entry.digest for one in sending)
-    more.subtract(one.message.entry.digest for one in sending if not one.is_new)
-    more.subtract(message.entry.digest for message in gone)
-    return tuple(name for name in contents if needs.get(name, 0) + more[name] <= 0)
+    more: Counter[bytes] = Counter(one.entry.content_key for one in sending)
+    more.subtract(one.message.entry.content_key for one in sending if not one.is_new)
+    more.subtract(message.entry.content_key for message in gone)
+    return tuple(each for each in contents if needs.get(each, 0) + more[each] <= 0)
 
 
 class Places:
