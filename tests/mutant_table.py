@@ -186,15 +186,15 @@ TRANSACTIONS = (
     Mutant(
         "chunks that nobody needs stay",
         "broker/transactions.py",
-        "self._blobs.remove_chunks(pipe, change.idle)",
-        "None",
+        ", *self._blobs.remove_chunks(change.idle)",
+        "",
         "contract/test_content_freed",
     ),
     Mutant(
         "manifests of contents that nobody needs stay",
         "broker/transactions.py",
-        "self._blobs.remove_manifests(pipe, change.idle)",
-        "None",
+        "            self._blobs.remove_manifests(pipe)\n",
+        "",
         "contract/test_content_freed",
     ),
     Mutant(
@@ -221,15 +221,15 @@ TRANSACTIONS = (
     Mutant(
         "chunks that no content has stay after a comparison",
         "broker/transactions.py",
-        "            self._blobs.remove_strays(pipe)\n",
+        "*strays, ",
         "",
         "contract/test_content_restored contract/test_content_freed",
     ),
     Mutant(
         "a run that Redis forgot is not entered again",
         "broker/transactions.py",
-        "(*self.owner.expire_at_nodes(footprint.nodes), self.owner.entry)",
-        "self.owner.expire_at_nodes(footprint.nodes)",
+        ", self.owner.entry))",
+        "))",
         "contract/test_runs",
     ),
     Mutant(
@@ -437,8 +437,8 @@ STREAMS = (
     Mutant(
         "chunks that Redis forgot are not written again",
         "server/reconcile.py",
-        "            self._owner.fence.execute(self._transactions.rewrite(chunks))\n",
-        "",
+        "            self._blobs.write_again(chunks)\n",
+        "            list(chunks)\n",
         "contract/test_content_restored",
     ),
     Mutant(

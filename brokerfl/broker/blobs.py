@@ -5,8 +5,13 @@ Owns the strings `P:blob:R:c:{D}`, named by their uploader and the sha256 of the
 `manifest.uploaded_by` says. It must not know messages, or whether a content is needed.
 
 Only the ServerApp that owns the run writes and deletes blobs. On a Cluster a chunk is on another server than the owner
-key, so a deletion may come late, from a ServerApp that was fenced in the meantime. Therefore new messages use only
-chunks that their own ServerApp uploaded: what a former one deletes, they do not need.
+key, so neither can be fenced, and both may come late, from a ServerApp that was fenced in the meantime:
+
+    deletion   new messages use only chunks that their own ServerApp uploaded: what a former one deletes, they do not
+               need
+    upload     manifests come first, fenced; a chunk expires soon unless its uploader still owns the run after that
+
+A manifest stays for a while after its chunks were deleted: who has to delete them again finds them by it.
 """
 
 import threading
@@ -17,7 +22,8 @@ from dataclasses import dataclass
 from redis.client import Pipeline
 
 from brokerfl.broker.connection import Connection
-from brokerfl.broker.failure import found_or_none, map_errors
+from brokerfl.broker.echoes import Echo
+from brokerfl.broker.failure import found_or_none, map_errors, meaning
 from brokerfl.broker.keys import Keys, milliseconds
 from brokerfl.common import FrameError, MessageTooLarge
 from brokerfl.wire.manifest import Manifest, decode_manifest
@@ -27,6 +33,13 @@ from brokerfl.wire.payload import WINDOW, Payload
 #: Redis forgets what it acknowledged in the last second, or two if the disk is slow
 #: (https://redis.io/docs/latest/operate/oss_and_stack/management/persistence/).
 KEEP_UPLOADED = 5.0
+
+#: Seconds that a chunk lives until its uploader is seen to own the run still.
+TRIAL = 600.0
+
+#: Seconds that the manifest of deleted chunks stays: a Redis that is killed, or a replica that takes its place, may
+#: forget their deletion for as long as `KEEP_UPLOADED` says.
+_KEEP_MANIFEST = KEEP_UPLOADED
 
 
 def read_blobs(connection: Connection, run_id: int, chunks: Iterable[bytes]) -> Iterator[bytes | None]:
@@ -44,17 +57,16 @@ def chunks_of(connection: Connection, run_id: int) -> set[bytes]:
     return {chunk for manifest in _readable(found) for chunk in manifest.chunks}
 
 
-def remove_blobs(pipe: Pipeline, keys: Keys, run_id: int, chunks: Iterable[bytes]) -> None:
-    """Put the deletion of chunks into ``pipe``."""
+def remove_blobs(keys: Keys, run_id: int, chunks: Iterable[bytes]) -> tuple[Echo, ...]:
+    """Return the deletion of chunks."""
     names = [keys.blob(run_id, chunk) for chunk in chunks]
-    if names:
-        pipe.unlink(*names)
+    return tuple((name, lambda pipe, name=name: pipe.unlink(name)) for name in names)
 
 
-def expire_blobs(pipe: Pipeline, keys: Keys, run_id: int, chunks: Iterable[bytes], retention: float) -> None:
-    """Put the lifetime of chunks, in seconds, into ``pipe``. Each result says whether the chunk is there."""
-    for chunk in chunks:
-        pipe.pexpire(keys.blob(run_id, chunk), milliseconds(retention))
+def expire_blobs(keys: Keys, run_id: int, chunks: Iterable[bytes], retention: float) -> tuple[Echo, ...]:
+    """Return the lifetime of chunks, in seconds."""
+    names = [keys.blob(run_id, chunk) for chunk in chunks]
+    return tuple((name, lambda pipe, name=name: pipe.pexpire(name, milliseconds(retention))) for name in names)
 
 
 def _readable(found: Iterable[bytes]) -> Iterator[Manifest]:
@@ -102,6 +114,8 @@ class Blobs:
         self._present: set[bytes] = set()
         self._strays: set[bytes] = set()
         self._held: dict[bytes, tuple[memoryview, float]] = {}
+        self._leaving: dict[bytes, tuple[Manifest, float]] = {}
+        self._dropping: list[bytes] = []
 
     def load(self) -> None:
         """Take over what a former ServerApp left, for a resumed run."""
@@ -115,12 +129,13 @@ class Blobs:
     def _look(self, chunks: Collection[bytes]) -> set[bytes]:
         """Return which of these chunks Redis has, and renew their lifetimes."""
         with map_errors(self._connection.url), self._connection.redis.pipeline(transaction=False) as pipe:
-            expire_blobs(pipe, self._connection.keys, self._run_id, chunks, self._retention)
+            for chunk in chunks:
+                pipe.pexpire(self._connection.keys.blob(self._run_id, chunk), milliseconds(self._retention))
             answers = pipe.execute() if chunks else []
         return {chunk for chunk, answer in zip(chunks, answers, strict=True) if answer}
 
     def chunks(self) -> list[bytes]:
-        """Return the chunks that the run may have in Redis."""
+        """Return the chunks that the run may have in Redis, besides those that were deleted."""
         with self._counting:
             return list(self._users)
 
@@ -168,7 +183,7 @@ class Blobs:
             )
 
     def _enter(self, manifest: Manifest) -> _Broadcast:
-        found = self._broadcasts[manifest.key] = _Broadcast(manifest)
+        found = self._broadcasts[manifest.key] = _Broadcast(manifest, self._leaving.pop(manifest.key, None) is not None)
         with self._counting:
             for chunk, size in manifest.chunk_sizes().items():
                 if chunk not in self._users:
@@ -176,28 +191,43 @@ class Blobs:
                 self._users[chunk] = self._users.get(chunk, 0) + 1
         return found
 
-    def write_manifest(self, pipe: Pipeline, manifest: Manifest) -> None:
-        """Put the manifest by which the chunks are found again into ``pipe``, where Redis lacks it."""
-        if not self._broadcasts[manifest.key].is_noted:
-            self._write(pipe, {manifest.key: manifest.encoded})
+    def is_noted(self, manifest: Manifest) -> bool:
+        """Return whether Redis has the manifest by which the chunks are found again."""
+        return self._broadcasts[manifest.key].is_noted
 
-    def write_chunks(self, pipe: Pipeline, payload: Payload, indices: Iterable[int]) -> None:
-        """Put some chunks of a content into ``pipe``."""
-        for index in indices:
-            self._set(pipe, payload.manifest.chunks[index], payload.chunk(index))
+    def write_manifest(self, pipe: Pipeline, manifest: Manifest) -> None:
+        """Put the manifest into ``pipe``."""
+        self._write(pipe, {manifest.key: manifest.encoded})
+
+    def noted(self, manifest: Manifest) -> None:
+        """Redis has this manifest."""
+        self._broadcasts[manifest.key].is_noted = True
+
+    def bring(self, payload: Payload, indices: Iterable[int]) -> None:
+        """Write some chunks of a content, whose manifest Redis has.
+
+        Raises:
+            RedisUnreachable, RedisOutOfMemory, RedisAuthError: Redis may have some of them.
+        """
+        self._set({payload.manifest.chunks[index]: payload.chunk(index) for index in indices}, TRIAL)
 
     def _write(self, pipe: Pipeline, manifests: Mapping[bytes, bytes]) -> None:
         key = self._connection.keys.blobs(self._run_id)
         pipe.hset(key, mapping=manifests)  # type: ignore[arg-type]
         pipe.pexpire(key, milliseconds(self._retention))
 
-    def _set(self, pipe: Pipeline, chunk: bytes, data: memoryview) -> None:
-        key = self._connection.keys.blob(self._run_id, chunk)
-        pipe.set(key, data, px=milliseconds(self._retention))
+    def _set(self, chunks: Mapping[bytes, memoryview], lives: float) -> None:
+        keys, run_id, px = self._connection.keys, self._run_id, milliseconds(min(lives, self._retention))
+        with map_errors(self._connection.url):
+            answers = self._connection.sockets.exchange(
+                [("SET", keys.blob(run_id, chunk), data, "PX", px) for chunk, data in chunks.items()]
+            )
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise meaning(answer, self._connection.url)
 
     def uploaded(self, payload: Payload, indices: Iterable[int]) -> None:
         """These chunks are in Redis. As long as a killed Redis might forget them, hold them in memory, too."""
-        self._broadcasts[payload.manifest.key].is_noted = True
         for index in indices:
             chunk = payload.manifest.chunks[index]
             self._present.add(chunk)
@@ -212,14 +242,22 @@ class Blobs:
 
     # Deleting.
 
-    def remove_manifests(self, pipe: Pipeline, contents: Collection[bytes]) -> None:
-        """Put the deletion of manifests into ``pipe``."""
-        if contents:
-            pipe.hdel(self._connection.keys.blobs(self._run_id), *contents)
+    def remove_manifests(self, pipe: Pipeline) -> None:
+        """Put into ``pipe`` the deletion of the manifests whose chunks were deleted long enough ago."""
+        now = time.monotonic()
+        self._dropping = [content for content, (_, since) in self._leaving.items() if now - since > _KEEP_MANIFEST]
+        if self._dropping:
+            pipe.hdel(self._connection.keys.blobs(self._run_id), *self._dropping)
 
-    def remove_chunks(self, pipe: Pipeline, contents: Iterable[bytes]) -> None:
-        """Put into ``pipe`` the deletion of the chunks that only these contents have."""
-        remove_blobs(pipe, self._connection.keys, self._run_id, self._only_in(contents))
+    def dropped(self) -> None:
+        """These manifests are not in Redis any more."""
+        for content in self._dropping:
+            self._leaving.pop(content, None)
+        self._dropping = []
+
+    def remove_chunks(self, contents: Iterable[bytes]) -> tuple[Echo, ...]:
+        """Return the deletion of the chunks that only these contents have."""
+        return remove_blobs(self._connection.keys, self._run_id, self._only_in(contents))
 
     def _only_in(self, contents: Iterable[bytes]) -> list[bytes]:
         counts: dict[bytes, int] = {}
@@ -229,10 +267,12 @@ class Blobs:
         return [chunk for chunk, count in counts.items() if count == self._users[chunk]]
 
     def removed(self, contents: Iterable[bytes]) -> None:
-        """These contents are not in Redis any more."""
+        """Nothing needs these contents any more, and their chunks are deleted."""
         with self._counting:
             for content in contents:
-                for chunk, size in self._broadcasts.pop(content).manifest.chunk_sizes().items():
+                manifest = self._broadcasts.pop(content).manifest
+                self._leaving[content] = manifest, time.monotonic()
+                for chunk, size in manifest.chunk_sizes().items():
                     self._users[chunk] -= 1
                     if not self._users[chunk]:
                         del self._users[chunk]
@@ -248,18 +288,18 @@ class Blobs:
         self._present = self._look(self.chunks())
 
     def forgotten(self) -> Iterator[list[bytes]]:
-        """Yield the chunks that `look` did not find and that are at hand, divided for `write_chunks_again`."""
+        """Yield the chunks that `look` did not find and that are at hand, divided for `write_again`."""
         again = [chunk for chunk in self._held if chunk not in self._present and chunk in self._users]
         for at in range(0, len(again), WINDOW):
             yield again[at : at + WINDOW]
 
-    def write_chunks_again(self, pipe: Pipeline, chunks: Iterable[bytes]) -> None:
-        """Put chunks that Redis forgot into ``pipe``."""
-        for chunk in chunks:
-            self._set(pipe, chunk, self._held[chunk][0])
+    def write_again(self, chunks: Collection[bytes]) -> None:
+        """Write chunks that Redis forgot.
 
-    def written_again(self, chunks: Iterable[bytes]) -> None:
-        """Redis has these chunks again."""
+        Raises:
+            RedisUnreachable, RedisOutOfMemory, RedisAuthError: Redis may have some of them.
+        """
+        self._set({chunk: self._held[chunk][0] for chunk in chunks}, self._retention)
         for chunk in chunks:
             self._present.add(chunk)
             self._held[chunk] = self._held[chunk][0], time.monotonic()
@@ -267,9 +307,12 @@ class Blobs:
     def write_manifests_again(self, pipe: Pipeline) -> None:
         """Put all manifests into ``pipe``: Redis may have forgotten them, or that some were deleted."""
         pipe.unlink(self._connection.keys.blobs(self._run_id))
-        if self._broadcasts:
-            self._write(pipe, {content: found.manifest.encoded for content, found in self._broadcasts.items()})
+        manifests = {content: found.manifest for content, found in self._broadcasts.items()}
+        manifests |= {content: manifest for content, (manifest, _) in self._leaving.items()}
+        if manifests:
+            self._write(pipe, {content: manifest.encoded for content, manifest in manifests.items()})
 
-    def remove_strays(self, pipe: Pipeline) -> None:
-        """Put the deletion of the chunks into ``pipe`` that `look` found and no content has."""
-        remove_blobs(pipe, self._connection.keys, self._run_id, self._strays)
+    def remove_strays(self) -> tuple[Echo, ...]:
+        """Return the deletion of the chunks that Redis may have and no content has."""
+        leaving = {chunk for manifest, _ in self._leaving.values() for chunk in manifest.chunks}
+        return remove_blobs(self._connection.keys, self._run_id, (self._strays | leaving) - self._users.keys())

@@ -14,6 +14,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 
+import tenacity
 from redis.client import Pipeline
 
 from brokerfl.broker.blobs import chunks_of, remove_blobs
@@ -68,32 +69,54 @@ def close(connection: Connection, run_id: int, footprint: Footprint, *, stopped:
         if not stopped:
             note_ending(pipe, keys, run_id)
 
-    def own(pipe: Pipeline) -> None:
-        remove_blobs(pipe, keys, run_id, footprint.chunks)
-
-    return Transaction("close", run, own, leave_nodes(keys, run_id, footprint.nodes), frees=True)
+    echoes = (*leave_nodes(keys, run_id, footprint.nodes), *remove_blobs(keys, run_id, footprint.chunks))
+    return Transaction("close", run, echoes, frees=True)
 
 
-def delete(connection: Connection, run_id: int, counter: int, *, stopped: bool) -> Transaction:
-    """Return what ends a run that is closed.
+def tombstone_of(connection: Connection, counter: int, *, stopped: bool) -> Ownership:
+    """Return what says that a run has ended now.
 
     Args:
         connection: to its Redis.
-        run_id: the run.
         counter: that of its last owner.
         stopped: somebody stopped it.
     """
-    keys = connection.keys
     ended_at = milliseconds(connection.clock.time() + connection.clock.skew)
-    tombstone = Ownership(counter, STOPPED if stopped else ENDED, ended_at)
+    return Ownership(counter, STOPPED if stopped else ENDED, ended_at)
+
+
+def delete(connection: Connection, run_id: int, tombstone: Ownership) -> Transaction:
+    """Return what ends a run that is closed. Answers whether there was room for the tombstone."""
+    keys = connection.keys
 
     def run(pipe: Pipeline) -> None:
         pipe.unlink(keys.run_lease(run_id), *keys.of_run(run_id)[:-1])
-        # It takes memory, for which what went before has made room.
         pipe.set(keys.owner(run_id), str(tombstone), px=milliseconds(MOST_RETENTION))
 
     mark = (keys.runs, lambda pipe: mark_as_ended(pipe, keys, run_id, tombstone))
-    return Transaction("delete", run, echoes=(mark,), frees=True, ends=True)
+    return Transaction("delete", run, (mark,), answers=1, frees=True, ends=True)
+
+
+def bury(connection: Connection, run_id: int, tombstone: Ownership) -> None:
+    """Write a tombstone for which there was no room: what was deleted may make some. If not, leave nothing."""
+    owner, redis = connection.keys.owner(run_id), connection.redis
+
+    def write() -> None:
+        with map_errors(connection.url):
+            redis.set(owner, str(tombstone), px=milliseconds(MOST_RETENTION))
+
+    retrying = tenacity.Retrying(
+        wait=tenacity.wait_random_exponential(multiplier=0.05, max=0.5),
+        stop=tenacity.stop_after_delay(1.0),
+        retry=tenacity.retry_if_exception_type(RedisOutOfMemory),
+        sleep=time.sleep,
+        reraise=True,
+    )
+    try:
+        retrying(write)
+    except RedisOutOfMemory:
+        with map_errors(connection.url):
+            redis.unlink(owner)
 
 
 def finish(connection: Connection, run_id: int, fence: Fence, *, stopped: bool) -> None:
@@ -103,7 +126,10 @@ def finish(connection: Connection, run_id: int, fence: Fence, *, stopped: bool) 
         RunStopped, RunFenced, RunLost, RedisForgot, RedisUnreachable: somebody else does that, or it is to be repeated.
     """
     fence.execute(close(connection, run_id, read_footprint(connection, run_id), stopped=stopped))
-    fence.execute(delete(connection, run_id, fence.counter, stopped=stopped))
+    tombstone = tombstone_of(connection, fence.counter, stopped=stopped)
+    [answer] = fence.execute(delete(connection, run_id, tombstone))
+    if isinstance(answer, Exception):
+        bury(connection, run_id, tombstone)
 
 
 def read_run(connection: Connection, run_id: int) -> Run:
@@ -149,13 +175,15 @@ def _stop_unfenced(connection: Connection, run_id: int) -> None:
         owner = connection.redis.get(connection.keys.owner(run_id))
     counter = ownership_in(owner).counter if owner else 0
     closing = close(connection, run_id, read_footprint(connection, run_id), stopped=True)
-    deletion = delete(connection, run_id, counter, stopped=True)
+    tombstone = tombstone_of(connection, counter, stopped=True)
+    deletion = delete(connection, run_id, tombstone)
     with map_errors(connection.url), connection.redis.pipeline(transaction=False) as pipe:
         for transaction in (closing, deletion):
-            transaction.build(pipe)
+            transaction.run(pipe)
             for _, build in transaction.echoes:
                 build(pipe)
         pipe.execute(raise_on_error=False)
+    bury(connection, run_id, tombstone)
 
 
 def _await_release(connection: Connection, run_id: int, patience: float) -> None:

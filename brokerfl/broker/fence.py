@@ -91,7 +91,6 @@ class Transaction:
     Attributes:
         name: what it does.
         run: what is done in the run's slot; that decides.
-        own: what is done to chunks in the same MULTI.
         echoes: what follows in other slots: see `echoes`.
         answers: of how many commands in the run's slot, the last ones, the results are wanted.
         frees: the commands only read and delete. A full Redis 7.0 refuses even those inside a MULTI, so they are then
@@ -101,16 +100,10 @@ class Transaction:
 
     name: str
     run: Build = _nothing
-    own: Build = _nothing
     echoes: Sequence[Echo] = ()
     answers: int = 0
     frees: bool = False
     ends: bool = False
-
-    def build(self, pipe: Pipeline) -> None:
-        """Put all commands of the MULTI into ``pipe``."""
-        self.own(pipe)
-        self.run(pipe)
 
 
 class RedisForgot(Exception):  # noqa: N818  (it says what Redis did)
@@ -136,7 +129,7 @@ class Fence:
         self._key = connection.keys.owner(run_id)
         self._owner = Ownership(counter, token)
         self._sequence = 0
-        self._lives = milliseconds(retention)
+        self._retention = retention
         self._lock = threading.RLock()
         self._watch = (("WATCH", self._key), ("GET", self._key))
         self._socket: Any = None
@@ -188,7 +181,7 @@ class Fence:
         try:
             return self._execute(transaction, reclaims, counts=False)
         except RedisOutOfMemory:
-            return self._execute_outside(transaction.build)
+            return self._execute_outside(transaction.run)
 
     def _execute(self, transaction: Transaction, reclaims: bool, *, counts: bool = True) -> list[Any]:
         """Execute the MULTI; it ``counts`` where that is possible: a full Redis refuses a SET."""
@@ -197,13 +190,13 @@ class Fence:
                 while True:
                     if self._is_forgotten(self._watched(), reclaims):
                         counts = True
-                    pipe = self._connection.sockets.pipe()
+                    pipe, lives = self._connection.sockets.pipe(), milliseconds(self._retention)
                     following = self._owner._replace(sequence=self._sequence + 1)
                     if counts:
-                        pipe.set(self._key, str(following), px=self._lives)
+                        pipe.set(self._key, str(following), px=lives)
                     else:
-                        pipe.pexpire(self._key, self._lives)
-                    transaction.build(pipe)
+                        pipe.pexpire(self._key, lives)
+                    transaction.run(pipe)
                     results = self._transact(commands_of(pipe), () if transaction.ends else self._watch)
                     if results is not None:
                         if counts:

@@ -221,17 +221,14 @@ class Owner:
         for node_id in node_ids:
             expire_streams(pipe, self.connection.keys, node_id, self.run.run_id, self.retention)
 
-    def expire_at_nodes(self, node_ids: Iterable[int]) -> tuple[Echo, ...]:
-        """Return the lifetimes of what the run has in the slots of these nodes."""
-        keys, run_id = self.connection.keys, self.run.run_id
-        return tuple(
-            (keys.ctl(node), lambda pipe, node=node: expire_at_node(pipe, keys, node, run_id, self.retention))
-            for node in node_ids
+    def expire_elsewhere(self, footprint: Footprint) -> tuple[Echo, ...]:
+        """Return the lifetimes of what the run has outside its own slot."""
+        keys, run_id, retention = self.connection.keys, self.run.run_id, self.retention
+        at_nodes = (
+            (keys.ctl(node), lambda pipe, node=node: expire_at_node(pipe, keys, node, run_id, retention))
+            for node in footprint.nodes
         )
-
-    def expire_chunks(self, pipe: Pipeline, chunks: Iterable[bytes]) -> None:
-        """Put into ``pipe`` the lifetimes of chunks."""
-        expire_blobs(pipe, self.connection.keys, self.run.run_id, chunks, self.retention)
+        return *at_nodes, *expire_blobs(keys, run_id, footprint.chunks, retention)
 
     def renew(self, footprint: Callable[[], Footprint]) -> None:
         """Renew the lease and, every quarter of the retention time, the lifetimes; look at the clock.
@@ -255,9 +252,8 @@ class Owner:
         with map_errors(self.connection.url), self.connection.redis.pipeline(transaction=False) as pipe:
             self.expire(pipe)
             self.expire_streams(pipe, footprint.nodes)
-            self.expire_chunks(pipe, footprint.chunks)
             pipe.execute(raise_on_error=False)
-        send_echoes(self.connection, self.expire_at_nodes(footprint.nodes))
+        send_echoes(self.connection, self.expire_elsewhere(footprint))
         self._renewed = time.monotonic()
 
     def is_outlived(self) -> bool:

@@ -8,7 +8,7 @@ slots (`echoes`). It must not know what a message's state is, or what became of 
     take over    owner, lease                              -                                   `owner.resume_run`
     renew        lease, if it has lapsed                   -                                   `owner.Owner.renew`
     seal         owner: what is on its way has no effect   -                                   `fence.Fence.seal`
-    upload       manifest                                  chunks                              `Transactions`
+    upload       manifest                                  chunks                              `Transactions`, `blobs`
     commit       books, context, manifests, new streams,   unneeded chunks, contact of new nodes
                  cancelled messages out, messages in
     send         books: nodes; strays out, new streams,    contact of the messages' nodes
@@ -18,7 +18,6 @@ slots (`echoes`). It must not know what a message's state is, or what became of 
                  gone for good
     verdict      messages out, one look into outboxes      -
     restore      owner, books, context, manifests, bell    lifetimes, index
-    rewrite      -                                         chunks that Redis forgot
     close        status; all streams and the ledger go     everything at nodes, chunks         `ending`
     delete       everything goes; a tombstone              index                               `ending`
     stop         owner, status, a ring                     -                                   `ending.stop_run`
@@ -40,13 +39,22 @@ from brokerfl.broker.books import Change, Parcel, Snapshot
 from brokerfl.broker.context import SavedContext
 from brokerfl.broker.data import Settled, remove_chunks, trim_data
 from brokerfl.broker.echoes import Echo, send_echoes
-from brokerfl.broker.ending import Footprint, close, delete, leave_nodes, read_footprint, remove_streams
-from brokerfl.broker.fence import Transaction
+from brokerfl.broker.ending import (
+    Footprint,
+    bury,
+    close,
+    delete,
+    leave_nodes,
+    read_footprint,
+    remove_streams,
+    tombstone_of,
+)
+from brokerfl.broker.fence import Ownership, Transaction
 from brokerfl.broker.inbox import add_message, contact, open_streams, remove_message
 from brokerfl.broker.keys import milliseconds
 from brokerfl.broker.outbox import Outboxes, remove_replies
 from brokerfl.broker.owner import Owner
-from brokerfl.wire.payload import Payload
+from brokerfl.wire.manifest import Manifest
 from brokerfl.wire.run import encode_run
 
 
@@ -77,7 +85,7 @@ class Transactions:
             self.owner.books.change(pipe, change)
             if change.state is not None:
                 self._context.write(pipe, change.state)
-            self._blobs.remove_manifests(pipe, change.idle)  # by which chunks are found
+            self._blobs.remove_manifests(pipe)
             self._take_back(pipe, change.recalled)
             self._take_back(pipe, change.parcels)
             self._deliver(pipe, change.parcels, change.contacted)
@@ -85,8 +93,7 @@ class Transactions:
         return Transaction(
             "commit",
             run,
-            lambda pipe: self._blobs.remove_chunks(pipe, change.idle),
-            (*self._contacts(change.contacted), *self._trims(change)),
+            (*self._contacts(change.contacted), *self._trims(change), *self._blobs.remove_chunks(change.idle)),
             answers=len(change.parcels),
             frees=change.frees,
         )
@@ -163,13 +170,9 @@ class Transactions:
         for parcel in parcels:
             add_message(pipe, self._keys, parcel.node_id, self._run_id, parcel.fields)
 
-    def upload(self, payload: Payload, indices: Sequence[int]) -> Transaction:
-        """Bring some chunks of a content to Redis, the first ones with its manifest."""
-        return Transaction(
-            "upload",
-            lambda pipe: self._blobs.write_manifest(pipe, payload.manifest),
-            lambda pipe: self._blobs.write_chunks(pipe, payload, indices),
-        )
+    def upload(self, manifest: Manifest) -> Transaction:
+        """Note a content whose chunks are brought to Redis next."""
+        return Transaction("upload", lambda pipe: self._blobs.write_manifest(pipe, manifest))
 
     def restore(self, snapshot: Snapshot, footprint: Footprint) -> Transaction:
         """Write again what the run has in its slot as this process remembers it, with the lifetimes of all its keys."""
@@ -180,15 +183,8 @@ class Transactions:
             self.owner.write(pipe, snapshot)
             self.owner.expire_streams(pipe, footprint.nodes)
 
-        def own(pipe: Pipeline) -> None:
-            self._blobs.remove_strays(pipe)
-            self.owner.expire_chunks(pipe, footprint.chunks)
-
-        return Transaction("restore", run, own, (*self.owner.expire_at_nodes(footprint.nodes), self.owner.entry))
-
-    def rewrite(self, chunks: Sequence[bytes]) -> Transaction:
-        """Write chunks again that Redis forgot."""
-        return Transaction("rewrite", own=lambda pipe: self._blobs.write_chunks_again(pipe, chunks))
+        strays = self._blobs.remove_strays()
+        return Transaction("restore", run, (*self.owner.expire_elsewhere(footprint), *strays, self.owner.entry))
 
     def close(self, footprint: Footprint) -> Transaction:
         """Begin the end of the run."""
@@ -199,8 +195,16 @@ class Transactions:
         return self.close(footprint | read_footprint(self._connection, self._run_id))
 
     def delete(self) -> Transaction:
-        """End the run, which is closed."""
-        return delete(self._connection, self._run_id, self.owner.fence.counter, stopped=False)
+        """End the run, which is closed. Answers whether there was room for the tombstone."""
+        return delete(self._connection, self._run_id, self._tombstone)
+
+    def bury(self) -> None:
+        """There was no room for the tombstone: make some, or do without."""
+        bury(self._connection, self._run_id, self._tombstone)
+
+    @property
+    def _tombstone(self) -> Ownership:
+        return tombstone_of(self._connection, self.owner.fence.counter, stopped=False)
 
     def dropping(self, dropped: Sequence[Settled], transaction: Transaction) -> Transaction:
         """The same, after the deletion of replies that matched nothing: only the run's owner may do that."""
@@ -220,3 +224,4 @@ class Transactions:
         if change.state is not None:
             self._context.saved(change.state)
         self._blobs.removed(change.idle)
+        self._blobs.dropped()

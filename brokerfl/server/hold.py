@@ -160,6 +160,7 @@ class Hold:
         with self.session.writing:  # so that no other thread compares in between
             self.session.transact(partial(self.session.transactions.close, footprint), is_closed, frees=True)
             self._delete(footprint)
+            self.owner.fence.close()
             self._is_closed = True
         self.waits.end(RunStopped(f"run {self.run.run_id} has ended"))
 
@@ -168,9 +169,12 @@ class Hold:
         transactions, is_deleted = self.session.transactions, partial(has_ended, self.owner.connection, self.run.run_id)
         again = partial(transactions.close_again, footprint)
         with suppress(RunError):
-            self.session.transact(transactions.delete, is_deleted, frees=True, instead=again)
-            while self.session.is_stale:  # Redis may have forgotten that it was executed
-                self.session.transact(transactions.delete, is_deleted, frees=True, instead=again)
+            is_left = True
+            while is_left:
+                answers = self.session.transact(transactions.delete, is_deleted, frees=True, instead=again)
+                is_left = self.session.is_stale  # Redis may have forgotten that it was executed
+            if answers and isinstance(answers[0], Exception):
+                self.session.through_outage(transactions.bury)
 
     def abandon(self) -> None:
         """From now on, every wait in any thread raises RunStopped. Call `detach` next."""

@@ -59,8 +59,7 @@ class Reconciler:
         footprint = Footprint(snapshot.nodes, self._blobs.chunks())
         self._owner.fence.execute(self._transactions.restore(snapshot, footprint), reclaims=True)
         for chunks in self._blobs.forgotten():  # before any message that needs them is sent again
-            self._owner.fence.execute(self._transactions.rewrite(chunks))
-            self._blobs.written_again(chunks)
+            self._blobs.write_again(chunks)
         if has_forgotten:
             log(INFO, "Redis had lost its last writes; run %s was restored", self._run_id)
 

@@ -3,11 +3,12 @@
 Owns that exactly what Redis lacks of a content is sent. It must not know messages, or who needs a content.
 """
 
+import time
 from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
-from brokerfl.broker.blobs import Blobs
+from brokerfl.broker.blobs import TRIAL, Blobs
 from brokerfl.common import RedisOutOfMemory
 from brokerfl.server.session import Session
 from brokerfl.wire.manifest import Manifest
@@ -23,6 +24,7 @@ class Uploader:
     def __init__(self, session: Session, blobs: Blobs) -> None:
         self._session = session
         self._blobs = blobs
+        self._uploaded = False  # since the owner was looked at
 
     def upload(self, content: EncodedContent, *, patient: bool = True) -> None:
         """Upload the chunks of a large content that Redis lacks; if ``patient``, wait for room.
@@ -39,8 +41,11 @@ class Uploader:
             windows = persist(lambda: self._lacking(payload))
             if not windows:
                 return
+            until = time.monotonic() + TRIAL / 2
             for window in windows:
                 persist(partial(self._upload_window, payload, window))
+                if time.monotonic() > until:  # a slow link: those that are there are to stay
+                    break
         raise RedisOutOfMemory(
             "Redis evicts chunks as soon as it stores them: give it more memory, and set maxmemory-policy to noeviction"
         )
@@ -48,6 +53,9 @@ class Uploader:
     def _lacking(self, payload: Payload) -> list[list[int]]:
         def ask() -> list[list[int]]:
             self._session.reconcile()  # only then is it known what Redis lacks
+            if self._uploaded:  # what this process wrote stays only if it still owns the run
+                self._session.transactions.owner.fence.look()
+                self._uploaded = False
             return self._blobs.enter(payload)
 
         with self._session.writing:
@@ -55,7 +63,11 @@ class Uploader:
 
     def _upload_window(self, payload: Payload, window: list[int]) -> None:
         with self._session.writing:
-            self._session.transact(lambda: self._session.transactions.upload(payload, window))
+            if not self._blobs.is_noted(payload.manifest):
+                self._session.transact(lambda: self._session.transactions.upload(payload.manifest))
+                self._blobs.noted(payload.manifest)
+            self._uploaded = True
+            self._session.through_outage(lambda: self._blobs.bring(payload, window))
             self._blobs.uploaded(payload, window)
             if not self._session.is_stale:  # here, for heartbeat and sweep skip it while a long upload is writing
                 self._blobs.release()

@@ -21,22 +21,26 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The keys of the chunks that were put into pipelines to be set."""
-    return _chunks_in_pipelines(monkeypatch, "SET")
+    """The keys of the chunks that were sent."""
+    keys: list[str] = []
+    talk = Sockets.talk
+
+    def spy(sockets: Sockets, socket: Any, commands: Any) -> Any:
+        keys.extend(command[1] for command in commands if command[0] == "SET" and ":blob:" in command[1])
+        return talk(sockets, socket, commands)
+
+    monkeypatch.setattr(Sockets, "talk", spy)
+    return keys
 
 
 @pytest.fixture
 def deleted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The keys of the chunks that were put into pipelines to be deleted."""
-    return _chunks_in_pipelines(monkeypatch, "UNLINK")
-
-
-def _chunks_in_pipelines(monkeypatch: pytest.MonkeyPatch, name: str) -> list[str]:
     keys: list[str] = []
     execute = Pipeline.execute_command
 
     def spy(pipe: Pipeline, *command: Any, **options: Any) -> Any:
-        if command[0] == name:
+        if command[0] == "UNLINK":
             keys.extend(key for key in command[1:] if isinstance(key, str) and ":blob:" in key)
         return execute(pipe, *command, **options)
 

@@ -2,9 +2,10 @@
 
 import pytest
 
+from brokerfl.broker import blobs
 from brokerfl.broker.ending import stop_run
 from brokerfl.broker.nodes import Registration
-from brokerfl.common import Array, ParametersRecord
+from brokerfl.common import Array, MetricsRecord, ParametersRecord
 from brokerfl.server import Driver
 from tests.apps import Seen, driving, federation, number, number_in
 from tests.conftest import Backend, check_keys, keys_of
@@ -166,3 +167,19 @@ def test_what_a_push_is_uploading_is_not_freed_by_a_settle(
         after_uploads(driver, monkeypatch, lambda: driver.settle(reply))
         to_all(driver, [node], model(layer(1)))
         assert len(sent) == len(set(sent)) > 1
+
+
+def test_manifests_leave_some_seconds_after_their_chunks(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Redis that forgets the deletion of chunks still says which they are; a content that comes back is uploaded."""
+    with federation(backend, nodes=1) as nodes, driving(backend) as driver:
+        node, manifests = nodes.nodes[0].node_id, driver.connection.keys.blobs(driver.run.run_id)
+        to_all(driver, [node], model(layer(1)), "1")
+        to_all(driver, [node], model(layer(2)), "2")
+        assert backend.admin.hlen(manifests) == 2
+        to_all(driver, [node], model(layer(1)), "3")
+        assert chunks_in(backend) == chunks_of(driver, model(layer(1)))
+        monkeypatch.setattr(blobs, "_KEEP_MANIFEST", 0.0)
+        driver.checkpoint()
+        driver.context.state.metrics_records["m"] = MetricsRecord({"n": 1})
+        driver.checkpoint()
+        assert backend.admin.hlen(manifests) <= 1

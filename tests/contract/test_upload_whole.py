@@ -8,7 +8,19 @@ from brokerfl.common import RedisOutOfMemory
 from brokerfl.server import session
 from tests.apps import driving, eventually, federation, number
 from tests.conftest import Backend
-from tests.stage import CHUNK, before_transactions, chunks_in, fill, layer, layers_in, model, silent, to_all
+from tests.stage import (
+    CHUNK,
+    after_uploads,
+    before_transactions,
+    before_windows,
+    chunks_in,
+    fill,
+    layer,
+    layers_in,
+    model,
+    silent,
+    to_all,
+)
 
 #: TLS changes nothing here; test_messages.py has it.
 WITHOUT = ("redis-tls",)
@@ -26,14 +38,20 @@ def test_a_full_redis_during_the_upload_pushes_nothing(backend: Backend, monkeyp
         keys, run = driver.connection.keys, driver.run.run_id
         before = backend.admin.hgetall(keys.ledger(run))
         message = driver.create_message(content, "train", node, "2")
+        left = [1]
+
+        def full() -> None:
+            left[0] -= 1
+            if left[0] < 0:
+                raise RedisOutOfMemory("full")
+
         with monkeypatch.context() as patch:
-            fill(driver, patch, executions=1)
+            before_windows(patch, full)
             with pytest.raises(RedisOutOfMemory):
                 driver.push_messages([message])
         assert backend.admin.hgetall(keys.ledger(run)) == before
         assert backend.admin.xlen(keys.inbox(node, run)) == 0
         assert chunks_in(backend) == set()
-        assert not backend.admin.exists(keys.blobs(run))
         [reply] = driver.send_and_receive([message])
         assert layers_in(reply.content) == layers_in(content)
 
@@ -68,7 +86,8 @@ def test_a_full_redis_that_has_room_in_time_is_only_slow(
             if window < calls[0] <= window + 2:
                 raise RedisOutOfMemory("full")
 
-        before_transactions(driver, monkeypatch, refuse)
+        before_windows(monkeypatch, refuse)
+        after_uploads(driver, monkeypatch, lambda: before_transactions(driver, monkeypatch, refuse))
         [reply] = driver.send_and_receive([message])
         assert layers_in(reply.content) == layers_in(content)
         assert calls[0] >= 6

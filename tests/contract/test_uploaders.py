@@ -5,7 +5,7 @@ On a Cluster a chunk is on another server than the owner key, so its deletion ca
 
 import pytest
 
-from brokerfl.broker.runs import stop_run
+from brokerfl.broker.ending import stop_run
 from brokerfl.server import Driver
 from brokerfl.wire.frame import MANIFEST
 from brokerfl.wire.manifest import decode_manifest

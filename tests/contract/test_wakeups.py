@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from brokerfl.broker import inbox, runs
+from brokerfl.broker import ending, inbox
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.ending import stop_run
 from brokerfl.broker.inbox import ring_doorbell
@@ -176,7 +176,7 @@ def test_the_ring_of_a_stop_keeps_the_bell_short(backend: Backend, monkeypatch: 
     def look(connection: Connection, *_: object) -> None:
         lengths.append(backend.admin.xlen(bell))
 
-    monkeypatch.setattr(runs, "_await_release", look)
+    monkeypatch.setattr(ending, "_await_release", look)
     overfilled(backend, bell)
     stop_run(backend.connect(), driver.run.run_id)
     driver.detach()
