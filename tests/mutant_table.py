@@ -2133,8 +2133,8 @@ MUTANTS = (
     Mutant(
         "who takes a run over that is ending spoils its end",
         "server/hold.py",
-        "with suppress(RunError):\n            self.session.transact",
-        "with suppress(RunLost):\n            self.session.transact",
+        "with suppress(RunError):\n            is_left",
+        "with suppress(RunLost):\n            is_left",
         "contract/test_ending",
     ),
 )
