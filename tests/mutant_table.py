@@ -884,7 +884,7 @@ WAITS = (
     ),
     Mutant(
         "a socket whose command was interrupted is used again",
-        "broker/sockets.py",
+        "broker/bounded.py",
         "return is_interrupted or super().should_reconnect()",
         "return super().should_reconnect()",
         "contract/test_interrupted",
@@ -912,7 +912,7 @@ WAITS = (
     ),
     Mutant(
         "a hundred sockets are all there are",
-        "broker/connection.py",
+        "broker/servers.py",
         "_MOST_SOCKETS = 2**31",
         "_MOST_SOCKETS = 100",
         "contract/test_runs",
@@ -961,7 +961,7 @@ WAITS = (
     ),
     Mutant(
         "a socket waits longer than its thread may",
-        "broker/sockets.py",
+        "broker/bounded.py",
         "return time_left(self._socket_timeout)",
         "return self._socket_timeout",
         "contract/test_timeouts",
@@ -989,8 +989,8 @@ WAITS = (
     ),
     Mutant(
         "a connection that redis-py repaired is no loss",
-        "broker/connection.py",
-        "            self._connection.losses += 1\n",
+        "broker/client.py",
+        "            self._reconnected()\n",
         "            pass\n",
         "contract/test_nothing_lost contract/test_interleavings",
     ),

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from brokerfl.broker import connection, sockets
+from brokerfl.broker import client, sockets
 from brokerfl.broker.connection import Connection, connect
 from brokerfl.client.payloads import Payloads
 from brokerfl.common import ParametersRecord, RecordSet
@@ -30,7 +30,7 @@ SIZE = 2_500_000
 @pytest.fixture
 def slow(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Connection]:
     """A connection that takes longer for a chunk than it waits for an answer."""
-    monkeypatch.setattr(connection, "_SOCKET_TIMEOUT", 0.7)
+    monkeypatch.setattr(client, "_SOCKET_TIMEOUT", 0.7)
     monkeypatch.setattr(sockets, "SLOWEST", 10 * sockets.SLOWEST)
     proxy = Proxy(int(backend.url.rpartition(":")[2]), rate=1_000_000.0)
     made = connect(proxy.url, prefix=PREFIX)
