@@ -36,7 +36,7 @@ _SOCKET_TIMEOUT = BLOCK + 5.0
 _CONNECT_TIMEOUT = 5.0
 
 #: Seconds that one of several is given to say who the primary is. Another one is asked then.
-_LOOK_UP_TIMEOUT = 1.0
+_LOOK_UP_TIMEOUT = 2.0
 
 #: When TCP probes a silent peer, how often (seconds) and how many times, as in redis-py; and after how many
 #: milliseconds without an acknowledgement it gives up.
@@ -48,7 +48,7 @@ _CUTOFF = 6000
 #: A repeated XADD is a duplicate and a repeated XREADGROUP strands a batch: the loops retry, not the client.
 NO_RETRY = Retry(NoBackoff(), 0)
 
-_CLASSES = {Kind.SOCKET: UnixDomainSocketConnection}
+_CLASSES: dict[Kind, Any] = {Kind.SOCKET: UnixDomainSocketConnection}
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,8 @@ class Clients:
         self.url = url
         self._tls = tls
         self._credentials = credentials
+        self._kind: Any = SSLConnection if url.is_tls else _CLASSES.get(url.kind, TCPConnection)
+        self._asked = bounded(self._kind)
 
     def make(
         self, address: Address, reconnected: Callable[[], None], went_astray: Callable[[], None]
@@ -92,7 +94,7 @@ class Clients:
         greeting = _Greeting(self.url, reconnected, went_astray)
         client = redis.Redis.from_pool(
             redis.ConnectionPool(
-                connection_class=bounded(self._kind(), went_astray),
+                connection_class=bounded(self._kind, went_astray),
                 **self._options(address, _SOCKET_TIMEOUT, _CONNECT_TIMEOUT),
                 **self._login(),
                 db=self.url.database,
@@ -113,16 +115,13 @@ class Clients:
         if self.url.kind is Kind.SENTINEL:
             login = {"username": self.url.sentinel_username, "password": self.url.sentinel_password}
         options = self._options(address, _LOOK_UP_TIMEOUT, _LOOK_UP_TIMEOUT)
-        asked = bounded(self._kind())(**options, **login)
+        asked = self._asked(**options, **login)
         try:
             asked.connect()
             asked.send_command(*command)
             return asked.read_response()
         finally:
             asked.disconnect()
-
-    def _kind(self) -> Any:
-        return SSLConnection if self.url.is_tls else _CLASSES.get(self.url.kind, TCPConnection)
 
     def _options(self, address: Address, timeout: float, connect_timeout: float) -> dict[str, Any]:
         options: dict[str, Any] = {
@@ -163,6 +162,13 @@ class _Greeting:
             self._known.add(connected)
         connected.handshake_metadata = None
         try:
+            self._greet(connected)
+        except BaseException:  # redis-py does so only after an error of its own
+            connected.disconnect()
+            raise
+
+    def _greet(self, connected: Any) -> None:
+        try:
             connected.on_connect()
         except ResponseError:  # a Sentinel knows no SELECT
             self._check(connected)
@@ -174,7 +180,6 @@ class _Greeting:
         hello = {_text(name): _text(value) for name, value in (connected.handshake_metadata or {}).items()}
         if self._url.kind in (Kind.SERVER, Kind.SOCKET):
             if hello.get("mode") in ("cluster", "sentinel"):
-                connected.disconnect()
                 raise ConfigError(_other_url(self._url, hello["mode"]))
         elif hello.get("role", "master") != "master":
             self._went_astray()

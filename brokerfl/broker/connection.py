@@ -26,7 +26,7 @@ from brokerfl.broker.keys import DEFAULT_PREFIX, Keys
 from brokerfl.broker.patience import end_of, is_spent
 from brokerfl.broker.servers import FoundServers, OneServer, Server, Servers, scatter
 from brokerfl.broker.sockets import Command, Sockets
-from brokerfl.broker.url import Kind, RedisURL, parse_url
+from brokerfl.broker.url import Kind, RedisURL, is_found, parse_url
 from brokerfl.common import (
     ConfigError,
     RedisRefuses,
@@ -54,15 +54,15 @@ class Connection:
         clock: what is known about the server's clock.
         keys: the keys under the prefix.
         url: its URL, without the password.
-        persists: whether the server keeps an append-only file, as far as known. If it is killed, it then forgets only
-            its last writes, which are repeated from memory.
+        persists: whether a Redis that is killed forgets only its last writes, which are repeated from memory, as far
+            as known: it keeps an append-only file, or a replica takes its place.
         losses: how often one of its sockets was reconnected, a server was not the one to ask, or another one took its
             place. redis-py reconnects silently if it finds a socket broken before a command; what Redis knows must
             then be compared.
     """
 
     def __init__(self, servers: Servers, keys: Keys, url: str = "") -> None:
-        self._servers = servers
+        self._servers: Servers = servers
         self._servers.lost = self._count_loss
         self.keys = keys
         self.url = url
@@ -132,7 +132,7 @@ class Connection:
             raise RedisTooOld(
                 f"the server at {self.url} is Redis {version}; brokerfl needs 7.0 or newer (or Valkey 7.2)"
             )
-        self.persists = bool(info.get("aof_enabled", 1))
+        self.persists = is_found(self.url) or bool(info.get("aof_enabled", 1))
         policy = info.get("maxmemory_policy", "noeviction")
         if policy != "noeviction":
             log(
@@ -278,8 +278,8 @@ def connect(
             f"on a Cluster all keys have to share a slot, which a prefix in braces does: use --prefix '{{{prefix}}}'"
         )
     clients = Clients(parsed, tls, credentials)
-    is_found = parsed.kind in (Kind.SENTINEL, Kind.CLUSTER)
-    connection = Connection(FoundServers(clients) if is_found else OneServer.named_by(clients), keys, parsed.shown)
+    servers = FoundServers(clients) if is_found(parsed.shown) else OneServer.named_by(clients)
+    connection = Connection(servers, keys, parsed.shown)
     if check:
         connection.check_server()
     return connection

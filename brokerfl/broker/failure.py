@@ -71,7 +71,7 @@ _REFUSALS: tuple[tuple[type[Exception] | None, str, str], ...] = (
 )
 
 #: The same for a server that was found, and not named.
-_FOUND = {"READONLY": "it is no primary any more; looking for the new one"}
+_FOUND = dict.fromkeys(("READONLY", "MASTERDOWN"), "it is a replica now; looking for the new primary")
 
 
 class AstrayError(ConnectionError):

@@ -83,8 +83,8 @@ class Sentinels:
     def _meaning(self, place: Address, error: Exception) -> Exception:
         if isinstance(error, AuthenticationError | NoPermissionError):
             return AuthenticationError(
-                f"the Sentinel at {shown(place)} wants a login of its own "
-                f"(…/{self._url.service}?sentinel_username=…&sentinel_password=…): {error}"
+                f"the Sentinel at {shown(place)} has a login of its own, which the URL gives at its end: "
+                f"/{self._url.service}?sentinel_password=… (and &sentinel_username=…)"
             )
         if isinstance(error, ResponseError) and "unknown command" in str(error):
             return ConfigError(f"{shown(place)} in {self._url.shown} is no Sentinel, which has port 26379 as a rule")

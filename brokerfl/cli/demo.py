@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
@@ -24,8 +24,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from brokerfl.broker.connection import TLS, Connection, connect
+from brokerfl.broker.connection import TLS, Connection
 from brokerfl.broker.embedded import EmbeddedServer, die_with_parent
+from brokerfl.broker.keys import Keys
 from brokerfl.broker.nodes import list_nodes
 from brokerfl.broker.presence import online_nodes
 from brokerfl.broker.runs import forget_registry, list_runs, stop_run
@@ -108,7 +109,8 @@ class _Demo:
         self._stack = stack
         self._nodes = nodes
         self._rounds = rounds
-        self._prefix = f"{prefix}-demo-{secrets.token_hex(4)}"
+        own = f"demo-{secrets.token_hex(4)}"
+        self._prefix = f"{prefix}-{own}" if Keys(prefix).tag else f"{prefix}-{{{own}}}"  # which a Cluster takes, too
         self._folder = Path(tempfile.mkdtemp(prefix="brokerfl-demo-"))
         stack.callback(shutil.rmtree, self._folder, ignore_errors=True)
         self._arguments: list[str] = []
@@ -154,7 +156,8 @@ class _Demo:
         self._arguments += ["--insecure"] if redis.insecure else []
         for option, path in (("--ca-cert", tls.ca_cert), ("--cert", tls.cert), ("--key", tls.key)):
             self._arguments += [option, path] if path else []
-        connection = connect(redis.url, prefix=self._prefix, tls=tls, insecure=redis.insecure)
+        self._arguments += ["--redis-credentials", redis.credentials] if redis.credentials else []
+        connection = replace(redis, prefix=self._prefix).connect()
         self._console.print(f"Redis at {connection.url}")
         return connection
 

@@ -3,7 +3,6 @@
 Owns that. It must not know brokerfl's keys or processes.
 """
 
-import itertools
 import os
 import shutil
 import signal
@@ -11,7 +10,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -314,10 +313,3 @@ class ClusterFleet(Fleet):
     def take_slot(self, key: str, port: int) -> None:
         """A primary takes a slot that nobody has."""
         self._cluster(port, "ADDSLOTS", key_slot(key.encode()))
-
-
-@contextmanager
-def several(*fleets: Fleet) -> Iterator[tuple[Fleet, ...]]:
-    """Start fleets one after the other."""
-    with ExitStack() as stack:
-        yield tuple(itertools.chain(stack.enter_context(fleet) for fleet in fleets))
