@@ -89,8 +89,12 @@ class Fleet:
     def client(self, port: int) -> Any:
         """A client of one server."""
         if port not in self._clients:
-            self._clients[port] = redis_py.Redis(port=port, socket_timeout=5.0, retry=None)
+            password = self._password(port)
+            self._clients[port] = redis_py.Redis(port=port, password=password, socket_timeout=5.0, retry=None)
         return self._clients[port]
+
+    def _password(self, port: int) -> str | None:
+        return None
 
     def primaries(self) -> list[int]:
         """The ports of the servers that are primaries, as far as they know."""
@@ -133,14 +137,16 @@ class SentinelFleet(Fleet):
 
     Args:
         binary: the server to start.
-        options: more options for each server.
-        sentinel_lines: more lines for the configuration of each Sentinel.
+        password: of the servers.
+        sentinel_password: of the Sentinels.
     """
 
-    def __init__(self, binary: Path, options: Sequence[str] = (), sentinel_lines: Sequence[str] = ()) -> None:
+    def __init__(self, binary: Path, password: str | None = None, sentinel_password: str | None = None) -> None:
         super().__init__(binary)
-        self._more = options
-        self._lines = sentinel_lines
+        self._more = ("--requirepass", password, "--masterauth", password) if password else ()
+        self._lines = [f"sentinel auth-pass {SERVICE} {password}"] if password else []
+        self._lines += [f"requirepass {sentinel_password}"] if sentinel_password else []
+        self._passwords = password, sentinel_password
         self.sentinels = [free_port() for _ in range(3)]
         self.url = f"redis+sentinel://{','.join(f'127.0.0.1:{port}' for port in self.sentinels)}/{SERVICE}"
 
@@ -153,6 +159,9 @@ class SentinelFleet(Fleet):
             self._watch(port, primary)
         for port in self.sentinels:
             until(lambda p=port: self._knows_all(p), "the Sentinels know each other")
+
+    def _password(self, port: int) -> str | None:
+        return self._passwords[port in self.sentinels]
 
     def _watch(self, port: int, primary: int) -> None:
         folder = Path(tempfile.mkdtemp(prefix="brokerfl-"))
