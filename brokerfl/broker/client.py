@@ -84,7 +84,7 @@ class Clients:
     def make(
         self, address: Address, reconnected: Callable[[], None], went_astray: Callable[[], None]
     ) -> tuple[redis.Redis, Callable[[], None]]:
-        """Return a client of the server at ``address``, and what ends all its connections.
+        """Return a client of the server at ``address``, and what ends all its connections for ever.
 
         Args:
             address: host and port, or a path and 0.
@@ -92,18 +92,16 @@ class Clients:
             went_astray: called when the server is not the one to ask.
         """
         greeting = _Greeting(self.url, reconnected, went_astray)
-        client = redis.Redis.from_pool(
-            redis.ConnectionPool(
-                connection_class=bounded(self._kind, went_astray),
-                **self._options(address, _SOCKET_TIMEOUT, _CONNECT_TIMEOUT),
-                **self._login(),
-                db=self.url.database,
-                redis_connect_func=greeting,
-            )
+        pool = redis.ConnectionPool(
+            connection_class=bounded(self._kind, went_astray),
+            **self._options(address, _SOCKET_TIMEOUT, _CONNECT_TIMEOUT),
+            **self._login(),
+            db=self.url.database,
+            redis_connect_func=greeting,
         )
-        pool = client.connection_pool
         pool.connection_kwargs["command_packer"] = _Packer(pool.get_encoder().encode)
-        return client, greeting.cut
+        # Not `from_pool`: a client that is not used any more would disconnect sockets that threads still read from.
+        return redis.Redis(connection_pool=pool), greeting.retire
 
     def ask(self, address: Address, command: Command) -> Any:
         """Return what one of the hosts of the URL, or a server of its Cluster, answers to a command.
@@ -153,6 +151,7 @@ class _Greeting:
         self._reconnected = reconnected
         self._went_astray = went_astray
         self._known: WeakSet[Any] = WeakSet()
+        self._is_retired = False
         self._lock = threading.Lock()
 
     def __call__(self, connected: Any) -> None:
@@ -168,6 +167,8 @@ class _Greeting:
             raise
 
     def _greet(self, connected: Any) -> None:
+        if self._is_retired:
+            raise AstrayError(ReadOnlyError("it is not the primary any more"))
         try:
             connected.on_connect()
         except ResponseError:  # a Sentinel knows no SELECT
@@ -185,9 +186,10 @@ class _Greeting:
             self._went_astray()
             raise AstrayError(ReadOnlyError("it is a replica"))
 
-    def cut(self) -> None:
-        """End all connections, also those that threads read from."""
+    def retire(self) -> None:
+        """End all connections, also those that threads read from, and let nobody connect again."""
         with self._lock:
+            self._is_retired = True
             known = list(self._known)
         for connected in known:
             connected.cut()

@@ -241,7 +241,7 @@ class Connection:
     def close(self) -> None:
         """Close all sockets."""
         for server in self._servers.all():
-            server.redis.close()
+            server.close()
 
 
 def connect(

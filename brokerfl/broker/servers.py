@@ -38,7 +38,7 @@ class Server:
     Args:
         client: of redis-py.
         sockets: made by default.
-        cut: ends all connections.
+        end: ends all connections for ever.
 
     Attributes:
         redis: the redis-py client. Its calls raise redis-py's errors: wrap them in `map_errors`.
@@ -46,22 +46,26 @@ class Server:
     """
 
     def __init__(
-        self, client: redis.Redis, sockets: Sockets | None = None, cut: Callable[[], None] = lambda: None
+        self, client: redis.Redis, sockets: Sockets | None = None, end: Callable[[], None] = lambda: None
     ) -> None:
         # Any, because redis-py annotates every answer as the union of what any server and protocol may answer.
         self.redis: Any = client
         self.redis.connection_pool.max_connections = _MOST_SOCKETS
         self.sockets = sockets or Sockets(client)
-        self._cut = cut
+        self._end = end
 
     def reset(self) -> None:
         """Close the idle sockets."""
         self.sockets.close()
         self.redis.connection_pool.disconnect(inuse_connections=False)
 
+    def close(self) -> None:
+        """Close all sockets."""
+        self.redis.connection_pool.disconnect()
+
     def retire(self) -> None:
         """It is no primary any more: whoever waits for it, or holds one of its sockets, has lost the connection."""
-        self._cut()
+        self._end()
         self.reset()
 
 
@@ -193,8 +197,8 @@ class FoundServers:
                 server.retire()
 
     def _make(self, address: Address) -> Server:
-        client, cut = self._clients.make(address, lambda: self.lost(), self.went_astray)
-        return Server(client, cut=cut)
+        client, end = self._clients.make(address, lambda: self.lost(), self.went_astray)
+        return Server(client, end=end)
 
 
 def scatter(servers: Servers, asked: Sequence[tuple[str, Sequence[Command]]]) -> list[list[Any]]:

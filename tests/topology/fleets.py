@@ -315,9 +315,10 @@ class ClusterFleet(Fleet):
 
     def lose_slot(self, key: str) -> int:
         """The primary gives a slot up, and nobody takes it; return its port."""
-        port = self.primary_of(key)
-        self._cluster(port, "DELSLOTS", key_slot(key.encode()))
-        return port
+        former = self.primary_of(key)
+        for port in self.primaries():  # it is no gossip
+            self._cluster(port, "DELSLOTS", key_slot(key.encode()))
+        return former
 
     def take_slot(self, key: str, port: int) -> None:
         """A primary takes a slot that nobody has."""
