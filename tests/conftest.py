@@ -16,13 +16,17 @@ from brokerfl.broker.connection import TLS, Connection, connect
 from brokerfl.broker.embedded import EmbeddedServer, find_server, free_port
 from brokerfl.common import MissingExtra
 from brokerfl.testing import FakeServer, fake_connection
+from tests.topology.fleets import ClusterFleet, SentinelFleet
 
-PREFIX = "test"
+PREFIX = "test"  # with --topology, of one slot
 
 #: In CI a backend that is missing is a failure; at a desk it is skipped.
 REQUIRED = os.environ.get("BROKERFL_REQUIRE_BACKENDS") == "1"
 
 BACKENDS = ("fakeredis", "valkey", "redis", "redis-tls")
+
+#: Several servers, of which one is in use: only with --topology.
+TOPOLOGIES = ("sentinel", "cluster", "valkey-cluster")
 
 
 #: In so many days everything of tests/crash is played.
@@ -35,6 +39,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--every-accident", action="store_true", help="all cases, tens of thousands: --slice 0/1")
     group.addoption("--slice", type=_slice, metavar="I/N", help="every N-th case, the I-th of them, from 0 to N-1")
     group.addoption("--seed", type=int, help="of histories and pauses; by default the day, as the header says")
+    group = parser.getgroup("topology", "tests/contract")
+    group.addoption("--topology", choices=TOPOLOGIES, help="run it on this, and on nothing else")
 
 
 def _slice(text: str) -> tuple[int, int]:
@@ -45,8 +51,11 @@ def _slice(text: str) -> tuple[int, int]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Settle what tests/crash plays, once for all workers."""
+    """Settle what tests/crash plays, once for all workers, and the prefix, before any module has it."""
+    global PREFIX
     option, today = config.option, int(time.time() // 86_400)
+    if option.topology:
+        PREFIX = f"{{{PREFIX}}}"
     if hasattr(config, "workerinput"):
         option.chosen, option.slice, option.seed = config.workerinput["crash"]
         return
@@ -69,14 +78,22 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the backends that a module names in ``WITHOUT``: what it tests is the same on the others."""
+    """Leave out the backends that a module names in ``WITHOUT``: what it tests is the same on the others.
+
+    With --topology that one takes the place of the embedded Valkey, and all others are left out.
+    """
+    topology = config.option.topology
+    unwanted = {*BACKENDS, *TOPOLOGIES} - {topology} if topology else set(TOPOLOGIES)
     left_out = [
         item
         for item in items
         if isinstance(item, pytest.Function)
         and hasattr(item, "callspec")
-        and {item.callspec.params.get(fixture) for fixture in ("backend", "lab")}
-        & {*getattr(item.module, "WITHOUT", ())}
+        and (
+            {item.callspec.params.get(fixture) for fixture in ("backend", "lab")}
+            & {*getattr(item.module, "WITHOUT", ())}
+            or item.callspec.params.get("backend") in unwanted
+        )
     ]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
@@ -96,6 +113,11 @@ class Backend:
     @property
     def is_real(self) -> bool:
         return self.name != "fakeredis"
+
+    @property
+    def is_found(self) -> bool:
+        """Whether its server is one of several."""
+        return self.name in TOPOLOGIES
 
 
 def missing(what: str) -> None:
@@ -223,7 +245,28 @@ def redis_tls_url(redis_binary: Path, certificates: Certificates) -> Iterator[st
         yield f"rediss://127.0.0.1:{port}"
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(scope="session")
+def sentinel_url(redis_binary: Path) -> Iterator[str]:
+    """Three Sentinels of Debian's, that watch a primary with two replicas."""
+    with SentinelFleet(redis_binary) as fleet:
+        yield fleet.url
+
+
+@pytest.fixture(scope="session")
+def cluster_url(redis_binary: Path) -> Iterator[str]:
+    """A Cluster of three of Debian's redis-server."""
+    with ClusterFleet(redis_binary) as fleet:
+        yield fleet.url
+
+
+@pytest.fixture(scope="session")
+def valkey_cluster_url(valkey_url: str) -> Iterator[str]:
+    """A Cluster of three of the embedded Valkey."""
+    with ClusterFleet(find_server()) as fleet:
+        yield fleet.url
+
+
+@pytest.fixture(params=(*BACKENDS, *TOPOLOGIES))
 def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     """Each backend in turn, empty, and looked over after the test."""
     made = _make(request.param, request)
@@ -247,7 +290,7 @@ def _make(name: str, request: pytest.FixtureRequest) -> Backend:
         made: Certificates = request.getfixturevalue("certificates")
         tls = TLS(made.ca, made.client_cert, made.client_key)
         return real_backend(name, request.getfixturevalue("redis_tls_url"), tls)
-    return real_backend(name, request.getfixturevalue(f"{name}_url"))
+    return real_backend(name, request.getfixturevalue(f"{name.replace('-', '_')}_url"))
 
 
 def check_keys(admin: redis_py.Redis) -> None:

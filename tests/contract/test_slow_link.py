@@ -21,7 +21,7 @@ from tests.conftest import PREFIX, Backend
 from tests.stage import push, silent
 
 #: Links are TCP's matter: one server will do.
-WITHOUT = ("fakeredis", "redis", "redis-tls")
+WITHOUT = ("fakeredis", "redis", "redis-tls", "sentinel", "cluster", "valkey-cluster")
 
 #: Three chunks.
 SIZE = 2_500_000
