@@ -80,21 +80,24 @@ def pytest_report_header(config: pytest.Config) -> str:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out the backends that a module names in ``WITHOUT``: what it tests is the same on the others.
 
-    With --topology that one takes the place of the embedded Valkey, and all others are left out.
+    With --topology that one is the only backend, and the only fleet; else it is neither, but two fleets are.
     """
     topology = config.option.topology
-    unwanted = {*BACKENDS, *TOPOLOGIES} - {topology} if topology else set(TOPOLOGIES)
-    left_out = [
-        item
-        for item in items
-        if isinstance(item, pytest.Function)
-        and hasattr(item, "callspec")
-        and (
-            {item.callspec.params.get(fixture) for fixture in ("backend", "lab")}
-            & {*getattr(item.module, "WITHOUT", ())}
-            or item.callspec.params.get("backend") in unwanted
+    backends = {topology} if topology else {*BACKENDS}
+    fleets = {topology} if topology else {"sentinel", "cluster"}
+
+    def is_left_out(item: pytest.Item) -> bool:
+        if not isinstance(item, pytest.Function) or not hasattr(item, "callspec"):
+            return False
+        chosen, without = item.callspec.params, getattr(item.module, "WITHOUT", ())
+        return (
+            chosen.get("backend") in without
+            or chosen.get("lab") in without
+            or ("backend" in chosen and chosen["backend"] not in backends)
+            or ("fleet" in chosen and chosen["fleet"] not in fleets)
         )
-    ]
+
+    left_out = [item for item in items if is_left_out(item)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in set(left_out)]
@@ -247,8 +250,8 @@ def redis_tls_url(redis_binary: Path, certificates: Certificates) -> Iterator[st
 
 @pytest.fixture(scope="session")
 def sentinel_url(redis_binary: Path) -> Iterator[str]:
-    """Three Sentinels of Debian's, that watch a primary with two replicas."""
-    with SentinelFleet(redis_binary) as fleet:
+    """Three Sentinels of Debian's, that watch a primary with two replicas; it stays the primary, whatever tests do."""
+    with SentinelFleet(redis_binary, down_after=60_000) as fleet:
         yield fleet.url
 
 

@@ -9,6 +9,7 @@ does: the new one may lack the last writes of the old one.
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 import redis
@@ -16,7 +17,7 @@ from redis.exceptions import ClusterDownError, RedisError
 
 from brokerfl.broker.client import Clients
 from brokerfl.broker.failure import map_errors, meaning
-from brokerfl.broker.patience import holding
+from brokerfl.broker.patience import OutOfTime, holding
 from brokerfl.broker.sockets import Command, Sockets, exchange_all
 from brokerfl.broker.topology import Cluster, Sentinels, Topology
 from brokerfl.broker.url import Address, Kind
@@ -140,19 +141,14 @@ class FoundServers:
         kind = Sentinels if clients.url.kind is Kind.SENTINEL else Cluster
         self._finder = kind(clients.url, clients.ask)
         self._lock = threading.RLock()
-        self._is_astray = False
+        self._is_astray = True  # until the first look-up
         self._until = 0.0
         self._known: tuple[Topology, dict[Address, Server]] | None = None  # replaced as a whole
 
     def at(self, key: str) -> Server:
-        """Return the primary that has ``key``; another thread may be looking it up."""
-        if self._known is None:
+        """Return the primary that has ``key``."""
+        if self._is_astray or time.monotonic() >= self._until:
             self.refresh()
-        elif (self._is_astray or time.monotonic() >= self._until) and self._lock.acquire(blocking=False):
-            try:
-                self._look_up()
-            finally:
-                self._lock.release()
         assert self._known is not None, "it was looked up"
         topology, servers = self._known
         address = topology.primary_of(key)
@@ -162,9 +158,13 @@ class FoundServers:
         return servers[address]
 
     def refresh(self) -> None:
-        """Look up the primaries."""
-        with map_errors(self._clients.url.shown):
-            holding(self._lock, self._look_up)
+        """Look up the primaries, unless another thread is doing so and there is something to go on with."""
+        if self._known is None:
+            with map_errors(self._clients.url.shown):
+                holding(self._lock, self._look_up)
+        else:
+            with suppress(OutOfTime):
+                holding(self._lock, self._look_up, 0.0)
 
     def all(self) -> Iterable[Server]:
         """Return all primaries that are known."""
@@ -181,6 +181,7 @@ class FoundServers:
             topology = self._finder.find()
         except (RedisError, BrokerflError):
             if self._known is None:
+                self._is_astray = True
                 raise
             return
         if self._known is None or self._known[0] != topology:

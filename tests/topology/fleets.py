@@ -139,10 +139,18 @@ class SentinelFleet(Fleet):
         binary: the server to start.
         password: of the servers.
         sentinel_password: of the Sentinels.
+        down_after: milliseconds of silence after which the primary is taken to be dead.
     """
 
-    def __init__(self, binary: Path, password: str | None = None, sentinel_password: str | None = None) -> None:
+    def __init__(
+        self,
+        binary: Path,
+        password: str | None = None,
+        sentinel_password: str | None = None,
+        down_after: int = 500,
+    ) -> None:
         super().__init__(binary)
+        self._down_after = down_after
         self._more = ("--requirepass", password, "--masterauth", password) if password else ()
         self._lines = [f"sentinel auth-pass {SERVICE} {password}"] if password else []
         self._lines += [f"requirepass {sentinel_password}"] if sentinel_password else []
@@ -169,7 +177,7 @@ class SentinelFleet(Fleet):
         (folder / "sentinel.conf").write_text(
             f"port {port}\nbind 127.0.0.1\ndir {folder}\nlogfile {folder / 'log'}\n"
             f"sentinel monitor {SERVICE} 127.0.0.1 {primary} 2\n"
-            f"sentinel down-after-milliseconds {SERVICE} 500\nsentinel failover-timeout {SERVICE} 1500\n"
+            f"sentinel down-after-milliseconds {SERVICE} {self._down_after}\nsentinel failover-timeout {SERVICE} 1500\n"
             f"sentinel parallel-syncs {SERVICE} 2\n" + "".join(f"{line}\n" for line in self._lines)
         )
         process = subprocess.Popen(

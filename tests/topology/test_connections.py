@@ -247,6 +247,21 @@ def test_a_primary_that_was_cut_off_makes_nobody_deaf(redis_binary: Path, monkey
             connection.close()
 
 
+def test_a_primary_that_takes_no_writes_is_left(redis_binary: Path) -> None:
+    """One without replicas, of which it was told to have one, is asked no more once Sentinels name another."""
+    with EmbeddedServer(binary=redis_binary) as old, EmbeddedServer(binary=redis_binary) as new:
+        told = named_by(old.port)
+        with told as url:
+            connection = connect(url)
+            with connect(old.url).redis as admin:
+                admin.config_set("min-replicas-to-write", 1)
+            assert not connection.wait_until_up(time.monotonic() + 0.3)
+            told.name(new.port)
+            assert connection.wait_until_up(time.monotonic() + 30)
+            assert port_of(connection, "k") == new.port
+            connection.close()
+
+
 def clients(server: EmbeddedServer) -> list[object]:
     with connect(server.url).redis as admin:
         return list(admin.client_list())
