@@ -269,8 +269,13 @@ class ClusterFleet(Fleet):
         found = self._cluster(port, "MYID")
         return found.decode() if isinstance(found, bytes) else str(found)
 
-    def _owners(self, port: int) -> dict[int, int]:
-        """The port of the primary by the first slot of each range, as a server knows them."""
+    def _owner(self, port: int, slot: int) -> int:
+        """The port of the primary that has a slot, as a server knows it; 0 if nobody has it."""
+        ranges = self._owners(port).items()
+        return next((owner for first, (owner, last) in ranges if first <= slot <= last), 0)
+
+    def _owners(self, port: int) -> dict[int, tuple[int, int]]:
+        """The port of the primary, and the last slot, by the first slot of each range, as a server knows them."""
         plain: Any = self.client(port)
         plain.set_response_callback("CLUSTER SLOTS", lambda answer, **_: answer)
         return {first: (owner[1], last) for first, last, owner, *_ in plain.execute_command("CLUSTER SLOTS")}
@@ -288,11 +293,7 @@ class ClusterFleet(Fleet):
 
     def primary_of(self, key: str) -> int:
         """The port on which all living servers agree, if that one says that it is a primary."""
-        slot = key_slot(key.encode())
-        named = set()
-        for asked in self._living():
-            owners = [port for first, (port, last) in self._owners(asked).items() if first <= slot <= last]
-            named.update(owners or [0])
+        named = {self._owner(asked, key_slot(key.encode())) for asked in self._living()}
         port = named.pop() if len(named) == 1 else 0
         return int(port if port in self.primaries() else 0)
 
@@ -323,9 +324,10 @@ class ClusterFleet(Fleet):
 
     def lose_slot(self, key: str) -> int:
         """The primary gives a slot up, and nobody takes it; return its port."""
-        former = self.primary_of(key)
-        for port in self.primaries():  # it is no gossip
-            self._cluster(port, "DELSLOTS", key_slot(key.encode()))
+        former, slot = self.primary_of(key), key_slot(key.encode())
+        for port in (former, *(each for each in self.primaries() if each != former)):  # it is no gossip
+            self._cluster(port, "DELSLOTS", slot)
+        until(lambda: not any(self._owner(port, slot) for port in self.primaries()), "nobody has it")
         return former
 
     def take_slot(self, key: str, port: int) -> None:
