@@ -36,6 +36,7 @@ from brokerfl.cli.signals import handle, ignore
 from brokerfl.common import BrokerflError, MissingExtra
 
 _NODES_LIMIT = 120.0
+_OUTAGE_LIMIT = 10.0
 _POLL = 0.1
 
 
@@ -163,6 +164,7 @@ class _Demo:
 
     def _clean(self) -> None:
         """Leave nothing on a Redis that is not ours: not a run that was interrupted, not the registry."""
+        self._connection.wait_until_up(time.monotonic() + _OUTAGE_LIMIT)  # another server may be the primary by now
         for run in list_runs(self._connection):
             if not run.ended_at:
                 stop_run(self._connection, run.run_id)

@@ -3,13 +3,15 @@
 import pytest
 
 from tests.chaos.lab import expected
-from tests.cli.conftest import Process, run_id
-from tests.topology.fleets import ClusterFleet
+from tests.cli.conftest import Commands, Process, commands, run_id
+from tests.topology.fleets import ClusterFleet, Fleet, until
 from tests.topology.lab import KEYS, FleetLab
 
 pytestmark = pytest.mark.timeout(180)
 
 KEY = KEYS.identity
+
+__all__ = ["commands"]  # the fixture
 
 
 def begin(lab: FleetLab) -> list[Process]:
@@ -43,6 +45,16 @@ def test_behind_sentinel(lab: FleetLab) -> None:
     lab.fleet.kill_primary(KEY)
     lab.go_on(*server_apps)
     finish(lab, server_apps)
+
+
+@pytest.mark.parametrize("fleet", ["valkey-cluster"], indirect=True)
+def test_the_demo(fleet: Fleet, commands: Commands) -> None:
+    """It trains on a Cluster while a primary hands over, without a prefix from its user, and cleans up behind it."""
+    demo = commands.start("brokerfl", "demo", "--redis", fleet.url, "--rounds", "10")
+    (nodes,) = until(lambda: [key for key in fleet.scan("*demo*") if key.endswith(":ledger")], "a run begins")[:1]
+    fleet.fail_over(nodes)
+    demo.ends(0)
+    assert fleet.scan() == set()
 
 
 @pytest.mark.parametrize("fleet", ["cluster", "valkey-cluster"], indirect=True)
