@@ -164,32 +164,21 @@ class SentinelFleet(Fleet):
         for port in replicas:
             until(lambda p=port: self.client(p).info("replication")["master_link_status"] == "up", "a replica is up")
         for port in self.sentinels:
-            self._watch(port, primary)
+            start_sentinel(
+                self._stack,
+                self.binary,
+                f"port {port}",
+                f"sentinel monitor {SERVICE} 127.0.0.1 {primary} 2",
+                f"sentinel down-after-milliseconds {SERVICE} {self._down_after}",
+                f"sentinel failover-timeout {SERVICE} 1500",
+                f"sentinel parallel-syncs {SERVICE} 2",
+                *self._lines,
+            )
         for port in self.sentinels:
             until(lambda p=port: self._knows_all(p), "the Sentinels know each other")
 
     def _password(self, port: int) -> str | None:
         return self._passwords[port in self.sentinels]
-
-    def _watch(self, port: int, primary: int) -> None:
-        folder = Path(tempfile.mkdtemp(prefix="brokerfl-"))
-        self._stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        (folder / "sentinel.conf").write_text(
-            f"port {port}\nbind 127.0.0.1\ndir {folder}\nlogfile {folder / 'log'}\n"
-            f"sentinel monitor {SERVICE} 127.0.0.1 {primary} 2\n"
-            f"sentinel down-after-milliseconds {SERVICE} {self._down_after}\nsentinel failover-timeout {SERVICE} 1500\n"
-            f"sentinel parallel-syncs {SERVICE} 2\n" + "".join(f"{line}\n" for line in self._lines)
-        )
-        process = subprocess.Popen(
-            [str(self.binary), str(folder / "sentinel.conf"), "--sentinel"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            preexec_fn=die_with_parent,
-        )
-        self._stack.callback(process.wait)
-        self._stack.callback(process.kill)
 
     def _knows_all(self, port: int) -> bool:
         known = self.client(port).sentinel_master(SERVICE)
@@ -199,7 +188,7 @@ class SentinelFleet(Fleet):
         return [self.primary_of("")]
 
     def primary_of(self, key: str) -> int:
-        """The port that a majority of the Sentinels names, if that server says that it is the primary."""
+        """The port that all Sentinels name, if that server says that it is the primary."""
         named = [self.client(port).sentinel_get_master_addr_by_name(SERVICE)[1] for port in self.sentinels]
         port = max(named, key=named.count)
         return int(port if named.count(port) == 3 and self._role(port) == "master" else 0)
@@ -210,13 +199,31 @@ class SentinelFleet(Fleet):
         return int(until(lambda: (now := self.primary_of(key)) != former and now, "another one is the primary"))
 
 
+def start_sentinel(stack: ExitStack, binary: Path, *lines: str) -> None:
+    """Start a Sentinel with this configuration; it ends with ``stack``."""
+    folder = Path(tempfile.mkdtemp(prefix="brokerfl-"))
+    stack.callback(shutil.rmtree, folder, ignore_errors=True)
+    texts = ("bind 127.0.0.1", f"dir {folder}", f"logfile {folder / 'log'}", *lines)
+    (folder / "sentinel.conf").write_text("".join(f"{line}\n" for line in texts))
+    process = subprocess.Popen(
+        [str(binary), str(folder / "sentinel.conf"), "--sentinel"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=die_with_parent,
+    )
+    stack.callback(process.wait)
+    stack.callback(process.kill)
+
+
 class ClusterFleet(Fleet):
     """Three primaries that have a third of the slots each.
 
     Args:
         binary: the server to start.
         replicas: of each primary.
-        options: more options for each server.
+        options: more options for each server. With TLS, ``url`` has the ports for that.
     """
 
     def __init__(self, binary: Path, replicas: int = 0, options: Sequence[str] = ()) -> None:
@@ -225,20 +232,22 @@ class ClusterFleet(Fleet):
         self._more = options
 
     def _start(self) -> None:
-        buses = {}
+        buses, known = {}, {}
         for _ in range(3 * (1 + self._replicas)):
-            bus = free_port()
+            bus, tls = free_port(), free_port() if "--tls-cluster" in self._more else 0
             options = ("--cluster-enabled", "yes", "--cluster-node-timeout", str(_NODE_TIMEOUT))
-            buses[self._serve(*options, "--cluster-port", str(bus), *self._more)] = bus
+            port = self._serve(*options, "--cluster-port", str(bus), "--tls-port", str(tls), *self._more)
+            buses[port], known[port] = bus, tls or port
         ports = list(self.servers)
-        self.url = f"redis+cluster://127.0.0.1:{ports[0]},127.0.0.1:{ports[1]}"
+        scheme = "redis" if known[ports[0]] == ports[0] else "rediss"
+        self.url = f"{scheme}+cluster://127.0.0.1:{known[ports[0]]},127.0.0.1:{known[ports[1]]}"
         bounds = (0, 5461, 10923, 16384)
         for number, port in enumerate(ports):
             self._cluster(port, "SET-CONFIG-EPOCH", number + 1)
             if number < 3:
                 self._cluster(port, "ADDSLOTSRANGE", bounds[number], bounds[number + 1] - 1)
             if number:
-                self._cluster(port, "MEET", "127.0.0.1", ports[0], buses[ports[0]])
+                self._cluster(port, "MEET", "127.0.0.1", known[ports[0]], buses[ports[0]])
         for port in ports:
             until(lambda p=port: self._info(p)["cluster_known_nodes"] == str(len(ports)), "all servers have met")
         for number, port in enumerate(ports[3:]):
