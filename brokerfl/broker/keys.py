@@ -4,7 +4,7 @@ Owns the names and the lifetimes; nothing else spells a key. It must not know wh
 
 ``N`` is a node id and ``R`` a run id, both decimal uint64, ``D`` the sha256 of a chunk in hex: user text never becomes
 part of a key. The braces are hash tags: on a Cluster, all keys of a node share a slot, all keys of a run do, and the
-chunks of a model are spread over all slots.
+chunks of a model are spread over all slots. The first tag counts: with one in the prefix, all keys share a slot.
 
     key               type              lives
     P:id              string            forever: the identity of this Redis data set

@@ -1,6 +1,7 @@
 """Redis URLs: what each says, which are refused, and that no text shows a password."""
 
 import pytest
+from redis.crc import key_slot
 
 from brokerfl.broker.keys import Keys
 from brokerfl.broker.url import Kind, masked, parse_url
@@ -88,6 +89,10 @@ def test_a_prefix_may_have_a_tag() -> None:
     """One, that is not empty: it is what all keys are hashed by."""
     for prefix, tag in (("{fl}", "fl"), ("a:{b.c}-d", "b.c"), ("fl", "")):
         assert Keys(prefix).tag == tag
+        keys = Keys(prefix)
+        names = [keys.identity, keys.nodes, keys.runs, keys.ctl(1), keys.inbox(1, 2), keys.meta(2), keys.bell(2)]
+        slots = {key_slot(key.encode()) for key in [*names, keys.blob(2, b"d"), *keys.of_run(2)]}
+        assert (len(slots) == 1) == bool(tag)
     for prefix in ("", "{}", "a{}b", "{a}{b}", "{a", "a}", "{{a}}", "{a b}", "}a{"):
         with pytest.raises(ConfigError, match="may contain only letters, digits"):
             Keys(prefix)
