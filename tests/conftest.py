@@ -17,13 +17,17 @@ from brokerfl.broker.embedded import EmbeddedServer, find_server, free_port
 from brokerfl.broker.fence import ownership_in
 from brokerfl.common import MissingExtra
 from brokerfl.testing import FakeServer, fake_connection
+from tests.topology.fleets import ClusterFleet, SentinelFleet
 
-PREFIX = "test"
+PREFIX = "test"  # with --topology, of one slot
 
 #: In CI a backend that is missing is a failure; at a desk it is skipped.
 REQUIRED = os.environ.get("BROKERFL_REQUIRE_BACKENDS") == "1"
 
 BACKENDS = ("fakeredis", "valkey", "redis", "redis-tls")
+
+#: Several servers, of which one is in use: only with --topology.
+TOPOLOGIES = ("sentinel", "cluster", "valkey-cluster")
 
 
 #: In so many days everything of tests/crash is played.
@@ -36,6 +40,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--every-accident", action="store_true", help="all cases, tens of thousands: --slice 0/1")
     group.addoption("--slice", type=_slice, metavar="I/N", help="every N-th case, the I-th of them, from 0 to N-1")
     group.addoption("--seed", type=int, help="of histories and pauses; by default the day, as the header says")
+    group = parser.getgroup("topology", "tests/contract")
+    group.addoption("--topology", choices=TOPOLOGIES, help="run it on this, and on nothing else")
 
 
 def _slice(text: str) -> tuple[int, int]:
@@ -46,8 +52,11 @@ def _slice(text: str) -> tuple[int, int]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Settle what tests/crash plays, once for all workers."""
+    """Settle what tests/crash plays, once for all workers, and the prefix, before any module has it."""
+    global PREFIX
     option, today = config.option, int(time.time() // 86_400)
+    if option.topology:
+        PREFIX = f"{{{PREFIX}}}"
     if hasattr(config, "workerinput"):
         option.chosen, option.slice, option.seed = config.workerinput["crash"]
         return
@@ -70,15 +79,26 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the backends that a module names in ``WITHOUT``: what it tests is the same on the others."""
-    left_out = [
-        item
-        for item in items
-        if isinstance(item, pytest.Function)
-        and hasattr(item, "callspec")
-        and {item.callspec.params.get(fixture) for fixture in ("backend", "lab")}
-        & {*getattr(item.module, "WITHOUT", ())}
-    ]
+    """Leave out the backends that a module names in ``WITHOUT``: what it tests is the same on the others.
+
+    With --topology that one is the only backend, and the only fleet; else it is neither, but two fleets are.
+    """
+    topology = config.option.topology
+    backends = {topology} if topology else {*BACKENDS}
+    fleets = {topology} if topology else {"sentinel", "cluster"}
+
+    def is_left_out(item: pytest.Item) -> bool:
+        if not isinstance(item, pytest.Function) or not hasattr(item, "callspec"):
+            return False
+        chosen, without = item.callspec.params, getattr(item.module, "WITHOUT", ())
+        return (
+            chosen.get("backend") in without
+            or chosen.get("lab") in without
+            or ("backend" in chosen and chosen["backend"] not in backends)
+            or ("fleet" in chosen and chosen["fleet"] not in fleets)
+        )
+
+    left_out = [item for item in items if is_left_out(item)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in set(left_out)]
@@ -97,6 +117,11 @@ class Backend:
     @property
     def is_real(self) -> bool:
         return self.name != "fakeredis"
+
+    @property
+    def is_found(self) -> bool:
+        """Whether its server is one of several."""
+        return self.name in TOPOLOGIES
 
 
 def missing(what: str) -> None:
@@ -224,7 +249,28 @@ def redis_tls_url(redis_binary: Path, certificates: Certificates) -> Iterator[st
         yield f"rediss://127.0.0.1:{port}"
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(scope="session")
+def sentinel_url(redis_binary: Path) -> Iterator[str]:
+    """Three Sentinels of Debian's, that watch a primary with two replicas; it stays the primary, whatever tests do."""
+    with SentinelFleet(redis_binary, down_after=60_000) as fleet:
+        yield fleet.url
+
+
+@pytest.fixture(scope="session")
+def cluster_url(redis_binary: Path) -> Iterator[str]:
+    """A Cluster of three of Debian's redis-server."""
+    with ClusterFleet(redis_binary) as fleet:
+        yield fleet.url
+
+
+@pytest.fixture(scope="session")
+def valkey_cluster_url(valkey_url: str) -> Iterator[str]:
+    """A Cluster of three of the embedded Valkey."""
+    with ClusterFleet(find_server()) as fleet:
+        yield fleet.url
+
+
+@pytest.fixture(params=(*BACKENDS, *TOPOLOGIES))
 def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     """Each backend in turn, empty, and looked over after the test."""
     made = _make(request.param, request)
@@ -248,7 +294,7 @@ def _make(name: str, request: pytest.FixtureRequest) -> Backend:
         made: Certificates = request.getfixturevalue("certificates")
         tls = TLS(made.ca, made.client_cert, made.client_key)
         return real_backend(name, request.getfixturevalue("redis_tls_url"), tls)
-    return real_backend(name, request.getfixturevalue(f"{name}_url"))
+    return real_backend(name, request.getfixturevalue(f"{name.replace('-', '_')}_url"))
 
 
 def keys_of(admin: redis_py.Redis, run: int | str) -> list[str]:

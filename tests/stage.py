@@ -33,8 +33,9 @@ from brokerfl.server.upload import Uploader
 from brokerfl.wire.frame import Fields, size_of
 from brokerfl.wire.payload import EncodedContent, Payload
 from brokerfl.wire.record import encode_content
+from tests import conftest
 from tests.apps import Bench, Seen, eventually, number, number_in
-from tests.conftest import PREFIX, Backend
+from tests.conftest import Backend
 
 # Runs.
 
@@ -281,7 +282,8 @@ def uploader_of(driver: Driver) -> int:
 
 def chunks_in(backend: Backend) -> set[str]:
     """The keys of the chunks that Redis has."""
-    return {key.decode() for key in backend.admin.scan_iter(f"{PREFIX}:blob:*", count=1000)}
+    prefix = conftest.PREFIX  # which an option may have changed since
+    return {key.decode() for key in backend.admin.scan_iter(f"{prefix}:blob:*", count=1000)}
 
 
 def remove_chunks(backend: Backend) -> None:

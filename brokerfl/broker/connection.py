@@ -1,35 +1,32 @@
-"""The connection: TLS, timeouts, the server's version and clock, and waiting for a Redis that is unreachable.
+"""The connection: the server's version and clock, and waiting for a Redis that is unreachable.
 
-Owns the client's settings. It must not know what keys mean.
+Owns how a command of ours reaches Redis and goes on after an outage. It must not know what keys mean.
 """
 
 import random
-import socket
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from logging import INFO, WARNING
 from typing import Any
-from weakref import WeakSet
 
-import redis
-from redis.backoff import NoBackoff
 from redis.client import Pipeline as Pipeline
-from redis.connection import HiredisRespSerializer, PythonRespSerializer
+from redis.credentials import CredentialProvider
 from redis.exceptions import (
     InvalidResponse,
     ResponseError,
 )
-from redis.retry import Retry
-from redis.utils import HIREDIS_AVAILABLE
 
+from brokerfl.broker.client import BLOCK as BLOCK
+from brokerfl.broker.client import TLS as TLS
+from brokerfl.broker.client import Clients
 from brokerfl.broker.clock import Clock
 from brokerfl.broker.failure import map_errors, translate
 from brokerfl.broker.keys import DEFAULT_PREFIX, Keys
 from brokerfl.broker.patience import end_of, is_spent
-from brokerfl.broker.sockets import Sockets, bounded
-from brokerfl.broker.url import check_url, masked
+from brokerfl.broker.servers import FoundServers, OneServer, Server, Servers, scatter
+from brokerfl.broker.sockets import Command, Sockets
+from brokerfl.broker.url import Kind, RedisURL, is_found, parse_url
 from brokerfl.common import (
     ConfigError,
     RedisRefuses,
@@ -38,24 +35,6 @@ from brokerfl.common import (
     log,
 )
 
-#: Seconds a blocking read blocks. redis-py raises TimeoutError when a block outlasts the socket's timeout.
-BLOCK = 2.0
-_SOCKET_TIMEOUT = BLOCK + 5.0
-_CONNECT_TIMEOUT = 5.0
-
-#: When TCP probes a silent peer, how often (seconds) and how many times, as in redis-py; and after how many
-#: milliseconds without an acknowledgement it gives up.
-_TCP_OPTIONS = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 20_000}
-
-#: Bytes from which on redis-py's packer does not copy an argument, as in redis-py itself.
-_CUTOFF = 6000
-
-#: A repeated XADD is a duplicate and a repeated XREADGROUP strands a batch: the loops retry, not the client.
-NO_RETRY = Retry(NoBackoff(), 0)
-
-#: There is no limit: a heartbeat must get a socket, however many workers or Drivers have one.
-_MOST_SOCKETS = 2**31
-
 #: NOMKSTREAM came with 6.2, PEXPIRE GT with 7.0; 7.0.15 is the oldest server that the tests use.
 OLDEST_SERVER = (7, 0)
 
@@ -63,40 +42,28 @@ OLDEST_SERVER = (7, 0)
 _FLAP = 1.0
 
 
-@dataclass(frozen=True)
-class TLS:
-    """Paths of PEM files: the trusted CA and, for mutual TLS, the client's certificate and key."""
-
-    ca_cert: str | None = None
-    cert: str | None = None
-    key: str | None = None
-
-    def options(self) -> dict[str, Any]:
-        """Return them under redis-py's names."""
-        named = {"ssl_ca_certs": self.ca_cert, "ssl_certfile": self.cert, "ssl_keyfile": self.key}
-        return {name: path for name, path in named.items() if path is not None}
-
-
 class Connection:
     """A client of one Redis, with the keys of one prefix. Safe to share between threads.
 
+    Args:
+        servers: where the keys are.
+        keys: the keys under the prefix.
+        url: for errors and logs, without the password.
+
     Attributes:
-        redis: the redis-py client. Its calls raise redis-py's errors: wrap them in `map_errors`.
-        sockets: the same server, for the commands of the message path.
         clock: what is known about the server's clock.
         keys: the keys under the prefix.
         url: its URL, without the password.
-        persists: whether the server keeps an append-only file, as far as known. If it is killed, it then forgets only
-            its last writes, which are repeated from memory.
-        losses: how often one of its sockets was reconnected. redis-py does so silently if it finds one broken before a
-            command; what Redis knows must then be compared.
+        persists: whether a Redis that is killed forgets only its last writes, which are repeated from memory, as far
+            as known: it keeps an append-only file, or a replica takes its place.
+        losses: how often one of its sockets was reconnected, a server was not the one to ask, or another one took its
+            place. redis-py reconnects silently if it finds a socket broken before a command; what Redis knows must
+            then be compared.
     """
 
-    def __init__(self, client: redis.Redis, keys: Keys, url: str = "") -> None:
-        # Any, because redis-py annotates every answer as the union of what any server and protocol may answer.
-        self.redis: Any = client
-        client.connection_pool.max_connections = _MOST_SOCKETS
-        self.sockets = Sockets(client)
+    def __init__(self, servers: Servers, keys: Keys, url: str = "") -> None:
+        self._servers: Servers = servers
+        self._servers.lost = self._count_loss
         self.keys = keys
         self.url = url
         self.persists = True
@@ -107,6 +74,33 @@ class Connection:
         self._down_since: float | None = None
         self._is_refused = False
         self._flaps = 0
+
+    def _count_loss(self) -> None:
+        self.losses += 1
+
+    def at(self, key: str) -> Server:
+        """Return the server that has a key: on a Cluster the primary of its slot, elsewhere always the one primary.
+
+        Ask again for each command: another one may have taken its place.
+
+        Raises:
+            RedisUnreachable: it is not known where the key is.
+        """
+        return self._servers.at(key)
+
+    def scatter(self, asked: Sequence[tuple[str, Sequence[Command]]]) -> list[list[Any]]:
+        """Send commands to the servers of their keys, all before the first answer is read; see `servers.scatter`."""
+        return scatter(self._servers, asked)
+
+    @property
+    def redis(self) -> Any:
+        """The redis-py client of the server that has the registry. Its calls raise redis-py's errors: `map_errors`."""
+        return self._servers.at(self.keys.identity).redis
+
+    @property
+    def sockets(self) -> Sockets:
+        """The same server, for the commands of the message path."""
+        return self._servers.at(self.keys.identity).sockets
 
     def __repr__(self) -> str:
         return f"<Connection {self.url} prefix={self.keys.prefix}>"
@@ -126,6 +120,7 @@ class Connection:
             ConfigError: it does not have this database, or speaks another protocol.
             RedisUnreachable, RedisAuthError, RedisTLSError: no connection or login.
         """
+        self._servers.refresh()
         with map_errors(self.url):
             self._ping()
             try:
@@ -137,7 +132,7 @@ class Connection:
             raise RedisTooOld(
                 f"the server at {self.url} is Redis {version}; brokerfl needs 7.0 or newer (or Valkey 7.2)"
             )
-        self.persists = bool(info.get("aof_enabled", 1))
+        self.persists = is_found(self.url) or bool(info.get("aof_enabled", 1))
         policy = info.get("maxmemory_policy", "noeviction")
         if policy != "noeviction":
             log(
@@ -218,6 +213,7 @@ class Connection:
 
     def _probe(self) -> None:
         """TIME is answered even while data are loaded, and reads even by a replica. This changes nothing."""
+        self._servers.refresh()
         with map_errors(self.url):
             self.redis.pexpire(self.keys.identity, 1, gt=True)
         self.read_time()
@@ -239,12 +235,13 @@ class Connection:
 
     def reset(self) -> None:
         """Close the idle sockets: if a signal interrupted a command, one may hold an answer that nobody waits for."""
-        self.sockets.close()
-        self.redis.connection_pool.disconnect(inuse_connections=False)
+        for server in self._servers.all():
+            server.reset()
 
     def close(self) -> None:
         """Close all sockets."""
-        self.redis.close()
+        for server in self._servers.all():
+            server.close()
 
 
 def connect(
@@ -254,80 +251,43 @@ def connect(
     tls: TLS | None = None,
     insecure: bool = False,
     check: bool = True,
+    credentials: CredentialProvider | None = None,
 ) -> Connection:
     """Return a connection to the Redis at ``url``.
 
     Args:
-        url: ``redis://``, ``rediss://`` (TLS) or ``unix://``, with user name, password and database number.
+        url: ``redis://`` or ``unix://`` with user name, password and database number, ``redis+sentinel://`` or
+            ``redis+cluster://``; with ``rediss`` over TLS.
         prefix: the start of every key.
-        tls: files for ``rediss://``.
+        tls: files for TLS.
         insecure: allow plain text to another machine.
         check: check the server at once (`Connection.check_server`).
+        credentials: asked for the user name and the password at each connect, instead of the URL's.
 
     Raises:
-        ConfigError: the URL cannot be read, or TLS files are given for a plain URL.
+        ConfigError: the URL cannot be read, TLS files are given for a plain URL, or there are two logins.
         InsecureURL: plain text to another machine.
         RedisUnreachable, RedisAuthError, RedisTLSError, RedisTooOld: as for `Connection.check_server`.
     """
-    tls = tls or TLS()
-    parts = check_url(url, insecure)
-    _check_tls(url, parts.scheme, tls)
-    try:
-        client = redis.Redis.from_url(
-            url,
-            socket_timeout=_SOCKET_TIMEOUT,
-            socket_connect_timeout=_CONNECT_TIMEOUT,
-            **({} if parts.scheme == "unix" else _tcp_options()),
-            retry=NO_RETRY,
-            **(tls.options() if parts.scheme == "rediss" else {}),
+    tls, parsed, keys = tls or TLS(), parse_url(url, insecure), Keys(prefix)
+    _check_tls(parsed, tls)
+    if credentials is not None and (parsed.username or parsed.password):
+        raise ConfigError(f"{parsed.shown} has a login, and --redis-credentials gives another: leave one of them out")
+    if parsed.kind is Kind.CLUSTER and not keys.tag:
+        raise ConfigError(
+            f"on a Cluster all keys have to share a slot, which a prefix in braces does: use --prefix '{{{prefix}}}'"
         )
-    except ValueError as error:
-        raise ConfigError(f"the Redis URL {masked(url)} cannot be read: {error}") from None
-    client.connection_pool.connection_class = bounded(client.connection_pool.connection_class)
-    connection = Connection(client, Keys(prefix), masked(url))
-    client.connection_pool.connection_kwargs["redis_connect_func"] = _Greeting(connection)
-    client.connection_pool.connection_kwargs["command_packer"] = _Packer(client.connection_pool.get_encoder().encode)
+    clients = Clients(parsed, tls, credentials)
+    servers = FoundServers(clients) if is_found(parsed.shown) else OneServer.named_by(clients)
+    connection = Connection(servers, keys, parsed.shown)
     if check:
         connection.check_server()
     return connection
 
 
-def _tcp_options() -> dict[str, Any]:
-    there = {getattr(socket, name): value for name, value in _TCP_OPTIONS.items() if hasattr(socket, name)}
-    return {"socket_keepalive": True, "socket_keepalive_options": there}
-
-
-class _Greeting:
-    """Called when a socket is connected: does what redis-py does, and counts reconnects."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._known: WeakSet[Any] = WeakSet()
-
-    def __call__(self, connected: Any) -> None:
-        if connected in self._known:
-            self._connection.losses += 1
-        self._known.add(connected)
-        connected.on_connect()
-
-
-class _Packer:
-    """Packs commands with hiredis if it is installed, but a chunk with redis-py's own packer, which does not copy it.
-
-    hiredis takes only bytes, so a memoryview is copied twice (850 MB/s; 7 GB/s without).
-    """
-
-    def __init__(self, encode: Callable[[Any], Any]) -> None:
-        self._plain = PythonRespSerializer(_CUTOFF, encode)
-        self._fast = HiredisRespSerializer() if HIREDIS_AVAILABLE else self._plain
-
-    def pack(self, *args: Any) -> Any:
-        packer = self._plain if memoryview in map(type, args) else self._fast
-        return packer.pack(*args)
-
-
-def _check_tls(url: str, scheme: str, tls: TLS) -> None:
-    if scheme != "rediss" and tls != TLS():
-        raise ConfigError(f"certificates are given but {masked(url)} is not a TLS URL: write rediss://")
+def _check_tls(url: RedisURL, tls: TLS) -> None:
+    if not url.is_tls and tls != TLS():
+        scheme = "rediss" if url.kind is Kind.SOCKET else url.kind.value.replace("redis", "rediss")
+        raise ConfigError(f"certificates are given but {url.shown} is not a TLS URL: write {scheme}://")
     if tls.key is not None and tls.cert is None:
         raise ConfigError("--key is given without --cert: mutual TLS needs both")

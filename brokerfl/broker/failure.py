@@ -11,13 +11,16 @@ from typing import Any
 
 from redis.client import Pipeline
 from redis.exceptions import (
+    AskError,
     AuthenticationError,
     AuthenticationWrongNumberOfArgsError,
     BusyLoadingError,
     ClusterDownError,
     ConnectionError,
+    ExecAbortError,
     InvalidResponse,
     MasterDownError,
+    MovedError,
     NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
@@ -28,6 +31,7 @@ from redis.exceptions import (
     WatchError,
 )
 
+from brokerfl.broker.url import is_found
 from brokerfl.common import (
     ConfigError,
     RedisAuthError,
@@ -42,18 +46,57 @@ _PIPELINED = re.compile(r"^Command # \d+ \(.*\) of pipeline caused error: ", re.
 
 #: Errors of a server that answers but cannot do it now: wait, then ask again. redis-py removes the code from the text
 #: of those for which it has a class.
-_PASSING_CLASSES = (ConnectionError, TimeoutError, ClusterDownError, TryAgainError)
-_PASSING = ("UNBLOCKED", "CLUSTERDOWN")
+_PASSING_CLASSES = (ConnectionError, TimeoutError)
+_PASSING = ("UNBLOCKED",)
+
+#: Errors of a server that is not the one to ask, or not now. What it says to the next command says no more.
+_ASTRAY_CLASSES = (ReadOnlyError, AskError, TryAgainError, ClusterDownError, BusyLoadingError)
+_ASTRAY = ("READONLY ", "MOVED ", "ASK ", "TRYAGAIN ", "CLUSTERDOWN ", "MASTERDOWN ", "LOADING ")
+
+#: What precedes the error that made a server refuse the EXEC.
+_ABORTED = "Transaction discarded because of: "
 
 #: Why a server takes no writes, and what to do, by the class or the code of its error.
 _REFUSALS: tuple[tuple[type[Exception] | None, str, str], ...] = (
     (ReadOnlyError, "READONLY", "it is a replica: name its primary, or promote it with REPLICAOF NO ONE"),
     (MasterDownError, "MASTERDOWN", "it is a replica without its primary: name the primary, or start that"),
+    (ClusterDownError, "CLUSTERDOWN", "its Cluster is down, or nobody serves this slot: look at CLUSTER INFO"),
+    (MovedError, "MOVED", "the slot has moved to another server"),
+    (AskError, "ASK", "the slot is being moved to another server"),
+    (TryAgainError, "TRYAGAIN", "the slot is being moved to another server"),
     (None, "MISCONF", "it cannot save its data: look at its log and at its disk"),
     (None, "NOREPLICAS", "it has too few replicas: start them, or lower its min-replicas-to-write"),
     (BusyLoadingError, "LOADING", "it is still loading its data"),
     (None, "BUSY ", "a script keeps it busy: wait, or end that with SCRIPT KILL"),
 )
+
+#: The same for a server that was found, and not named.
+_FOUND = dict.fromkeys(("READONLY", "MASTERDOWN"), "it is a replica now; looking for the new primary")
+
+
+class AstrayError(ConnectionError):
+    """The socket is closed: its server answered that it is not the one to ask, or not now.
+
+    An error as that of a broken connection, since whoever sent the command knows as little about its effect.
+
+    Attributes:
+        answer: what it answered.
+    """
+
+    def __init__(self, answer: Exception) -> None:
+        super().__init__(str(answer))
+        self.answer = answer
+
+
+def astray(error: Exception) -> AstrayError | None:
+    """Return what to raise for an answer of a server that is not the one to ask; None if it is."""
+    if isinstance(error, _ASTRAY_CLASSES):
+        return AstrayError(error)
+    text = str(error)
+    if isinstance(error, ExecAbortError) and text.startswith(_ABORTED):
+        return astray(ResponseError(text.removeprefix(_ABORTED)))
+    is_one = text.startswith(_ASTRAY) or (text.startswith("UNBLOCKED") and "state changed" in text)
+    return AstrayError(error) if is_one and isinstance(error, ResponseError) else None
 
 
 @contextmanager
@@ -92,6 +135,10 @@ def meaning(error: Exception, url: str) -> Exception:
 
 def translate(error: BaseException, url: str = "Redis") -> Exception | None:
     """Return the brokerfl exception that ``error`` means; None if there is none."""
+    if isinstance(error, WatchError) and isinstance(error.__context__, AstrayError):
+        error = error.__context__
+    if isinstance(error, AstrayError):
+        error = error.answer
     text = _PIPELINED.sub("", str(error))
     if isinstance(error, WatchError) and not _is_changed(error):
         return RedisUnreachable(f"Redis at {url} does not answer: {text}")
@@ -109,6 +156,7 @@ def translate(error: BaseException, url: str = "Redis") -> Exception | None:
         return RedisOutOfMemory(f"{url} is full (maxmemory): {text}")
     for kind, code, reason in _REFUSALS:
         if (kind and isinstance(error, kind)) or text.startswith(code):
+            reason = _FOUND.get(code, reason) if is_found(url) else reason
             return RedisRefuses(f"Redis at {url} takes no writes: {reason}")
     if isinstance(error, InvalidResponse):
         return RedisRefuses(f"{url} does not answer as Redis does; is something else on this port? ({text})")

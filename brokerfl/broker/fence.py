@@ -26,7 +26,7 @@ from brokerfl.broker.failure import map_errors
 from brokerfl.broker.keys import RETENTION, milliseconds
 from brokerfl.broker.patience import holding
 from brokerfl.broker.sockets import Command, commands_of
-from brokerfl.common import BrokerflError, RedisOutOfMemory, RunFenced, RunLost, RunStopped
+from brokerfl.common import BrokerflError, RedisOutOfMemory, RedisUnreachable, RunFenced, RunLost, RunStopped
 from brokerfl.common.text import shown
 
 #: What a stop writes instead of a token, and what the end of a run does.
@@ -244,7 +244,7 @@ class Fence:
 
     def close(self) -> None:
         """Give the socket back, without its WATCH: this owner detached. Redis may be unreachable."""
-        with suppress(RedisError, OSError):
+        with suppress(RedisError, OSError, RedisUnreachable):
             holding(self._lock, self._unwatch)
 
     def _unwatch(self) -> None:

@@ -4,7 +4,8 @@ Owns the names and the lifetimes; nothing else spells a key. It must not know wh
 
 ``N`` is a node id and ``R`` a run id, both decimal uint64, ``D`` the sha256 of a chunk in hex, and ``c`` the decimal
 counter of the run's owner that uploaded it: user text never becomes part of a key. The braces are hash tags: on a
-Cluster, all keys of a node share a slot, all keys of a run do, and the chunks of a model are spread over all slots.
+Cluster, all keys of a node share a slot, all keys of a run do, and the chunks of a model are spread over all slots. The
+first tag counts: with one in the prefix, all keys share a slot.
 
     key               type              lives
     P:id              string            forever: the identity of this Redis data set
@@ -52,6 +53,8 @@ BELL_LENGTH = 1000
 
 DEFAULT_PREFIX = "brokerfl"
 
+_PREFIX = re.compile(r"[A-Za-z0-9._:-]*(?:\{[A-Za-z0-9._:-]+\}[A-Za-z0-9._:-]*)?")
+
 
 def parse_id(text: bytes) -> int | None:
     """Return the node or run id in ``text``; None if it is not one: what others wrote may be anything.
@@ -71,20 +74,26 @@ def milliseconds(seconds: float) -> int:
 
 @dataclass(frozen=True)
 class Keys:
-    """The keys under one prefix.
+    """The keys under one prefix. With a hash tag in it, such as ``{fl}``, they all share a slot of a Cluster.
 
     Raises:
-        ConfigError: the prefix is empty or contains anything except letters, digits, ``.``, ``_``, ``:`` and ``-``.
+        ConfigError: the prefix is empty or contains anything except letters, digits, ``.``, ``_``, ``:`` and ``-``, of
+            which some may be in one pair of braces.
     """
 
     prefix: str = DEFAULT_PREFIX
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9._:-]+", self.prefix):
+        if not self.prefix or not _PREFIX.fullmatch(self.prefix):
             raise ConfigError(
                 f"the prefix {self.prefix!r} may contain only letters, digits and . _ : - "
-                "(it becomes part of every key)"
+                "(it becomes part of every key), some of them in braces for a Cluster, as in {fl}"
             )
+
+    @property
+    def tag(self) -> str:
+        """What is in the prefix's braces; "" if it has none."""
+        return self.prefix.partition("{")[2].partition("}")[0]
 
     # The registry.
 

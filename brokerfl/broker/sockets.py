@@ -1,7 +1,7 @@
 """The sockets: commands of the message path, without redis-py's pool and pipelines.
 
-Owns sockets that are kept from one command to the next, and that no wait of one outlasts the `patience` of its thread.
-It must not know what the commands mean.
+Owns sockets that are kept from one command to the next, and how much is sent before what is read. It must not know
+what the commands mean.
 
 redis-py still packs and parses, but its pool, its pipelines and their metrics cost more than the commands themselves:
 a WATCH and a MULTI of 11 commands take 350 µs with them and 180 µs without (two cores, redis-py 8.1).
@@ -10,7 +10,6 @@ Answers are as the server sends them, including errors; everything here raises r
 """
 
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
@@ -18,9 +17,9 @@ from typing import Any
 from weakref import WeakSet
 
 from redis.client import Pipeline
-from redis.exceptions import InvalidResponse, RedisError, ResponseError, TimeoutError
+from redis.exceptions import RedisError, ResponseError
 
-from brokerfl.broker.patience import is_spent, spend, time_left
+from brokerfl.broker.patience import time_left
 
 Command = Sequence[Any]
 
@@ -56,8 +55,11 @@ class Sockets:
             return self._client.connection_pool.get_connection()
 
     def give(self, socket: Any) -> None:
-        """Return a socket that has no answers outstanding."""
-        self._idle.append(socket)
+        """Return a socket that has no answers outstanding. One of a server that is not used any more is closed."""
+        if isinstance(socket, self._client.connection_pool.connection_class):
+            self._idle.append(socket)
+        else:
+            socket.disconnect()
 
     def leave_one(self) -> None:
         """Keep a connected socket for others: only a socket that was connected before an outage notices it."""
@@ -96,15 +98,20 @@ class Sockets:
 
     def talk(self, socket: Any, commands: Sequence[Command]) -> list[Any]:
         """Like `exchange`, on a socket that was taken."""
-        packed = socket.pack_commands(commands)
-        size = sum(map(len, packed))
-        if size <= PIECE:
-            socket.send_packed_command(packed, check_health=False)
-            read = _reader(socket)
-            return [_answer(read) for _ in commands]
-        socket.send_packed_command(_pieces(packed), check_health=False)
-        patience = (socket.socket_timeout or 0.0) + size / SLOWEST
-        return [_answer(socket.read_response, timeout=patience) for _ in commands]
+        return _send(socket, commands)()
+
+    def begin(self, socket: Any, commands: Sequence[Command]) -> Callable[[], list[Any]]:
+        """Like `talk`, but return what reads the answers."""
+        return _send(socket, commands)
+
+    def start(self, commands: Sequence[Command]) -> tuple["Sockets", Any, Callable[[], list[Any]]]:
+        """Like `begin`, on a socket that is taken; return also whose it is, and the socket."""
+        socket = self.take()
+        try:
+            return self, socket, self.begin(socket, commands)
+        except BaseException:
+            self.drop(socket)
+            raise
 
     def transact(self, transactions: Sequence[Sequence[Command]]) -> list[list[Any]]:
         """Run each of these in a MULTI of its own, all in one round trip, and return their answers.
@@ -180,95 +187,6 @@ def _forget() -> None:
 os.register_at_fork(after_in_child=_forget)
 
 
-#: A timeout, and what redis-py raises if it makes nothing of an answer.
-_FAILURES = (TimeoutError, ValueError, TypeError, LookupError, AttributeError)
-
-
-def _check_patience() -> None:
-    if is_spent():
-        raise TimeoutError("it was silent until the time was up")
-
-
-def bounded(kind: Any) -> Any:
-    """Return redis-py's class of a socket, except that no wait of it outlasts the patience of the thread that uses it.
-
-    Each wait counts for itself: an answer that comes in pieces may take longer.
-    """
-
-    class Bounded(kind):  # type: ignore[misc]
-        _was_limited = True  # the socket's own timeout may be another one than `socket_timeout`
-
-        @property
-        def socket_timeout(self) -> Any:
-            return time_left(self._socket_timeout)
-
-        @socket_timeout.setter
-        def socket_timeout(self, value: Any) -> None:
-            self._socket_timeout = value
-
-        @property
-        def socket_connect_timeout(self) -> Any:
-            return time_left(self._socket_connect_timeout)
-
-        @socket_connect_timeout.setter
-        def socket_connect_timeout(self, value: Any) -> None:
-            self._socket_connect_timeout = value
-
-        def connect(self) -> Any:
-            self._was_limited = time_left() is not None  # the timeout that it gets
-            return self._wait(super().connect)
-
-        def send_packed_command(self, *args: Any, **options: Any) -> Any:
-            self._handled = sys.exc_info()[1]
-            is_limited = time_left() is not None
-            if is_limited:
-                _check_patience()
-            if (is_limited or self._was_limited) and self._sock is not None:
-                self._sock.settimeout(self.socket_timeout)
-                self._was_limited = is_limited
-            try:
-                return super().send_packed_command(*args, **options)
-            except _FAILURES as error:
-                self._fail(error)
-                raise
-
-        def read_response(self, *args: Any, **options: Any) -> Any:
-            if time_left() is not None:  # less is left than when the command was sent
-                _check_patience()
-                options.setdefault("timeout", self.socket_timeout)
-            return self.read_patiently(*args, **options)
-
-        def read_patiently(self, *args: Any, **options: Any) -> Any:
-            try:
-                return super().read_response(*args, **options)
-            except _FAILURES as error:
-                self._fail(error)
-                raise
-
-        def should_reconnect(self) -> Any:
-            # Asked when it goes back to the pool. An exception of a signal handler may have left an answer to be read.
-            error = sys.exc_info()[1]
-            is_interrupted = error is not getattr(self, "_handled", None) and not isinstance(error, RedisError)
-            return is_interrupted or super().should_reconnect()
-
-        def _wait(self, action: Callable[[], Any]) -> Any:
-            _check_patience()
-            try:
-                return action()
-            except _FAILURES as error:
-                self._fail(error)
-                raise
-
-        def _fail(self, error: Exception) -> None:
-            if isinstance(error, TimeoutError):
-                spend()
-            else:
-                self.disconnect()
-                raise InvalidResponse(str(error)) from error
-
-    return Bounded
-
-
 def _pieces(packed: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
     for item in packed:
         if len(item) <= PIECE:
@@ -277,6 +195,19 @@ def _pieces(packed: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview
         whole = memoryview(item)
         for start in range(0, len(whole), PIECE):
             yield whole[start : start + PIECE]
+
+
+def _send(socket: Any, commands: Sequence[Command]) -> Callable[[], list[Any]]:
+    """Send commands and return what reads their answers."""
+    packed = socket.pack_commands(commands)
+    size = sum(map(len, packed))
+    if size <= PIECE:
+        socket.send_packed_command(packed, check_health=False)
+        read = _reader(socket)
+        return lambda: [_answer(read) for _ in commands]
+    socket.send_packed_command(_pieces(packed), check_health=False)
+    patience = (socket.socket_timeout or 0.0) + size / SLOWEST
+    return lambda: [_answer(socket.read_response, timeout=patience) for _ in commands]
 
 
 def _reader(socket: Any) -> Callable[..., Any]:
@@ -295,3 +226,34 @@ def _answer(read: Callable[..., Any], **options: float) -> Any:
 def commands_of(pipe: Pipeline) -> list[Command]:
     """Return the commands that were put into what `Sockets.pipe` returned."""
     return [arguments for arguments, _ in pipe.command_stack]
+
+
+def exchange_all(parts: Sequence[tuple[Sockets, Sequence[Command]]]) -> list[list[Any]]:
+    """Send commands to several servers, all before the first answer is read, and return the answers of each.
+
+    Raises:
+        RedisError: of the first server that failed, after the answers of the others were read.
+    """
+    begun: list[tuple[Sockets, Any, Callable[[], list[Any]]]] = []
+    answers, failures = [], []
+    try:
+        for sockets, commands in parts:
+            try:
+                begun.append(sockets.start(commands))
+            except RedisError as error:
+                failures.append(error)
+        while begun:
+            sockets, socket, read = begun[0]
+            try:
+                answers.append(read())
+                sockets.give(socket)
+            except RedisError as error:
+                failures.append(error)
+                sockets.drop(socket)
+            del begun[0]
+    finally:
+        for sockets, socket, _ in begun:  # interrupted: they have answers outstanding
+            sockets.drop(socket)
+    if failures:
+        raise failures[0]
+    return answers

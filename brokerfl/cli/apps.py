@@ -6,6 +6,7 @@ Owns the search, and how a failure of an app is shown.
 import importlib
 import sys
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -78,9 +79,7 @@ def _load(reference: str, folder: Path, kind: type) -> Any:
         raise AppLoadError(f"{name!r} is not a module name: write client:app, and give the directory with --app-dir")
     if not folder.is_dir():
         raise AppLoadError(f"the app directory {folder} does not exist")
-    sys.path.insert(0, str(folder))
-    _check_hidden(name, folder)
-    module = _import(name, folder)
+    module = _import_from(folder, name)
     candidates = [f"{name}:{key}" for key, value in vars(module).items() if _is_app(value, kind)]
     hint = f"; it has {', '.join(candidates)}" if candidates else ""
     if not hasattr(module, attribute):
@@ -89,6 +88,31 @@ def _load(reference: str, folder: Path, kind: type) -> Any:
     if not _is_app(app, kind):
         raise AppLoadError(f"{reference} is of type {type(app).__name__}, not {kind.__name__}{hint}")
     return app
+
+
+def load_function(reference: str, option: str) -> Callable[[], Any]:
+    """Return a function of the user's that an option names; its module is looked up first in the current directory.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    name, _, attribute = reference.partition(":")
+    if not name or not attribute or name.startswith(".") or "/" in name:
+        raise ConfigError(f"{option} {reference!r} is not module:function")
+    try:
+        module = _import_from(Path.cwd(), name)
+    except (AppLoadError, MissingExtra) as error:
+        raise ConfigError(f"{option} {reference} cannot be loaded: {error}") from None
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        raise ConfigError(f"{option} {reference} cannot be loaded: the module {name} has no function {attribute!r}")
+    return function  # type: ignore[no-any-return]
+
+
+def _import_from(folder: Path, name: str) -> object:
+    sys.path.insert(0, str(folder))
+    _check_hidden(name, folder)
+    return _import(name, folder)
 
 
 def _check_hidden(name: str, folder: Path) -> None:

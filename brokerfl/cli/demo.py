@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
@@ -24,9 +24,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from brokerfl.broker.connection import TLS, Connection, connect
+from brokerfl.broker.connection import TLS, Connection
 from brokerfl.broker.embedded import EmbeddedServer, die_with_parent
 from brokerfl.broker.ending import stop_run
+from brokerfl.broker.keys import Keys
 from brokerfl.broker.nodes import list_nodes
 from brokerfl.broker.presence import online_nodes
 from brokerfl.broker.runs import forget_registry, list_runs
@@ -36,6 +37,7 @@ from brokerfl.cli.signals import handle, ignore
 from brokerfl.common import BrokerflError, MissingExtra
 
 _NODES_LIMIT = 120.0
+_OUTAGE_LIMIT = 10.0
 _POLL = 0.1
 
 
@@ -109,7 +111,8 @@ class _Demo:
         self._stack = stack
         self._nodes = nodes
         self._rounds = rounds
-        self._prefix = f"{prefix}-demo-{secrets.token_hex(4)}"
+        own = f"demo-{secrets.token_hex(4)}"
+        self._prefix = f"{prefix}-{own}" if Keys(prefix).tag else f"{prefix}-{{{own}}}"  # which a Cluster takes, too
         self._folder = Path(tempfile.mkdtemp(prefix="brokerfl-demo-"))
         stack.callback(shutil.rmtree, self._folder, ignore_errors=True)
         self._arguments: list[str] = []
@@ -155,12 +158,14 @@ class _Demo:
         self._arguments += ["--insecure"] if redis.insecure else []
         for option, path in (("--ca-cert", tls.ca_cert), ("--cert", tls.cert), ("--key", tls.key)):
             self._arguments += [option, path] if path else []
-        connection = connect(redis.url, prefix=self._prefix, tls=tls, insecure=redis.insecure)
+        self._arguments += ["--redis-credentials", redis.credentials] if redis.credentials else []
+        connection = replace(redis, prefix=self._prefix).connect()
         self._console.print(f"Redis at {connection.url}")
         return connection
 
     def _clean(self) -> None:
         """Leave nothing on a Redis that is not ours: not a run that was interrupted, not the registry."""
+        self._connection.wait_until_up(time.monotonic() + _OUTAGE_LIMIT)  # another server may be the primary by now
         for run in list_runs(self._connection):
             if not run.ended_at:
                 stop_run(self._connection, run.run_id)

@@ -103,7 +103,7 @@ def clear_errors() -> Iterator[None]:
     except BrokerflError as error:
         say(f"Error: {shown(str(error), keep=chr(10))}")
         if isinstance(error, RedisUnreachable) and not isinstance(error, RedisRefuses):
-            say(_TLS if "rediss://" in str(error) else _START)
+            say(_TLS if "rediss" in str(error) else _START)
         sys.exit(code_of(error))
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)

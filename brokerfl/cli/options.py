@@ -13,6 +13,7 @@ from typing import Any, ClassVar, TypeVar
 import click
 
 from brokerfl.broker.connection import TLS, Connection, connect
+from brokerfl.broker.credentials import AskedCredentials
 from brokerfl.broker.keys import DEFAULT_PREFIX
 from brokerfl.broker.url import masked
 from brokerfl.common import ConfigError, log
@@ -23,7 +24,7 @@ from brokerfl.wire.frame import MAX_MESSAGE_BYTES
 DEFAULT_URL = "redis://127.0.0.1:6379"
 
 #: The parameters that `redis_options` adds to a command, except --verbose.
-CONNECTION = ("redis", "redis_file", "prefix", "insecure", "ca_cert", "cert", "key")
+CONNECTION = ("redis", "redis_file", "redis_credentials", "prefix", "insecure", "ca_cert", "cert", "key")
 
 #: The longest duration that an option takes, some 30 years.
 MOST_SECONDS = 1e9
@@ -39,10 +40,21 @@ class RedisOptions:
     prefix: str
     insecure: bool
     tls: TLS
+    credentials: str | None = None
 
     def connect(self) -> Connection:
         """Connect, and check the server."""
-        return connect(self.url, prefix=self.prefix, tls=self.tls, insecure=self.insecure)
+        return connect(
+            self.url, prefix=self.prefix, tls=self.tls, insecure=self.insecure, credentials=self._credentials()
+        )
+
+    def _credentials(self) -> AskedCredentials | None:
+        if self.credentials is None:
+            return None
+        from brokerfl.cli.apps import load_function  # it imports what most commands do not need
+
+        option = "--redis-credentials"
+        return AskedCredentials(f"{option} {self.credentials}", load_function(self.credentials, option))
 
 
 def redis_options(function: Function) -> Function:
@@ -53,6 +65,7 @@ def redis_options(function: Function) -> Function:
         *args: Any,
         redis: str | None,
         redis_file: str | None,
+        redis_credentials: str | None,
         prefix: str,
         insecure: bool,
         ca_cert: str | None,
@@ -62,8 +75,9 @@ def redis_options(function: Function) -> Function:
         **options: Any,
     ) -> Any:
         configure_logging(DEBUG if verbose else INFO)
-        redis_url = _url(redis, redis_file)
-        return function(*args, redis=RedisOptions(redis_url, prefix, insecure, TLS(ca_cert, cert, key)), **options)
+        tls = TLS(ca_cert, cert, key)
+        where = RedisOptions(_url(redis, redis_file), prefix, insecure, tls, redis_credentials)
+        return function(*args, redis=where, **options)
 
     path = FilePath(exists=True, dir_okay=False)
     for option in reversed(
@@ -72,13 +86,20 @@ def redis_options(function: Function) -> Function:
                 "--redis",
                 metavar="URL",
                 envvar="BROKERFL_REDIS_URL",
-                help=f"redis://, rediss:// (TLS) or unix:// [default: {DEFAULT_URL}]",
+                help="redis://, redis+sentinel:// or redis+cluster://, each with rediss for TLS, or unix:// "
+                f"[default: {DEFAULT_URL}]",
             ),
             click.option(
                 "--redis-file",
                 type=click.Path(dir_okay=False),  # which is read at once
                 envvar="BROKERFL_REDIS_URL_FILE",
                 help="File that holds the URL, to keep it out of the process list.",
+            ),
+            click.option(
+                "--redis-credentials",
+                metavar="MODULE:FUNCTION",
+                envvar="BROKERFL_REDIS_CREDENTIALS",
+                help="Function that returns user name and password; called at each connect, for tokens that expire.",
             ),
             click.option(
                 "--prefix",
@@ -97,7 +118,7 @@ def redis_options(function: Function) -> Function:
                 "--ca-cert",
                 type=path,
                 envvar="BROKERFL_CA_CERT",
-                help="Authority to trust for rediss:// (PEM). [default: those of the system]",
+                help="Authority to trust for TLS (PEM). [default: those of the system]",
             ),
             click.option("--cert", type=path, envvar="BROKERFL_CERT", help="Client certificate for mutual TLS (PEM)."),
             click.option("--key", type=path, envvar="BROKERFL_KEY", help="Private key of --cert (PEM)."),

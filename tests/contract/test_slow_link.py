@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from brokerfl.broker import connection, sockets
+from brokerfl.broker import client, sockets
 from brokerfl.broker.connection import Connection, connect
 from brokerfl.client.payloads import Payloads
 from brokerfl.common import ParametersRecord, RecordSet
@@ -21,7 +21,7 @@ from tests.conftest import PREFIX, Backend
 from tests.stage import push, silent
 
 #: Links are TCP's matter: one server will do.
-WITHOUT = ("fakeredis", "redis", "redis-tls")
+WITHOUT = ("fakeredis", "redis", "redis-tls", "sentinel", "cluster", "valkey-cluster")
 
 #: Three chunks.
 SIZE = 2_500_000
@@ -30,7 +30,7 @@ SIZE = 2_500_000
 @pytest.fixture
 def slow(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Connection]:
     """A connection that takes longer for a chunk than it waits for an answer."""
-    monkeypatch.setattr(connection, "_SOCKET_TIMEOUT", 0.7)
+    monkeypatch.setattr(client, "_SOCKET_TIMEOUT", 0.7)
     monkeypatch.setattr(sockets, "SLOWEST", 10 * sockets.SLOWEST)
     proxy = Proxy(int(backend.url.rpartition(":")[2]), rate=1_000_000.0)
     made = connect(proxy.url, prefix=PREFIX)

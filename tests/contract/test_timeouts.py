@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from brokerfl.broker import connection as connections
+from brokerfl.broker import client as clients
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.embedded import EmbeddedServer
 from brokerfl.common import BrokerflError, RunStopped
@@ -52,8 +52,8 @@ class Away:
 @pytest.fixture(params=["frozen", "gone"])
 def away(request: pytest.FixtureRequest, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Away]:
     """A server with a file, so that it forgets nothing."""
-    monkeypatch.setattr(connections, "_SOCKET_TIMEOUT", PATIENCE)
-    monkeypatch.setattr(connections, "_CONNECT_TIMEOUT", PATIENCE)
+    monkeypatch.setattr(clients, "_SOCKET_TIMEOUT", PATIENCE)
+    monkeypatch.setattr(clients, "_CONNECT_TIMEOUT", PATIENCE)
     with EmbeddedServer(data=tmp_path / "data") as server:
         made = Away(server, real_backend("valkey", server.url), request.param == "frozen")
         try:
@@ -131,7 +131,7 @@ def test_the_wait_of_a_send_and_receive_ends(away: Away) -> None:
 
 def test_no_thread_asks_redis_after_the_run_was_abandoned(away: Away, monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads that wait for their turn to probe Redis do not take it: eight of them end as fast as one."""
-    monkeypatch.setattr(connections, "_SOCKET_TIMEOUT", 3.0)
+    monkeypatch.setattr(clients, "_SOCKET_TIMEOUT", 3.0)
     probed: list[bool] = []
     abandoned = threading.Event()
     probe = Connection._probe

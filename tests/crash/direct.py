@@ -11,7 +11,7 @@ from typing import Any
 from fakeredis import FakeRedis, FakeRedisConnection, FakeServer
 from redis import ConnectionPool
 
-from brokerfl.broker.connection import NO_RETRY
+from brokerfl.broker.client import NO_RETRY
 
 Fields = list[bytes]
 

@@ -36,6 +36,7 @@ from brokerfl.broker.heartbeat import Heartbeat
 from brokerfl.broker.keys import LEASE, Keys, milliseconds
 from brokerfl.broker.nodes import Registration
 from brokerfl.broker.runs import list_runs
+from brokerfl.broker.servers import OneServer
 from brokerfl.broker.sockets import Command, Sockets
 from brokerfl.client import ClientApp
 from brokerfl.client.journal import Journal
@@ -301,7 +302,7 @@ def _with_id(args: tuple[Any, ...], answer: Any) -> tuple[Any, ...]:
 
 def stop_everything(world: World) -> None:
     """Stop whatever run there is."""
-    connection = Connection(DirectClient(world.redis_server), Keys(PREFIX), "admin")
+    connection = Connection(OneServer(DirectClient(world.redis_server)), Keys(PREFIX), "admin")
     for run in list_runs(connection):
         if not run.ended_at:
             stop_run(connection, run.run_id, patience=0.1)
@@ -321,8 +322,7 @@ class Wire:
         self.broken = False
         client = _Client(world.redis_server)
         client.wire = self
-        self.connection = Connection(client, Keys(PREFIX), name)
-        self.connection.sockets = _Sockets(client, self)
+        self.connection = Connection(OneServer(client, _Sockets(client, self)), Keys(PREFIX), name)
 
 
 class _Sockets(Sockets):
@@ -346,6 +346,10 @@ class _Sockets(Sockets):
         if not self.wire.world.run_nodes():
             self.wire.world.pass_time(block / 1000)
         return self.wire.world.command(self.wire, [args], execute)
+
+    def begin(self, socket: Any, commands: Sequence[Command]) -> Callable[[], list[Any]]:
+        answers = self.talk(socket, commands)
+        return lambda: answers
 
     def transact_on(
         self, socket: Any, commands: Sequence[Command], after: Sequence[Command] = ()

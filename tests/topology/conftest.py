@@ -1,0 +1,50 @@
+"""Fleets as fixtures: each test has one of its own if it kills servers, else one is shared."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from brokerfl.broker.embedded import find_server
+from tests.topology.fleets import ClusterFleet, Fleet, SentinelFleet
+from tests.topology.lab import FleetLab
+
+
+@pytest.fixture(scope="session")
+def sentinels(redis_binary: Path) -> Iterator[SentinelFleet]:
+    """A primary, two replicas and three Sentinels that no test harms."""
+    with SentinelFleet(redis_binary) as fleet:
+        yield fleet
+
+
+@pytest.fixture(scope="session")
+def cluster(redis_binary: Path) -> Iterator[ClusterFleet]:
+    """Three primaries that no test harms; slots may have been moved."""
+    with ClusterFleet(redis_binary) as fleet:
+        yield fleet
+
+
+@pytest.fixture
+def valkey_binary(valkey_url: str) -> Path:
+    """The bundled valkey-server."""
+    return find_server()
+
+
+@pytest.fixture
+def fleet(request: pytest.FixtureRequest) -> Iterator[Fleet]:
+    """A fleet of the test's own: the parameter names it."""
+    kinds: dict[str, Callable[[], Fleet]] = {
+        "sentinel": lambda: SentinelFleet(request.getfixturevalue("redis_binary")),
+        "cluster": lambda: ClusterFleet(request.getfixturevalue("redis_binary"), replicas=1),
+        "valkey-cluster": lambda: ClusterFleet(request.getfixturevalue("valkey_binary"), replicas=1),
+    }
+    with kinds[request.param]() as made:
+        yield made
+
+
+@pytest.fixture
+def lab(fleet: Fleet, tmp_path: Path) -> Iterator[FleetLab]:
+    """Processes on a fleet of the test's own."""
+    made = FleetLab(tmp_path, fleet)
+    with made:
+        yield made
