@@ -24,6 +24,7 @@ from redis.client import Pipeline
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.echoes import Echo
 from brokerfl.broker.failure import found_or_none, map_errors, meaning
+from brokerfl.broker.gather import Gather
 from brokerfl.broker.keys import Keys, milliseconds
 from brokerfl.common import FrameError, MessageTooLarge
 from brokerfl.wire.manifest import Manifest, decode_manifest
@@ -46,14 +47,15 @@ def read_blobs(connection: Connection, run_id: int, chunks: Iterable[bytes]) -> 
     """Yield these chunks; None for one that is not there."""
     commands = [("GET", connection.keys.blob(run_id, chunk)) for chunk in chunks]
     with map_errors(connection.url):
-        for answer in connection.sockets.stream(commands):
+        for answer in connection.stream(commands):
             yield found_or_none(answer, connection.url)
 
 
 def chunks_of(connection: Connection, run_id: int) -> set[bytes]:
     """Return all chunks that a run may have in Redis."""
+    manifests = connection.keys.blobs(run_id)
     with map_errors(connection.url):
-        found = connection.redis.hvals(connection.keys.blobs(run_id))
+        found = connection.at(manifests).redis.hvals(manifests)
     return {chunk for manifest in _readable(found) for chunk in manifest.chunks}
 
 
@@ -121,17 +123,19 @@ class Blobs:
         """Take over what a former ServerApp left, for a resumed run."""
         keys, run = self._connection.keys, self._run_id
         with map_errors(self._connection.url):
-            found = self._connection.redis.hgetall(keys.blobs(run))
+            found = self._connection.at(keys.blobs(run)).redis.hgetall(keys.blobs(run))
         for manifest in _readable(found.values()):
             self._enter(manifest).is_noted = True
         self._present = self._look(self.chunks())
 
     def _look(self, chunks: Collection[bytes]) -> set[bytes]:
         """Return which of these chunks Redis has, and renew their lifetimes."""
-        with map_errors(self._connection.url), self._connection.redis.pipeline(transaction=False) as pipe:
-            for chunk in chunks:
-                pipe.pexpire(self._connection.keys.blob(self._run_id, chunk), milliseconds(self._retention))
-            answers = pipe.execute() if chunks else []
+        names = [self._connection.keys.blob(self._run_id, chunk) for chunk in chunks]
+        with map_errors(self._connection.url):
+            gather = Gather(self._connection)
+            for name in names:
+                gather.at(name).pexpire(name, milliseconds(self._retention))
+            answers = gather.execute()
         return {chunk for chunk, answer in zip(chunks, answers, strict=True) if answer}
 
     def chunks(self) -> list[bytes]:
@@ -219,10 +223,11 @@ class Blobs:
     def _set(self, chunks: Mapping[bytes, memoryview], lives: float) -> None:
         keys, run_id, px = self._connection.keys, self._run_id, milliseconds(min(lives, self._retention))
         with map_errors(self._connection.url):
-            answers = self._connection.sockets.exchange(
-                [("SET", keys.blob(run_id, chunk), data, "PX", px) for chunk, data in chunks.items()]
+            names = {keys.blob(run_id, chunk): data for chunk, data in chunks.items()}
+            answers = self._connection.scatter(
+                [(name, [("SET", name, data, "PX", px)]) for name, data in names.items()]
             )
-        for answer in answers:
+        for [answer] in answers:
             if isinstance(answer, Exception):
                 raise meaning(answer, self._connection.url)
 

@@ -21,6 +21,7 @@ from redis.client import Pipeline
 
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import map_errors
+from brokerfl.broker.gather import Gather
 from brokerfl.broker.keys import Keys, milliseconds, parse_id
 from brokerfl.common import FrameError
 from brokerfl.wire.frame import Fields
@@ -219,7 +220,7 @@ class Books:
     def has(self, message_id: str) -> bool:
         """Return whether a message is in the ledger in Redis."""
         with map_errors(self._connection.url):
-            return bool(self._connection.redis.hexists(self._ledger, message_id))
+            return bool(self._connection.at(self._ledger).redis.hexists(self._ledger, message_id))
 
 
 def read_books(connection: Connection, run_id: int) -> Snapshot:
@@ -229,7 +230,8 @@ def read_books(connection: Connection, run_id: int) -> Snapshot:
         FrameError: its ledger was written by another version.
     """
     keys = connection.keys
-    with map_errors(connection.url), connection.redis.pipeline(transaction=True) as pipe:
+    redis = connection.at(keys.ledger(run_id)).redis
+    with map_errors(connection.url), redis.pipeline(transaction=True) as pipe:
         pipe.hgetall(keys.ledger(run_id))
         pipe.smembers(keys.run_nodes(run_id))
         pipe.lrange(keys.groups(run_id), 0, -1)
@@ -249,8 +251,9 @@ def read_frame(connection: Connection, run_id: int) -> Run | None:
     Raises:
         FrameError: it was created by another version.
     """
+    meta = connection.keys.meta(run_id)
     with map_errors(connection.url):
-        frame = connection.redis.hget(connection.keys.meta(run_id), "frame")
+        frame = connection.at(meta).redis.hget(meta, "frame")
     return None if frame is None else decode_run(run_id, frame)
 
 
@@ -258,8 +261,8 @@ def nodes_of(connection: Connection, run_id: int) -> set[int]:
     """Return the nodes that may hold keys of a run: those in its set, and those in its ledger."""
     keys = connection.keys
     with map_errors(connection.url):
-        members = connection.redis.smembers(keys.run_nodes(run_id))
-        entries = connection.redis.hvals(keys.ledger(run_id))
+        redis = connection.at(keys.run_nodes(run_id)).redis
+        members, entries = redis.smembers(keys.run_nodes(run_id)), redis.hvals(keys.ledger(run_id))
     nodes = {node for member in members if (node := parse_id(member)) is not None}
     for entry in entries:
         with suppress(FrameError):
@@ -269,8 +272,9 @@ def nodes_of(connection: Connection, run_id: int) -> set[int]:
 
 def is_ending(connection: Connection, run_id: int) -> bool:
     """Return whether a run has begun to end."""
+    meta = connection.keys.meta(run_id)
     with map_errors(connection.url):
-        status = connection.redis.hget(connection.keys.meta(run_id), "status")
+        status = connection.at(meta).redis.hget(meta, "status")
     return bool(status == _ENDING)
 
 
@@ -295,10 +299,10 @@ class Summary:
     replies: int
 
 
-def ask_summary(pipe: Pipeline, keys: Keys, run_id: int) -> None:
+def ask_summary(gather: Gather, keys: Keys, run_id: int) -> None:
     """Ask for what `summary_of` needs: two commands."""
-    pipe.hgetall(keys.meta(run_id))
-    pipe.scard(keys.run_nodes(run_id))
+    gather.at(keys.meta(run_id)).hgetall(keys.meta(run_id))
+    gather.at(keys.run_nodes(run_id)).scard(keys.run_nodes(run_id))
 
 
 def summary_of(run_id: int, meta: Mapping[bytes, bytes], nodes: int) -> Summary | None:

@@ -6,7 +6,7 @@ Owns how a command of ours reaches Redis and goes on after an outage. It must no
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from logging import INFO, WARNING
 from typing import Any
 
@@ -24,7 +24,7 @@ from brokerfl.broker.clock import Clock
 from brokerfl.broker.failure import map_errors, translate
 from brokerfl.broker.keys import DEFAULT_PREFIX, Keys
 from brokerfl.broker.patience import end_of, is_spent
-from brokerfl.broker.servers import FoundServers, OneServer, Server, Servers, scatter
+from brokerfl.broker.servers import FoundServers, OneServer, Server, Servers, scatter, stream
 from brokerfl.broker.sockets import Command, Sockets
 from brokerfl.broker.url import Kind, RedisURL, is_found, parse_url
 from brokerfl.common import (
@@ -91,6 +91,10 @@ class Connection:
     def scatter(self, asked: Sequence[tuple[str, Sequence[Command]]]) -> list[list[Any]]:
         """Send commands to the servers of their keys, all before the first answer is read; see `servers.scatter`."""
         return scatter(self._servers, asked)
+
+    def stream(self, commands: Sequence[Command]) -> Iterator[Any]:
+        """Send commands to the servers of their keys, and yield each answer when it arrives; see `servers.stream`."""
+        return stream(self._servers, commands)
 
     @property
     def redis(self) -> Any:

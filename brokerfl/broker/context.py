@@ -42,7 +42,7 @@ class SavedContext:
             RunLost: a part of it is gone from Redis.
         """
         with map_errors(self._connection.url):
-            self._fields = self._connection.redis.hgetall(self._key)
+            self._fields = self._connection.at(self._key).redis.hgetall(self._key)
         if not self._fields:
             return RecordSet(), self._nothing
         manifest = manifest_of(self._fields)

@@ -61,7 +61,7 @@ def add_data(
     """
     key = connection.keys.data(node_id, run_id)
     with map_errors(connection.url):
-        answers = connection.sockets.exchange(
+        answers = connection.at(key).sockets.exchange(
             [("XADD", key, "NOMKSTREAM", "*", CHUNK_FIELD, chunk) for chunk in chunks]
         )
     is_mended = any(map(is_spoilt, answers)) and mend(connection, key, keep=False)
@@ -88,8 +88,9 @@ def remove_data(connection: Connection, node_id: int, run_id: int, entry_ids: It
     """
     ids = list(entry_ids)
     if ids:
+        key = connection.keys.data(node_id, run_id)
         with map_errors(connection.url):
-            connection.sockets.exchange([("XDEL", connection.keys.data(node_id, run_id), *ids)])
+            connection.at(key).sockets.exchange([("XDEL", key, *ids)])
 
 
 def read_data(connection: Connection, node_id: int, run_id: int, entry_ids: Iterable[str]) -> Iterator[bytes | None]:
@@ -97,7 +98,7 @@ def read_data(connection: Connection, node_id: int, run_id: int, entry_ids: Iter
     key = connection.keys.data(node_id, run_id)
     commands = [("XRANGE", key, entry_id, entry_id) for entry_id in entry_ids]
     with map_errors(connection.url):
-        for answer in connection.sockets.stream(commands):
+        for answer in connection.at(key).sockets.stream(commands):
             match found_or_none(answer, connection.url):
                 case [[_, [field, chunk]]] if field == CHUNK_FIELD:
                     yield chunk

@@ -13,7 +13,7 @@ from redis.client import Pipeline
 
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import map_errors
-from brokerfl.broker.sockets import commands_of
+from brokerfl.broker.sockets import Command, commands_of
 from brokerfl.common import BrokerflError
 
 #: A key that tells in whose slot it is, and what puts its commands into a pipeline.
@@ -26,12 +26,14 @@ _AT_ONCE = 500
 def send_echoes(connection: Connection, echoes: Sequence[Echo]) -> None:
     """Send echoes. One that is lost counts as a lost connection, after which the run is compared with Redis."""
     for at in range(0, len(echoes), _AT_ONCE):
-        pipe = connection.sockets.pipe()
-        for _, build in echoes[at : at + _AT_ONCE]:
-            build(pipe)
         try:
             with map_errors(connection.url):
-                connection.sockets.exchange(commands_of(pipe))
+                connection.scatter([_made(connection, *echo) for echo in echoes[at : at + _AT_ONCE]])
         except BrokerflError:
             connection.losses += 1
-            return
+
+
+def _made(connection: Connection, key: str, build: Callable[[Pipeline], Any]) -> tuple[str, list[Command]]:
+    pipe = connection.at(key).sockets.pipe()
+    build(pipe)
+    return key, commands_of(pipe)

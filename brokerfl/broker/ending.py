@@ -20,7 +20,7 @@ from redis.client import Pipeline
 from brokerfl.broker.blobs import chunks_of, remove_blobs
 from brokerfl.broker.books import is_ending, nodes_of, note_ending, note_stop, read_frame
 from brokerfl.broker.connection import Connection
-from brokerfl.broker.echoes import Echo
+from brokerfl.broker.echoes import Echo, send_echoes
 from brokerfl.broker.failure import execute_unless_changed, map_errors
 from brokerfl.broker.fence import ENDED, STOP, STOPPED, Fence, Ownership, RedisForgot, Transaction, ownership_in
 from brokerfl.broker.inbox import leave_node
@@ -99,11 +99,11 @@ def delete(connection: Connection, run_id: int, tombstone: Ownership) -> Transac
 
 def bury(connection: Connection, run_id: int, tombstone: Ownership) -> None:
     """Write a tombstone for which there was no room: what was deleted may make some. If not, leave nothing."""
-    owner, redis = connection.keys.owner(run_id), connection.redis
+    owner = connection.keys.owner(run_id)
 
     def write() -> None:
         with map_errors(connection.url):
-            redis.set(owner, str(tombstone), px=milliseconds(MOST_RETENTION))
+            connection.at(owner).redis.set(owner, str(tombstone), px=milliseconds(MOST_RETENTION))
 
     retrying = tenacity.Retrying(
         wait=tenacity.wait_random_exponential(multiplier=0.05, max=0.5),
@@ -116,7 +116,7 @@ def bury(connection: Connection, run_id: int, tombstone: Ownership) -> None:
         retrying(write)
     except RedisOutOfMemory:
         with map_errors(connection.url):
-            redis.unlink(owner)
+            connection.at(owner).redis.unlink(owner)
 
 
 def finish(connection: Connection, run_id: int, fence: Fence, *, stopped: bool) -> None:
@@ -171,18 +171,18 @@ def stop_run(connection: Connection, run_id: int, *, patience: float = 2 * LEASE
 
 
 def _stop_unfenced(connection: Connection, run_id: int) -> None:
+    key = connection.keys.owner(run_id)
     with map_errors(connection.url):
-        owner = connection.redis.get(connection.keys.owner(run_id))
+        owner = connection.at(key).redis.get(key)
     counter = ownership_in(owner).counter if owner else 0
     closing = close(connection, run_id, read_footprint(connection, run_id), stopped=True)
     tombstone = tombstone_of(connection, counter, stopped=True)
     deletion = delete(connection, run_id, tombstone)
-    with map_errors(connection.url), connection.redis.pipeline(transaction=False) as pipe:
-        for transaction in (closing, deletion):
+    for transaction in (closing, deletion):
+        with map_errors(connection.url), connection.at(key).redis.pipeline(transaction=False) as pipe:
             transaction.run(pipe)
-            for _, build in transaction.echoes:
-                build(pipe)
-        pipe.execute(raise_on_error=False)
+            pipe.execute(raise_on_error=False)
+        send_echoes(connection, transaction.echoes)
     bury(connection, run_id, tombstone)
 
 
@@ -191,7 +191,7 @@ def _await_release(connection: Connection, run_id: int, patience: float) -> None
     lease = connection.keys.run_lease(run_id)
     until = time.monotonic() + patience
     with map_errors(connection.url):
-        while (holder := connection.redis.get(lease)) is not None and time.monotonic() < until:
+        while (holder := connection.at(lease).redis.get(lease)) is not None and time.monotonic() < until:
             if is_dead(text_of(holder).partition(":")[2]):
                 return
             time.sleep(0.05)
@@ -199,7 +199,8 @@ def _await_release(connection: Connection, run_id: int, patience: float) -> None
 
 def _take_over_to_stop(connection: Connection, run_id: int) -> Fence:
     keys = connection.keys
-    with map_errors(connection.url), connection.redis.pipeline(transaction=True) as pipe:
+    redis = connection.at(keys.owner(run_id)).redis
+    with map_errors(connection.url), redis.pipeline(transaction=True) as pipe:
         while True:
             pipe.watch(keys.owner(run_id))
             value = pipe.get(keys.owner(run_id))

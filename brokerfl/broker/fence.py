@@ -133,6 +133,7 @@ class Fence:
         self._lock = threading.RLock()
         self._watch = (("WATCH", self._key), ("GET", self._key))
         self._socket: Any = None
+        self._sockets: Any = None  # whose that is
         self._is_watching = False
         self._seen: bytes | None = None
 
@@ -190,7 +191,7 @@ class Fence:
                 while True:
                     if self._is_forgotten(self._watched(), reclaims):
                         counts = True
-                    pipe, lives = self._connection.sockets.pipe(), milliseconds(self._retention)
+                    pipe, lives = self._sockets.pipe(), milliseconds(self._retention)
                     following = self._owner._replace(sequence=self._sequence + 1)
                     if counts:
                         pipe.set(self._key, str(following), px=lives)
@@ -221,15 +222,17 @@ class Fence:
             self._drop()
         if not self._is_watching:
             if self._socket is None:
-                self._socket = self._connection.sockets.take()
-                self._connection.sockets.leave_one()
-            refusal = self._note(self._connection.sockets.talk(self._socket, self._watch))
+                self._sockets = self._connection.at(self._key).sockets
+                self._socket = self._sockets.take()
+                self._sockets.leave_one()
+            refusal = self._note(self._sockets.talk(self._socket, self._watch))
             if refusal is not None:
                 raise refusal
         return self._seen
 
     def _transact(self, commands: list[Command], after: Sequence[Command]) -> list[Any] | None:
-        results, watched = self._connection.sockets.transact_on(self._socket, commands, after)
+        results: list[Any] | None
+        results, watched = self._sockets.transact_on(self._socket, commands, after)
         if after:
             self._note(watched)
         else:
@@ -251,20 +254,20 @@ class Fence:
         if self._socket is None:
             return
         try:
-            self._connection.sockets.talk(self._socket, [("UNWATCH",)])
+            self._sockets.talk(self._socket, [("UNWATCH",)])
         except BaseException:
             self._drop()
             raise
         self._give_back()
 
     def _give_back(self) -> None:
-        self._connection.sockets.give(self._socket)
+        self._sockets.give(self._socket)
         self._socket, self._is_watching = None, False
 
     def _drop(self) -> None:
         self._is_watching = False
         if self._socket is not None:
-            self._connection.sockets.drop(self._socket)
+            self._sockets.drop(self._socket)
             self._socket = None
 
     def _is_forgotten(self, owner: bytes | None, reclaims: bool) -> bool:
@@ -279,9 +282,10 @@ class Fence:
     def _execute_outside(self, build: Build) -> list[Any]:
         with map_errors(self._connection.url):
             self.look()
-            pipe = self._connection.sockets.pipe()
+            sockets = self._connection.at(self._key).sockets
+            pipe = sockets.pipe()
             build(pipe)
-            return self._connection.sockets.exchange(commands_of(pipe))
+            return sockets.exchange(commands_of(pipe))
 
     def seal(self) -> None:
         """Make sure that no transaction of this owner that is still on its way takes effect.
@@ -303,7 +307,7 @@ class Fence:
         """
         known = self._sequence  # before Redis is asked: other threads go on
         with map_errors(self._connection.url):
-            owner = self._connection.redis.get(self._key)
+            owner = self._connection.at(self._key).redis.get(self._key)
         self.check(owner, known)
 
     def check(self, value: bytes | None, known: int = 0) -> int:

@@ -17,7 +17,7 @@ from brokerfl.common import log
 def holder_of(connection: Connection, key: str) -> str:
     """Return who holds a lease, in words."""
     with map_errors(connection.url):
-        value = connection.redis.get(key)
+        value = connection.at(key).redis.get(key)
     return describe(text_of(value).rpartition(":")[2]) if value else "nobody"
 
 
@@ -44,7 +44,7 @@ def await_lapse(
     last: int | None = None
     while not stop():
         with map_errors(connection.url):
-            left = int(connection.redis.pttl(key))
+            left = int(connection.at(key).redis.pttl(key))
         if left < 0:
             return
         if last is not None and left > last:

@@ -42,7 +42,7 @@ def mend(connection: Connection, key: str, *, keep: bool) -> bool:
     Raises:
         RedisUnreachable, RedisAuthError, RedisOutOfMemory: unknown whether it is there.
     """
-    with map_errors(connection.url), connection.redis.pipeline(transaction=True) as pipe:
+    with map_errors(connection.url), connection.at(key).redis.pipeline(transaction=True) as pipe:
         while True:
             pipe.watch(key)
             kind = pipe.type(key)

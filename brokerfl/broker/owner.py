@@ -18,6 +18,7 @@ from brokerfl.broker.echoes import Echo, send_echoes
 from brokerfl.broker.ending import Footprint, finish, read_run
 from brokerfl.broker.failure import execute_unless_changed, map_errors
 from brokerfl.broker.fence import Fence, Transaction, ownership_in
+from brokerfl.broker.gather import Gather
 from brokerfl.broker.inbox import expire_at_node, expire_streams
 from brokerfl.broker.keys import GROUP, LEASE, MOST_RETENTION, RETENTION, milliseconds
 from brokerfl.broker.lease import await_lapse
@@ -48,14 +49,15 @@ def create_run(
     keys = connection.keys
     run = Run(new_id(), app, dict(run_config), connection.read_time(), origin, overrides)
     owner = Owner(connection, run, Fence(connection, run.run_id, 1, new_token(), retention), lease, retention)
-    with map_errors(connection.url, keys.runs), connection.redis.pipeline(transaction=True) as creation:
+    redis = connection.at(keys.owner(run.run_id)).redis
+    with map_errors(connection.url, keys.runs), redis.pipeline(transaction=True) as creation:
         creation.set(keys.owner(run.run_id), owner.fence.value)
         owner.write(creation, Snapshot())
-        with connection.redis.pipeline(transaction=False) as pipe:  # first: a run that is not in the index is not seen
-            pipe.set(keys.identity, secrets.token_hex(16), nx=True)
-            prune(pipe, keys, run.created_at)
-            owner.enter(pipe)
-            pipe.execute()
+        index = Gather(connection)  # first: a run that is not in the index is not seen
+        index.at(keys.identity).set(keys.identity, secrets.token_hex(16), nx=True)
+        prune(index.at(keys.runs), keys, run.created_at)
+        owner.enter(index.at(keys.runs))
+        index.execute()
         creation.execute()
     return owner
 
@@ -127,7 +129,8 @@ def _try_to_take_over(
 ) -> "Owner | None":
     """Take the run over in one transaction. Returns None if the holder of its lease may be alive."""
     keys, run_id = connection.keys, run.run_id
-    with map_errors(connection.url), connection.redis.pipeline(transaction=True) as pipe:
+    redis = connection.at(keys.owner(run_id)).redis
+    with map_errors(connection.url), redis.pipeline(transaction=True) as pipe:
         while True:
             pipe.watch(keys.owner(run_id))
             value = pipe.get(keys.owner(run_id))
@@ -209,7 +212,7 @@ class Owner:
         """Return the identity of the Redis data set; None if it has none."""
         identity = self.connection.keys.identity
         with map_errors(self.connection.url, identity):
-            return self.connection.redis.getrange(identity, 0, LONGEST_IDENTITY) or None
+            return self.connection.at(identity).redis.getrange(identity, 0, LONGEST_IDENTITY) or None
 
     def expire(self, pipe: Pipeline) -> None:
         """Put into ``pipe`` the lifetimes of the keys in the run's slot."""
@@ -240,7 +243,7 @@ class Owner:
         self.fence.look()
         self.connection.read_time()
         with map_errors(self.connection.url):
-            if not self.connection.redis.pexpire(key, lives):
+            if not self.connection.at(key).redis.pexpire(key, lives):
                 # Gone after a long outage: only a fenced transaction may set it again.
                 self.fence.execute(Transaction("renew", lambda pipe: pipe.set(key, self.fence.name, px=lives)))
         if time.monotonic() - self._renewed > self.retention / 4:
@@ -249,7 +252,8 @@ class Owner:
 
     def renew_lifetimes(self, footprint: Footprint) -> None:
         """Give every key of the run its full lifetime again."""
-        with map_errors(self.connection.url), self.connection.redis.pipeline(transaction=False) as pipe:
+        redis = self.connection.at(self.connection.keys.owner(self.run.run_id)).redis
+        with map_errors(self.connection.url), redis.pipeline(transaction=False) as pipe:
             self.expire(pipe)
             self.expire_streams(pipe, footprint.nodes)
             pipe.execute(raise_on_error=False)
@@ -267,7 +271,7 @@ class Owner:
         """
         key = self.connection.keys.run_lease(self.run.run_id)
         with map_errors(self.connection.url):
-            if self.connection.redis.get(key) == self.fence.name.encode():
+            if self.connection.at(key).redis.get(key) == self.fence.name.encode():
                 self.renew_lifetimes(footprint)
-                self.connection.redis.unlink(key)
+                self.connection.at(key).redis.unlink(key)
         self.fence.close()

@@ -20,6 +20,7 @@ from brokerfl.broker.books import Summary, ask_summary, summary_of
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import execute_unless_changed, found_or_none, map_errors
 from brokerfl.broker.fence import STOPPED, Ownership, ownership_in
+from brokerfl.broker.gather import Gather
 from brokerfl.broker.keys import MOST_RETENTION, RETENTION, Keys, milliseconds, parse_id
 from brokerfl.broker.process import describe, text_of
 from brokerfl.common import RedisAuthError, RunLost
@@ -61,8 +62,9 @@ def mark_as_ended(pipe: Pipeline, keys: Keys, run_id: int, tombstone: Ownership)
 
 def has_ended(connection: Connection, run_id: int) -> bool:
     """Return whether a run is known to have ended: `MOST_RETENTION` later, nobody knows."""
+    key = connection.keys.owner(run_id)
     with map_errors(connection.url):
-        owner = connection.redis.get(connection.keys.owner(run_id))
+        owner = connection.at(key).redis.get(key)
     return owner is not None and ownership_in(owner).is_over
 
 
@@ -72,8 +74,9 @@ def ended_among(connection: Connection, run_ids: Iterable[int]) -> set[int]:
     if not asked:
         return set()
     try:
-        with map_errors(connection.url, connection.keys.runs):
-            scores = connection.redis.zmscore(connection.keys.runs, list(map(str, asked)))
+        index = connection.keys.runs
+        with map_errors(connection.url, index):
+            scores = connection.at(index).redis.zmscore(index, list(map(str, asked)))
     except RedisAuthError:
         return set()
     return {run_id for run_id, score in zip(asked, scores, strict=True) if score is not None and score < 0}
@@ -92,14 +95,15 @@ def list_runs(connection: Connection) -> list[RunInfo]:
     Runs whose keys expired are removed from `P:runs`.
     """
     keys, now = connection.keys, connection.read_time()
+    redis = connection.at(keys.runs).redis
     with map_errors(connection.url, keys.runs):
-        with connection.redis.pipeline(transaction=False) as pipe:
+        with redis.pipeline(transaction=False) as pipe:
             prune(pipe, keys, now)
             pipe.execute()
-        with connection.redis.pipeline(transaction=True) as removal:
+        with redis.pipeline(transaction=True) as removal:
             # A run that ends from here on keeps its mark.
             removal.watch(keys.runs)
-            with connection.redis.pipeline(transaction=False) as pipe:
+            with redis.pipeline(transaction=False) as pipe:
                 pipe.zrangebyscore(keys.runs, "-inf", -milliseconds(now - RETENTION), withscores=True)
                 pipe.zrangebyscore(keys.runs, 0, "+inf")
                 ended, going_on = pipe.execute()
@@ -123,25 +127,25 @@ def _look_at(connection: Connection, members: list[bytes]) -> tuple[list[RunInfo
     """
     keys, ids = connection.keys, {member: parse_id(member) for member in members}
     known = {member: run_id for member, run_id in ids.items() if run_id is not None}
-    with connection.redis.pipeline(transaction=False) as pipe:
-        for run_id in known.values():
-            pipe.get(keys.owner(run_id))
-            pipe.get(keys.run_lease(run_id))
-            ask_summary(pipe, keys, run_id)
-        answers = iter(pipe.execute(raise_on_error=False))
-        runs, expired = [], [member for member, run_id in ids.items() if run_id is None]
-        for (member, run_id), *found in zip(known.items(), *[answers] * 4, strict=True):
-            owner, lease, meta, nodes = (found_or_none(answer, connection.url) for answer in found)
-            summary = summary_of(run_id, meta or {}, nodes or 0)
-            if summary is not None:
-                runs.append(_run_info(summary, lease))
-            elif (tombstone := _tombstone_in(owner)) is not None:
-                mark_as_ended(pipe, keys, run_id, tombstone)
-                status = "stopped" if tombstone.token == STOPPED else "completed"
-                runs.append(RunInfo(run_id, status, tombstone.sequence / 1000))
-            else:
-                expired.append(member)
-        pipe.execute()
+    gather = Gather(connection)
+    for run_id in known.values():
+        for key in (keys.owner(run_id), keys.run_lease(run_id)):
+            gather.at(key).get(key)
+        ask_summary(gather, keys, run_id)
+    answers = iter(gather.execute(raise_on_error=False))
+    runs, expired = [], [member for member, run_id in ids.items() if run_id is None]
+    for (member, run_id), *found in zip(known.items(), *[answers] * 4, strict=True):
+        owner, lease, meta, nodes = (found_or_none(answer, connection.url) for answer in found)
+        summary = summary_of(run_id, meta or {}, nodes or 0)
+        if summary is not None:
+            runs.append(_run_info(summary, lease))
+        elif (tombstone := _tombstone_in(owner)) is not None:
+            mark_as_ended(gather.at(keys.runs), keys, run_id, tombstone)
+            status = "stopped" if tombstone.token == STOPPED else "completed"
+            runs.append(RunInfo(run_id, status, tombstone.sequence / 1000))
+        else:
+            expired.append(member)
+    gather.execute()
     return runs, expired
 
 
@@ -169,12 +173,14 @@ def _run_info(summary: Summary, lease: bytes | None) -> RunInfo:
 
 def runs_of(connection: Connection, node_id: int) -> dict[int, Any]:
     """Return the frames, by run id, of the runs that contacted ``node_id`` and have not ended."""
+    key = connection.keys.node_runs(node_id)
     with map_errors(connection.url):
-        frames = connection.redis.hgetall(connection.keys.node_runs(node_id))
+        frames = connection.at(key).redis.hgetall(key)
     return {run_id: frame for field, frame in frames.items() if (run_id := parse_id(field)) is not None}
 
 
 def forget_registry(connection: Connection) -> None:
     """Delete the registry of a prefix that is no longer used: its identity, nodes and runs."""
     with map_errors(connection.url):
-        connection.redis.unlink(connection.keys.identity, connection.keys.nodes, connection.keys.runs)
+        for key in (connection.keys.identity, connection.keys.nodes, connection.keys.runs):
+            connection.at(key).redis.unlink(key)

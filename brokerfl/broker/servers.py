@@ -8,7 +8,7 @@ does: the new one may lack the last writes of the old one.
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -229,6 +229,28 @@ def scatter(servers: Servers, asked: Sequence[tuple[str, Sequence[Command]]]) ->
         for place in places:
             found[place] = [next(rest) for _ in asked[place][1]]
     return found
+
+
+def stream(servers: Servers, commands: Sequence[Command]) -> Iterator[Any]:
+    """Send commands, each to the primary of its key, which is its second part; yield the answers in their order.
+
+    Each is yielded when it arrives, so that only one of each server is in memory at a time.
+
+    Raises:
+        RedisError: a server did not answer.
+    """
+    parts: dict[Sockets, list[Command]] = {}
+    order: list[Sockets] = []
+    for command in commands:
+        order.append(servers.at(command[1]).sockets)
+        parts.setdefault(order[-1], []).append(command)
+    answers = {sockets: sockets.stream(those) for sockets, those in parts.items()}
+    try:
+        for sockets in order:
+            yield next(answers[sockets])
+    finally:
+        for each in answers.values():
+            each.close()
 
 
 def in_parts(command: Command, arguments: Sequence[Any]) -> list[Command]:

@@ -10,7 +10,7 @@ Answers are as the server sends them, including errors; everything here raises r
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import Any
@@ -136,7 +136,7 @@ class Sockets:
         end = len(commands) + 2
         return _executed(answers[:end]), answers[end:]
 
-    def stream(self, commands: Sequence[Command]) -> Iterator[Any]:
+    def stream(self, commands: Sequence[Command]) -> Generator[Any, None, None]:
         """Send commands at once, and yield each answer when it arrives, so that only one is in memory at a time.
 
         A list of 16 answers of 1 MiB takes four times as long, because each needs new memory.

@@ -6,6 +6,7 @@ import pytest
 from redis import Redis
 from redis.client import Pipeline
 
+from brokerfl.broker import sockets
 from brokerfl.broker.sockets import Sockets
 from brokerfl.wire import manifest, payload
 from tests.stage import CHUNK, INLINE
@@ -23,13 +24,13 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The keys of the chunks that were sent."""
     keys: list[str] = []
-    talk = Sockets.talk
+    send = sockets._send
 
-    def spy(sockets: Sockets, socket: Any, commands: Any) -> Any:
+    def spy(socket: Any, commands: Any) -> Any:
         keys.extend(command[1] for command in commands if command[0] == "SET" and ":blob:" in command[1])
-        return talk(sockets, socket, commands)
+        return send(socket, commands)
 
-    monkeypatch.setattr(Sockets, "talk", spy)
+    monkeypatch.setattr(sockets, "_send", spy)
     return keys
 
 
