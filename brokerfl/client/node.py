@@ -112,7 +112,7 @@ class Node:
         chosen = NodeOptions(**options)
         self._payloads = Payloads(connection, self.node_id, self._stop.is_set, chosen.max_message)
         self._service = self._make_service(app, chosen)
-        self._inboxes = Inboxes(connection, self.node_id, self._service.keep_only)
+        self._inboxes = Inboxes(connection, self.node_id, self._service.keep_only, self._worklist.entries)
         self._workers: Workers | None = None
         if chosen.workers > 1:
             name = f"worker of node {self.node_id}"
