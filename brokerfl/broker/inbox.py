@@ -7,7 +7,7 @@ run that ended.
 """
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from logging import WARNING
@@ -16,10 +16,11 @@ from redis.client import Pipeline
 from redis.exceptions import ResponseError
 
 from brokerfl.broker.connection import BLOCK, Connection
+from brokerfl.broker.delivered import is_missing, with_others
 from brokerfl.broker.failure import execute_unless_changed, map_errors, meaning, translate
 from brokerfl.broker.keys import BELL_LENGTH, GROUP, LEASE, Keys, milliseconds
 from brokerfl.broker.runs import runs_of
-from brokerfl.broker.stream import entries, place_of
+from brokerfl.broker.stream import entries
 from brokerfl.common import RedisOutOfMemory, log
 from brokerfl.wire.frame import Fields
 from brokerfl.wire.message import message_id_of
@@ -27,11 +28,11 @@ from brokerfl.wire.message import message_id_of
 #: Most runs that a node serves at once; each costs every read of its inboxes a key.
 MOST_RUNS = 2000
 
+#: What a node's own ring says: there are no entries but new ones, so that it reads nothing again that is in hand.
+READ_ON = "on"
+
 #: Most entries that one read returns, of all inboxes together; at least one of each.
 MOST_READ = 256
-
-#: Most entries that one question about delivered messages returns.
-MOST_PENDING = 1000
 
 
 def first_contact(pipe: Pipeline, keys: Keys, node_id: int, run_id: int, frame: bytes, retention: float) -> None:
@@ -67,15 +68,15 @@ def add_message(pipe: Pipeline, keys: Keys, node_id: int, run_id: int, fields: F
     pipe.xadd(keys.inbox(node_id, run_id), fields, nomkstream=True)  # type: ignore[arg-type]
 
 
-def ring(pipe: Pipeline, keys: Keys, node_id: int) -> None:
+def ring(pipe: Pipeline, keys: Keys, node_id: int, word: str = "") -> None:
     """Put "look at your runs again" into ``pipe``. Only the node creates its doorbell."""
-    pipe.xadd(keys.ctl(node_id), {"r": ""}, maxlen=BELL_LENGTH, nomkstream=True)
+    pipe.xadd(keys.ctl(node_id), {"r": word}, maxlen=BELL_LENGTH, nomkstream=True)
 
 
-def ring_doorbell(connection: Connection, node_id: int) -> None:
-    """Ring now: a node wakes its own blocking read this way."""
+def ring_doorbell(connection: Connection, node_id: int, word: str = "") -> None:
+    """Ring now: a node wakes its own blocking read this way, with `READ_ON`."""
     with map_errors(connection.url), connection.redis.pipeline(transaction=False) as pipe:
-        ring(pipe, connection.keys, node_id)
+        ring(pipe, connection.keys, node_id, word)
         pipe.execute()
 
 
@@ -111,45 +112,6 @@ def entries_of(connection: Connection, node_id: int, run_id: int) -> Iterator[tu
         after = f"({found[-1][0].decode()}"
 
 
-def is_wanted(connection: Connection, node_id: int, run_id: int, entry_ids: Iterable[str]) -> bool:
-    """Return whether a delivered message should still be executed: it was not taken back, and its run continues."""
-    inbox = connection.keys.inbox(node_id, run_id)
-    with map_errors(connection.url), connection.redis.pipeline(transaction=False) as pipe:
-        for entry_id in entry_ids:
-            pipe.xpending_range(inbox, GROUP, min=entry_id, max=entry_id, count=1)
-        answers = pipe.execute(raise_on_error=False)
-    for answer in answers:
-        if isinstance(answer, Exception) and not _is_missing(answer):
-            raise meaning(answer, connection.url)
-    return any(isinstance(answer, list) and answer for answer in answers)
-
-
-def was_forgotten(connection: Connection, node_id: int, run_id: int, entry_ids: Iterable[str]) -> bool | None:
-    """Return whether Redis forgot that it delivered these entries; None if it has no such inbox."""
-    with map_errors(connection.url):
-        [answer] = connection.sockets.exchange([("XINFO", "GROUPS", connection.keys.inbox(node_id, run_id))])
-    if isinstance(answer, Exception):
-        error = translate(answer, connection.url)
-        if error is not None:
-            raise error from answer
-        return None
-    groups = [dict(zip(group[::2], group[1::2], strict=True)) if isinstance(group, list) else group for group in answer]
-    delivered = [place_of(group[b"last-delivered-id"].decode()) for group in groups if group[b"name"] == GROUP.encode()]
-    return not delivered or max(map(place_of, entry_ids)) > delivered[0]
-
-
-def pending_entries(connection: Connection, node_id: int, run_id: int) -> set[str]:
-    """Return the entries, at most `MOST_PENDING`, for which `is_wanted` is true; none if the run is over."""
-    command = ("XPENDING", connection.keys.inbox(node_id, run_id), GROUP, "-", "+", MOST_PENDING)
-    with map_errors(connection.url):
-        [answer] = connection.sockets.exchange([command])
-    if isinstance(answer, Exception):
-        if not _is_missing(answer):
-            raise meaning(answer, connection.url)
-        return set()
-    return {entry[0].decode() for entry in answer}
-
-
 @dataclass(frozen=True)
 class Delivery:
     """One entry of an inbox.
@@ -174,6 +136,7 @@ class Inboxes:
         connection: used by one thread at a time.
         node_id: the node; also the consumer's name.
         on_runs: called with the frames by run id after each read, without runs that have no inbox.
+        in_hand: returns the entries that the node has in hand, by run id.
     """
 
     def __init__(
@@ -181,10 +144,11 @@ class Inboxes:
         connection: Connection,
         node_id: int,
         on_runs: Callable[[dict[int, bytes]], None] = lambda _: None,
+        in_hand: Callable[[], Mapping[int, Collection[str]]] = dict,
     ) -> None:
         self._connection = connection
         self._node_id = node_id
-        self._on_runs = on_runs
+        self._on_runs, self._in_hand = on_runs, in_hand
         self._ctl = connection.keys.ctl(node_id)
         self._runs: dict[str, int] = {}
         self._is_over = False
@@ -259,10 +223,10 @@ class Inboxes:
         self.refresh()
         return self.pending()
 
-    def pending(self) -> list[Delivery]:
-        """Return what was delivered from the known inboxes and is still there."""
+    def pending(self, inboxes: Collection[str] | None = None) -> list[Delivery]:
+        """Return what was delivered from these inboxes, by default all that are known, and is still there."""
         found: list[Delivery] = []
-        after = dict.fromkeys(self._runs, "0")
+        after = dict.fromkeys(self._runs if inboxes is None else inboxes, "0")
         while after:
             known = self._runs
             batch = self._read(after, count=100, block=None)
@@ -295,35 +259,50 @@ class Inboxes:
         with map_errors(self._connection.url):
             [response] = self._connection.sockets.exchange([(*command, "STREAMS", *streams, *streams.values())])
         if isinstance(response, ResponseError):
-            if not _is_missing(response):
+            if not is_missing(response):
                 raise meaning(response, self._connection.url)
             with map_errors(self._connection.url):
                 self._recover()
             return []
-        found, rung = [], []
+        found, rung = [], dict[str, bytes | None]()
         for key, entry_id, fields in entries(response):
             if key == self._ctl:
-                rung.append(entry_id)
+                rung[entry_id] = fields.get(b"r")
             else:
                 found.append(Delivery(self._runs[key], entry_id, fields))
-        if rung:
+        if {*rung.values()} == {READ_ON.encode()}:
+            self._silence(rung, lambda pipe: pipe.xdel(self._ctl, *rung))  # others may have rung since
+        elif rung:
             new = self._answer(rung)
-            # The process that had the id before may have read something without executing it.
-            known = {(delivery.run_id, delivery.entry_id) for delivery in found}
-            found += [old for old in self.pending() if (old.run_id, old.entry_id) not in known]
+            found += self._left_over(found)
             if new:  # do not let new runs wait behind what was read ahead for the others
                 found += self._read(dict.fromkeys(new, ">"), count, block=None)
         return found
 
     def _answer(self, rung: Iterable[str]) -> set[str]:
-        """A ring carries no information: delete all rings, then look at the runs. Returns the new inboxes."""
+        """What others ring carries no information: delete all rings, then look at the runs. Returns the new inboxes."""
         known = set(self._runs)
-        with map_errors(self._connection.url), self._connection.redis.pipeline(transaction=False) as pipe:
-            pipe.xack(self._ctl, GROUP, *rung)
-            pipe.xtrim(self._ctl, maxlen=0, approximate=False)
-            pipe.execute(raise_on_error=False)
+        self._silence(rung, lambda pipe: pipe.xtrim(self._ctl, maxlen=0, approximate=False))
         self.refresh(only_new=True)
         return set(self._runs) - known
+
+    def _silence(self, rung: Iterable[str], delete: Callable[[Pipeline], object]) -> None:
+        with map_errors(self._connection.url), self._connection.redis.pipeline(transaction=False) as pipe:
+            pipe.xack(self._ctl, GROUP, *rung)
+            delete(pipe)
+            pipe.execute(raise_on_error=False)
+
+    def _left_over(self, found: Iterable[Delivery]) -> list[Delivery]:
+        """Return what the process that had the id before was given, and has not executed.
+
+        Of runs that have messages in hand, only the ids are asked for: no content in hand is read again.
+        """
+        known = {run_id: {*entry_ids} for run_id, entry_ids in self._in_hand().items()}  # first: it only gets less
+        for delivery in found:
+            known.setdefault(delivery.run_id, set()).add(delivery.entry_id)
+        busy = {key: known[run_id] for key, run_id in self._runs.items() if run_id in known}
+        asked = self._runs.keys() - (busy.keys() - with_others(self._connection, busy))
+        return [old for old in self.pending(asked) if old.entry_id not in known.get(old.run_id, ())]
 
     def _recover(self) -> None:
         """A stream or its group is missing: a run ended, or somebody deleted a key.
@@ -339,9 +318,3 @@ class Inboxes:
         repaired = any(result is True for result in (ctl, *inboxes))
         if not self.refresh() and not repaired:
             time.sleep(0.05)
-
-
-def _is_missing(error: Exception) -> bool:
-    """Redis 7.0 answers UNBLOCKED to a blocked read, newer ones NOGROUP; fakeredis has a text of its own."""
-    text = str(error)
-    return text.startswith(("NOGROUP", "UNBLOCKED", "WRONGTYPE")) or "requires the key to exist" in text
