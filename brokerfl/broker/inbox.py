@@ -27,6 +27,9 @@ from brokerfl.wire.message import message_id_of
 #: Most runs that a node serves at once; each costs every read of its inboxes a key.
 MOST_RUNS = 2000
 
+#: What a node's own ring says: there are no entries but new ones, so that it reads nothing again that is in hand.
+READ_ON = "on"
+
 #: Most entries that one read returns, of all inboxes together; at least one of each.
 MOST_READ = 256
 
@@ -67,15 +70,15 @@ def add_message(pipe: Pipeline, keys: Keys, node_id: int, run_id: int, fields: F
     pipe.xadd(keys.inbox(node_id, run_id), fields, nomkstream=True)  # type: ignore[arg-type]
 
 
-def ring(pipe: Pipeline, keys: Keys, node_id: int) -> None:
+def ring(pipe: Pipeline, keys: Keys, node_id: int, word: str = "") -> None:
     """Put "look at your runs again" into ``pipe``. Only the node creates its doorbell."""
-    pipe.xadd(keys.ctl(node_id), {"r": ""}, maxlen=BELL_LENGTH, nomkstream=True)
+    pipe.xadd(keys.ctl(node_id), {"r": word}, maxlen=BELL_LENGTH, nomkstream=True)
 
 
-def ring_doorbell(connection: Connection, node_id: int) -> None:
-    """Ring now: a node wakes its own blocking read this way."""
+def ring_doorbell(connection: Connection, node_id: int, word: str = "") -> None:
+    """Ring now: a node wakes its own blocking read this way, with `READ_ON`."""
     with map_errors(connection.url), connection.redis.pipeline(transaction=False) as pipe:
-        ring(pipe, connection.keys, node_id)
+        ring(pipe, connection.keys, node_id, word)
         pipe.execute()
 
 
@@ -300,17 +303,17 @@ class Inboxes:
             with map_errors(self._connection.url):
                 self._recover()
             return []
-        found, rung = [], []
+        found, rung = [], dict[str, bytes | None]()
         for key, entry_id, fields in entries(response):
             if key == self._ctl:
-                rung.append(entry_id)
+                rung[entry_id] = fields.get(b"r")
             else:
                 found.append(Delivery(self._runs[key], entry_id, fields))
         if rung:
             new = self._answer(rung)
-            # The process that had the id before may have read something without executing it.
-            known = {(delivery.run_id, delivery.entry_id) for delivery in found}
-            found += [old for old in self.pending() if (old.run_id, old.entry_id) not in known]
+            if {*rung.values()} != {READ_ON.encode()}:  # the process that had the id before may have left something
+                known = {(delivery.run_id, delivery.entry_id) for delivery in found}
+                found += [old for old in self.pending() if (old.run_id, old.entry_id) not in known]
             if new:  # do not let new runs wait behind what was read ahead for the others
                 found += self._read(dict.fromkeys(new, ">"), count, block=None)
         return found

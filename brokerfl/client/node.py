@@ -17,7 +17,7 @@ from typing import TypedDict, Unpack
 
 from brokerfl.broker.connection import BLOCK, Connection
 from brokerfl.broker.heartbeat import Heartbeat
-from brokerfl.broker.inbox import Delivery, Inboxes, discard_message, ring_doorbell
+from brokerfl.broker.inbox import READ_ON, Delivery, Inboxes, discard_message, ring_doorbell
 from brokerfl.broker.nodes import Registration
 from brokerfl.broker.patience import STEP, within
 from brokerfl.client.app import ClientAppCallable
@@ -190,9 +190,9 @@ class Node:
         self._worklist.close()
         self._ring()
 
-    def _ring(self) -> None:
+    def _ring(self, word: str = READ_ON) -> None:
         try:
-            ring_doorbell(self._connection, self.node_id)
+            ring_doorbell(self._connection, self.node_id, word)
         except BrokerflError:
             return  # then nothing is being read, either
 
@@ -206,7 +206,7 @@ class Node:
         except BrokerflError as error:
             log(WARNING, "The node left, but could not tell Redis: %s", error)
         if isinstance(self._stop.failure, NodeNameTaken):
-            self._ring()  # the process that has the name now executes what this one read but did not execute
+            self._ring("")  # the process that has the name now executes what this one read but did not execute
         self._journal.close()
 
     def _close_publisher(self) -> None:

@@ -1,6 +1,7 @@
 """A node with several workers: each run has one writer; and what shares a transaction of the journal."""
 
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -141,6 +142,40 @@ def test_a_busy_run_is_read_ahead_within_bounds(backend: Backend) -> None:
         assert sorted(numbers(slow, ids, timeout=10.0)) == list(range(1, 201)), (
             "the loop's blocking read was waited for"
         )
+
+
+def test_contents_in_hand_are_read_once(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that makes room wakes the read for what is new; only the first contact of a run looks at what is old."""
+    entries = 0
+    pending, read = inbox.Inboxes.pending, inbox.Inboxes.read
+
+    def count(method: Callable[..., list[inbox.Delivery]]) -> Callable[..., list[inbox.Delivery]]:
+        def counted(*args: object) -> list[inbox.Delivery]:
+            nonlocal entries
+            found = method(*args)
+            entries += len(found)
+            return found
+
+        return counted
+
+    bench, few, many = Bench(), 1_000, 8_000
+    costs = []
+    with serving(backend, bench.app, workers=2) as node, driving(backend) as slow, driving(backend) as quick:
+        for driver in (slow, quick):
+            assert numbers(driver, push_numbers(driver, node, 0)) == [1]
+        go = bench.hold(slow)
+        ids = push_numbers(slow, node, *range(200))
+        monkeypatch.setattr(inbox.Inboxes, "pending", count(pending))
+        monkeypatch.setattr(inbox.Inboxes, "read", count(read))
+        for total in (few, many):
+            before = entries
+            assert len(numbers(quick, push_numbers(quick, node, *range(total)), timeout=60.0)) == total
+            costs.append(entries - before)
+        go.set()
+        assert len(numbers(slow, ids)) == 200
+    assert few <= costs[0] <= few + 200
+    assert many <= costs[1] <= many + 200
+    assert costs[1] <= 8.5 * costs[0]
 
 
 def test_cancelled_asks_about_its_own_message(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
