@@ -488,7 +488,7 @@ def test_a_run_that_is_not_there_cannot_be_resumed(backend: Backend) -> None:
         assert not [key for key in backend.admin.scan_iter() if b"{run:" in key]
 
 
-@pytest.mark.parametrize("step", ["what it saved cannot be read", "what Redis has is not looked up"])
+@pytest.mark.parametrize("step", ["its books cannot be read", "what Redis has is not looked up"])
 def test_a_run_that_cannot_be_resumed_is_let_go(backend: Backend, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     """Its lease and its heartbeat end with the attempt, so that the next one need not wait."""
     driver = Driver(backend.connect(), "server:app")
@@ -496,21 +496,20 @@ def test_a_run_that_cannot_be_resumed_is_let_go(backend: Backend, monkeypatch: p
     driver.context.state.metrics_records["m"] = MetricsRecord({"n": 1})
     driver.checkpoint()
     driver.detach()
-    saved = backend.admin.hgetall(keys.context(run_id))
 
     def fail(*_: object) -> None:
         raise FrameError("on purpose")
 
     with monkeypatch.context() as broken:
-        if step.startswith("what it saved"):
-            backend.admin.hset(keys.context(run_id), "c", b"\x09")
+        if step.startswith("its books"):
+            backend.admin.hset(keys.ledger(run_id), "m", b"\x09")
         else:
             broken.setattr(session.Session, "take_up", fail)
         with pytest.raises(FrameError):
             Driver(backend.connect(), "", None, resume=run_id)
     assert not backend.admin.exists(keys.run_lease(run_id))
     assert not [thread for thread in threading.enumerate() if thread.name == f"heartbeat of run {run_id}"]
-    backend.admin.hset(keys.context(run_id), mapping=saved)
+    backend.admin.unlink(keys.ledger(run_id))
     again = Driver(backend.connect(), "", None, resume=run_id)
     assert again.context.state.metrics_records["m"]["n"] == 1
     again.end()
