@@ -2357,6 +2357,13 @@ PROCESSES = (
         "unit/test_growth",
     ),
     Mutant(
+        "an orphan is looked for among all of them",
+        "server/book/orphans.py",
+        "for orphan in self._by_name.get(name, OrderedDict()).values():",
+        "for orphan in [each for each in self._free.values() if name in _names(each.entry)]:",
+        "unit/test_growth",
+    ),
+    Mutant(
         "a ring costs a question about each run",
         "broker/inbox.py",
         "if not (only_new and key in self._runs)] if has_room else []",
