@@ -2062,6 +2062,393 @@ PUSHES = (
     ),
 )
 
+WEIGHTS = (
+    Mutant(
+        "a header is unpacked whatever it weighs",
+        "wire/weight.py",
+        "if weight > limit:",
+        "if weight > 100 * limit:",
+        "unit/test_weight",
+    ),
+    Mutant(
+        "a small header may hold an extension",
+        "wire/frame.py",
+        "            ext_hook=_refuse,\n            max_ext_len=0,\n",
+        "",
+        "unit/test_weight",
+    ),
+    Mutant(
+        "one chunk is named again and again",
+        "wire/manifest.py",
+        "if any(one >= other",
+        "if any(one > other",
+        "unit/test_payload contract/test_not_trusted",
+    ),
+    Mutant(
+        "an id is any text",
+        "wire/message.py",
+        "message_id if _ID.fullmatch(message_id) else",
+        "message_id if message_id else",
+        "contract/test_frames",
+    ),
+    Mutant(
+        "contents that look alike are compared one with another",
+        "wire/contents.py",
+        """        if look in self._by_look:
+            other, encoded = self._by_look[look]
+            if all(map(_are_equal, fields.values(), other.values())):
+                return encoded
+""",
+        """        for other, encoded in [pair for known, pair in self._by_look.items() if known[0] == look]:
+            if all(map(_are_equal, fields.values(), other.values())):
+                return encoded
+        look = (look, len(self._by_look))
+""",
+        "unit/test_growth",
+    ),
+    Mutant(
+        "an array of a state may be longer than SQLite takes",
+        "client/runner.py",
+        "if len(data) > MOST_BYTES:",
+        "if len(data) > 2 * MOST_BYTES:",
+        "unit/test_runner",
+    ),
+)
+
+STRANGERS = (
+    Mutant(
+        "an id with leading zeros is another one",
+        "broker/keys.py",
+        ' or (text[:1] == b"0" and len(text) > 1)',
+        "",
+        "contract/test_not_trusted",
+    ),
+    Mutant(
+        "a ServerApp reads an identity of any size",
+        "broker/owner.py",
+        "self.connection.redis.getrange(identity, 0, LONGEST_IDENTITY)",
+        "self.connection.redis.get(identity)",
+        "contract/test_not_trusted",
+    ),
+    Mutant(
+        "a node reads an identity of any size at each renewal",
+        "broker/nodes.py",
+        """            pipe.getrange(keys.identity, 0, LONGEST_IDENTITY)
+            pipe.sadd(keys.nodes, str(node))
+            pipe.time()
+""",
+        """            pipe.get(keys.identity)
+            pipe.sadd(keys.nodes, str(node))
+            pipe.time()
+""",
+        "contract/test_not_trusted",
+    ),
+    Mutant(
+        "any identity names a file",
+        "broker/nodes.py",
+        "if not 0 < len(identity) <= LONGEST_IDENTITY:",
+        "if not identity:",
+        "contract/test_not_trusted",
+    ),
+    Mutant(
+        "a node may have been online since for ever",
+        "broker/nodes.py",
+        "since = since if 0 <= since < _YEAR_9999 else 0.0",
+        "since = since or 0.0",
+        "contract/test_not_trusted unit/test_text cli/test_operations",
+    ),
+    Mutant(
+        "a lease is text",
+        "broker/process.py",
+        'return lease.decode(errors="replace")',
+        "return lease.decode()",
+        "contract/test_not_trusted",
+    ),
+    Mutant(
+        "a foreign member of the runs is one",
+        "broker/runs.py",
+        "if run_id is not None and -score / 1000 <= now + MOST_RETENTION:",
+        "if run_id is not None:",
+        "contract/test_not_trusted",
+    ),
+    Mutant(
+        "all members of the registry are looked at at once",
+        "broker/presence.py",
+        "count=_AT_ONCE)",
+        "count=1000 * _AT_ONCE)",
+        "contract/test_not_trusted contract/test_nodes",
+    ),
+    Mutant(
+        "a terminal obeys what others wrote",
+        "common/text.py",
+        "if text.isprintable():",
+        "if text:",
+        "unit/test_text",
+    ),
+    Mutant(
+        "a table does not show what an encoding lacks",
+        "cli/tables.py",
+        '        sys.stdout.reconfigure(errors="backslashreplace")',
+        "        pass",
+        "unit/test_text",
+    ),
+    Mutant(
+        "a table is as wide as its terminal",
+        "cli/tables.py",
+        "Console(width=width, soft_wrap=True)",
+        "Console(width=80)",
+        "unit/test_text cli/test_operations",
+    ),
+    Mutant(
+        "a state directory follows links",
+        "common/private.py",
+        "flags | os.O_NOFOLLOW | os.O_CLOEXEC",
+        "flags | os.O_CLOEXEC",
+        "unit/test_private",
+    ),
+    Mutant(
+        "a state directory may be another user's",
+        "common/private.py",
+        "if os.fstat(file).st_uid != os.geteuid():",
+        "if os.fstat(file).st_uid < 0:",
+        "unit/test_private unit/test_users",
+    ),
+    Mutant(
+        "a state directory stays open to others",
+        "common/private.py",
+        "            os.fchmod(directory, 0o700)",
+        "            pass",
+        "unit/test_private",
+    ),
+    Mutant(
+        "a file of a state directory stays open to others",
+        "common/private.py",
+        "            os.fchmod(file, 0o600)",
+        "            pass",
+        "unit/test_private",
+    ),
+    Mutant(
+        "the server of `brokerfl up`, without a password, listens everywhere",
+        "broker/embedded.py",
+        '"--bind": "127.0.0.1"',
+        '"--bind": "0.0.0.0"',
+        "cli/test_up",
+    ),
+    Mutant(
+        "the directory of `brokerfl up --data` follows links",
+        "broker/embedded.py",
+        "            private_directory(self._data)",
+        "            self._data.mkdir(parents=True, exist_ok=True)",
+        "unit/test_private",
+    ),
+    Mutant(
+        "a file with a password may be read by all",
+        "cli/options.py",
+        "is_open = bool(Path(file).stat().st_mode & stat.S_IROTH)",
+        "is_open = False",
+        "unit/test_private",
+    ),
+    Mutant(
+        "a user without a home directory sees a traceback",
+        "client/folder.py",
+        "except (RuntimeError, OSError):",
+        "except OSError:",
+        "unit/test_users unit/test_private",
+    ),
+)
+
+PROCESSES = (
+    Mutant(
+        "a cancellation is lost with a connection",
+        "client/wanted.py",
+        "        return is_forgotten is False",
+        "        return False",
+        "contract/test_cancel",
+    ),
+    Mutant(
+        "a forked process asks Redis whether its message is cancelled",
+        "client/wanted.py",
+        " or os.getpid() != self._process",
+        "",
+        "cli/test_node",
+    ),
+    Mutant(
+        "an exception after a stop is the app's",
+        "client/runner.py",
+        "        if self._is_stopping():",
+        "        if self._is_stopping() and not task:",
+        "cli/test_signals",
+    ),
+    Mutant(
+        "a hangup is no signal to end",
+        "cli/signals.py",
+        "SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)",
+        "SIGNALS = (signal.SIGINT, signal.SIGTERM)",
+        "cli/test_signals",
+    ),
+    Mutant(
+        "a child of a node dies of what a terminal sends",
+        "cli/signals.py",
+        "signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN",
+        "signal.SIG_DFL",
+        "cli/test_signals",
+    ),
+    Mutant(
+        "no signal is handled while an app is imported",
+        "cli/start.py",
+        "    handle_early(children_finish=True)\n",
+        "",
+        "cli/test_signals",
+    ),
+    Mutant(
+        "a write to a full disk fails",
+        "cli/streams.py",
+        "            self.failure = error\n        return size",
+        "            raise\n        return size",
+        "cli/test_streams",
+    ),
+    Mutant(
+        "a write waits for ever for a reader",
+        "cli/streams.py",
+        "raw = _Descriptor(number, None if patient else _PATIENCE)",
+        "raw = _Descriptor(number, None)",
+        "cli/test_streams",
+    ),
+    Mutant(
+        "a socket may be standard output",
+        "cli/streams.py",
+        "            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)",
+        "            pass",
+        "cli/test_streams",
+    ),
+    Mutant(
+        "a filter that raises ends a node",
+        "common/logger.py",
+        "with suppress(Exception):  # raised by a filter or a factory of the application",
+        "with suppress(KeyError):",
+        "unit/test_logger",
+    ),
+    Mutant(
+        "an application's configuration silences the log",
+        "common/logger.py",
+        """        return False
+
+    @disabled.setter
+    def disabled(self, value: bool) -> None:
+        pass
+""",
+        """        return bool(self.__dict__.get("disabled"))
+
+    @disabled.setter
+    def disabled(self, value: bool) -> None:
+        self.__dict__["disabled"] = value
+""",
+        "unit/test_logger",
+    ),
+    Mutant(
+        "a handler that raises keeps a record from the others",
+        "common/logger.py",
+        """                handler.handle(record)
+            except Exception:
+""",
+        """                handler.handle(record)
+            except KeyError:
+""",
+        "unit/test_logger",
+    ),
+    Mutant(
+        "a record is printed twice",
+        "common/logger.py",
+        "if _console in self.handlers and others:",
+        "if False:",
+        "unit/test_logger",
+    ),
+    Mutant(
+        "a path means something else after chdir",
+        "cli/options.py",
+        "return type(path)(Path(path).absolute())",
+        "return type(path)(Path(path))",
+        "cli/test_paths",
+    ),
+    Mutant(
+        "a main that runs nothing completes its run",
+        "common/main.py",
+        "    if not is_async and not inspect.isgenerator(result):",
+        "    if True:",
+        "unit/test_testing",
+    ),
+    Mutant(
+        "nobody says that an app begins at its start",
+        "cli/server.py",
+        'if how == "resumed" and not keeps_something(server_app, driver.context.state):',
+        "if False:",
+        "cli/test_resume",
+    ),
+    Mutant(
+        "a Driver that cannot resume keeps its lease",
+        "server/hold.py",
+        "            owner.detach(Footprint())\n            raise",
+        "            raise",
+        "contract/test_resume contract/test_runs",
+    ),
+    Mutant(
+        "a Driver that cannot look up its run keeps its heartbeat",
+        "server/hold.py",
+        "        except BaseException:\n            self.detach()\n            raise",
+        "        except BaseException:\n            raise",
+        "contract/test_resume",
+    ),
+    Mutant(
+        "an app's file is hidden by a module of Python's",
+        "cli/apps.py",
+        "    _check_hidden(name, folder)\n",
+        "",
+        "cli/test_apps",
+    ),
+    Mutant(
+        "a byte order mark is part of a file",
+        "cli/project.py",
+        'encoding="utf-8-sig"',
+        'encoding="utf-8"',
+        "unit/test_config unit/test_project",
+    ),
+    Mutant(
+        "quotes are part of a key",
+        "cli/configs.py",
+        "    [key] = flattened(read, option)\n    return key",
+        "    return text",
+        "unit/test_config",
+    ),
+    Mutant(
+        "float8 of torch is refused",
+        "common/array.py",
+        "carried = tensor.detach().view(getattr(torch, FOREIGN[name].carrier)).numpy(force=True)",
+        "carried = tensor.numpy(force=True)",
+        "unit/test_array",
+    ),
+    Mutant(
+        "a run looks at all its nodes again and again",
+        "server/book/contacts.py",
+        "                self.forget(())",
+        "                pass",
+        "unit/test_growth",
+    ),
+    Mutant(
+        "an orphan is looked for among all of them",
+        "server/book/orphans.py",
+        "for orphan in self._by_name.get(name, OrderedDict()).values():",
+        "for orphan in [each for each in self._free.values() if name in _names(each.entry)]:",
+        "unit/test_growth",
+    ),
+    Mutant(
+        "a ring costs a question about each run",
+        "broker/inbox.py",
+        "if not (only_new and key in self._runs)] if has_room else []",
+        "] if has_room else []",
+        "contract/test_wakeups",
+    ),
+)
+
 MUTANTS = (
     *FENCE,
     *TRANSACTIONS,
@@ -2077,4 +2464,7 @@ MUTANTS = (
     *VANISHED,
     *PUSHES,
     *SIGNALS,
+    *WEIGHTS,
+    *STRANGERS,
+    *PROCESSES,
 )

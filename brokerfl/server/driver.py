@@ -123,8 +123,8 @@ class Driver:
             dst_node_id: the node's id.
             group_id: usually the round. Pushing one that is not among the last 1,000 of the run moves it on: replies
                 handed over so far are settled.
-            ttl: seconds after which the message counts as expired, from its push and by the clock of Redis; 12 hours by
-                default. A push that comes so long after this call refuses it.
+            ttl: seconds after which the message counts as expired, from its push and even if the clock of Redis is set;
+                12 hours by default. A push that comes so long after this call refuses it.
 
         Raises:
             ValueError: an impossible message type or ttl.
