@@ -448,7 +448,7 @@ def read_anew(driver: Driver) -> None:
 def hold_read(driver: Driver, node: int) -> Callable[[], None]:
     """Read a node's outbox, and return what takes in the answer, which is late."""
     receiver = driver._hold.waits._receiver
-    generation = receiver.generation
+    generation = receiver._outboxes.generation
     replies: list[Reply] = []
     receiver._outboxes.read([node], replies.extend)
     return lambda: receiver._match(replies, generation)
@@ -466,8 +466,16 @@ def before_lost_is_looked_for(driver: Driver, monkeypatch: pytest.MonkeyPatch, h
 
 
 def read_nothing(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From now on its reads find no reply, as if none had arrived."""
-    monkeypatch.setattr(driver._hold.waits._receiver._outboxes, "read", lambda *_: ([], True))
+    """Its reads find no reply, as if none had arrived, until it passes a verdict."""
+    outboxes, transactions = driver._hold.waits._receiver._outboxes, driver._hold.waits._verdicts._transactions
+    read, verdict = outboxes.read, transactions.verdict
+
+    def hooked(parcels: Any) -> Any:
+        monkeypatch.setattr(outboxes, "read", read)
+        return verdict(parcels)
+
+    monkeypatch.setattr(outboxes, "read", lambda *_: True)
+    monkeypatch.setattr(transactions, "verdict", hooked)
 
 
 def note_contact(driver: Driver, node: int) -> None:

@@ -15,13 +15,16 @@ from logging import WARNING
 from redis.client import Pipeline
 from redis.exceptions import ResponseError
 
+from brokerfl.broker.bounded import OversizeError
 from brokerfl.broker.connection import BLOCK, Connection
-from brokerfl.broker.failure import execute_unless_changed, map_errors, meaning, translate
+from brokerfl.broker.failure import execute_unless_changed, map_errors, meaning
 from brokerfl.broker.keys import BELL_LENGTH, GROUP, LEASE, Keys, milliseconds
+from brokerfl.broker.oversize import MOST_ANSWER, all_entries
+from brokerfl.broker.pending import delivered, delivered_ids, is_missing
 from brokerfl.broker.runs import runs_of
-from brokerfl.broker.stream import entries, place_of
+from brokerfl.broker.stream import entries
 from brokerfl.common import RedisOutOfMemory, log
-from brokerfl.wire.frame import Fields
+from brokerfl.wire.frame import Fields, size_of
 from brokerfl.wire.message import message_id_of
 
 #: Most runs that a node serves at once; each costs every read of its inboxes a key.
@@ -29,9 +32,6 @@ MOST_RUNS = 2000
 
 #: Most entries that one read returns, of all inboxes together; at least one of each.
 MOST_READ = 256
-
-#: Most entries that one question about delivered messages returns.
-MOST_PENDING = 1000
 
 
 def first_contact(pipe: Pipeline, keys: Keys, node_id: int, run_id: int, frame: bytes, retention: float) -> None:
@@ -95,59 +95,8 @@ def discard_message(connection: Connection, node_id: int, run_id: int, entry_id:
 
 def entries_of(connection: Connection, node_id: int, run_id: int) -> Iterator[tuple[str, str]]:
     """Yield (entry id, message id) of everything in an inbox; nothing if it is gone or is not a stream."""
-    inbox, after = connection.keys.inbox(node_id, run_id), "-"
-    while True:
-        with map_errors(connection.url):
-            try:
-                found = connection.redis.xrange(inbox, after, "+", count=20)  # each of up to 64 KiB
-            except ResponseError as error:
-                if translate(error) is not None:
-                    raise
-                return
-        for entry_id, fields in found:
-            yield entry_id.decode(), message_id_of(fields)
-        if not found:
-            return
-        after = f"({found[-1][0].decode()}"
-
-
-def is_wanted(connection: Connection, node_id: int, run_id: int, entry_ids: Iterable[str]) -> bool:
-    """Return whether a delivered message should still be executed: it was not taken back, and its run continues."""
-    inbox = connection.keys.inbox(node_id, run_id)
-    with map_errors(connection.url), connection.redis.pipeline(transaction=False) as pipe:
-        for entry_id in entry_ids:
-            pipe.xpending_range(inbox, GROUP, min=entry_id, max=entry_id, count=1)
-        answers = pipe.execute(raise_on_error=False)
-    for answer in answers:
-        if isinstance(answer, Exception) and not _is_missing(answer):
-            raise meaning(answer, connection.url)
-    return any(isinstance(answer, list) and answer for answer in answers)
-
-
-def was_forgotten(connection: Connection, node_id: int, run_id: int, entry_ids: Iterable[str]) -> bool | None:
-    """Return whether Redis forgot that it delivered these entries; None if it has no such inbox."""
-    with map_errors(connection.url):
-        [answer] = connection.sockets.exchange([("XINFO", "GROUPS", connection.keys.inbox(node_id, run_id))])
-    if isinstance(answer, Exception):
-        error = translate(answer, connection.url)
-        if error is not None:
-            raise error from answer
-        return None
-    groups = [dict(zip(group[::2], group[1::2], strict=True)) if isinstance(group, list) else group for group in answer]
-    delivered = [place_of(group[b"last-delivered-id"].decode()) for group in groups if group[b"name"] == GROUP.encode()]
-    return not delivered or max(map(place_of, entry_ids)) > delivered[0]
-
-
-def pending_entries(connection: Connection, node_id: int, run_id: int) -> set[str]:
-    """Return the entries, at most `MOST_PENDING`, for which `is_wanted` is true; none if the run is over."""
-    command = ("XPENDING", connection.keys.inbox(node_id, run_id), GROUP, "-", "+", MOST_PENDING)
-    with map_errors(connection.url):
-        [answer] = connection.sockets.exchange([command])
-    if isinstance(answer, Exception):
-        if not _is_missing(answer):
-            raise meaning(answer, connection.url)
-        return set()
-    return {entry[0].decode() for entry in answer}
+    for entry_id, fields in all_entries(connection, connection.keys.inbox(node_id, run_id)):
+        yield entry_id, message_id_of(fields)
 
 
 @dataclass(frozen=True)
@@ -187,6 +136,7 @@ class Inboxes:
         self._on_runs = on_runs
         self._ctl = connection.keys.ctl(node_id)
         self._runs: dict[str, int] = {}
+        self._behind: dict[str, str] = {}  # of inboxes that have more: the last entry that was read again
         self._is_over = False
 
     def refresh(self, *, only_new: bool = False) -> bool:
@@ -260,10 +210,10 @@ class Inboxes:
         return self.pending()
 
     def pending(self) -> list[Delivery]:
-        """Return what was delivered from the known inboxes and is still there."""
+        """Return what was delivered from the known inboxes and is still there; `read` returns what exceeds a budget."""
         found: list[Delivery] = []
-        after = dict.fromkeys(self._runs, "0")
-        while after:
+        self._behind, after = {}, dict.fromkeys(self._runs, "0")
+        while after and not self._behind:
             known = self._runs
             batch = self._read(after, count=100, block=None)
             found += [replace(delivery, is_old=True) for delivery in batch]
@@ -271,6 +221,20 @@ class Inboxes:
             if not batch and self._runs != known:  # an inbox was missing, and nothing was read of the others
                 last = after
             after = {key: entry_id for key, entry_id in last.items() if key in self._runs}
+            if sum(size_of(delivery.fields) for delivery in found) >= MOST_ANSWER:
+                self._behind = self._behind or after
+        return found
+
+    def _one_by_one(self, after: dict[str, str]) -> list[Delivery]:
+        """Return what was delivered behind these entries until it has `MOST_ANSWER` bytes. The rest is behind."""
+        self._behind, found, room = after, list[Delivery](), MOST_ANSWER
+        for key, last in list(after.items()):
+            for entry_id, fields in delivered(self._connection, key, self._node_id, last):
+                found.append(Delivery(self._runs[key], entry_id, fields, is_old=True))
+                self._behind[key], room = entry_id, room - size_of(fields)
+                if room <= 0:
+                    return found
+            del self._behind[key]
         return found
 
     def read(self, count: int, block: float = BLOCK, without: Collection[int] = ()) -> list[Delivery]:
@@ -286,16 +250,22 @@ class Inboxes:
             without: ids of runs to leave out.
         """
         streams = {self._ctl: ">", **{key: ">" for key, run_id in self._runs.items() if run_id not in without}}
-        return self._read(streams, count, round(block * 1000))
+        behind = {key: last for key, last in self._behind.items() if key in self._runs}
+        found = self._one_by_one({key: last for key, last in behind.items() if key in streams})
+        self._behind |= {key: last for key, last in behind.items() if key not in streams}
+        return found or self._read(streams, count, round(block * 1000))
 
     def _read(self, streams: dict[str, str], count: int, block: int | None) -> list[Delivery]:
         count = max(1, min(count, MOST_READ // max(1, len(streams.keys() - {self._ctl}))))
         command = ["XREADGROUP", "GROUP", GROUP, str(self._node_id), "COUNT", count]
         command += [] if block is None else ["BLOCK", block]
         with map_errors(self._connection.url):
-            [response] = self._connection.sockets.exchange([(*command, "STREAMS", *streams, *streams.values())])
+            command += ["STREAMS", *streams, *streams.values()]
+            [response] = self._connection.sockets.exchange([command], [MOST_ANSWER])
+        if isinstance(response, OversizeError):
+            return self._read_again(streams)
         if isinstance(response, ResponseError):
-            if not _is_missing(response):
+            if not is_missing(response):
                 raise meaning(response, self._connection.url)
             with map_errors(self._connection.url):
                 self._recover()
@@ -314,6 +284,14 @@ class Inboxes:
             if new:  # do not let new runs wait behind what was read ahead for the others
                 found += self._read(dict.fromkeys(new, ">"), count, block=None)
         return found
+
+    def _read_again(self, streams: dict[str, str]) -> list[Delivery]:
+        """The answer was cut off, but what it had was delivered: empty the doorbell unread, read the rest in parts."""
+        if self._ctl in streams:
+            if rung := delivered_ids(self._connection, self._ctl, self._node_id):
+                self._answer(rung)
+            streams = dict.fromkeys(self._runs, "0")
+        return self._one_by_one({key: "0" if at == ">" else at for key, at in streams.items() if key in self._runs})
 
     def _answer(self, rung: Iterable[str]) -> set[str]:
         """A ring carries no information: delete all rings, then look at the runs. Returns the new inboxes."""
@@ -339,9 +317,3 @@ class Inboxes:
         repaired = any(result is True for result in (ctl, *inboxes))
         if not self.refresh() and not repaired:
             time.sleep(0.05)
-
-
-def _is_missing(error: Exception) -> bool:
-    """Redis 7.0 answers UNBLOCKED to a blocked read, newer ones NOGROUP; fakeredis has a text of its own."""
-    text = str(error)
-    return text.startswith(("NOGROUP", "UNBLOCKED", "WRONGTYPE")) or "requires the key to exist" in text

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from brokerfl.broker import inbox
+from brokerfl.broker import pending
 from brokerfl.broker.keys import GROUP
 from brokerfl.client import ClientApp, executor, publisher
 from brokerfl.client import wanted as wanted_module
@@ -374,7 +374,7 @@ def test_a_batch_has_the_states_that_its_messages_left(backend: Backend, tmp_pat
 
 def test_what_one_question_does_not_tell_of_is_still_wanted(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """A message beyond what one question tells of is not taken for a cancelled one."""
-    monkeypatch.setattr(inbox, "MOST_PENDING", 2)
+    monkeypatch.setattr(pending, "MOST_PENDING", 2)
     monkeypatch.setattr(wanted_module, "MOST_PENDING", 2)
     monkeypatch.setattr(wanted_module, "READ_AHEAD", -1.0)  # every message is asked for
     bench = Bench()
