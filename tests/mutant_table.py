@@ -1918,8 +1918,15 @@ READS = (
     Mutant(
         "a node reads as many messages as it has runs",
         "broker/inbox.py",
-        "        count = max(1, min(count, MOST_READ // max(1, len(streams.keys() - {self._ctl}))))\n",
-        "",
+        "each = max(1, min(count, MOST_READ // max(1, len(streams.keys() - {self._ctl}))))",
+        "each = max(1, count)",
+        "contract/test_bounded_reads",
+    ),
+    Mutant(
+        "workers are given ever more runs",
+        "client/node.py",
+        "count = 0 if is_full else ",
+        "count = ",
         "contract/test_bounded_reads",
     ),
     Mutant(

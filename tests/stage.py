@@ -193,9 +193,9 @@ def serving(backend: Backend, app: ClientApp, folder: Path | None = None, **opti
 
 
 @contextmanager
-def by_hand(backend: Backend, app: ClientApp, folder: Path | None) -> Iterator[Node]:
-    """A node that has turns only when the test makes them; killed at the end of the block."""
-    node = new_node(backend, app, folder)
+def by_hand(backend: Backend, app: ClientApp, folder: Path | None, **options: Any) -> Iterator[Node]:
+    """A node that has turns only when the test makes them; killed at the end of the block. Its workers do not work."""
+    node = new_node(backend, app, folder, **options)
     node.register()
     try:
         yield node

@@ -245,19 +245,20 @@ class Inboxes:
         If a run came or ended, it may return early with nothing.
 
         Args:
-            count: most messages of one run.
+            count: most messages of one run; 0 waits for a ring.
             block: seconds.
             without: ids of runs to leave out.
         """
-        streams = {self._ctl: ">", **{key: ">" for key, run_id in self._runs.items() if run_id not in without}}
+        runs = self._runs.items() if count else ()
+        streams = {self._ctl: ">", **{key: ">" for key, run_id in runs if run_id not in without}}
         behind = {key: last for key, last in self._behind.items() if key in self._runs}
         found = self._one_by_one({key: last for key, last in behind.items() if key in streams})
         self._behind |= {key: last for key, last in behind.items() if key not in streams}
         return found or self._read(streams, count, round(block * 1000))
 
     def _read(self, streams: dict[str, str], count: int, block: int | None) -> list[Delivery]:
-        count = max(1, min(count, MOST_READ // max(1, len(streams.keys() - {self._ctl}))))
-        command = ["XREADGROUP", "GROUP", GROUP, str(self._node_id), "COUNT", count]
+        each = max(1, min(count, MOST_READ // max(1, len(streams.keys() - {self._ctl}))))
+        command = ["XREADGROUP", "GROUP", GROUP, str(self._node_id), "COUNT", each]
         command += [] if block is None else ["BLOCK", block]
         with map_errors(self._connection.url):
             command += ["STREAMS", *streams, *streams.values()]
@@ -281,7 +282,7 @@ class Inboxes:
             # The process that had the id before may have read something without executing it.
             known = {(delivery.run_id, delivery.entry_id) for delivery in found}
             found += [old for old in self.pending() if (old.run_id, old.entry_id) not in known]
-            if new:  # do not let new runs wait behind what was read ahead for the others
+            if new and count:  # do not let new runs wait behind what was read ahead for the others
                 found += self._read(dict.fromkeys(new, ">"), count, block=None)
         return found
 

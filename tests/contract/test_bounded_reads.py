@@ -21,6 +21,7 @@ from tests.stage import (
     bytes_in_hand,
     held_bytes,
     kill,
+    next_work,
     numbers,
     owing,
     push,
@@ -29,6 +30,8 @@ from tests.stage import (
     read_anew,
     read_inbox,
     read_outbox,
+    refuse_reply,
+    release,
     resumed,
     silent,
     start,
@@ -257,6 +260,33 @@ def test_a_node_reads_few_messages_of_many_runs_at_once(backend: Backend) -> Non
         sizes.append(len(found))
     assert sum(sizes) == 100 * 20
     assert max(sizes) <= 256
+
+
+def make_runs(backend: Backend, node: int, run_ids: range) -> None:
+    """Contact a node as so many runs, each with one message."""
+    keys = backend.connect().keys
+    with backend.admin.pipeline() as pipe:
+        for run_id in run_ids:
+            first_contact(pipe, keys, node, run_id, b"frame", 60.0)
+            add_message(pipe, keys, node, run_id, {b"i": f"{run_id:032x}".encode(), b"h": bytes(300)})
+        pipe.execute()
+
+
+def test_workers_of_many_runs_have_a_budget(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fair to each run, but not without end: with much in hand nothing is read until some of it is done."""
+    monkeypatch.setattr(node_module, "_MOST_IN_HAND", 500)
+    with by_hand(backend, Bench().app, None, workers=2) as node:
+        for runs in (range(10, 15), range(15, 20)):
+            make_runs(backend, node.node_id, runs)
+            for _ in range(3):
+                node.turn(0.01)
+            assert bytes_in_hand(node) == 5 * 332
+        while bytes_in_hand(node) > 500:
+            work = next_work(node)
+            refuse_reply(node, work, work.entries)
+            release(node, work)
+        node.turn(0.01)
+        assert bytes_in_hand(node) == 6 * 332
 
 
 def test_a_node_that_has_much_in_hand_reads_little(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,14 +1,18 @@
 """A flood of large entries, in any stream that others may write: how much of it is in memory at once is bounded."""
 
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
 from brokerfl.broker import fields, inbox, outbox, oversize
 from brokerfl.broker.keys import GROUP
+from brokerfl.broker.nodes import list_nodes
+from brokerfl.broker.origins import read_origins
 from brokerfl.broker.runs import runs_of
+from brokerfl.broker.sockets import Command, Sockets
 from brokerfl.broker.stream import LAST
 from brokerfl.client.node import Node
 from brokerfl.common import ConfigsRecord, RecordSet
@@ -138,6 +142,28 @@ def test_a_comparison_reads_no_flood(backend: Backend) -> None:
         assert streams.lengths() == (2, 0, 0)
         turns(node, 2, bench)
         assert numbers(driver, ids) == [1, 2]
+
+
+def test_a_field_that_grows_while_it_is_read_is_not_read(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its length was asked first, but a node may write it again: the list of nodes and a push look at it."""
+    with driving(backend) as driver:
+        node = silent(backend)
+        info = driver.connection.keys.node_info(node)
+        stream, grown = Sockets.stream, bytes(LARGE)
+
+        def grow(sockets: Sockets, commands: Sequence[Command], most: Sequence[int] = ()) -> Iterator[Any]:
+            if commands[0][0] == "HMGET":
+                backend.admin.hset(info, "app", grown)
+            return stream(sockets, commands, most)
+
+        monkeypatch.setattr(Sockets, "stream", grow)
+        for look in (lambda: list_nodes(driver.connection), lambda: list(read_origins(driver.connection, [node]))):
+            backend.admin.hset(info, "app", '["mine"]')
+            with at_most(MOST):
+                found = look()
+        assert found == []
+        [info_of_node] = list_nodes(driver.connection)
+        assert (info_of_node.name, info_of_node.origin) == ("silent", None)
 
 
 # What a ServerApp writes.
