@@ -107,9 +107,9 @@ def test_a_flooded_outbox_is_not_read(backend: Backend) -> None:
         streams = Streams(backend, driver, node)
         flood(backend, streams.outbox)
         turns(node, 1, bench)
+        losses = driver.connection.losses
         with at_most():
             read_outbox(driver, *others, node.node_id)
-        losses = driver.connection.losses
         assert numbers(driver, ids) == [1]
         assert driver.connection.losses == losses, "that it hung up is no outage"
         driver.checkpoint()
@@ -237,12 +237,15 @@ def test_what_a_former_process_read_is_read_in_parts(backend: Backend) -> None:
 def test_a_flooded_doorbell_is_emptied_unread(backend: Backend) -> None:
     """Its ring is heard all the same: a new run is found. The heartbeat, which looks at it, reads nothing either."""
     bench = Bench()
-    with by_hand(backend, bench.app, None) as node, driving(backend) as driver:
-        ids = push_numbers(driver, node, 1)
+    with driving(backend) as known, driving(backend) as driver, by_hand(backend, bench.app, None) as node:
+        warm_up(node, known, bench)
         ctl = driver.connection.keys.ctl(node.node_id)
         flood(backend, ctl)
+        ids = push_numbers(driver, node, 1)
         with at_most():
-            turns(node, 1, bench)
+            for _ in range(3):  # long before a heartbeat replaces it
+                node.turn(0.1)
+        assert bench.executed[driver.run.run_id] == [1]
         assert numbers(driver, ids) == [1]
         assert backend.admin.xlen(ctl) == 0
         flood(backend, ctl, 1)
