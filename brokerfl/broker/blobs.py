@@ -17,6 +17,7 @@ from redis.client import Pipeline
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import found_or_none, map_errors
 from brokerfl.broker.keys import Keys, milliseconds
+from brokerfl.broker.oversize import MOST_CHUNK
 from brokerfl.common import FrameError, MessageTooLarge
 from brokerfl.wire.manifest import Manifest, decode_manifest
 from brokerfl.wire.payload import WINDOW, Payload
@@ -28,10 +29,10 @@ KEEP_UPLOADED = 5.0
 
 
 def read_blobs(connection: Connection, run_id: int, digests: Iterable[bytes]) -> Iterator[bytes | None]:
-    """Yield the chunks with these digests; None for one that is not there."""
+    """Yield the chunks with these digests; None for one that is not there, or is none."""
     commands = [("GET", connection.keys.blob(run_id, digest)) for digest in digests]
     with map_errors(connection.url):
-        for answer in connection.sockets.stream(commands):
+        for answer in connection.sockets.stream(commands, [MOST_CHUNK] * len(commands)):
             yield found_or_none(answer, connection.url)
 
 

@@ -24,11 +24,12 @@ from redis.exceptions import (
 from redis.retry import Retry
 from redis.utils import HIREDIS_AVAILABLE
 
+from brokerfl.broker.bounded import bounded
 from brokerfl.broker.clock import Clock
 from brokerfl.broker.failure import map_errors, translate
 from brokerfl.broker.keys import DEFAULT_PREFIX, Keys
 from brokerfl.broker.patience import end_of, is_spent
-from brokerfl.broker.sockets import Sockets, bounded
+from brokerfl.broker.sockets import Sockets
 from brokerfl.broker.url import check_url, masked
 from brokerfl.common import (
     ConfigError,
@@ -305,8 +306,9 @@ class _Greeting:
         self._known: WeakSet[Any] = WeakSet()
 
     def __call__(self, connected: Any) -> None:
-        if connected in self._known:
+        if connected in self._known and not connected.was_cut:
             self._connection.losses += 1
+        connected.was_cut = False
         self._known.add(connected)
         connected.on_connect()
 

@@ -15,14 +15,16 @@ from logging import WARNING
 from redis.client import Pipeline
 from redis.exceptions import ResponseError
 
+from brokerfl.broker.bounded import OversizeError
 from brokerfl.broker.connection import BLOCK, Connection
-from brokerfl.broker.delivered import is_missing, with_others
-from brokerfl.broker.failure import execute_unless_changed, map_errors, meaning, translate
+from brokerfl.broker.failure import execute_unless_changed, map_errors, meaning
 from brokerfl.broker.keys import BELL_LENGTH, GROUP, LEASE, Keys, milliseconds
+from brokerfl.broker.oversize import MOST_ANSWER, all_entries
+from brokerfl.broker.pending import is_missing, pending_ids, read_pending, with_others
 from brokerfl.broker.runs import runs_of
 from brokerfl.broker.stream import entries
 from brokerfl.common import RedisOutOfMemory, log
-from brokerfl.wire.frame import Fields
+from brokerfl.wire.frame import Fields, size_of
 from brokerfl.wire.message import message_id_of
 
 #: Most runs that a node serves at once; each costs every read of its inboxes a key.
@@ -96,20 +98,8 @@ def discard_message(connection: Connection, node_id: int, run_id: int, entry_id:
 
 def entries_of(connection: Connection, node_id: int, run_id: int) -> Iterator[tuple[str, str]]:
     """Yield (entry id, message id) of everything in an inbox; nothing if it is gone or is not a stream."""
-    inbox, after = connection.keys.inbox(node_id, run_id), "-"
-    while True:
-        with map_errors(connection.url):
-            try:
-                found = connection.redis.xrange(inbox, after, "+", count=20)  # each of up to 64 KiB
-            except ResponseError as error:
-                if translate(error) is not None:
-                    raise
-                return
-        for entry_id, fields in found:
-            yield entry_id.decode(), message_id_of(fields)
-        if not found:
-            return
-        after = f"({found[-1][0].decode()}"
+    for entry_id, fields in all_entries(connection, connection.keys.inbox(node_id, run_id)):
+        yield entry_id, message_id_of(fields)
 
 
 @dataclass(frozen=True)
@@ -151,6 +141,7 @@ class Inboxes:
         self._on_runs, self._in_hand = on_runs, in_hand
         self._ctl = connection.keys.ctl(node_id)
         self._runs: dict[str, int] = {}
+        self._behind: dict[str, str] = {}  # of inboxes that have more: the last entry that was read again
         self._is_over = False
 
     def refresh(self, *, only_new: bool = False) -> bool:
@@ -224,17 +215,36 @@ class Inboxes:
         return self.pending()
 
     def pending(self, inboxes: Collection[str] | None = None) -> list[Delivery]:
-        """Return what was delivered from these inboxes, by default all that are known, and is still there."""
-        found: list[Delivery] = []
+        """Return what was delivered from these inboxes, by default all that are known, and is still there.
+
+        `read` returns what exceeds `MOST_ANSWER`.
+        """
+        found, room = list[Delivery](), MOST_ANSWER
         after = dict.fromkeys(self._runs if inboxes is None else inboxes, "0")
-        while after:
+        self._behind = {key: last for key, last in self._behind.items() if key not in after}
+        while after and room > 0:
             known = self._runs
             batch = self._read(after, count=100, block=None)
             found += [replace(delivery, is_old=True) for delivery in batch]
+            room -= sum(size_of(delivery.fields) for delivery in batch)
             last = {self._connection.keys.inbox(self._node_id, each.run_id): each.entry_id for each in batch}
             if not batch and self._runs != known:  # an inbox was missing, and nothing was read of the others
                 last = after
             after = {key: entry_id for key, entry_id in last.items() if key in self._runs}
+        self._behind = after | self._behind
+        return found
+
+    def _one_by_one(self, after: dict[str, str]) -> list[Delivery]:
+        """Return what was delivered behind these entries until it has `MOST_ANSWER` bytes. The rest is behind."""
+        found, room = list[Delivery](), MOST_ANSWER
+        self._behind |= after
+        for key, last in after.items():
+            for entry_id, fields in read_pending(self._connection, key, self._node_id, last):
+                found.append(Delivery(self._runs[key], entry_id, fields, is_old=True))
+                self._behind[key], room = entry_id, room - size_of(fields)
+                if room <= 0:
+                    return found
+            del self._behind[key]
         return found
 
     def read(self, count: int, block: float = BLOCK, without: Collection[int] = ()) -> list[Delivery]:
@@ -245,19 +255,25 @@ class Inboxes:
         If a run came or ended, it may return early with nothing.
 
         Args:
-            count: most messages of one run.
+            count: most messages of one run; 0 waits for a ring.
             block: seconds.
             without: ids of runs to leave out.
         """
-        streams = {self._ctl: ">", **{key: ">" for key, run_id in self._runs.items() if run_id not in without}}
-        return self._read(streams, count, round(block * 1000))
+        runs = self._runs.items() if count else ()
+        streams = {self._ctl: ">", **{key: ">" for key, run_id in runs if run_id not in without}}
+        self._behind = {key: last for key, last in self._behind.items() if key in self._runs}
+        found = self._one_by_one({key: last for key, last in self._behind.items() if key in streams})
+        return found or self._read(streams, count, round(block * 1000))
 
     def _read(self, streams: dict[str, str], count: int, block: int | None) -> list[Delivery]:
-        count = max(1, min(count, MOST_READ // max(1, len(streams.keys() - {self._ctl}))))
-        command = ["XREADGROUP", "GROUP", GROUP, str(self._node_id), "COUNT", count]
+        each = max(1, min(count, MOST_READ // max(1, len(streams.keys() - {self._ctl}))))
+        command = ["XREADGROUP", "GROUP", GROUP, str(self._node_id), "COUNT", each]
         command += [] if block is None else ["BLOCK", block]
         with map_errors(self._connection.url):
-            [response] = self._connection.sockets.exchange([(*command, "STREAMS", *streams, *streams.values())])
+            command += ["STREAMS", *streams, *streams.values()]
+            [response] = self._connection.sockets.exchange([command], [MOST_ANSWER])
+        if isinstance(response, OversizeError):
+            return self._read_again(streams)
         if isinstance(response, ResponseError):
             if not is_missing(response):
                 raise meaning(response, self._connection.url)
@@ -275,9 +291,17 @@ class Inboxes:
         elif rung:
             new = self._answer(rung)
             found += self._left_over(found)
-            if new:  # do not let new runs wait behind what was read ahead for the others
+            if new and count:  # do not let new runs wait behind what was read ahead for the others
                 found += self._read(dict.fromkeys(new, ">"), count, block=None)
         return found
+
+    def _read_again(self, streams: dict[str, str]) -> list[Delivery]:
+        """The answer was cut off, but what it had was delivered: empty the doorbell unread, read the rest in parts."""
+        if self._ctl in streams:
+            if rung := pending_ids(self._connection, self._ctl, self._node_id):
+                self._answer(rung)
+            streams = dict.fromkeys(self._runs, "0")
+        return self._one_by_one({key: "0" if at == ">" else at for key, at in streams.items() if key in self._runs})
 
     def _answer(self, rung: Iterable[str]) -> set[str]:
         """What others ring carries no information: delete all rings, then look at the runs. Returns the new inboxes."""
@@ -300,8 +324,9 @@ class Inboxes:
         known = {run_id: {*entry_ids} for run_id, entry_ids in self._in_hand().items()}  # first: it only gets less
         for delivery in found:
             known.setdefault(delivery.run_id, set()).add(delivery.entry_id)
-        busy = {key: known[run_id] for key, run_id in self._runs.items() if run_id in known}
-        asked = self._runs.keys() - (busy.keys() - with_others(self._connection, busy))
+        asked = self._runs.keys() - self._behind.keys()  # which `read` goes on with
+        busy = {key: known[self._runs[key]] for key in asked if self._runs[key] in known}
+        asked -= busy.keys() - with_others(self._connection, self._node_id, busy)
         return [old for old in self.pending(asked) if old.entry_id not in known.get(old.run_id, ())]
 
     def _recover(self) -> None:

@@ -1,7 +1,6 @@
 """The sockets: commands of the message path, without redis-py's pool and pipelines.
 
-Owns sockets that are kept from one command to the next, and that no wait of one outlasts the `patience` of its thread.
-It must not know what the commands mean.
+Owns sockets that are kept from one command to the next. It must not know what the commands mean.
 
 redis-py still packs and parses, but its pool, its pipelines and their metrics cost more than the commands themselves:
 a WATCH and a MULTI of 11 commands take 350 µs with them and 180 µs without (two cores, redis-py 8.1).
@@ -10,16 +9,16 @@ Answers are as the server sends them, including errors; everything here raises r
 """
 
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 from weakref import WeakSet
 
 from redis.client import Pipeline
-from redis.exceptions import InvalidResponse, RedisError, ResponseError, TimeoutError
+from redis.exceptions import ResponseError
 
-from brokerfl.broker.patience import is_spent, spend, time_left
+from brokerfl.broker.bounded import OversizeError
+from brokerfl.broker.patience import time_left
 
 Command = Sequence[Any]
 
@@ -88,8 +87,10 @@ class Sockets:
             raise
         self.give(socket)
 
-    def exchange(self, commands: Sequence[Command]) -> list[Any]:
-        """Send commands at once and return their answers."""
+    def exchange(self, commands: Sequence[Command], most: Sequence[int] = ()) -> list[Any]:
+        """Send commands at once and return their answers. For ``most`` see `stream`."""
+        if most:
+            return [*self.stream(commands, most)]
         with self._lent() as socket:
             return self.talk(socket, commands)
 
@@ -131,25 +132,37 @@ class Sockets:
             raise next(answer for answer in answers if isinstance(answer, Exception))
         return executed, answers[len(commands) + 2 :]
 
-    def stream(self, commands: Sequence[Command]) -> Iterator[Any]:
+    def stream(self, commands: Sequence[Command], most: Sequence[int] = ()) -> Iterator[Any]:
         """Send commands at once, and yield each answer when it arrives, so that only one is in memory at a time.
 
         A list of 16 answers of 1 MiB takes four times as long, because each needs new memory.
+
+        Args:
+            commands: what to send. If an answer is cut off, what follows is sent again: it must be safe to repeat.
+            most: bytes of each answer. In the place of one that has over 64 KiB more comes an `OversizeError`. What
+                is behind the last of these has no limit.
         """
         socket, left = self.take(), len(commands)
+        limits = iter(most)
         try:
             socket.send_packed_command(socket.pack_commands(commands), check_health=False)
             read = _reader(socket)
             while left > 1:
-                answer = _answer(read)
+                answer = _answer_within(next(limits, None), socket, read)
+                if isinstance(answer, OversizeError):
+                    _send_anew(socket, commands[1 - left :])
                 left -= 1
                 yield answer
-            answer = _answer(read)
+            answer = _answer_within(next(limits, None), socket, read)
+            if isinstance(answer, OversizeError):
+                _send_anew(socket)
             left = 0
         except GeneratorExit:  # the rest is not needed, but dropping the socket would count as a loss
             with suppress(Exception):  # it broke, or is already closed
                 while left:
-                    _answer(socket.read_response)
+                    if isinstance(_answer_within(next(limits, None), socket, read), OversizeError):
+                        _send_anew(socket)
+                        left = 1
                     left -= 1
             raise
         finally:
@@ -170,95 +183,6 @@ def _forget() -> None:
 
 
 os.register_at_fork(after_in_child=_forget)
-
-
-#: A timeout, and what redis-py raises if it makes nothing of an answer.
-_FAILURES = (TimeoutError, ValueError, TypeError, LookupError, AttributeError)
-
-
-def _check_patience() -> None:
-    if is_spent():
-        raise TimeoutError("it was silent until the time was up")
-
-
-def bounded(kind: Any) -> Any:
-    """Return redis-py's class of a socket, except that no wait of it outlasts the patience of the thread that uses it.
-
-    Each wait counts for itself: an answer that comes in pieces may take longer.
-    """
-
-    class Bounded(kind):  # type: ignore[misc]
-        _was_limited = True  # the socket's own timeout may be another one than `socket_timeout`
-
-        @property
-        def socket_timeout(self) -> Any:
-            return time_left(self._socket_timeout)
-
-        @socket_timeout.setter
-        def socket_timeout(self, value: Any) -> None:
-            self._socket_timeout = value
-
-        @property
-        def socket_connect_timeout(self) -> Any:
-            return time_left(self._socket_connect_timeout)
-
-        @socket_connect_timeout.setter
-        def socket_connect_timeout(self, value: Any) -> None:
-            self._socket_connect_timeout = value
-
-        def connect(self) -> Any:
-            self._was_limited = time_left() is not None  # the timeout that it gets
-            return self._wait(super().connect)
-
-        def send_packed_command(self, *args: Any, **options: Any) -> Any:
-            self._handled = sys.exc_info()[1]
-            is_limited = time_left() is not None
-            if is_limited:
-                _check_patience()
-            if (is_limited or self._was_limited) and self._sock is not None:
-                self._sock.settimeout(self.socket_timeout)
-                self._was_limited = is_limited
-            try:
-                return super().send_packed_command(*args, **options)
-            except _FAILURES as error:
-                self._fail(error)
-                raise
-
-        def read_response(self, *args: Any, **options: Any) -> Any:
-            if time_left() is not None:  # less is left than when the command was sent
-                _check_patience()
-                options.setdefault("timeout", self.socket_timeout)
-            return self.read_patiently(*args, **options)
-
-        def read_patiently(self, *args: Any, **options: Any) -> Any:
-            try:
-                return super().read_response(*args, **options)
-            except _FAILURES as error:
-                self._fail(error)
-                raise
-
-        def should_reconnect(self) -> Any:
-            # Asked when it goes back to the pool. An exception of a signal handler may have left an answer to be read.
-            error = sys.exc_info()[1]
-            is_interrupted = error is not getattr(self, "_handled", None) and not isinstance(error, RedisError)
-            return is_interrupted or super().should_reconnect()
-
-        def _wait(self, action: Callable[[], Any]) -> Any:
-            _check_patience()
-            try:
-                return action()
-            except _FAILURES as error:
-                self._fail(error)
-                raise
-
-        def _fail(self, error: Exception) -> None:
-            if isinstance(error, TimeoutError):
-                spend()
-            else:
-                self.disconnect()
-                raise InvalidResponse(str(error)) from error
-
-    return Bounded
 
 
 def _pieces(packed: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
@@ -282,6 +206,28 @@ def _answer(read: Callable[..., Any], **options: float) -> Any:
         return read(**options)
     except ResponseError as error:
         return error
+
+
+def _answer_within(most: int | None, socket: Any, read: Callable[..., Any]) -> Any:
+    """Read one answer, but no more than ``most`` bytes of it."""
+    limit = getattr(socket, "limit", None)
+    if most is None or limit is None:  # fakeredis has no sockets
+        return _answer(read)
+    limit(most)
+    try:
+        return _answer(read)
+    except OversizeError as error:
+        return error
+    finally:
+        limit(None)
+
+
+def _send_anew(socket: Any, commands: Sequence[Command] = ()) -> None:
+    """Connect a socket again on which an answer was cut off, and send what follows."""
+    socket.was_cut = True
+    socket.connect()
+    if commands:
+        socket.send_packed_command(socket.pack_commands(commands), check_health=False)
 
 
 def commands_of(pipe: Pipeline) -> list[Command]:

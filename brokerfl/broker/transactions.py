@@ -15,7 +15,7 @@ message's state is, or what became of a transaction.
     send         books: nodes                              strays out, first contact, messages in
     announce     the run's frame                           the run's frame at its nodes, a ring
     leave        books: nodes                              everything at nodes that are gone for good
-    verdict      -                                         messages out, one more look into the outbox
+    verdict      -                                         messages out
     restore      owner, books, context, manifests, bell    lifetimes, registry
     rewrite      -                                         chunks that Redis forgot
     delete       everything                                everything, registry                `runs.deletion`
@@ -39,7 +39,7 @@ from brokerfl.broker.context import SavedContext
 from brokerfl.broker.data import trim_data
 from brokerfl.broker.fence import Build, Slot, Transaction
 from brokerfl.broker.inbox import add_message, first_contact, remove_message
-from brokerfl.broker.outbox import Outboxes, Settled, remove_replies
+from brokerfl.broker.outbox import Settled, remove_replies
 from brokerfl.broker.owner import Owner
 from brokerfl.broker.runs import Footprint, deletion, leave_nodes
 from brokerfl.wire.payload import Payload
@@ -55,14 +55,12 @@ class Transactions:
         owner: the run's owner; also an attribute.
         context: the ServerApp's saved state.
         blobs: what the run has broadcast.
-        outboxes: have the cursors from which a verdict looks once more.
     """
 
-    def __init__(self, owner: Owner, context: SavedContext, blobs: Blobs, outboxes: Outboxes) -> None:
+    def __init__(self, owner: Owner, context: SavedContext, blobs: Blobs) -> None:
         self.owner = owner
         self._context = context
         self._blobs = blobs
-        self._outboxes = outboxes
         self._keys = owner.connection.keys
         self._run_id = owner.run.run_id
         self._frame = encode_run(owner.run)
@@ -125,15 +123,9 @@ class Transactions:
         )
         return Transaction("leave", steps, frees=True)
 
-    def verdict(self, parcels: Sequence[Parcel], nodes: Collection[int]) -> Transaction:
-        """Take messages out of the inboxes of ``nodes``. Its results are what is new in the nodes' outboxes."""
-
-        def at_nodes(pipe: Pipeline) -> None:
-            self._take_back(pipe, parcels)
-            for node_id in nodes:
-                self._outboxes.read_more(pipe, node_id)
-
-        return Transaction("verdict", ((Slot.NODE, at_nodes),), answers=len(nodes), frees=True)
+    def verdict(self, parcels: Sequence[Parcel]) -> Transaction:
+        """Take messages out of the inboxes."""
+        return Transaction("verdict", ((Slot.NODE, lambda pipe: self._take_back(pipe, parcels)),), frees=True)
 
     def _take_back(self, pipe: Pipeline, parcels: Iterable[Parcel]) -> None:
         for parcel in parcels:

@@ -46,7 +46,8 @@ from brokerfl.wire.message import received_id_of
 #: Most messages of one run that are read at once.
 _MOST_READ = 64
 
-#: Bytes of messages in hand from which on only runs that have none are read.
+#: Bytes of messages in hand from which on only runs that have none are read. With twice as many, nothing is read until
+#: a worker is done.
 _MOST_IN_HAND = 64 * 1024 * 1024
 
 
@@ -299,7 +300,8 @@ class Node:
 
     def _read_for_workers(self, block: float) -> None:
         """Leave out runs of which enough is queued; a worker rings when one has room again."""
-        count = max(1, self._read_ahead() // 2)
+        is_full = self._worklist.size > 2 * _MOST_IN_HAND
+        count = 0 if is_full else max(1, self._read_ahead() // 2)
         self._queue(self._inboxes.read(count, block, self._worklist.leave_out(count)))
 
     def _queue(self, deliveries: list[Delivery]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from brokerfl.broker import delivered, inbox
+from brokerfl.broker import inbox, pending
 from brokerfl.broker.keys import GROUP
 from brokerfl.client import ClientApp, executor, publisher
 from brokerfl.client import wanted as wanted_module
@@ -148,7 +148,7 @@ def test_a_busy_run_is_read_ahead_within_bounds(backend: Backend) -> None:
 def test_contents_in_hand_are_read_once(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that makes room wakes the read for what is new; only the first contact of a run looks at what is old."""
     entries = 0
-    pending, read = inbox.Inboxes.pending, inbox.Inboxes.read
+    ask, read = inbox.Inboxes.pending, inbox.Inboxes.read
 
     def count(method: Callable[..., list[inbox.Delivery]]) -> Callable[..., list[inbox.Delivery]]:
         def counted(*args: object) -> list[inbox.Delivery]:
@@ -166,7 +166,7 @@ def test_contents_in_hand_are_read_once(backend: Backend, monkeypatch: pytest.Mo
             assert numbers(driver, push_numbers(driver, node, 0)) == [1]
         go = bench.hold(slow)
         ids = push_numbers(slow, node, *range(200))
-        monkeypatch.setattr(inbox.Inboxes, "pending", count(pending))
+        monkeypatch.setattr(inbox.Inboxes, "pending", count(ask))
         monkeypatch.setattr(inbox.Inboxes, "read", count(read))
         for total in (few, many):
             before = entries
@@ -436,7 +436,7 @@ def test_a_batch_has_the_states_that_its_messages_left(backend: Backend, tmp_pat
 
 def test_what_one_question_does_not_tell_of_is_still_wanted(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """A message beyond what one question tells of is not taken for a cancelled one."""
-    monkeypatch.setattr(delivered, "MOST_PENDING", 2)
+    monkeypatch.setattr(pending, "MOST_PENDING", 2)
     monkeypatch.setattr(wanted_module, "MOST_PENDING", 2)
     monkeypatch.setattr(wanted_module, "READ_AHEAD", -1.0)  # every message is asked for
     bench = Bench()

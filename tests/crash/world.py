@@ -361,7 +361,7 @@ class _Sockets(Sockets):
             results = None
         return results, self.talk(socket, after)
 
-    def stream(self, commands: Sequence[Command]) -> Iterator[Any]:
+    def stream(self, commands: Sequence[Command], most: Sequence[int] = ()) -> Iterator[Any]:
         for args in commands:
             yield self.exchange([args])[0]
 

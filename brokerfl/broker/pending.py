@@ -1,17 +1,22 @@
-"""What was delivered: questions about the messages that a node was given and has not removed from its inboxes.
+"""Pending: what a node was given and has not removed from its inboxes.
 
-Owns what Redis answers to them. It must not know what a message says, or what is in one: no content is read.
+Owns what Redis answers about it. It must not know what a message says.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import map_errors, meaning, translate
 from brokerfl.broker.keys import GROUP
+from brokerfl.broker.oversize import MOST_ABOUT, entries_at
+from brokerfl.broker.sockets import Command
 from brokerfl.broker.stream import place_of
 
 #: Most entries that one question returns.
 MOST_PENDING = 1000
+
+#: Entries whose ids are asked for before each is read.
+_PAGE = 16
 
 
 def is_wanted(connection: Connection, node_id: int, run_id: int, entry_ids: Iterable[str]) -> bool:
@@ -19,7 +24,7 @@ def is_wanted(connection: Connection, node_id: int, run_id: int, entry_ids: Iter
     inbox = connection.keys.inbox(node_id, run_id)
     with map_errors(connection.url), connection.redis.pipeline(transaction=False) as pipe:
         for entry_id in entry_ids:
-            pipe.xpending_range(inbox, GROUP, min=entry_id, max=entry_id, count=1)
+            pipe.xpending_range(inbox, GROUP, min=entry_id, max=entry_id, count=1, consumername=str(node_id))
         answers = pipe.execute(raise_on_error=False)
     for answer in answers:
         if isinstance(answer, Exception) and not is_missing(answer):
@@ -30,7 +35,8 @@ def is_wanted(connection: Connection, node_id: int, run_id: int, entry_ids: Iter
 def was_forgotten(connection: Connection, node_id: int, run_id: int, entry_ids: Iterable[str]) -> bool | None:
     """Return whether Redis forgot that it delivered these entries; None if it has no such inbox."""
     with map_errors(connection.url):
-        [answer] = connection.sockets.exchange([("XINFO", "GROUPS", connection.keys.inbox(node_id, run_id))])
+        asked = ("XINFO", "GROUPS", connection.keys.inbox(node_id, run_id))
+        [answer] = connection.sockets.exchange([asked], [MOST_ABOUT])
     if isinstance(answer, Exception):
         error = translate(answer, connection.url)
         if error is not None:
@@ -43,19 +49,38 @@ def was_forgotten(connection: Connection, node_id: int, run_id: int, entry_ids: 
 
 def pending_entries(connection: Connection, node_id: int, run_id: int) -> set[str]:
     """Return the entries, at most `MOST_PENDING`, for which `is_wanted` is true; none if the run is over."""
-    command = ("XPENDING", connection.keys.inbox(node_id, run_id), GROUP, "-", "+", MOST_PENDING)
+    return {*pending_ids(connection, connection.keys.inbox(node_id, run_id), node_id)}
+
+
+def pending_ids(
+    connection: Connection, key: str, node_id: int, after: str = "0-0", count: int = MOST_PENDING
+) -> list[str]:
+    """Return the first entries behind the id ``after`` that a stream has delivered to a node; none if it is gone."""
     with map_errors(connection.url):
-        [answer] = connection.sockets.exchange([command])
+        [answer] = connection.sockets.exchange([_question(key, node_id, after, count)])
     if isinstance(answer, Exception):
         if not is_missing(answer):
             raise meaning(answer, connection.url)
-        return set()
-    return {entry[0].decode() for entry in answer}
+        return []
+    return [entry_id.decode() for entry_id, *_ in answer]
 
 
-def with_others(connection: Connection, known: Mapping[str, set[str]]) -> set[str]:
+def _question(key: str, node_id: int, after: str = "0-0", count: int = MOST_PENDING) -> Command:
+    return ("XPENDING", key, GROUP, f"({after}", "+", count, node_id)  # only its own: others may have long names
+
+
+def read_pending(
+    connection: Connection, key: str, node_id: int, after: str
+) -> Iterator[tuple[str, dict[bytes, bytes]]]:
+    """Yield what was delivered to a node behind the id ``after``, each read alone: see `entries_at`."""
+    while ids := pending_ids(connection, key, node_id, after, _PAGE):
+        yield from entries_at(connection, key, ids)
+        after = ids[-1]
+
+
+def with_others(connection: Connection, node_id: int, known: Mapping[str, set[str]]) -> set[str]:
     """Return those of these inboxes from which the node was given other entries than the known ones."""
-    commands = [("XPENDING", inbox, GROUP, "-", "+", MOST_PENDING) for inbox in known]
+    commands = [_question(inbox, node_id) for inbox in known]
     with map_errors(connection.url):
         answers = connection.sockets.exchange(commands) if commands else []
     return {

@@ -1,0 +1,168 @@
+"""A socket of redis-py whose waits and answers are bounded.
+
+Owns that no wait outlasts the `patience` of its thread, and that an answer is cut off where it exceeds what its reader
+allows. It must not know commands.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from redis.exceptions import InvalidResponse, RedisError, TimeoutError
+
+from brokerfl.broker.patience import is_spent, spend, time_left
+
+
+class OversizeError(Exception):
+    """An answer was cut off, because it has more bytes than its reader allows.
+
+    Attributes:
+        head: how it began, as the server sent it, if no answer was awaited before it.
+    """
+
+    def __init__(self, head: bytes = b"") -> None:
+        super().__init__("the answer has more bytes than are read")
+        self.head = head
+
+
+#: A timeout, and what redis-py raises if it makes nothing of an answer.
+_FAILURES = (TimeoutError, ValueError, TypeError, LookupError, AttributeError)
+
+
+def _check_patience() -> None:
+    if is_spent():
+        raise TimeoutError("it was silent until the time was up")
+
+
+#: Bytes that redis-py receives at once: so much of what follows an answer may come with it.
+_AT_ONCE = 64 * 1024
+
+#: Bytes of an answer that was cut off that are remembered: the key and the id of an entry have fewer.
+_HEAD = 4096
+
+
+class _Metered:
+    """A socket of the system that receives no more than its `limit`, and remembers how that began."""
+
+    def __init__(self, socket: Any) -> None:
+        self._socket = socket
+        self._left: int | None = None
+        self._head = b""
+        self.sendall, self.settimeout = socket.sendall, socket.settimeout
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._socket, name)
+
+    def limit(self, most: int | None) -> None:
+        """Raise `OversizeError` when an answer of more than ``most`` bytes is received from now on; None: never."""
+        self._left, self._head = None if most is None else most + _AT_ONCE, b""
+
+    def recv(self, *args: Any) -> Any:
+        data = self._socket.recv(*args)
+        if self._left is not None:
+            self._count(data)
+        return data
+
+    def recv_into(self, buffer: Any, *args: Any) -> Any:
+        size = self._socket.recv_into(buffer, *args)
+        if self._left is not None:
+            self._count(memoryview(buffer)[:size])
+        return size
+
+    def _count(self, data: bytes | memoryview) -> None:
+        self._head += data[: _HEAD - len(self._head)]
+        self._left = (self._left or 0) - len(data)
+        if self._left < 0:
+            raise OversizeError(self._head)
+
+
+def bounded(kind: Any) -> Any:
+    """Return redis-py's class of a socket, except that waits and answers are bounded.
+
+    No wait of it outlasts the patience of the thread that uses it. Each counts for itself: an answer that comes in
+    pieces may take longer.
+    """
+
+    class Bounded(kind):  # type: ignore[misc]
+        _was_limited = True  # the socket's own timeout may be another one than `socket_timeout`
+
+        #: Whether an answer was cut off here: that it is connected again is no sign of an outage.
+        was_cut = False
+
+        def limit(self, most: int | None) -> None:
+            """Limit what is received from now on: see `_Metered.limit`."""
+            if self._sock is not None:
+                self._sock.limit(most)
+
+        def _connect(self) -> Any:
+            return _Metered(super()._connect())
+
+        @property
+        def socket_timeout(self) -> Any:
+            return time_left(self._socket_timeout)
+
+        @socket_timeout.setter
+        def socket_timeout(self, value: Any) -> None:
+            self._socket_timeout = value
+
+        @property
+        def socket_connect_timeout(self) -> Any:
+            return time_left(self._socket_connect_timeout)
+
+        @socket_connect_timeout.setter
+        def socket_connect_timeout(self, value: Any) -> None:
+            self._socket_connect_timeout = value
+
+        def connect(self) -> Any:
+            self._was_limited = time_left() is not None  # the timeout that it gets
+            return self._wait(super().connect)
+
+        def send_packed_command(self, *args: Any, **options: Any) -> Any:
+            self._handled = sys.exc_info()[1]
+            is_limited = time_left() is not None
+            if is_limited:
+                _check_patience()
+            if (is_limited or self._was_limited) and self._sock is not None:
+                self._sock.settimeout(self.socket_timeout)
+                self._was_limited = is_limited
+            try:
+                return super().send_packed_command(*args, **options)
+            except _FAILURES as error:
+                self._fail(error)
+                raise
+
+        def read_response(self, *args: Any, **options: Any) -> Any:
+            if time_left() is not None:  # less is left than when the command was sent
+                _check_patience()
+                options.setdefault("timeout", self.socket_timeout)
+            return self.read_patiently(*args, **options)
+
+        def read_patiently(self, *args: Any, **options: Any) -> Any:
+            try:
+                return super().read_response(*args, **options)
+            except _FAILURES as error:
+                self._fail(error)
+                raise
+
+        def should_reconnect(self) -> Any:
+            # Asked when it goes back to the pool. An exception of a signal handler may have left an answer to be read.
+            error = sys.exc_info()[1]
+            is_interrupted = error is not getattr(self, "_handled", None) and not isinstance(error, RedisError)
+            return is_interrupted or super().should_reconnect()
+
+        def _wait(self, action: Callable[[], Any]) -> Any:
+            _check_patience()
+            try:
+                return action()
+            except _FAILURES as error:
+                self._fail(error)
+                raise
+
+        def _fail(self, error: Exception) -> None:
+            if isinstance(error, TimeoutError):
+                spend()
+            else:
+                self.disconnect()
+                raise InvalidResponse(str(error)) from error
+
+    return Bounded
