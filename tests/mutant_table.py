@@ -76,11 +76,11 @@ FENCE = (
         "contract/test_resume contract/test_nothing_lost",
     ),
     Mutant(
-        "outside a MULTI nobody looks for the owner",
-        "broker/fence.py",
-        "            self.look()\n            pipe",
-        "            pipe",
-        "contract/test_resume",
+        'outside a MULTI nobody looks for the owner',
+        'broker/fence.py',
+        '            self.look()\n            sockets',
+        '            sockets',
+        'contract/test_resume',
     ),
     Mutant(
         "a full Redis deletes nothing",
@@ -132,11 +132,11 @@ FENCE = (
         "contract/test_runs contract/test_waits contract/test_interleavings",
     ),
     Mutant(
-        "a lease that lapsed stays lapsed",
-        "broker/owner.py",
-        "if not self.connection.redis.pexpire(key, lives):",
-        "if self.connection.redis.pexpire(key, lives) is None:",
-        "contract/test_runs",
+        'a lease that lapsed stays lapsed',
+        'broker/owner.py',
+        'if not self.connection.at(key).redis.pexpire(key, lives):',
+        'if self.connection.at(key).redis.pexpire(key, lives) is None:',
+        'contract/test_runs',
     ),
     Mutant(
         "lifetimes are renewed too late",
@@ -146,11 +146,11 @@ FENCE = (
         "contract/test_runs",
     ),
     Mutant(
-        "who detaches takes the lease of the next owner along",
-        "broker/owner.py",
-        "if self.connection.redis.get(key) == self.fence.name.encode():",
-        "if self.connection.redis.get(key):",
-        "contract/test_resume contract/test_runs contract/test_interleavings",
+        'who detaches takes the lease of the next owner along',
+        'broker/owner.py',
+        'if self.connection.at(key).redis.get(key) == self.fence.name.encode():',
+        'if self.connection.at(key).redis.get(key):',
+        'contract/test_resume contract/test_runs contract/test_interleavings',
     ),
     Mutant(
         "a connection that broke in an EXEC is a changed key",
@@ -371,9 +371,51 @@ STREAMS = (
     Mutant(
         "a ring does not bring what a former process had read",
         "broker/inbox.py",
-        "            found += [old for old in self.pending() if (old.run_id, old.entry_id) not in known]\n",
-        "            assert known is not None\n",
+        "            found += self._left_over(found)\n",
+        "",
         "contract/test_nothing_lost contract/test_nodes",
+    ),
+    Mutant(
+        "a worker that makes room has the node look at all its runs",
+        "broker/inbox.py",
+        "if {*rung.values()} == {READ_ON.encode()}:",
+        "if False:",
+        "contract/test_wakeups",
+    ),
+    Mutant(
+        "a node's own ring hides another",
+        "broker/inbox.py",
+        "pipe.xdel(self._ctl, *rung)",
+        "pipe.xtrim(self._ctl, maxlen=0, approximate=False)",
+        "contract/test_nothing_lost",
+    ),
+    Mutant(
+        "a new run has all that is in hand read again",
+        "broker/inbox.py",
+        "        asked -= busy.keys() - with_others(self._connection, self._node_id, busy)\n",
+        "",
+        "contract/test_workers",
+    ),
+    Mutant(
+        "what a former process had read of a busy run waits",
+        "broker/inbox.py",
+        "asked -= busy.keys() - with_others(self._connection, self._node_id, busy)",
+        "asked -= busy.keys()",
+        "contract/test_nothing_lost",
+    ),
+    Mutant(
+        "what has just been read is looked for",
+        "broker/inbox.py",
+        "known.setdefault(delivery.run_id, set()).add(delivery.entry_id)",
+        "known.setdefault(delivery.run_id, set())",
+        "contract/test_workers contract/test_nothing_lost",
+    ),
+    Mutant(
+        "what a node has in hand is forgotten",
+        "client/worklist.py",
+        "found.setdefault(work.run_id, []).extend(work.entries)",
+        "found.setdefault(work.run_id, [])",
+        "contract/test_workers",
     ),
     Mutant(
         "a node reads ever more of a busy run",
@@ -510,7 +552,7 @@ BOOK = (
     Mutant(
         "a doorbell that takes no more rings stays",
         "broker/nodes.py",
-        'if isinstance(doorbell, dict) and is_forged(text_of(doorbell["last-generated-id"])):',
+        "if self._is_spoilt(keys.ctl(node)):",
         "if False:",
         "contract/test_exhausted",
     ),
@@ -571,9 +613,9 @@ BOOK = (
         "unit/test_book",
     ),
     Mutant(
-        "a commit settles what another thread has not seen",
+        "a commit settles what another job has not seen",
         "server/book/answers.py",
-        "if each.is_handed_over_to(thread)]",
+        "if each.is_handed_over_to(job)]",
         "if each.state is not State.TAKEN]",
         "unit/test_book contract/test_settle",
     ),
@@ -813,10 +855,10 @@ WAITS = (
     ),
     Mutant(
         "what a node says of itself is read whole",
-        "broker/nodes.py",
-        "return isinstance(length, int) and length <= _LONGEST_FIELD",
-        "return isinstance(length, int)",
-        "contract/test_nodes",
+        "broker/fields.py",
+        "0 < length <= min(most, room)",
+        "0 < length",
+        "contract/test_nodes contract/test_floods",
     ),
     Mutant(
         "a waiting ServerApp does not ask less often",
@@ -890,18 +932,53 @@ WAITS = (
         "contract/test_interrupted",
     ),
     Mutant(
-        "a commit settles what another thread's loop is about to get",
+        "a commit settles what another job's loop is about to get",
         "server/book/answers.py",
-        "message.take(thread if thread == wanted.thread else 0)",
-        "message.take(thread)",
+        "message.take(job if job == wanted.job else None)",
+        "message.take(job)",
         "contract/test_settle",
     ),
     Mutant(
-        "a loop belongs to the thread that made its iterator",
+        "a loop belongs to the job that made its iterator",
         "server/replies.py",
-        "        self.wanted.thread = threading.get_ident()\n",
+        "        self.wanted.job = current_job()\n",
         "        pass\n",
         "contract/test_settle",
+    ),
+    Mutant(
+        "the tasks of an executor's thread are one job",
+        "common/job.py",
+        'ref(variables["self"])',
+        "None",
+        "unit/test_job contract/test_jobs",
+    ),
+    Mutant(
+        "the tasks of a ThreadPool's thread are one job",
+        "common/job.py",
+        '(variables["job"], variables["i"])',
+        "None",
+        "unit/test_job contract/test_jobs",
+    ),
+    Mutant(
+        "two threads are one job if they have the same number",
+        "common/job.py",
+        "return ref(current_thread())",
+        "return get_ident()",
+        "unit/test_job contract/test_jobs",
+    ),
+    Mutant(
+        "the frame of a task keeps its variables",
+        "common/job.py",
+        "variables.clear()",
+        "pass",
+        "unit/test_job",
+    ),
+    Mutant(
+        "the main thread looks for a task",
+        "common/job.py",
+        "    if get_ident() == _main:\n        return _main\n",
+        "",
+        "unit/test_job",
     ),
     Mutant(
         "a run that is over keeps its socket",
@@ -1060,7 +1137,7 @@ WAITS = (
     Mutant(
         "a verdict wins over a reply",
         "server/verdict.py",
-        "            self._receiver.read_more(nodes, results, generation)\n",
+        "            self._receiver.read(message.node_id for message, _ in verdicts)\n",
         "",
         "contract/test_waits",
     ),
@@ -1287,7 +1364,7 @@ NODE = (
     Mutant(
         "a successor does not hear that the node is gone",
         "client/node.py",
-        "        if isinstance(self._stop.failure, NodeNameTaken):\n            self._ring()",
+        '        if isinstance(self._stop.failure, NodeNameTaken):\n            self._ring("")',
         "        if isinstance(self._stop.failure, NodeNameTaken):\n            pass",
         "contract/test_nodes",
     ),
@@ -1473,6 +1550,13 @@ NODE = (
         "            for entry in self._done(work, judged):\n",
         "            for entry in self._done(work, judged)[:0]:\n",
         "unit/test_worklist",
+    ),
+    Mutant(
+        "each message of a run reads its content again",
+        "client/payloads.py",
+        "kept = {name: former[name] for name in manifest.names if name in former}",
+        "kept = {name: former[name] for name in manifest.names if name not in manifest.names}",
+        "contract/test_broadcast_once",
     ),
     Mutant(
         "the memory for received contents has no bound",
@@ -1825,11 +1909,18 @@ GROUPS = (
 
 READS = (
     Mutant(
-        "an outbox that is large as a whole is read at once",
-        "broker/outbox.py",
-        "LONG_PAGE if size <= _SMALL else PAGE",
-        "LONG_PAGE",
-        "contract/test_bounded_reads",
+        "answers are not cut off",
+        "broker/bounded.py",
+        "        if self._left < 0:\n",
+        "        if self._left is None:\n",
+        "contract/test_floods",
+    ),
+    Mutant(
+        'that an answer was cut off counts as an outage',
+        'broker/client.py',
+        'if connected in self._known and not connected.was_cut:',
+        'if connected in self._known:',
+        'contract/test_floods',
     ),
     Mutant(
         "replies that wait for the app have no budget",
@@ -1860,24 +1951,101 @@ READS = (
         "contract/test_bounded_reads",
     ),
     Mutant(
-        "an outbox is read without a look at its size",
-        "broker/outbox.py",
-        "isinstance(size, int) and isinstance(length, int) and size <= length * MOST_ENTRY",
-        "isinstance(size, int)",
-        "contract/test_bounded_reads",
+        "what is behind an answer that was cut off is not sent again",
+        "broker/sockets.py",
+        "        socket.send_packed_command(socket.pack_commands(commands), check_health=False)\n\n\ndef",
+        "        pass\n\n\ndef",
+        "contract/test_floods",
     ),
     Mutant(
-        "a last look ends with its first page",
-        "server/receive.py",
-        "        if more:\n",
-        "        if None in more:\n",
-        "contract/test_bounded_reads",
+        "an entry that is too large stays in its outbox",
+        "broker/outbox.py",
+        "        take([(node, entry_id, {})])\n",
+        "",
+        "contract/test_floods",
+    ),
+    Mutant(
+        "an outbox with an entry that is too large is not read on",
+        "broker/outbox.py",
+        "return self._skip(nodes[0], cursors, take) if is_cut else {}",
+        "return {}",
+        "contract/test_floods",
+    ),
+    Mutant(
+        "a bell that was flooded stays",
+        "broker/outbox.py",
+        "            mend(self._connection, self._bell, keep=False)\n",
+        "",
+        "contract/test_floods",
+    ),
+    Mutant(
+        "what a flood left behind is not read",
+        "broker/inbox.py",
+        "        return found or self._read(streams, count, round(block * 1000))\n",
+        "        return self._read(streams, count, round(block * 1000))\n",
+        "contract/test_floods",
+    ),
+    Mutant(
+        "what is read again after a flood has no budget",
+        "broker/inbox.py",
+        "                if room <= 0:\n",
+        "                if room is None:\n",
+        "contract/test_floods",
+    ),
+    Mutant(
+        "what is read in parts is read again on each ring",
+        "broker/inbox.py",
+        "asked = self._runs.keys() - self._behind.keys()",
+        "asked = self._runs.keys() - set()",
+        "contract/test_floods",
+    ),
+    Mutant(
+        "a ring drops what is read in parts",
+        "broker/inbox.py",
+        "self._behind = {key: last for key, last in self._behind.items() if key not in after}",
+        "self._behind = {}",
+        "contract/test_floods",
+    ),
+    Mutant(
+        "a run that is read in parts drops the others that are",
+        "broker/inbox.py",
+        "self._behind |= after",
+        "self._behind = dict(after)",
+        "contract/test_floods",
+    ),
+    Mutant(
+        "a node reads the names of other consumers",
+        "broker/pending.py",
+        '"+", count, node_id)',
+        '"+", count)',
+        "contract/test_floods",
+    ),
+    Mutant(
+        "a node reads the name of another consumer that has a message",
+        "broker/pending.py",
+        ", consumername=str(node_id)",
+        "",
+        "contract/test_floods",
+    ),
+    Mutant(
+        "a flooded doorbell is not emptied",
+        "broker/inbox.py",
+        "                self._answer(rung)\n",
+        "                pass\n",
+        "contract/test_floods",
     ),
     Mutant(
         "a node reads as many messages as it has runs",
         "broker/inbox.py",
-        "        count = max(1, min(count, MOST_READ // max(1, len(streams.keys() - {self._ctl}))))\n",
-        "",
+        "each = max(1, min(count, MOST_READ // max(1, len(streams.keys() - {self._ctl}))))",
+        "each = max(1, count)",
+        "contract/test_bounded_reads",
+    ),
+    Mutant(
+        "workers are given ever more runs",
+        "client/node.py",
+        "count = 0 if is_full else ",
+        "count = ",
         "contract/test_bounded_reads",
     ),
     Mutant(
@@ -2102,11 +2270,11 @@ ENDING = (
         "contract/test_ending",
     ),
     Mutant(
-        "the index is believed",
-        "broker/runs.py",
-        "                mark_as_ended(pipe, keys, run_id, tombstone)\n",
-        "",
-        "contract/test_ending",
+        'the index is believed',
+        'broker/runs.py',
+        '            mark_as_ended(gather.at(keys.runs), keys, run_id, tombstone)\n',
+        '',
+        'contract/test_ending',
     ),
     Mutant(
         "an echo that is lost is not missed",
@@ -2260,6 +2428,393 @@ TOPOLOGY = (
     ),
 )
 
+WEIGHTS = (
+    Mutant(
+        "a header is unpacked whatever it weighs",
+        "wire/weight.py",
+        "if weight > limit:",
+        "if weight > 100 * limit:",
+        "unit/test_weight",
+    ),
+    Mutant(
+        "a small header may hold an extension",
+        "wire/frame.py",
+        "            ext_hook=_refuse,\n            max_ext_len=0,\n",
+        "",
+        "unit/test_weight",
+    ),
+    Mutant(
+        "one chunk is named again and again",
+        "wire/manifest.py",
+        "if any(one >= other",
+        "if any(one > other",
+        "unit/test_payload contract/test_not_trusted",
+    ),
+    Mutant(
+        "an id is any text",
+        "wire/message.py",
+        "message_id if _ID.fullmatch(message_id) else",
+        "message_id if message_id else",
+        "contract/test_frames",
+    ),
+    Mutant(
+        "contents that look alike are compared one with another",
+        "wire/contents.py",
+        """        if look in self._by_look:
+            other, encoded = self._by_look[look]
+            if all(map(_are_equal, fields.values(), other.values())):
+                return encoded
+""",
+        """        for other, encoded in [pair for known, pair in self._by_look.items() if known[0] == look]:
+            if all(map(_are_equal, fields.values(), other.values())):
+                return encoded
+        look = (look, len(self._by_look))
+""",
+        "unit/test_growth",
+    ),
+    Mutant(
+        "an array of a state may be longer than SQLite takes",
+        "client/runner.py",
+        "if len(data) > MOST_BYTES:",
+        "if len(data) > 2 * MOST_BYTES:",
+        "unit/test_runner",
+    ),
+)
+
+STRANGERS = (
+    Mutant(
+        "an id with leading zeros is another one",
+        "broker/keys.py",
+        ' or (text[:1] == b"0" and len(text) > 1)',
+        "",
+        "contract/test_not_trusted",
+    ),
+    Mutant(
+        'a ServerApp reads an identity of any size',
+        'broker/owner.py',
+        'redis.getrange(identity, 0, LONGEST_IDENTITY)',
+        'redis.get(identity)',
+        'contract/test_not_trusted',
+    ),
+    Mutant(
+        "a node reads an identity of any size at each renewal",
+        "broker/nodes.py",
+        """            pipe.getrange(keys.identity, 0, LONGEST_IDENTITY)
+            pipe.sadd(keys.nodes, str(node))
+            pipe.time()
+""",
+        """            pipe.get(keys.identity)
+            pipe.sadd(keys.nodes, str(node))
+            pipe.time()
+""",
+        "contract/test_not_trusted",
+    ),
+    Mutant(
+        "any identity names a file",
+        "broker/nodes.py",
+        "if not 0 < len(identity) <= LONGEST_IDENTITY:",
+        "if not identity:",
+        "contract/test_not_trusted",
+    ),
+    Mutant(
+        "a node may have been online since for ever",
+        "broker/nodes.py",
+        "since = since if 0 <= since < _YEAR_9999 else 0.0",
+        "since = since or 0.0",
+        "contract/test_not_trusted unit/test_text cli/test_operations",
+    ),
+    Mutant(
+        "a lease is text",
+        "broker/process.py",
+        'return lease.decode(errors="replace")',
+        "return lease.decode()",
+        "contract/test_not_trusted",
+    ),
+    Mutant(
+        "a foreign member of the runs is one",
+        "broker/runs.py",
+        "if run_id is not None and -score / 1000 <= now + MOST_RETENTION:",
+        "if run_id is not None:",
+        "contract/test_not_trusted",
+    ),
+    Mutant(
+        "all members of the registry are looked at at once",
+        "broker/presence.py",
+        "count=_AT_ONCE)",
+        "count=1000 * _AT_ONCE)",
+        "contract/test_not_trusted contract/test_nodes",
+    ),
+    Mutant(
+        "a terminal obeys what others wrote",
+        "common/text.py",
+        "if text.isprintable():",
+        "if text:",
+        "unit/test_text",
+    ),
+    Mutant(
+        "a table does not show what an encoding lacks",
+        "cli/tables.py",
+        '        sys.stdout.reconfigure(errors="backslashreplace")',
+        "        pass",
+        "unit/test_text",
+    ),
+    Mutant(
+        "a table is as wide as its terminal",
+        "cli/tables.py",
+        "Console(width=width, soft_wrap=True)",
+        "Console(width=80)",
+        "unit/test_text cli/test_operations",
+    ),
+    Mutant(
+        "a state directory follows links",
+        "common/private.py",
+        "flags | os.O_NOFOLLOW | os.O_CLOEXEC",
+        "flags | os.O_CLOEXEC",
+        "unit/test_private",
+    ),
+    Mutant(
+        "a state directory may be another user's",
+        "common/private.py",
+        "if os.fstat(file).st_uid != os.geteuid():",
+        "if os.fstat(file).st_uid < 0:",
+        "unit/test_private unit/test_users",
+    ),
+    Mutant(
+        "a state directory stays open to others",
+        "common/private.py",
+        "            os.fchmod(directory, 0o700)",
+        "            pass",
+        "unit/test_private",
+    ),
+    Mutant(
+        "a file of a state directory stays open to others",
+        "common/private.py",
+        "            os.fchmod(file, 0o600)",
+        "            pass",
+        "unit/test_private",
+    ),
+    Mutant(
+        "the server of `brokerfl up`, without a password, listens everywhere",
+        "broker/embedded.py",
+        '"--bind": "127.0.0.1"',
+        '"--bind": "0.0.0.0"',
+        "cli/test_up",
+    ),
+    Mutant(
+        "the directory of `brokerfl up --data` follows links",
+        "broker/embedded.py",
+        "            private_directory(self._data)",
+        "            self._data.mkdir(parents=True, exist_ok=True)",
+        "unit/test_private",
+    ),
+    Mutant(
+        "a file with a password may be read by all",
+        "cli/options.py",
+        "is_open = bool(Path(file).stat().st_mode & stat.S_IROTH)",
+        "is_open = False",
+        "unit/test_private",
+    ),
+    Mutant(
+        "a user without a home directory sees a traceback",
+        "client/folder.py",
+        "except (RuntimeError, OSError):",
+        "except OSError:",
+        "unit/test_users unit/test_private",
+    ),
+)
+
+PROCESSES = (
+    Mutant(
+        "a cancellation is lost with a connection",
+        "client/wanted.py",
+        "        return is_forgotten is False",
+        "        return False",
+        "contract/test_cancel",
+    ),
+    Mutant(
+        "a forked process asks Redis whether its message is cancelled",
+        "client/wanted.py",
+        " or os.getpid() != self._process",
+        "",
+        "cli/test_node",
+    ),
+    Mutant(
+        "an exception after a stop is the app's",
+        "client/runner.py",
+        "        if self._is_stopping():",
+        "        if self._is_stopping() and not task:",
+        "cli/test_signals",
+    ),
+    Mutant(
+        "a hangup is no signal to end",
+        "cli/signals.py",
+        "SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)",
+        "SIGNALS = (signal.SIGINT, signal.SIGTERM)",
+        "cli/test_signals",
+    ),
+    Mutant(
+        "a child of a node dies of what a terminal sends",
+        "cli/signals.py",
+        "signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN",
+        "signal.SIG_DFL",
+        "cli/test_signals",
+    ),
+    Mutant(
+        "no signal is handled while an app is imported",
+        "cli/start.py",
+        "    handle_early(children_finish=True)\n",
+        "",
+        "cli/test_signals",
+    ),
+    Mutant(
+        "a write to a full disk fails",
+        "cli/streams.py",
+        "            self.failure = error\n        return size",
+        "            raise\n        return size",
+        "cli/test_streams",
+    ),
+    Mutant(
+        "a write waits for ever for a reader",
+        "cli/streams.py",
+        "raw = _Descriptor(number, None if patient else _PATIENCE)",
+        "raw = _Descriptor(number, None)",
+        "cli/test_streams",
+    ),
+    Mutant(
+        "a socket may be standard output",
+        "cli/streams.py",
+        "            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)",
+        "            pass",
+        "cli/test_streams",
+    ),
+    Mutant(
+        "a filter that raises ends a node",
+        "common/logger.py",
+        "with suppress(Exception):  # raised by a filter or a factory of the application",
+        "with suppress(KeyError):",
+        "unit/test_logger",
+    ),
+    Mutant(
+        "an application's configuration silences the log",
+        "common/logger.py",
+        """        return False
+
+    @disabled.setter
+    def disabled(self, value: bool) -> None:
+        pass
+""",
+        """        return bool(self.__dict__.get("disabled"))
+
+    @disabled.setter
+    def disabled(self, value: bool) -> None:
+        self.__dict__["disabled"] = value
+""",
+        "unit/test_logger",
+    ),
+    Mutant(
+        "a handler that raises keeps a record from the others",
+        "common/logger.py",
+        """                handler.handle(record)
+            except Exception:
+""",
+        """                handler.handle(record)
+            except KeyError:
+""",
+        "unit/test_logger",
+    ),
+    Mutant(
+        "a record is printed twice",
+        "common/logger.py",
+        "if _console in self.handlers and others:",
+        "if False:",
+        "unit/test_logger",
+    ),
+    Mutant(
+        "a path means something else after chdir",
+        "cli/options.py",
+        "return type(path)(Path(path).absolute())",
+        "return type(path)(Path(path))",
+        "cli/test_paths",
+    ),
+    Mutant(
+        "a main that runs nothing completes its run",
+        "common/main.py",
+        "    if not is_async and not inspect.isgenerator(result):",
+        "    if True:",
+        "unit/test_testing",
+    ),
+    Mutant(
+        "nobody says that an app begins at its start",
+        "cli/server.py",
+        'if how == "resumed" and not keeps_something(server_app, driver.context.state):',
+        "if False:",
+        "cli/test_resume",
+    ),
+    Mutant(
+        "a Driver that cannot resume keeps its lease",
+        "server/hold.py",
+        "            owner.detach(Footprint())\n            raise",
+        "            raise",
+        "contract/test_resume contract/test_runs",
+    ),
+    Mutant(
+        "a Driver that cannot look up its run keeps its heartbeat",
+        "server/hold.py",
+        "        except BaseException:\n            self.detach()\n            raise",
+        "        except BaseException:\n            raise",
+        "contract/test_resume",
+    ),
+    Mutant(
+        "an app's file is hidden by a module of Python's",
+        "cli/apps.py",
+        "    _check_hidden(name, folder)\n",
+        "",
+        "cli/test_apps",
+    ),
+    Mutant(
+        "a byte order mark is part of a file",
+        "cli/project.py",
+        'encoding="utf-8-sig"',
+        'encoding="utf-8"',
+        "unit/test_config unit/test_project",
+    ),
+    Mutant(
+        "quotes are part of a key",
+        "cli/configs.py",
+        "    [key] = flattened(read, option)\n    return key",
+        "    return text",
+        "unit/test_config",
+    ),
+    Mutant(
+        "float8 of torch is refused",
+        "common/array.py",
+        "carried = tensor.detach().view(getattr(torch, FOREIGN[name].carrier)).numpy(force=True)",
+        "carried = tensor.numpy(force=True)",
+        "unit/test_array",
+    ),
+    Mutant(
+        "a run looks at all its nodes again and again",
+        "server/book/contacts.py",
+        "                self.forget(())",
+        "                pass",
+        "unit/test_growth",
+    ),
+    Mutant(
+        "an orphan is looked for among all of them",
+        "server/book/orphans.py",
+        "for orphan in self._by_name.get(name, OrderedDict()).values():",
+        "for orphan in [each for each in self._free.values() if name in _names(each.entry)]:",
+        "unit/test_growth",
+    ),
+    Mutant(
+        "a ring costs a question about each run",
+        "broker/inbox.py",
+        "if not (only_new and key in self._runs)] if has_room else []",
+        "] if has_room else []",
+        "contract/test_wakeups",
+    ),
+)
+
 MUTANTS = (
     *FENCE,
     *TRANSACTIONS,
@@ -2278,4 +2833,7 @@ MUTANTS = (
     *SIGNALS,
     *ENDING,
     *TOPOLOGY,
+    *WEIGHTS,
+    *STRANGERS,
+    *PROCESSES,
 )

@@ -201,9 +201,9 @@ def serving(backend: Backend, app: ClientApp, folder: Path | None = None, **opti
 
 
 @contextmanager
-def by_hand(backend: Backend, app: ClientApp, folder: Path | None) -> Iterator[Node]:
-    """A node that has turns only when the test makes them; killed at the end of the block."""
-    node = new_node(backend, app, folder)
+def by_hand(backend: Backend, app: ClientApp, folder: Path | None, **options: Any) -> Iterator[Node]:
+    """A node that has turns only when the test makes them; killed at the end of the block. Its workers do not work."""
+    node = new_node(backend, app, folder, **options)
     node.register()
     try:
         yield node
@@ -487,7 +487,7 @@ def read_anew(driver: Driver) -> None:
 def hold_read(driver: Driver, node: int) -> Callable[[], None]:
     """Read a node's outbox, and return what takes in the answer, which is late."""
     receiver = driver._hold.waits._receiver
-    generation = receiver.generation
+    generation = receiver._outboxes.generation
     replies: list[Reply] = []
     receiver._outboxes.read([node], replies.extend)
     return lambda: receiver._match(replies, generation)
@@ -505,8 +505,16 @@ def before_lost_is_looked_for(driver: Driver, monkeypatch: pytest.MonkeyPatch, h
 
 
 def read_nothing(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From now on its reads find no reply, as if none had arrived."""
-    monkeypatch.setattr(driver._hold.waits._receiver._outboxes, "read", lambda *_: ([], True))
+    """Its reads find no reply, as if none had arrived, until it passes a verdict."""
+    outboxes, transactions = driver._hold.waits._receiver._outboxes, driver._hold.waits._verdicts._transactions
+    read, verdict = outboxes.read, transactions.verdict
+
+    def hooked(parcels: Any) -> Any:
+        monkeypatch.setattr(outboxes, "read", read)
+        return verdict(parcels)
+
+    monkeypatch.setattr(outboxes, "read", lambda *_: True)
+    monkeypatch.setattr(transactions, "verdict", hooked)
 
 
 def note_contact(driver: Driver, node: int) -> None:

@@ -26,6 +26,7 @@ from brokerfl.broker.echoes import Echo
 from brokerfl.broker.failure import found_or_none, map_errors, meaning
 from brokerfl.broker.gather import Gather
 from brokerfl.broker.keys import Keys, milliseconds
+from brokerfl.broker.oversize import MOST_CHUNK
 from brokerfl.common import FrameError, MessageTooLarge
 from brokerfl.wire.manifest import Manifest, decode_manifest
 from brokerfl.wire.payload import WINDOW, Payload
@@ -44,10 +45,10 @@ _KEEP_MANIFEST = KEEP_UPLOADED
 
 
 def read_blobs(connection: Connection, run_id: int, chunks: Iterable[bytes]) -> Iterator[bytes | None]:
-    """Yield these chunks; None for one that is not there."""
+    """Yield these chunks; None for one that is not there, or is none."""
     commands = [("GET", connection.keys.blob(run_id, chunk)) for chunk in chunks]
     with map_errors(connection.url):
-        for answer in connection.stream(commands):
+        for answer in connection.stream(commands, [MOST_CHUNK] * len(commands)):
             yield found_or_none(answer, connection.url)
 
 

@@ -53,7 +53,7 @@ MOST_GROUPS = 1000
 
 
 class Groups(NamedTuple):
-    """Digests of groups that were never pushed before.
+    """Digests of groups that are not among the last that the run pushed.
 
     Attributes:
         digests: the digests.

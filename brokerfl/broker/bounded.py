@@ -1,6 +1,7 @@
-"""The class of all sockets: redis-py's, with bounded waits, and without answers of a server that is not the one to ask.
+"""The class of all sockets: redis-py's, with bounded waits and answers, and none of a server that is not to be asked.
 
-Owns that no wait of a socket outlasts the `patience` of its thread, and what ends it. It must not know the commands.
+Owns that no wait outlasts the `patience` of its thread, that an answer is cut off where it exceeds what its reader
+allows, and what ends a socket. It must not know commands.
 """
 
 import sys
@@ -14,6 +15,19 @@ from redis.exceptions import InvalidResponse, RedisError, TimeoutError
 from brokerfl.broker.failure import astray
 from brokerfl.broker.patience import is_spent, spend, time_left
 
+
+class OversizeError(Exception):
+    """An answer was cut off, because it has more bytes than its reader allows.
+
+    Attributes:
+        head: how it began, as the server sent it, if no answer was awaited before it.
+    """
+
+    def __init__(self, head: bytes = b"") -> None:
+        super().__init__("the answer has more bytes than are read")
+        self.head = head
+
+
 #: A timeout, and what redis-py raises if it makes nothing of an answer.
 _FAILURES = (TimeoutError, ValueError, TypeError, LookupError, AttributeError)
 
@@ -23,11 +37,55 @@ def _check_patience() -> None:
         raise TimeoutError("it was silent until the time was up")
 
 
+#: Bytes that redis-py receives at once: so much of what follows an answer may come with it.
+_AT_ONCE = 64 * 1024
+
+#: Bytes of an answer that was cut off that are remembered: the key and the id of an entry have fewer.
+_HEAD = 4096
+
+
+class _Metered:
+    """A socket of the system that receives no more than its `limit`, and remembers how that began."""
+
+    def __init__(self, wrapped: Any) -> None:
+        self.wrapped = wrapped
+        self._left: int | None = None
+        self._head = b""
+        self.sendall, self.settimeout = wrapped.sendall, wrapped.settimeout
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.wrapped, name)
+
+    def limit(self, most: int | None) -> None:
+        """Raise `OversizeError` when an answer of more than ``most`` bytes is received from now on; None: never."""
+        self._left, self._head = None if most is None else most + _AT_ONCE, b""
+
+    def recv(self, *args: Any) -> Any:
+        data = self.wrapped.recv(*args)
+        if self._left is not None:
+            self._count(data)
+        return data
+
+    def recv_into(self, buffer: Any, *args: Any) -> Any:
+        size = self.wrapped.recv_into(buffer, *args)
+        if self._left is not None:
+            self._count(memoryview(buffer)[:size])
+        return size
+
+    def _count(self, data: bytes | memoryview) -> None:
+        self._head += data[: _HEAD - len(self._head)]
+        self._left = (self._left or 0) - len(data)
+        if self._left < 0:
+            raise OversizeError(self._head)
+
+
 def bounded(kind: Any, went_astray: Callable[[], None] = lambda: None) -> Any:
-    """Return a class of sockets like redis-py's, except in two ways.
+    """Return a class of sockets like redis-py's, except in three ways.
 
     No wait of one outlasts the patience of the thread that uses it. Each wait counts for itself: an answer that comes
     in pieces may take longer.
+
+    Answers can be limited.
 
     An answer of a server that is not the one to ask is raised as `AstrayError`, and closes the socket.
 
@@ -38,6 +96,17 @@ def bounded(kind: Any, went_astray: Callable[[], None] = lambda: None) -> Any:
 
     class Bounded(kind):  # type: ignore[misc]
         _was_limited = True  # the socket's own timeout may be another one than `socket_timeout`
+
+        #: Whether an answer was cut off here: that it is connected again is no sign of an outage.
+        was_cut = False
+
+        def limit(self, most: int | None) -> None:
+            """Limit what is received from now on: see `_Metered.limit`."""
+            if self._sock is not None:
+                self._sock.limit(most)
+
+        def _connect(self) -> Any:
+            return _Metered(super()._connect())
 
         @property
         def socket_timeout(self) -> Any:
@@ -95,10 +164,10 @@ def bounded(kind: Any, went_astray: Callable[[], None] = lambda: None) -> Any:
 
         def cut(self) -> None:
             """End the connection, whichever thread reads from it: to that it is lost."""
-            sock = self._sock
-            if sock is not None:
+            metered = self._sock
+            if metered is not None:
                 with suppress(OSError):
-                    socket.shutdown(sock, SHUT_RDWR)  # that of an SSLSocket would change it for the reader
+                    socket.shutdown(metered.wrapped, SHUT_RDWR)  # that of an SSLSocket would change it for the reader
 
         def should_reconnect(self) -> Any:
             # Asked when it goes back to the pool. An exception of a signal handler may have left an answer to be read.

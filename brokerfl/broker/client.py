@@ -155,8 +155,9 @@ class _Greeting:
         self._lock = threading.Lock()
 
     def __call__(self, connected: Any) -> None:
-        if connected in self._known:
+        if connected in self._known and not connected.was_cut:
             self._reconnected()
+        connected.was_cut = False
         with self._lock:
             self._known.add(connected)
         connected.handshake_metadata = None

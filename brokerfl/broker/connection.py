@@ -92,9 +92,9 @@ class Connection:
         """Send commands to the servers of their keys, all before the first answer is read; see `servers.scatter`."""
         return scatter(self._servers, asked)
 
-    def stream(self, commands: Sequence[Command]) -> Iterator[Any]:
+    def stream(self, commands: Sequence[Command], most: Sequence[int] = ()) -> Iterator[Any]:
         """Send commands to the servers of their keys, and yield each answer when it arrives; see `servers.stream`."""
-        return stream(self._servers, commands)
+        return stream(self._servers, commands, most)
 
     @property
     def redis(self) -> Any:

@@ -12,6 +12,7 @@ from brokerfl.broker.echoes import Echo
 from brokerfl.broker.failure import found_or_none, map_errors, translate
 from brokerfl.broker.keys import Keys
 from brokerfl.broker.mend import is_spoilt, mend
+from brokerfl.broker.oversize import MOST_CHUNK
 from brokerfl.common import RedisOutOfMemory
 
 #: The field of a data stream's entry that holds a chunk.
@@ -94,11 +95,11 @@ def remove_data(connection: Connection, node_id: int, run_id: int, entry_ids: It
 
 
 def read_data(connection: Connection, node_id: int, run_id: int, entry_ids: Iterable[str]) -> Iterator[bytes | None]:
-    """Yield the chunks that `add_data` put into these entries; None for one that is gone."""
+    """Yield the chunks that `add_data` put into these entries; None for one that is gone, or is none."""
     key = connection.keys.data(node_id, run_id)
     commands = [("XRANGE", key, entry_id, entry_id) for entry_id in entry_ids]
     with map_errors(connection.url):
-        for answer in connection.at(key).sockets.stream(commands):
+        for answer in connection.at(key).sockets.stream(commands, [MOST_CHUNK] * len(commands)):
             match found_or_none(answer, connection.url):
                 case [[_, [field, chunk]]] if field == CHUNK_FIELD:
                     yield chunk

@@ -8,30 +8,33 @@ it by an echo, which is repeated as long as the node owes a reply.
 """
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from logging import WARNING
 
 from redis.client import Pipeline
 from redis.exceptions import ResponseError
 
+from brokerfl.broker.bounded import OversizeError
 from brokerfl.broker.connection import BLOCK, Connection
-from brokerfl.broker.failure import map_errors, meaning, translate
+from brokerfl.broker.failure import map_errors, meaning
 from brokerfl.broker.keys import BELL_LENGTH, GROUP, LEASE, Keys, milliseconds
+from brokerfl.broker.oversize import MOST_ANSWER, all_entries
+from brokerfl.broker.pending import is_missing, pending_ids, read_pending, with_others
 from brokerfl.broker.runs import runs_of
-from brokerfl.broker.stream import entries, place_of
+from brokerfl.broker.stream import entries
 from brokerfl.common import log
-from brokerfl.wire.frame import Fields
+from brokerfl.wire.frame import Fields, size_of
 from brokerfl.wire.message import message_id_of
 
 #: Most runs that a node serves at once; each costs every read of its inboxes a key.
 MOST_RUNS = 2000
 
+#: What a node's own ring says: there are no entries but new ones, so that it reads nothing again that is in hand.
+READ_ON = "on"
+
 #: Most entries that one read returns, of all inboxes together; at least one of each.
 MOST_READ = 256
-
-#: Most entries that one question about delivered messages returns.
-MOST_PENDING = 1000
 
 
 def open_streams(pipe: Pipeline, keys: Keys, node_id: int, run_id: int, retention: float) -> None:
@@ -69,14 +72,14 @@ def contact(pipe: Pipeline, keys: Keys, node_id: int, run_id: int, frame: bytes,
     pipe.xgroup_create(keys.data(node_id, run_id), GROUP, id="0", mkstream=True)
     pipe.hset(keys.node_runs(node_id), str(run_id), frame)
     expire_at_node(pipe, keys, node_id, run_id, retention)
-    ring(pipe, keys, node_id, run_id)
+    ring(pipe, keys, node_id, str(run_id))
 
 
 def leave_node(pipe: Pipeline, keys: Keys, node_id: int, run_id: int) -> None:
     """Put into ``pipe`` that a run has no inbox at a node any more: an echo."""
     pipe.unlink(keys.data(node_id, run_id))
     pipe.hdel(keys.node_runs(node_id), str(run_id))
-    ring(pipe, keys, node_id, run_id)
+    ring(pipe, keys, node_id, str(run_id))
 
 
 def expire_at_node(pipe: Pipeline, keys: Keys, node_id: int, run_id: int, retention: float) -> None:
@@ -93,15 +96,15 @@ def add_message(pipe: Pipeline, keys: Keys, node_id: int, run_id: int, fields: F
     pipe.xadd(keys.inbox(node_id, run_id), fields, nomkstream=True)  # type: ignore[arg-type]
 
 
-def ring(pipe: Pipeline, keys: Keys, node_id: int, run_id: int | None = None) -> None:
-    """Put "look at your runs again", one of them first, into ``pipe``. Only the node creates its doorbell."""
-    pipe.xadd(keys.ctl(node_id), {"r": str(run_id or "")}, maxlen=BELL_LENGTH, nomkstream=True)
+def ring(pipe: Pipeline, keys: Keys, node_id: int, word: str = "") -> None:
+    """Put "look at your runs again" into ``pipe``; ``word`` is one of them, or `READ_ON`. Only the node creates it."""
+    pipe.xadd(keys.ctl(node_id), {"r": word}, maxlen=BELL_LENGTH, nomkstream=True)
 
 
-def ring_doorbell(connection: Connection, node_id: int) -> None:
-    """Ring now: a node wakes its own blocking read this way."""
+def ring_doorbell(connection: Connection, node_id: int, word: str = "") -> None:
+    """Ring now: a node wakes its own blocking read this way, with `READ_ON`."""
     with map_errors(connection.url), connection.redis.pipeline(transaction=False) as pipe:
-        ring(pipe, connection.keys, node_id)
+        ring(pipe, connection.keys, node_id, word)
         pipe.execute()
 
 
@@ -121,59 +124,8 @@ def discard_message(connection: Connection, node_id: int, run_id: int, entry_id:
 
 def entries_of(connection: Connection, node_id: int, run_id: int) -> Iterator[tuple[str, str]]:
     """Yield (entry id, message id) of everything in an inbox; nothing if it is gone or is not a stream."""
-    inbox, after = connection.keys.inbox(node_id, run_id), "-"
-    while True:
-        with map_errors(connection.url):
-            try:
-                found = connection.redis.xrange(inbox, after, "+", count=20)  # each of up to 64 KiB
-            except ResponseError as error:
-                if translate(error) is not None:
-                    raise
-                return
-        for entry_id, fields in found:
-            yield entry_id.decode(), message_id_of(fields)
-        if not found:
-            return
-        after = f"({found[-1][0].decode()}"
-
-
-def is_wanted(connection: Connection, node_id: int, run_id: int, entry_ids: Iterable[str]) -> bool:
-    """Return whether a delivered message should still be executed: it was not taken back, and its run continues."""
-    inbox = connection.keys.inbox(node_id, run_id)
-    with map_errors(connection.url), connection.redis.pipeline(transaction=False) as pipe:
-        for entry_id in entry_ids:
-            pipe.xpending_range(inbox, GROUP, min=entry_id, max=entry_id, count=1)
-        answers = pipe.execute(raise_on_error=False)
-    for answer in answers:
-        if isinstance(answer, Exception) and not _is_missing(answer):
-            raise meaning(answer, connection.url)
-    return any(isinstance(answer, list) and answer for answer in answers)
-
-
-def was_forgotten(connection: Connection, node_id: int, run_id: int, entry_ids: Iterable[str]) -> bool | None:
-    """Return whether Redis forgot that it delivered these entries; None if it has no such inbox."""
-    with map_errors(connection.url):
-        [answer] = connection.sockets.exchange([("XINFO", "GROUPS", connection.keys.inbox(node_id, run_id))])
-    if isinstance(answer, Exception):
-        error = translate(answer, connection.url)
-        if error is not None:
-            raise error from answer
-        return None
-    groups = [dict(zip(group[::2], group[1::2], strict=True)) if isinstance(group, list) else group for group in answer]
-    delivered = [place_of(group[b"last-delivered-id"].decode()) for group in groups if group[b"name"] == GROUP.encode()]
-    return not delivered or max(map(place_of, entry_ids)) > delivered[0]
-
-
-def pending_entries(connection: Connection, node_id: int, run_id: int) -> set[str]:
-    """Return the entries, at most `MOST_PENDING`, for which `is_wanted` is true; none if the run is over."""
-    command = ("XPENDING", connection.keys.inbox(node_id, run_id), GROUP, "-", "+", MOST_PENDING)
-    with map_errors(connection.url):
-        [answer] = connection.sockets.exchange([command])
-    if isinstance(answer, Exception):
-        if not _is_missing(answer):
-            raise meaning(answer, connection.url)
-        return set()
-    return {entry[0].decode() for entry in answer}
+    for entry_id, fields in all_entries(connection, connection.keys.inbox(node_id, run_id)):
+        yield entry_id, message_id_of(fields)
 
 
 @dataclass(frozen=True)
@@ -200,6 +152,7 @@ class Inboxes:
         connection: used by one thread at a time.
         node_id: the node; also the consumer's name.
         on_runs: called with the frames by run id after each read, without runs that have no inbox.
+        in_hand: returns the entries that the node has in hand, by run id.
     """
 
     def __init__(
@@ -207,12 +160,14 @@ class Inboxes:
         connection: Connection,
         node_id: int,
         on_runs: Callable[[dict[int, bytes]], None] = lambda _: None,
+        in_hand: Callable[[], Mapping[int, Collection[str]]] = dict,
     ) -> None:
         self._connection = connection
         self._node_id = node_id
-        self._on_runs = on_runs
+        self._on_runs, self._in_hand = on_runs, in_hand
         self._ctl = connection.keys.ctl(node_id)
         self._runs: dict[str, int] = {}
+        self._behind: dict[str, str] = {}  # of inboxes that have more: the last entry that was read again
         self._is_over = False
 
     def refresh(self, *, only_new: bool = False) -> bool:
@@ -277,18 +232,37 @@ class Inboxes:
         self.refresh()
         return self.pending()
 
-    def pending(self) -> list[Delivery]:
-        """Return what was delivered from the known inboxes and is still there."""
-        found: list[Delivery] = []
-        after = dict.fromkeys(self._runs, "0")
-        while after:
+    def pending(self, inboxes: Collection[str] | None = None) -> list[Delivery]:
+        """Return what was delivered from these inboxes, by default all that are known, and is still there.
+
+        `read` returns what exceeds `MOST_ANSWER`.
+        """
+        found, room = list[Delivery](), MOST_ANSWER
+        after = dict.fromkeys(self._runs if inboxes is None else inboxes, "0")
+        self._behind = {key: last for key, last in self._behind.items() if key not in after}
+        while after and room > 0:
             known = self._runs
             batch = self._read(after, count=100, block=None)
             found += [replace(delivery, is_old=True) for delivery in batch]
+            room -= sum(size_of(delivery.fields) for delivery in batch)
             last = {self._connection.keys.inbox(self._node_id, each.run_id): each.entry_id for each in batch}
             if not batch and self._runs != known:  # an inbox was missing, and nothing was read of the others
                 last = after
             after = {key: entry_id for key, entry_id in last.items() if key in self._runs}
+        self._behind = after | self._behind
+        return found
+
+    def _one_by_one(self, after: dict[str, str]) -> list[Delivery]:
+        """Return what was delivered behind these entries until it has `MOST_ANSWER` bytes. The rest is behind."""
+        found, room = list[Delivery](), MOST_ANSWER
+        self._behind |= after
+        for key, last in after.items():
+            for entry_id, fields in read_pending(self._connection, key, self._node_id, last):
+                found.append(Delivery(self._runs[key], entry_id, fields, is_old=True))
+                self._behind[key], room = entry_id, room - size_of(fields)
+                if room <= 0:
+                    return found
+            del self._behind[key]
         return found
 
     def read(self, count: int, block: float = BLOCK, without: Collection[int] = ()) -> list[Delivery]:
@@ -299,49 +273,79 @@ class Inboxes:
         If a run came or ended, it may return early with nothing.
 
         Args:
-            count: most messages of one run.
+            count: most messages of one run; 0 waits for a ring.
             block: seconds.
             without: ids of runs to leave out.
         """
-        streams = {self._ctl: ">", **{key: ">" for key, run_id in self._runs.items() if run_id not in without}}
-        return self._read(streams, count, round(block * 1000))
+        runs = self._runs.items() if count else ()
+        streams = {self._ctl: ">", **{key: ">" for key, run_id in runs if run_id not in without}}
+        self._behind = {key: last for key, last in self._behind.items() if key in self._runs}
+        found = self._one_by_one({key: last for key, last in self._behind.items() if key in streams})
+        return found or self._read(streams, count, round(block * 1000))
 
     def _read(self, streams: dict[str, str], count: int, block: int | None) -> list[Delivery]:
-        count = max(1, min(count, MOST_READ // max(1, len(streams.keys() - {self._ctl}))))
-        command = ["XREADGROUP", "GROUP", GROUP, str(self._node_id), "COUNT", count]
+        each = max(1, min(count, MOST_READ // max(1, len(streams.keys() - {self._ctl}))))
+        command = ["XREADGROUP", "GROUP", GROUP, str(self._node_id), "COUNT", each]
         command += [] if block is None else ["BLOCK", block]
         with map_errors(self._connection.url):
-            [response] = self._connection.sockets.exchange([(*command, "STREAMS", *streams, *streams.values())])
+            command += ["STREAMS", *streams, *streams.values()]
+            [response] = self._connection.sockets.exchange([command], [MOST_ANSWER])
+        if isinstance(response, OversizeError):
+            return self._read_again(streams)
         if isinstance(response, ResponseError):
-            if not _is_missing(response):
+            if not is_missing(response):
                 raise meaning(response, self._connection.url)
             with map_errors(self._connection.url):
                 self._recover()
             return []
-        found, rung = [], []
+        found, rung = [], dict[str, bytes | None]()
         for key, entry_id, fields in entries(response):
             if key == self._ctl:
-                rung.append(entry_id)
+                rung[entry_id] = fields.get(b"r")
             else:
                 found.append(Delivery(self._runs[key], entry_id, fields))
-        if rung:
+        if {*rung.values()} == {READ_ON.encode()}:
+            self._silence(rung, lambda pipe: pipe.xdel(self._ctl, *rung))  # others may have rung since
+        elif rung:
             new = self._answer(rung)
-            # The process that had the id before may have read something without executing it.
-            known = {(delivery.run_id, delivery.entry_id) for delivery in found}
-            found += [old for old in self.pending() if (old.run_id, old.entry_id) not in known]
-            if new:  # do not let new runs wait behind what was read ahead for the others
+            found += self._left_over(found)
+            if new and count:  # do not let new runs wait behind what was read ahead for the others
                 found += self._read(dict.fromkeys(new, ">"), count, block=None)
         return found
 
-    def _answer(self, rung: Sequence[str]) -> set[str]:
-        """A look answers all rings: delete them, then look at the runs. Returns the new inboxes."""
+    def _read_again(self, streams: dict[str, str]) -> list[Delivery]:
+        """The answer was cut off, but what it had was delivered: empty the doorbell unread, read the rest in parts."""
+        if self._ctl in streams:
+            if rung := pending_ids(self._connection, self._ctl, self._node_id):
+                self._answer(rung)
+            streams = dict.fromkeys(self._runs, "0")
+        return self._one_by_one({key: "0" if at == ">" else at for key, at in streams.items() if key in self._runs})
+
+    def _answer(self, rung: Iterable[str]) -> set[str]:
+        """What others ring carries no information: delete all rings, then look at the runs. Returns the new inboxes."""
         known = set(self._runs)
-        with map_errors(self._connection.url), self._connection.redis.pipeline(transaction=False) as pipe:
-            pipe.xack(self._ctl, GROUP, *rung)
-            pipe.xtrim(self._ctl, maxlen=0, approximate=False)
-            pipe.execute(raise_on_error=False)
+        self._silence(rung, lambda pipe: pipe.xtrim(self._ctl, maxlen=0, approximate=False))
         self.refresh(only_new=True)
         return set(self._runs) - known
+
+    def _silence(self, rung: Iterable[str], delete: Callable[[Pipeline], object]) -> None:
+        with map_errors(self._connection.url), self._connection.redis.pipeline(transaction=False) as pipe:
+            pipe.xack(self._ctl, GROUP, *rung)
+            delete(pipe)
+            pipe.execute(raise_on_error=False)
+
+    def _left_over(self, found: Iterable[Delivery]) -> list[Delivery]:
+        """Return what the process that had the id before was given, and has not executed.
+
+        Of runs that have messages in hand, only the ids are asked for: no content in hand is read again.
+        """
+        known = {run_id: {*entry_ids} for run_id, entry_ids in self._in_hand().items()}  # first: it only gets less
+        for delivery in found:
+            known.setdefault(delivery.run_id, set()).add(delivery.entry_id)
+        asked = self._runs.keys() - self._behind.keys()  # which `read` goes on with
+        busy = {key: known[self._runs[key]] for key in asked if self._runs[key] in known}
+        asked -= busy.keys() - with_others(self._connection, self._node_id, busy)
+        return [old for old in self.pending(asked) if old.entry_id not in known.get(old.run_id, ())]
 
     def _recover(self) -> None:
         """A stream or its group is missing: a run ended, or somebody deleted a key.
@@ -357,9 +361,3 @@ class Inboxes:
         repaired = any(result is True for result in (ctl, *inboxes))
         if not self.refresh() and not repaired:
             time.sleep(0.05)
-
-
-def _is_missing(error: Exception) -> bool:
-    """Redis 7.0 answers UNBLOCKED to a blocked read, newer ones NOGROUP; fakeredis has a text of its own."""
-    text = str(error)
-    return text.startswith(("NOGROUP", "UNBLOCKED", "WRONGTYPE")) or "requires the key to exist" in text

@@ -3,6 +3,7 @@
 Owns how that is noticed and mended. It must not know what a stream is for.
 
 Whoever may write a stream can do that to it, and deleting the entry does not help: Redis counts on from the last id.
+A bell is also replaced if its entries are too large to be read.
 """
 
 from logging import WARNING
@@ -58,5 +59,5 @@ def mend(connection: Connection, key: str, *, keep: bool) -> bool:
                     pipe.xadd(key, fields, id="*" if is_forged(entry_id) else entry_id)
             if execute_unless_changed(pipe):
                 break
-    log(WARNING, "%s took no more entries: somebody gave it the last possible id, or another type; it is replaced", key)
+    log(WARNING, "%s is replaced: it had another type, the last possible id, or entries too large to be read", key)
     return True

@@ -10,16 +10,18 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
-from itertools import islice
 from logging import WARNING
 
 from brokerfl import __version__
+from brokerfl.broker.bounded import OversizeError
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import execute_unless_changed, foreign, map_errors, translate
+from brokerfl.broker.fields import read_fields
 from brokerfl.broker.keys import BELL_LENGTH, GROUP, LEASE, RETENTION, milliseconds
 from brokerfl.broker.lease import await_lapse
 from brokerfl.broker.mend import is_forged, mend
 from brokerfl.broker.origins import FIELD, decode_origin, info_of
+from brokerfl.broker.oversize import MOST_ABOUT
 from brokerfl.broker.presence import members, online_among, remove
 from brokerfl.broker.process import home_of, is_dead, new_token, text_of
 from brokerfl.common import ConfigError, NodeNameTaken, log
@@ -219,9 +221,8 @@ class Registration:
             pipe.getrange(keys.identity, 0, LONGEST_IDENTITY)
             pipe.sadd(keys.nodes, str(node))
             pipe.time()
-            pipe.xinfo_stream(keys.ctl(node))
             self._renew_ttls(pipe)
-            holder, _, known, identity, _, now, doorbell, *_ = pipe.execute(raise_on_error=False)
+            holder, _, known, identity, _, now, *_ = pipe.execute(raise_on_error=False)
         if isinstance(holder, Exception):
             raise translate(holder, self._connection.url) or holder
         if isinstance(now, tuple):
@@ -234,13 +235,22 @@ class Registration:
             return False
         if not is_ours or known != 2 or identity != self.identity:
             self._enter()
-        if isinstance(doorbell, dict) and is_forged(text_of(doorbell["last-generated-id"])):
+        if self._is_spoilt(keys.ctl(node)):
             self._replace_doorbell()
         self.renewed_at = time.monotonic()
         return True
 
+    def _is_spoilt(self, ctl: str) -> bool:
+        """Whether somebody rang with an id of the end of time, or with more bytes than brokerfl."""
+        with map_errors(self._connection.url):
+            [answer] = self._connection.sockets.exchange([("XINFO", "STREAM", ctl)], [MOST_ABOUT])
+        if isinstance(answer, Exception):
+            return isinstance(answer, OversizeError)
+        about = answer if isinstance(answer, dict) else dict(zip(answer[::2], answer[1::2], strict=True))
+        return is_forged(text_of(about[b"last-generated-id"]))
+
     def _replace_doorbell(self) -> None:
-        """It takes no more rings, or soon will not. The new one begins with one for all that were lost."""
+        """It takes no more rings, or has what is not read. The new one begins with one for all that were lost."""
         ctl = self._connection.keys.ctl(self.node_id)
         if mend(self._connection, ctl, keep=False):
             with map_errors(self._connection.url):
@@ -277,26 +287,14 @@ def list_nodes(connection: Connection) -> list[NodeInfo]:
 
 def _look_at(connection: Connection, node_ids: list[int]) -> list[NodeInfo]:
     online = online_among(connection, node_ids)
-    with map_errors(connection.url), connection.redis.pipeline(transaction=False) as pipe:
-        for node in node_ids:
-            for name in _SHOWN:
-                pipe.hstrlen(connection.keys.node_info(node), name)
-        answers, width = iter(pipe.execute(raise_on_error=False)), len(_SHOWN)
-        lengths = {node: list(islice(answers, width)) for node in node_ids}
-        known = {node: each for node, each in lengths.items() if node in online or any(each)}
-        for node, each in known.items():
-            fields = [name if _fits(length) else "" for name, length in zip(_SHOWN, each, strict=True)]
-            pipe.hmget(connection.keys.node_info(node), fields)
-        infos = pipe.execute(raise_on_error=False)
+    infos = read_fields(connection, list(map(connection.keys.node_info, node_ids)), _SHOWN, _LONGEST_FIELD)
+    known = {
+        node: info
+        for node, info in zip(node_ids, infos, strict=True)
+        if node in online or any(value is not None for value in info)
+    }
     remove(connection, set(node_ids) - known.keys())
-    return [
-        _node_info(node, node in online, info if isinstance(info, list) else [None] * width)
-        for node, info in zip(known, infos, strict=True)
-    ]
-
-
-def _fits(length: object) -> bool:
-    return isinstance(length, int) and length <= _LONGEST_FIELD
+    return [_node_info(node, node in online, info) for node, info in known.items()]
 
 
 def _node_info(node_id: int, online: bool, info: Iterable[bytes | None]) -> NodeInfo:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from brokerfl.broker.connection import Connection
-from brokerfl.broker.failure import map_errors
+from brokerfl.broker.fields import read_fields
 from brokerfl.wire.origin import Origin, listed, origin_of
 
 FIELD = "app"
@@ -22,18 +22,9 @@ def info_of(origin: Origin | None) -> dict[str, str]:
 
 def read_origins(connection: Connection, node_ids: Iterable[int]) -> Iterator[tuple[int, Origin]]:
     """Yield nodes, and where their apps come from, as far as the registry says so."""
-    keys, asked = connection.keys, list(node_ids)
-    with map_errors(connection.url), connection.redis.pipeline(transaction=False) as pipe:
-        for node in asked:
-            pipe.hstrlen(keys.node_info(node), FIELD)
-        sizes = pipe.execute(raise_on_error=False)
-        there = [
-            node for node, size in zip(asked, sizes, strict=True) if isinstance(size, int) and 0 < size <= _LONGEST
-        ]
-        for node in there:
-            pipe.hget(keys.node_info(node), FIELD)
-        fields = pipe.execute(raise_on_error=False) if there else []
-    for node, field in zip(there, fields, strict=True):
+    asked = list(node_ids)
+    infos = read_fields(connection, [connection.keys.node_info(node) for node in asked], [FIELD], _LONGEST)
+    for node, [field] in zip(asked, infos, strict=True):
         origin = decode_origin(field)
         if origin is not None:
             yield node, origin

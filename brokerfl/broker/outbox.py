@@ -18,14 +18,16 @@ from typing import Any
 from redis.client import Pipeline
 from redis.exceptions import ResponseError
 
+from brokerfl.broker.bounded import OversizeError
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.data import Settled, remove_chunks
 from brokerfl.broker.failure import found_or_none, map_errors, translate
 from brokerfl.broker.inbox import remove_message
 from brokerfl.broker.keys import BELL_LENGTH, Keys, parse_id
 from brokerfl.broker.mend import FORGED, is_spoilt, mend
+from brokerfl.broker.oversize import MOST_ANSWER, MOST_ENTRY, entries_at, id_behind, warn
 from brokerfl.broker.sockets import Command, commands_of
-from brokerfl.broker.stream import LAST, entries, entries_of_one, place_of
+from brokerfl.broker.stream import LAST, entries, place_of
 from brokerfl.common import RedisUnreachable, log
 from brokerfl.wire.frame import Fields, size_of
 
@@ -94,19 +96,13 @@ def _publication(connection: Connection, node_id: int, run_id: int, replies: lis
 
 Reply = tuple[int, str, dict[bytes, bytes]]
 
-#: Most entries of one outbox that are read at once before it is known how large they are, most outboxes that one
-#: command reads, and most entries once that is known: of an outbox that is small as a whole, and of any other.
-FIRST_PAGE, PAGE_STREAMS, LONG_PAGE, PAGE = 4, 8, 256, 16
+#: Most entries that are read at once of an outbox, of how many outboxes one command reads so many, and most entries of
+#: an outbox that has more. One is read at a time where together they have more than `MOST_ANSWER` bytes, or one of them
+#: has more than `MOST_ENTRY`.
+FIRST_PAGE, PAGE_STREAMS, LONG_PAGE = 4, 8, 256
 
-#: Bytes of an outbox that is small.
-_SMALL = 16 * 1024 * 1024
-
-#: Most rings that are read at once.
-_RINGS = 100
-
-#: Bytes. No reply of brokerfl takes more in its outbox, manifest included: of a node that has larger ones, one is read
-#: at a time.
-MOST_ENTRY = 4 * 1024 * 1024
+#: Most rings that are read at once, and bytes: brokerfl writes less than 100 a ring.
+_RINGS, _MOST_RINGS = 100, 64 * 1024
 
 
 class Outboxes:
@@ -156,28 +152,33 @@ class Outboxes:
         if self._bell_cursor == LAST and mend(self._connection, self._bell, keep=False):
             self._bell_cursor = "0"
         with map_errors(self._connection.url):
-            [response] = self._connection.sockets.exchange([_read({self._bell: self._bell_cursor}, block)])
+            read = _read({self._bell: self._bell_cursor}, block)
+            [response] = self._connection.sockets.exchange([read], [_MOST_RINGS])
         if isinstance(response, ResponseError):
             error = translate(response, self._connection.url)
             if error is not None:
                 raise error from response
             time.sleep(block or 0.0)  # the key of the bell has another type: sweeps work without it
             return False
-        for _, entry_id, fields in entries(response):
-            self._hear(entry_id, fields)
+        self._take_rings(response)
         return True
 
-    def _hear(self, entry_id: str, fields: Mapping[bytes, bytes]) -> None:
-        self._bell_cursor = entry_id
-        self._heard.append(parse_id(fields.get(b"n", b"")))
+    def _take_rings(self, answer: Any) -> None:
+        if isinstance(answer, OversizeError):  # brokerfl did not write that: look at everything instead
+            mend(self._connection, self._bell, keep=False)
+            self._bell_cursor = "0"
+            self._heard.append(None)
+            return
+        for _, entry_id, fields in entries(found_or_none(answer, self._connection.url)):
+            self._bell_cursor = entry_id
+            self._heard.append(parse_id(fields.get(b"n", b"")))
 
     def read(
         self, node_ids: Iterable[int], take: Callable[[Iterable[Reply]], None], settled: Iterable[Settled] = ()
     ) -> bool:
         """Read what is new in the outboxes of ``node_ids``, and delete settled replies.
 
-        New rings are read in the same round trip. It takes more than one only if an outbox has many new replies: then
-        Redis is asked how large they are.
+        New rings are read in the same round trip. It takes more than one only if an outbox has many new replies.
 
         Args:
             node_ids: the nodes.
@@ -201,14 +202,17 @@ class Outboxes:
             while before or pages:
                 reads = [*self._reads(cursors, pages)]
                 commands = [*before, *(command for command, _ in reads), *rings]
+                limits = [MOST_ANSWER] * len(before)
+                limits += [MOST_ANSWER if pages[nodes[0]] > 1 else 2 * MOST_ENTRY for _, nodes in reads]
                 more: dict[int, int] = {}
-                answers = self._connection.sockets.stream(commands)
+                answers = self._connection.sockets.stream(commands, [*limits, _MOST_RINGS])
                 deleted += islice(answers, len(before))
                 for (_, nodes), answer in zip(reads, answers, strict=False):
                     more |= self._take_page(answer, nodes, pages, cursors, take)
                 for answer in answers:
                     self._take_rings(answer)
-                before, rings, pages = [], [], self._sized(more) if more else {}
+                before, rings = [], []
+                pages = {node: 1 if node in self._greedy else page for node, page in more.items()}
         return self._is_done(deleted)
 
     def _reads(self, cursors: Mapping[int, str], pages: Mapping[int, int]) -> Iterator[tuple[Command, list[int]]]:
@@ -216,7 +220,7 @@ class Outboxes:
         nodes = sorted(pages, key=pages.__getitem__)
         while nodes:
             count = pages[nodes[0]]
-            some = [node for node in nodes[: PAGE_STREAMS if count > 1 else 1] if pages[node] == count]
+            some = [node for node in nodes[: PAGE_STREAMS if count == FIRST_PAGE else 1] if pages[node] == count]
             nodes = nodes[len(some) :]
             streams = {self._connection.keys.outbox(node, self._run_id): cursors[node] for node in some}
             yield _read(streams, count=count), some
@@ -230,11 +234,12 @@ class Outboxes:
         take: Callable[[Iterable[Reply]], None],
     ) -> dict[int, int]:
         """Take in one answer; return the nodes whose outboxes may have more, and how many entries to read next."""
-        if isinstance(answer, ResponseError) and translate(answer, self._connection.url) is None:
-            if len(nodes) > 1:  # a node that changed the type of its outbox must not stop the others
+        is_cut = isinstance(answer, OversizeError)
+        if is_cut or (isinstance(answer, ResponseError) and translate(answer, self._connection.url) is None):
+            if len(nodes) > 1 or pages[nodes[0]] > 1:  # a node that spoilt its outbox must not stop the others
                 return dict.fromkeys(nodes, 1)
             self._greedy.update(nodes)
-            return {}
+            return self._skip(nodes[0], cursors, take) if is_cut else {}
         by_key = {self._connection.keys.outbox(node, self._run_id): node for node in nodes}
         found: dict[int, list[Reply]] = {}
         for key, entry_id, fields in entries(found_or_none(answer, self._connection.url)):
@@ -244,22 +249,20 @@ class Outboxes:
             if any(size_of(fields) > MOST_ENTRY for _, _, fields in replies):
                 self._greedy.add(node)
             take(replies)
-        return {node: pages[node] for node, replies in found.items() if len(replies) >= pages[node]}
+        return {
+            node: 1 if pages[node] == 1 else LONG_PAGE for node, replies in found.items() if len(replies) >= pages[node]
+        }
 
-    def _sized(self, pages: dict[int, int]) -> dict[int, int]:
-        """Return how many entries to read of each outbox that has more, after a look at the size of them all."""
-        unknown = [node for node, page in pages.items() if page == FIRST_PAGE and node not in self._greedy]
-        keys = [self._connection.keys.outbox(node, self._run_id) for node in unknown]
-        asked = [command for key in keys for command in (("MEMORY", "USAGE", key, "SAMPLES", 0), ("XLEN", key))]
-        answers = iter(self._connection.sockets.exchange(asked) if asked else ())
-        for node, size, length in zip(unknown, answers, answers, strict=True):
-            if isinstance(size, int) and isinstance(length, int) and size <= length * MOST_ENTRY:
-                pages[node] = LONG_PAGE if size <= _SMALL else PAGE
-        return {node: 1 if node in self._greedy else page for node, page in pages.items()}
-
-    def _take_rings(self, answer: Any) -> None:
-        for _, entry_id, fields in entries(found_or_none(answer, self._connection.url)):
-            self._hear(entry_id, fields)
+    def _skip(self, node: int, cursors: dict[int, str], take: Callable[[Iterable[Reply]], None]) -> dict[int, int]:
+        """Take an entry that is too large as one that says nothing: that answers no message, and is deleted."""
+        key = self._connection.keys.outbox(node, self._run_id)
+        entry_id = id_behind(self._connection, key, cursors[node])
+        if entry_id is None:
+            return {}
+        warn(key, entry_id)
+        cursors[node] = entry_id
+        take([(node, entry_id, {})])
+        return {node: 1}
 
     def _is_done(self, deleted: list[Any]) -> bool:
         """Whether nothing has to be repeated: Redis may be unable to write now, but an ACL that forbids it is final."""
@@ -269,22 +272,6 @@ class Outboxes:
             log(WARNING, "Settled replies cannot be deleted: %s", refusal)
         self._is_refused = refusal is not None
         return not isinstance(refusal, RedisUnreachable)
-
-    def read_more(self, pipe: Pipeline, node_id: int) -> None:
-        """Put a last look into one outbox into ``pipe``: a reply there wins over a verdict."""
-        outbox = self._connection.keys.outbox(node_id, self._run_id)
-        pipe.xrange(outbox, f"({self._cursors.get(node_id, '0')}", "+", count=FIRST_PAGE)
-
-    @staticmethod
-    def found_more(node_ids: Iterable[int], results: Iterable[Any]) -> tuple[list[Reply], set[int]]:
-        """Return what `read_more` found, as `read` takes it; and the nodes whose outboxes may have more."""
-        replies, more = [], set()
-        for node_id, found in zip(node_ids, results, strict=True):
-            those = [*entries_of_one(found if isinstance(found, list) else ())]
-            replies += [(node_id, entry_id, fields) for entry_id, fields in those]
-            if len(those) >= FIRST_PAGE:
-                more.add(node_id)
-        return replies, more
 
     def is_new(self, node_id: int, entry_id: str, generation: int) -> bool:
         """Return whether a reply was not read yet, by another thread that read it as well.
@@ -317,8 +304,5 @@ def remove_replies(pipe: Pipeline, keys: Keys, run_id: int, settled: Iterable[Se
 
 def read_reply(connection: Connection, node_id: int, run_id: int, entry_id: str) -> dict[bytes, bytes] | None:
     """Return the fields of a reply that was read before; None if it is gone."""
-    key = connection.keys.outbox(node_id, run_id)
-    with map_errors(connection.url):
-        [answer] = connection.sockets.exchange([("XRANGE", key, entry_id, entry_id)])
-    found = found_or_none(answer, connection.url)
-    return next((fields for _, fields in entries_of_one(found if isinstance(found, list) else ())), None)
+    [(_, fields)] = entries_at(connection, connection.keys.outbox(node_id, run_id), [entry_id])
+    return fields or None

@@ -20,6 +20,7 @@ from brokerfl.broker.books import Summary, ask_summary, summary_of
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import execute_unless_changed, found_or_none, map_errors
 from brokerfl.broker.fence import STOPPED, Ownership, ownership_in
+from brokerfl.broker.fields import read_hash
 from brokerfl.broker.gather import Gather
 from brokerfl.broker.keys import MOST_RETENTION, RETENTION, Keys, milliseconds, parse_id
 from brokerfl.broker.process import describe, text_of
@@ -29,6 +30,9 @@ from brokerfl.common import RedisAuthError, RunLost
 #: of its end. Half a millisecond more marks a run that was stopped. (A double can hold that: the time needs 41 of its
 #: 53 bits.)
 _STOPPED_MARK = 0.5
+
+#: Most bytes of a run's frame that a node reads. It has a run config of up to 64 KiB.
+_LONGEST_FRAME = 256 * 1024
 
 #: Members of `P:runs` that are looked at in one round trip.
 _AT_ONCE = 1000
@@ -173,9 +177,7 @@ def _run_info(summary: Summary, lease: bytes | None) -> RunInfo:
 
 def runs_of(connection: Connection, node_id: int) -> dict[int, Any]:
     """Return the frames, by run id, of the runs that contacted ``node_id`` and have not ended."""
-    key = connection.keys.node_runs(node_id)
-    with map_errors(connection.url):
-        frames = connection.at(key).redis.hgetall(key)
+    frames = read_hash(connection, connection.keys.node_runs(node_id), _LONGEST_FRAME)
     return {run_id: frame for field, frame in frames.items() if (run_id := parse_id(field)) is not None}
 
 

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from itertools import zip_longest
 from typing import Any, Protocol
 
 import redis
@@ -231,20 +232,23 @@ def scatter(servers: Servers, asked: Sequence[tuple[str, Sequence[Command]]]) ->
     return found
 
 
-def stream(servers: Servers, commands: Sequence[Command]) -> Iterator[Any]:
+def stream(servers: Servers, commands: Sequence[Command], most: Sequence[int] = ()) -> Iterator[Any]:
     """Send commands, each to the primary of its key, which is its second part; yield the answers in their order.
 
-    Each is yielded when it arrives, so that only one of each server is in memory at a time.
+    Each is yielded when it arrives, so that only one of each server is in memory at a time. For ``most`` see
+    `Sockets.stream`.
 
     Raises:
         RedisError: a server did not answer.
     """
-    parts: dict[Sockets, list[Command]] = {}
+    parts: dict[Sockets, tuple[list[Command], list[int]]] = {}
     order: list[Sockets] = []
-    for command in commands:
+    for command, limit in zip_longest(commands, most):
         order.append(servers.at(command[1]).sockets)
-        parts.setdefault(order[-1], []).append(command)
-    answers = {sockets: sockets.stream(those) for sockets, those in parts.items()}
+        those, limits = parts.setdefault(order[-1], ([], []))
+        those.append(command)
+        limits += () if limit is None else (limit,)
+    answers = {sockets: sockets.stream(those, limits) for sockets, (those, limits) in parts.items()}
     try:
         for sockets in order:
             yield next(answers[sockets])

@@ -19,6 +19,7 @@ from weakref import WeakSet
 from redis.client import Pipeline
 from redis.exceptions import RedisError, ResponseError
 
+from brokerfl.broker.bounded import OversizeError
 from brokerfl.broker.patience import time_left
 
 Command = Sequence[Any]
@@ -91,8 +92,10 @@ class Sockets:
             raise
         self.give(socket)
 
-    def exchange(self, commands: Sequence[Command]) -> list[Any]:
-        """Send commands at once and return their answers."""
+    def exchange(self, commands: Sequence[Command], most: Sequence[int] = ()) -> list[Any]:
+        """Send commands at once and return their answers. For ``most`` see `stream`."""
+        if most:
+            return [*self.stream(commands, most)]
         with self._lent() as socket:
             return self.talk(socket, commands)
 
@@ -136,25 +139,37 @@ class Sockets:
         end = len(commands) + 2
         return _executed(answers[:end]), answers[end:]
 
-    def stream(self, commands: Sequence[Command]) -> Generator[Any, None, None]:
+    def stream(self, commands: Sequence[Command], most: Sequence[int] = ()) -> Generator[Any, None, None]:
         """Send commands at once, and yield each answer when it arrives, so that only one is in memory at a time.
 
         A list of 16 answers of 1 MiB takes four times as long, because each needs new memory.
+
+        Args:
+            commands: what to send. If an answer is cut off, what follows is sent again: it must be safe to repeat.
+            most: bytes of each answer. In the place of one that has over 64 KiB more comes an `OversizeError`. What
+                is behind the last of these has no limit.
         """
         socket, left = self.take(), len(commands)
+        limits = iter(most)
         try:
             socket.send_packed_command(socket.pack_commands(commands), check_health=False)
             read = _reader(socket)
             while left > 1:
-                answer = _answer(read)
+                answer = _answer_within(next(limits, None), socket, read)
+                if isinstance(answer, OversizeError):
+                    _send_anew(socket, commands[1 - left :])
                 left -= 1
                 yield answer
-            answer = _answer(read)
+            answer = _answer_within(next(limits, None), socket, read)
+            if isinstance(answer, OversizeError):
+                _send_anew(socket)
             left = 0
         except GeneratorExit:  # the rest is not needed, but dropping the socket would count as a loss
             with suppress(Exception):  # it broke, or is already closed
                 while left:
-                    _answer(socket.read_response)
+                    if isinstance(_answer_within(next(limits, None), socket, read), OversizeError):
+                        _send_anew(socket)
+                        left = 1
                     left -= 1
             raise
         finally:
@@ -221,6 +236,28 @@ def _answer(read: Callable[..., Any], **options: float) -> Any:
         return read(**options)
     except ResponseError as error:
         return error
+
+
+def _answer_within(most: int | None, socket: Any, read: Callable[..., Any]) -> Any:
+    """Read one answer, but no more than ``most`` bytes of it."""
+    limit = getattr(socket, "limit", None)
+    if most is None or limit is None:  # fakeredis has no sockets
+        return _answer(read)
+    limit(most)
+    try:
+        return _answer(read)
+    except OversizeError as error:
+        return error
+    finally:
+        limit(None)
+
+
+def _send_anew(socket: Any, commands: Sequence[Command] = ()) -> None:
+    """Connect a socket again on which an answer was cut off, and send what follows."""
+    socket.was_cut = True
+    socket.connect()
+    if commands:
+        socket.send_packed_command(socket.pack_commands(commands), check_health=False)
 
 
 def commands_of(pipe: Pipeline) -> list[Command]:

@@ -16,7 +16,7 @@ slots (`echoes`). It must not know what a message's state is, or what became of 
     announce     the run's frame                           contact of all nodes
     leave        books: nodes; streams of nodes that are   what else is at them
                  gone for good
-    verdict      messages out, one look into outboxes      -
+    verdict      messages out                              -
     restore      owner, books, context, manifests, bell    lifetimes, index
     close        status; all streams and the ledger go     everything at nodes, chunks         `ending`
     delete       everything goes; a tombstone              index                               `ending`
@@ -52,7 +52,7 @@ from brokerfl.broker.ending import (
 from brokerfl.broker.fence import Ownership, Transaction
 from brokerfl.broker.inbox import add_message, contact, open_streams, remove_message
 from brokerfl.broker.keys import milliseconds
-from brokerfl.broker.outbox import Outboxes, remove_replies
+from brokerfl.broker.outbox import remove_replies
 from brokerfl.broker.owner import Owner
 from brokerfl.wire.manifest import Manifest
 from brokerfl.wire.run import encode_run
@@ -65,14 +65,12 @@ class Transactions:
         owner: the run's owner; also an attribute.
         context: the ServerApp's saved state.
         blobs: what the run has broadcast.
-        outboxes: have the cursors from which a verdict looks once more.
     """
 
-    def __init__(self, owner: Owner, context: SavedContext, blobs: Blobs, outboxes: Outboxes) -> None:
+    def __init__(self, owner: Owner, context: SavedContext, blobs: Blobs) -> None:
         self.owner = owner
         self._context = context
         self._blobs = blobs
-        self._outboxes = outboxes
         self._connection = owner.connection
         self._keys = owner.connection.keys
         self._run_id = owner.run.run_id
@@ -128,15 +126,9 @@ class Transactions:
 
         return Transaction("leave", run, echoes=leave_nodes(self._keys, self._run_id, nodes), frees=True)
 
-    def verdict(self, parcels: Sequence[Parcel], nodes: Collection[int]) -> Transaction:
-        """Take messages out of the inboxes of ``nodes``. Its results are what is new in the nodes' outboxes."""
-
-        def run(pipe: Pipeline) -> None:
-            self._take_back(pipe, parcels)
-            for node_id in nodes:
-                self._outboxes.read_more(pipe, node_id)
-
-        return Transaction("verdict", run, answers=len(nodes), frees=True)
+    def verdict(self, parcels: Sequence[Parcel]) -> Transaction:
+        """Take messages out of the inboxes."""
+        return Transaction("verdict", lambda pipe: self._take_back(pipe, parcels), frees=True)
 
     def contact(self, nodes: Collection[int]) -> None:
         """Tell nodes of the run once more: they owe a reply, and may have missed that it contacted them."""

@@ -17,7 +17,7 @@ from typing import TypedDict, Unpack
 
 from brokerfl.broker.connection import BLOCK, Connection
 from brokerfl.broker.heartbeat import Heartbeat
-from brokerfl.broker.inbox import Delivery, Inboxes, discard_message, ring_doorbell
+from brokerfl.broker.inbox import READ_ON, Delivery, Inboxes, discard_message, ring_doorbell
 from brokerfl.broker.nodes import Registration
 from brokerfl.broker.patience import STEP, within
 from brokerfl.client.app import ClientAppCallable
@@ -46,7 +46,8 @@ from brokerfl.wire.message import received_id_of
 #: Most messages of one run that are read at once.
 _MOST_READ = 64
 
-#: Bytes of messages in hand from which on only runs that have none are read.
+#: Bytes of messages in hand from which on only runs that have none are read. With twice as many, nothing is read until
+#: a worker is done.
 _MOST_IN_HAND = 64 * 1024 * 1024
 
 
@@ -112,7 +113,7 @@ class Node:
         chosen = NodeOptions(**options)
         self._payloads = Payloads(connection, self.node_id, self._stop.is_set, chosen.max_message)
         self._service = self._make_service(app, chosen)
-        self._inboxes = Inboxes(connection, self.node_id, self._service.keep_only)
+        self._inboxes = Inboxes(connection, self.node_id, self._service.keep_only, self._worklist.entries)
         self._workers: Workers | None = None
         if chosen.workers > 1:
             name = f"worker of node {self.node_id}"
@@ -190,9 +191,9 @@ class Node:
         self._worklist.close()
         self._ring()
 
-    def _ring(self) -> None:
+    def _ring(self, word: str = READ_ON) -> None:
         try:
-            ring_doorbell(self._connection, self.node_id)
+            ring_doorbell(self._connection, self.node_id, word)
         except BrokerflError:
             return  # then nothing is being read, either
 
@@ -206,7 +207,7 @@ class Node:
         except BrokerflError as error:
             log(WARNING, "The node left, but could not tell Redis: %s", error)
         if isinstance(self._stop.failure, NodeNameTaken):
-            self._ring()  # the process that has the name now executes what this one read but did not execute
+            self._ring("")  # the process that has the name now executes what this one read but did not execute
         self._journal.close()
 
     def _close_publisher(self) -> None:
@@ -299,7 +300,8 @@ class Node:
 
     def _read_for_workers(self, block: float) -> None:
         """Leave out runs of which enough is queued; a worker rings when one has room again."""
-        count = max(1, self._read_ahead() // 2)
+        is_full = self._worklist.size > 2 * _MOST_IN_HAND
+        count = 0 if is_full else max(1, self._read_ahead() // 2)
         self._queue(self._inboxes.read(count, block, self._worklist.leave_out(count)))
 
     def _queue(self, deliveries: list[Delivery]) -> None:

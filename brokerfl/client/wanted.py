@@ -14,7 +14,8 @@ from collections.abc import Iterable
 from logging import INFO
 
 from brokerfl.broker.connection import Connection
-from brokerfl.broker.inbox import MOST_PENDING, discard_message, is_wanted, pending_entries, was_forgotten
+from brokerfl.broker.inbox import discard_message
+from brokerfl.broker.pending import MOST_PENDING, is_wanted, pending_entries, was_forgotten
 from brokerfl.broker.runs import ended_among
 from brokerfl.client.worklist import Work
 from brokerfl.common import BrokerflError, log

@@ -65,6 +65,14 @@ class Worklist:
     def __bool__(self) -> bool:
         return bool(self._waiting) or any(self._served.values())
 
+    def entries(self) -> dict[int, list[str]]:
+        """Return the inbox entries of the messages in hand, by run."""
+        found: dict[int, list[str]] = {}
+        with self._changed:
+            for work in self._in_hand.values():
+                found.setdefault(work.run_id, []).extend(work.entries)
+        return found
+
     def add(self, delivery: Delivery, message_id: str) -> None:
         """Queue a message. One that is already in hand is not queued twice, but its new entry is remembered."""
         with self._changed:

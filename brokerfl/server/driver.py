@@ -123,8 +123,8 @@ class Driver:
             dst_node_id: the node's id.
             group_id: usually the round. Pushing one that is not among the last 1,000 of the run moves it on: replies
                 handed over so far are settled.
-            ttl: seconds after which the message counts as expired, from its push and by the clock of Redis; 12 hours by
-                default. A push that comes so long after this call refuses it.
+            ttl: seconds after which the message counts as expired, from its push and even if the clock of Redis is set;
+                12 hours by default. A push that comes so long after this call refuses it.
 
         Raises:
             ValueError: an impossible message type or ttl.
@@ -262,10 +262,10 @@ class Driver:
     ) -> Iterator[Message]:
         """Yield each reply to ``message_ids`` as soon as it arrives, until all have arrived.
 
-        A reply is handed over when the iterator advances past it, or when the thread commits whose loop this is: the
-        one that called `replies`, or that loops over what it returned. A large one is fetched when its turn comes, and
-        not kept: an app that folds replies needs memory for one large one at a time if it deletes each (``del reply``)
-        before it asks for the next.
+        A reply is handed over when the iterator advances past it, or when the thread, or task of an executor, commits
+        whose loop this is: the one that called `replies`, or loops over what it returned (docs/guarantees.md, "Threads
+        and executors"). A large one is fetched when its turn comes, and not kept: an app that folds replies needs
+        memory for one large one at a time if it deletes each (``del reply``) before it asks for the next.
 
         Args:
             message_ids: as `push_messages` returned them; ``""`` is ignored.

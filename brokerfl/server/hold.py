@@ -99,7 +99,7 @@ class Hold:
             run_id, SUPERLINK_NODE_ID, {}, state, dict(owner.run.run_config), lambda: self.session.is_over
         )
         outboxes = Outboxes(connection, run_id)
-        transactions = Transactions(owner, saved, blobs, outboxes)
+        transactions = Transactions(owner, saved, blobs)
         self.steps: Counter[Step] = Counter()  # how many messages took each
         self.book = book = Book(snapshot, state_key, self._count, connection.clock)
         receiver = Receiver(outboxes, book)

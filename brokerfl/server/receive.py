@@ -3,10 +3,9 @@
 Owns which replies are to be deleted. It must not know who waits, or what happens in an outage.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import partial
 from logging import DEBUG
-from typing import Any
 
 from brokerfl.broker.data import Settled
 from brokerfl.broker.outbox import Outboxes, Reply
@@ -48,18 +47,6 @@ class Receiver:
         finally:
             if not is_deleted:
                 self.free(freed)
-
-    @property
-    def generation(self) -> int:
-        """Of what is read from now on: see `Outboxes.reset`."""
-        return self._outboxes.generation
-
-    def read_more(self, nodes: Sequence[int], results: Iterable[Any], generation: int) -> None:
-        """Bring into the book what a verdict found in its last look into outboxes, and what it left there."""
-        replies, more = self._outboxes.found_more(nodes, results)
-        self._match(replies, generation)
-        if more:
-            self.read(more)
 
     def _match(self, replies: Iterable[Reply], generation: int) -> None:
         with self._book.lock:  # cursors and book change together: a last look must see what is not matched yet

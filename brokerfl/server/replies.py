@@ -4,7 +4,6 @@ Owns when a large reply is fetched, what happens if its payload is gone, and whe
 not know how replies are awaited, or how outboxes are read.
 """
 
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
@@ -13,6 +12,7 @@ from brokerfl.broker.outbox import read_reply
 from brokerfl.broker.patience import time_is_up, within
 from brokerfl.common import Error, ErrorCode, FrameError, Message, RedisUnreachable
 from brokerfl.common.form import Form
+from brokerfl.common.job import current_job
 from brokerfl.server.book import Book, OpenMessage, Wanted
 from brokerfl.server.commit import Committer
 from brokerfl.server.session import Session
@@ -24,17 +24,17 @@ from brokerfl.wire.reply import decode_reply, error_reply
 
 
 class Loop(map):  # type: ignore[type-arg]
-    """Iterates over replies; notes whose loop it is: of the thread that made it, or that later began to loop over it.
+    """Iterates over replies; notes whose loop it is: of the job that made it, or that later began to loop over it.
 
-    What ``next(loop)`` returns in another thread, such as an executor's, is on its way to the app. A map, because that
-    is C: no exception of a signal handler comes between it and the app.
+    What ``next(loop)`` returns in another job, such as an executor's task, is on its way to the app. A map, because
+    that is C: no exception of a signal handler comes between it and the app.
     """
 
     wanted: Wanted
     ids: Sequence[str]  # which the app holds as long as it holds this
 
     def __iter__(self) -> "Loop":
-        self.wanted.thread = threading.get_ident()
+        self.wanted.job = current_job()
         return self
 
 

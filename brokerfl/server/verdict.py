@@ -48,12 +48,10 @@ class Verdicts:
         """Take the messages out of the inboxes, then look into the outboxes once more: a reply there wins."""
         if not verdicts:
             return
-        nodes = list(dict.fromkeys(message.node_id for message, _ in verdicts))
         parcels = [message.parcel({}) for message, _ in verdicts]
-        generation = self._receiver.generation
         try:
-            results = self._transactions.owner.fence.execute(self._transactions.verdict(parcels, nodes))
-            self._receiver.read_more(nodes, results, generation)
+            self._transactions.owner.fence.execute(self._transactions.verdict(parcels))
+            self._receiver.read(message.node_id for message, _ in verdicts)
             self._book.answers.fail((message.message_id, error) for message, error in verdicts)
         except BaseException:  # no inbox may have them any more
             self._session.distrust()

@@ -55,9 +55,9 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     keys: list[str] = []
     stream = Sockets.stream
 
-    def spy(sockets: Sockets, commands: Any) -> Any:
+    def spy(sockets: Sockets, commands: Any, *most: Any) -> Any:
         keys.extend(command[1] for command in commands if command[0] == "GET")
-        return stream(sockets, commands)
+        return stream(sockets, commands, *most)
 
     monkeypatch.setattr(Sockets, "stream", spy)
     return keys
@@ -80,4 +80,5 @@ def issued(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     spy(Redis, "execute_command", lambda *command: [command[0]])
     spy(Pipeline, "execute_command", lambda *command: [command[0]])
     spy(Sockets, "talk", lambda _, commands: [command[0] for command in commands])
+    spy(Sockets, "exchange", lambda commands, most=(): [command[0] for command in commands if most])
     return names

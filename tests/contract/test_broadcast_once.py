@@ -1,5 +1,7 @@
 """A model broadcast to N nodes is stored and sent once, and nobody is sent again what he has (promise 5)."""
 
+from contextlib import ExitStack
+
 import numpy as np
 import pytest
 
@@ -18,6 +20,7 @@ from tests.stage import (
     layer,
     layers_in,
     model,
+    serving,
     silent,
     to_all,
 )
@@ -106,6 +109,23 @@ def test_the_second_message_with_the_same_model_transfers_nothing(
         assert number_in(reply) == 2
         assert (sent, read) == ([], [])
     assert layers_in(seen.contents[1]) == [array.tobytes() for array in arrays]
+
+
+@pytest.mark.parametrize("workers", [1, 8])
+@pytest.mark.parametrize("count", [8, 64])
+def test_many_messages_with_one_model_read_it_once(backend: Backend, read: list[str], workers: int, count: int) -> None:
+    """A node with three runs reads it once for each of them, however many messages and workers there are."""
+    seen, content = Seen(), model(layer(1), layer(2))
+    with serving(backend, seen.app, workers=workers) as node, ExitStack() as stack:
+        drivers = [stack.enter_context(driving(backend)) for _ in range(3)]
+        sent = [
+            driver.push_messages([driver.create_message(content, "train", node.node_id, "1") for _ in range(count)])
+            for driver in drivers
+        ]
+        for driver, ids in zip(drivers, sent, strict=True):
+            assert len([number_in(reply) for reply in driver.replies(ids)]) == count
+        assert sorted(read) == sorted(key for driver in drivers for key in chunks_of(driver, content))
+    assert len(seen.contents) == 3 * count
 
 
 def test_a_layer_that_did_not_change_is_not_sent_again(backend: Backend, sent: list[str], read: list[str]) -> None:

@@ -426,7 +426,8 @@ def test_a_node_that_was_left_and_comes_back_is_contacted_again(
     with driving(backend) as driver:
         driver.cancel_messages([push(driver, node.node_id, number(1), "1")])
         backend.admin.srem(driver.connection.keys.nodes, str(node.node_id))
-        driver.checkpoint()
+        for name in ("another", "third"):  # it is looked for when there are twice as many
+            push(driver, silent(backend, name), number(1), name)
         driver.checkpoint()
         assert not backend.admin.exists(*driver.connection.keys.of_node_and_run(node.node_id, driver.run.run_id))
         with node.serving():

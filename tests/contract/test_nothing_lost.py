@@ -15,7 +15,7 @@ from brokerfl.broker import connection as connection_module
 from brokerfl.broker.books import Books
 from brokerfl.broker.connection import connect
 from brokerfl.broker.embedded import EmbeddedServer, free_port
-from brokerfl.broker.inbox import Delivery, Inboxes, ring_doorbell
+from brokerfl.broker.inbox import READ_ON, Delivery, Inboxes, ring_doorbell
 from brokerfl.broker.nodes import Registration
 from brokerfl.broker.outbox import Outgoing, publish
 from brokerfl.broker.sockets import Command, Sockets
@@ -401,6 +401,52 @@ def test_a_ring_brings_what_a_former_process_read(backend: Backend) -> None:
         [delivery] = former.read(1, block=1.0)
         ring_doorbell(driver.connection, node)
         assert [(each.entry_id, each.is_old) for each in present.read(1, block=1.0)] == [(delivery.entry_id, True)]
+
+
+def test_a_ring_brings_what_a_former_process_read_of_a_busy_run(backend: Backend) -> None:
+    """Between messages that its successor has in hand, which do not come again; another run has only such ones."""
+    with driving(backend) as driver, driving(backend) as other:
+        node = silent(backend)
+        for each in (driver, other):
+            push(each, node, number(1))
+        hand: dict[int, list[str]] = {}
+        former = Inboxes(backend.connect(), node)
+        present = Inboxes(backend.connect(), node, in_hand=lambda: hand)
+        for inboxes in (former, present):
+            inboxes.refresh()
+
+        def take(inboxes: Inboxes) -> list[Delivery]:
+            found = inboxes.read(1, block=1.0)
+            return found or inboxes.read(1, block=1.0)  # the first one may only hear the rings of the contacts
+
+        def keep(deliveries: list[Delivery]) -> None:
+            for each in deliveries:
+                hand.setdefault(each.run_id, []).append(each.entry_id)
+
+        keep(take(present))
+        push(driver, node, number(2))
+        [lost] = take(former)
+        push(driver, node, number(3))
+        keep(take(present))
+        assert [len(hand[each.run.run_id]) for each in (driver, other)] == [2, 1]
+        ring_doorbell(driver.connection, node)
+        assert [(each.entry_id, each.is_old) for each in present.read(1, block=1.0)] == [(lost.entry_id, True)]
+
+
+def test_a_ring_of_its_own_hides_no_other(backend: Backend) -> None:
+    """A node that woke itself deletes that ring, and hears the one behind it: of a former process, or of a new run."""
+    with driving(backend) as driver:
+        node = silent(backend)
+        push(driver, node, number(1))
+        former, present = (Inboxes(backend.connect(), node) for _ in range(2))
+        former.refresh()
+        present.drain()
+        [delivery] = former.read(1, block=1.0)
+        for word in (READ_ON, "", READ_ON):
+            ring_doorbell(driver.connection, node, word)
+        found = [each.entry_id for _ in range(2) for each in present.read(1, block=0.01)]
+        assert found == [delivery.entry_id]
+        assert backend.admin.xlen(driver.connection.keys.ctl(node)) == 0
 
 
 def answer(backend: Backend, driver: Driver, node: int, message_id: str, value: int) -> None:

@@ -1,5 +1,6 @@
 """A ServerApp dies and another takes its run up: the state is back, what is open is adopted, the first is fenced."""
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from brokerfl.common import (
     ConfigError,
     ConfigsRecord,
     ErrorCode,
+    FrameError,
     Message,
     MetricsRecord,
     ParametersRecord,
@@ -485,6 +487,33 @@ def test_a_run_that_is_not_there_cannot_be_resumed(backend: Backend) -> None:
         with pytest.raises(RunNotFound, match=reason):
             Driver(backend.connect(), "", None, resume=resume, takeover=True)
         assert not keys_of(backend.admin, "{run:")
+
+
+@pytest.mark.parametrize("step", ["its books cannot be read", "what Redis has is not looked up"])
+def test_a_run_that_cannot_be_resumed_is_let_go(backend: Backend, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    """Its lease and its heartbeat end with the attempt, so that the next one need not wait."""
+    driver = Driver(backend.connect(), "server:app")
+    run_id, keys = driver.run.run_id, driver.connection.keys
+    driver.context.state.metrics_records["m"] = MetricsRecord({"n": 1})
+    driver.checkpoint()
+    driver.detach()
+
+    def fail(*_: object) -> None:
+        raise FrameError("on purpose")
+
+    with monkeypatch.context() as broken:
+        if step.startswith("its books"):
+            backend.admin.hset(keys.ledger(run_id), "m", b"\x09")
+        else:
+            broken.setattr(session.Session, "take_up", fail)
+        with pytest.raises(FrameError):
+            Driver(backend.connect(), "", None, resume=run_id)
+    assert not backend.admin.exists(keys.run_lease(run_id))
+    assert not [thread for thread in threading.enumerate() if thread.name == f"heartbeat of run {run_id}"]
+    backend.admin.unlink(keys.ledger(run_id))
+    again = Driver(backend.connect(), "", None, resume=run_id)
+    assert again.context.state.metrics_records["m"]["n"] == 1
+    again.end()
 
 
 def test_a_former_server_app_does_nothing(backend: Backend) -> None:

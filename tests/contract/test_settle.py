@@ -1,7 +1,5 @@
 """Settling: an app that folds replies lets each leave Redis as it goes, before the run moves on."""
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -13,6 +11,7 @@ from brokerfl.common import Array, Context, ErrorCode, Message, MetricsRecord, P
 from brokerfl.server import Driver
 from tests.apps import driving, federation, number, number_in
 from tests.conftest import Backend
+from tests.jobs import in_new_thread
 from tests.stage import in_ledger, kill, resumed, start, unsettled
 
 #: TLS changes nothing here; test_messages.py has it.
@@ -60,14 +59,18 @@ def broadcast(driver: Driver, nodes: list[int], group: str = "1", kind: str = "t
 
 
 def test_a_commit_settles_no_reply_that_is_on_its_way(backend: Backend) -> None:
-    """What an executor's thread was yielded is not in the app's hands until the next call, whoever commits."""
-    with federation(backend, Trainer().app, nodes=2), driving(backend) as driver, ThreadPoolExecutor(1) as pool:
+    """What a thread takes from another's loop is not in the app's hands until the next call, whoever commits."""
+    with federation(backend, Trainer().app, nodes=2), driving(backend) as driver:
         replies = driver.replies(driver.push_messages(broadcast(driver, driver.get_node_ids())))
         left = []
-        for _ in range(2):
-            pool.submit(next, replies).result()
-            pool.submit(driver.checkpoint).result()
-            left.append(unsettled(driver))
+
+        def take() -> None:
+            for _ in range(2):
+                next(replies)
+                driver.checkpoint()
+                left.append(unsettled(driver))
+
+        in_new_thread(take)
         assert left == [2, 1]
 
 
@@ -82,9 +85,7 @@ def test_a_reply_belongs_to_the_thread_that_loops(backend: Backend) -> None:
                 driver.checkpoint()
                 left.append(unsettled(driver))
 
-        thread = threading.Thread(target=loop)
-        thread.start()
-        thread.join(20)
+        in_new_thread(loop)
         assert left == [1, 0]
 
 

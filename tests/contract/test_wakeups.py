@@ -139,6 +139,24 @@ def test_a_cancelled_message_wakes_no_node(real: Backend) -> None:
         assert real.admin.xlen(doorbell) == rings
 
 
+def test_a_node_that_wakes_itself_asks_nothing(real: Backend) -> None:
+    """Its workers ring often: it deletes the ring and reads on, whatever it has in hand."""
+    keys, node = real.connect().keys, silent(real)
+    inboxes = inbox.Inboxes(real.connect(), node, in_hand=lambda: {run_id: ["1-0"] for run_id in range(2, 22)})
+    contact(real, node, *range(2, 22))
+    inboxes.drain()
+    while real.admin.xlen(keys.ctl(node)):
+        inboxes.read(10, block=0.01)
+    ring_doorbell(real.connect(), node, inbox.READ_ON)
+    before = calls(real)
+    assert inboxes.read(10, block=1.0) == []
+    asked = {name: count - before.get(name, 0) for name, count in calls(real).items() if name != "cmdstat_info"}
+    assert {name: count for name, count in asked.items() if count} == {
+        "cmdstat_xreadgroup": 1, "cmdstat_xack": 1, "cmdstat_xdel": 1,
+    }  # fmt: skip
+    assert real.admin.xlen(keys.ctl(node)) == 0
+
+
 def overfilled(backend: Backend, bell: str) -> None:
     """Ring far more often than anybody listens."""
     with backend.admin.pipeline(transaction=False) as pipe:

@@ -1,12 +1,14 @@
 """A node with several workers: each run has one writer; and what shares a transaction of the journal."""
 
 import threading
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from brokerfl.broker import inbox
+from brokerfl.broker import inbox, pending
 from brokerfl.broker.keys import GROUP
 from brokerfl.client import ClientApp, executor, publisher
 from brokerfl.client import wanted as wanted_module
@@ -141,6 +143,66 @@ def test_a_busy_run_is_read_ahead_within_bounds(backend: Backend) -> None:
         assert sorted(numbers(slow, ids, timeout=10.0)) == list(range(1, 201)), (
             "the loop's blocking read was waited for"
         )
+
+
+def test_contents_in_hand_are_read_once(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that makes room wakes the read for what is new; only the first contact of a run looks at what is old."""
+    entries = 0
+    ask, read = inbox.Inboxes.pending, inbox.Inboxes.read
+
+    def count(method: Callable[..., list[inbox.Delivery]]) -> Callable[..., list[inbox.Delivery]]:
+        def counted(*args: object) -> list[inbox.Delivery]:
+            nonlocal entries
+            found = method(*args)
+            entries += len(found)
+            return found
+
+        return counted
+
+    bench, few, many = Bench(), 250, 2_000
+    costs = []
+    with serving(backend, bench.app, workers=2) as node, driving(backend) as slow, driving(backend) as quick:
+        for driver in (slow, quick):
+            assert numbers(driver, push_numbers(driver, node, 0)) == [1]
+        go = bench.hold(slow)
+        ids = push_numbers(slow, node, *range(200))
+        monkeypatch.setattr(inbox.Inboxes, "pending", count(ask))
+        monkeypatch.setattr(inbox.Inboxes, "read", count(read))
+        for total in (few, many):
+            before = entries
+            assert len(numbers(quick, push_numbers(quick, node, *range(total)), timeout=60.0)) == total
+            costs.append(entries - before)
+        go.set()
+        assert len(numbers(slow, ids)) == 200
+    assert few <= costs[0] <= few + 200
+    assert many <= costs[1] <= many + 200
+    assert costs[1] <= 8.5 * costs[0]
+
+
+def test_a_new_run_reads_nothing_that_others_have_in_hand(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many runs come while the node has messages in hand, and its workers ring: each entry is read once."""
+    bench, read, runs, each = Bench(), list[tuple[str, str]](), 12, 6
+    entries = inbox.entries
+
+    def noted(response: Any) -> Iterator[tuple[str, str, dict[bytes, bytes]]]:
+        for key, entry_id, fields in entries(response):
+            if not key.endswith(":ctl"):
+                read.append((key, entry_id))
+            yield key, entry_id, fields
+
+    monkeypatch.setattr(inbox, "entries", noted)
+    with serving(backend, bench.app, workers=2) as node, ExitStack() as stack:
+        sent = {}
+        for _ in range(runs):
+            driver = stack.enter_context(driving(backend))
+            bench.hold(driver)
+            sent[driver] = push_numbers(driver, node, *range(each))
+            eventually(lambda run=driver.run.run_id: run in waiting_runs(node) | served_runs(node))
+        for driver in sent:
+            bench.hold(driver).set()
+        for driver, ids in sent.items():
+            assert sorted(numbers(driver, ids)) == list(range(1, each + 1))
+    assert len(read) == len(set(read)) == runs * each
 
 
 def test_cancelled_asks_about_its_own_message(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -374,7 +436,7 @@ def test_a_batch_has_the_states_that_its_messages_left(backend: Backend, tmp_pat
 
 def test_what_one_question_does_not_tell_of_is_still_wanted(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """A message beyond what one question tells of is not taken for a cancelled one."""
-    monkeypatch.setattr(inbox, "MOST_PENDING", 2)
+    monkeypatch.setattr(pending, "MOST_PENDING", 2)
     monkeypatch.setattr(wanted_module, "MOST_PENDING", 2)
     monkeypatch.setattr(wanted_module, "READ_AHEAD", -1.0)  # every message is asked for
     bench = Bench()

@@ -373,7 +373,7 @@ class _Sockets(Sockets):
             results = [self.transact_on(socket, commands)[0] for commands in transactions]
         return [result or [] for result in results]
 
-    def stream(self, commands: Sequence[Command]) -> Iterator[Any]:
+    def stream(self, commands: Sequence[Command], most: Sequence[int] = ()) -> Iterator[Any]:
         for args in commands:
             yield self.exchange([args])[0]
 

@@ -4,6 +4,7 @@ import copy
 import io
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import ml_dtypes
@@ -442,10 +443,47 @@ def test_torch_layouts() -> None:
         assert torch.equal(Array(transposed).to_torch_tensor(), transposed)
 
 
+@pytest.mark.filterwarnings("ignore:ComplexHalf")  # torch warns of the dtype
 def test_torch_refuses_others() -> None:
     """What is no tensor, or of a dtype that cannot be sent, is a TypeError."""
     torch = pytest.importorskip("torch")
     with pytest.raises(TypeError, match="not list"):
         Array.from_torch_tensor([1.0])
-    with pytest.raises(TypeError):
-        Array(torch.zeros(1, dtype=torch.float8_e4m3fn))
+    with pytest.raises(TypeError, match=r"a tensor of torch\.complex32 cannot be sent: .*`\.float\(\)`"):
+        Array(torch.zeros(1, dtype=torch.complex32))
+    with pytest.raises(TypeError, match=r"cannot be sent: .*to_dense\(\)"):
+        Array(torch.eye(2).to_sparse())
+
+
+class Tensor:
+    """What of torch's class a sender uses: where torch is not installed, it stands for it."""
+
+    def __init__(self, values: "np.ndarray[Any, Any]", dtype: str) -> None:
+        self._values, self.dtype = values, f"torch.{dtype}"
+
+    def detach(self) -> "Tensor":
+        return self
+
+    def view(self, dtype: str) -> "Tensor":
+        return Tensor(self._values.view(dtype), dtype)
+
+    def numpy(self, *, force: bool) -> "np.ndarray[Any, Any]":
+        assert force
+        name = self.dtype.removeprefix("torch.")
+        if name in FOREIGN or name not in ITEMSIZE:
+            raise TypeError(f"Got unsupported ScalarType {name.capitalize()}")
+        return self._values
+
+
+def test_torch_dtypes_that_numpy_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their bits are sent, and what cannot be sent says what to do; also where torch is not installed."""
+    names = {foreign.carrier: foreign.carrier for foreign in FOREIGN.values()}
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(Tensor=Tensor, **names))
+    bits = np.arange(16, dtype="uint8")
+    for name in FOREIGN:
+        array = Array(Tensor(bits, name))
+        assert (array.dtype, array.shape) == (name, (16 // ITEMSIZE[name],))
+        assert bytes(array.data) == bytes(bits)
+    for name in ("float4_e2m1fn_x2", "complex32"):
+        with pytest.raises(TypeError, match=rf"tensor of torch\.{name} cannot be sent: Got unsupp.*`\.float\(\)`"):
+            Array(Tensor(bits, name))

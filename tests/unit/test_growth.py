@@ -52,9 +52,9 @@ def entry(number: int, node: int = 7, group: str = "g", digest: bytes = b"c") ->
     return LedgerEntry(node, group, "train", 10**15, number, digest)
 
 
-def push(book: Book, numbers: range, group: str = "g") -> list[str]:
+def push(book: Book, numbers: range, group: str = "g", node: int = 7) -> list[str]:
     """One push of messages to one node; the ids as the app gets them."""
-    messages = [OpenMessage(f"{group}-{n}", entry(n, group=group), {b"c": b""}) for n in numbers]
+    messages = [OpenMessage(f"{group}-{n}", entry(n, node, group), {b"c": b""}) for n in numbers]
     book.plan([Sending(message, message.entry, {b"c": b""}) for message in messages])
     book.apply([f"{n + 1}-0".encode() for n in numbers])
     return [book.hand_out(message.message_id) for message in messages]
@@ -135,6 +135,32 @@ def open_ones_let_go(count: int) -> Callable[[], object]:
     return rounds
 
 
+def nodes_that_vanish(count: int) -> Callable[[], object]:
+    """Each round has a node of its own, which then is gone: what is looked through is only what came since."""
+    book = Book(Snapshot(), b"state")
+
+    def rounds() -> None:
+        for node in range(count):
+            settle(book, cancelled=book.awaited(push(book, range(1), str(node), node)))
+            if gone := book.contacts.crowd():
+                book.contacts.forget(gone)
+        assert len(book.contacts.all()) < 200
+
+    return rounds
+
+
+def nodes_that_all_owe(count: int) -> Callable[[], object]:
+    """The run moves on with each push, while every node has a message: none of them can have been left."""
+    book = Book(Snapshot(), b"state")
+
+    def rounds() -> None:
+        for node in range(count):
+            push(book, range(1), str(node), node)
+            assert book.contacts.crowd() == []
+
+    return rounds
+
+
 def adopted(count: int) -> Callable[[], object]:
     """A resumed app pushes everything again."""
     book = Book(Snapshot({f"m{n}": entry(n) for n in range(count)}), b"state")
@@ -204,6 +230,8 @@ def look_alikes(count: int) -> Callable[[], object]:
         large_ones_settled,
         left_behind,
         open_ones_let_go,
+        nodes_that_vanish,
+        nodes_that_all_owe,
         adopted,
         cancelled,
         waited_for_by_two,

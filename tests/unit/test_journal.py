@@ -1,6 +1,5 @@
 """The journal by itself: what is in it after a node was killed, and what leaves it."""
 
-import os
 import sqlite3
 import tracemalloc
 from collections.abc import Iterator
@@ -500,13 +499,3 @@ def test_where_states_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     ):
         monkeypatch.setenv("XDG_STATE_HOME", value)
         assert default_state_dir() == expected
-
-
-@pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
-def test_a_directory_without_write_permission_is_named(tmp_path: Path) -> None:
-    """It raises JournalError that names the directory and the option."""
-    tmp_path.chmod(0o500)
-    with pytest.raises(
-        JournalError, match=r"cannot be written \(Permission denied\): this user may not write there: name another"
-    ):
-        Journal(tmp_path / "3")

@@ -191,6 +191,11 @@ OURS = ["INFO :      text 20", "WARNING :   text 30"]
             "logging.raiseExceptions = False; handler = logging.Handler(); logging.getLogger().addHandler(handler)",
             OURS,
         ),
+        (
+            "logging.raiseExceptions = False\n"
+            "for handler in (logging.Handler(), logging.StreamHandler()): logging.getLogger().addHandler(handler)",
+            ["text 20", "text 30"],
+        ),
         ("logging.getLogger('brokerfl').addFilter(lambda record: 1 / 0)", []),
     ],
 )

@@ -5,14 +5,14 @@ must not know how replies are read or awaited.
 """
 
 import math
-import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from brokerfl.broker.books import Parcel
 from brokerfl.broker.clock import Clock
 from brokerfl.broker.data import Settled
 from brokerfl.common import Error, ErrorCode
+from brokerfl.common.job import current_job
 from brokerfl.server.book.held import Held
 from brokerfl.server.book.index import Index
 from brokerfl.server.book.message import MOST_REOPENED, UNREAD, Entries, Event, OpenMessage
@@ -29,7 +29,7 @@ class Wanted:
     """
 
     ids: set[str]
-    thread: int = field(default_factory=threading.get_ident)  # whose loop it is
+    job: Hashable = field(default_factory=current_job)  # whose loop it is
     seen: float = -math.inf  # the book's takes when nobody else had taken one of ``ids``
     left: list[str] = field(default_factory=list)  # those that have left the book
     taken: list[OpenMessage] = field(default_factory=list)
@@ -108,15 +108,15 @@ class Answers:
             return message_id in self._index.messages and message_id not in self._index.taken
 
     def take(self, wanted: Wanted) -> OpenMessage | None:
-        """Take the wanted reply that arrived first, for this thread; None when there is none yet."""
-        thread = threading.get_ident()
+        """Take the wanted reply that arrived first, for this job; None when there is none yet."""
+        job = current_job()
         with self._lock:
             self._hand_over_given()
             message = self._index.first(wanted.ids)
             if message is not None:
                 wanted.taken.append(message)  # first, so that it can be put back after any exception
                 self.takes += 1
-                self._index.note(message, message.take(thread if thread == wanted.thread else 0))
+                self._index.note(message, message.take(job if job == wanted.job else None))
             return message
 
     def take_left(self, wanted: Wanted) -> OpenMessage | None:
@@ -209,15 +209,15 @@ class Answers:
             return self._index.had.get(key, 0)
 
     def handed_over(self) -> list[OpenMessage]:
-        """Return what a commit by this thread settles: the messages whose replies were handed over.
+        """Return what a commit by this job settles: the messages whose replies were handed over.
 
-        A reply that was yielded to a loop of this thread counts, because the body of the loop has seen it. One that was
-        yielded to another thread may not have been folded yet.
+        A reply that was yielded to a loop of this job counts, because the body of the loop has seen it. One that was
+        yielded to another job may not have been folded yet.
         """
-        thread = threading.get_ident()
+        job = current_job()
         with self._lock:
             self._hand_over_given()
-            return [each for each in self._index.taken.values() if each.is_handed_over_to(thread)]
+            return [each for each in self._index.taken.values() if each.is_handed_over_to(job)]
 
     def handed_over_of(self, message_ids: Iterable[str]) -> list[OpenMessage]:
         """Return those of these messages whose replies the app has, whichever thread was given them."""

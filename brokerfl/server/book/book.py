@@ -108,7 +108,7 @@ class Book:
             return [each for each in owed if each.state not in ORPHANS and not self._orphans.is_reserved(each)]
 
     def is_new_group(self, group_ids: Iterable[str]) -> bool:
-        """Return whether one of ``group_ids`` was never pushed: then the run moves on."""
+        """Return whether one of ``group_ids`` is not among the last that the run pushed: then it moves on."""
         with self.lock:
             return bool(self._groups.new(group_ids))
 

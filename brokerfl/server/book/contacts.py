@@ -44,7 +44,10 @@ class Contacts:
         with self._index.lock:
             if len(self.reached) <= self._most:
                 return []
-            return [node for node in self.reached if node not in self._index.by_node]
+            idle = [node for node in self.reached if node not in self._index.by_node]
+            if not idle:  # else each commit would look at all of them
+                self.forget(())
+            return idle
 
     def forget(self, nodes: Iterable[int]) -> None:
         """These hold no keys any more; the others of the `crowd` still exist."""

@@ -4,6 +4,7 @@ Owns what each step does to a message: only the methods here write it, and only 
 any other message, Redis, or threads.
 """
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -64,7 +65,7 @@ class OpenMessage:
     data_entries: Entries = ()  # where the chunks of a large reply are
     reply: Fields | Error | None = None  # what was read, or the verdict
     held: int = 0  # bytes of the reply that count as held in memory
-    taken_by: int = 0  # the thread that took the reply for a loop of its own; 0 if it is another thread's loop
+    taken_by: Hashable = None  # the job that took the reply for a loop of its own; None if it is another job's loop
     reopened: int = 0  # how often the payload of its reply was missing
     spares: tuple[Copy, ...] = ()  # later copies of a large reply
     is_asked_again: bool = False  # it was sent again for its reply, which Redis had lost
@@ -92,9 +93,9 @@ class OpenMessage:
         """Whether its reply, once it is there, may leave when the run moves on."""
         return self.has_ended or (self.is_let_go and not self.is_named)
 
-    def is_handed_over_to(self, thread: int) -> bool:
-        """Whether the app has the reply that was taken: handed over, or yielded to this thread."""
-        return self.state not in GIVEN or (self.state is State.YIELDED and self.taken_by == thread)
+    def is_handed_over_to(self, job: Hashable) -> bool:
+        """Whether the app has the reply that was taken: handed over, or yielded to this job."""
+        return self.state not in GIVEN or (self.state is State.YIELDED and self.taken_by == job)
 
     def parcel(self, fields: Fields) -> Parcel:
         """Return what goes into its inbox, replacing what is there."""
@@ -225,10 +226,10 @@ class OpenMessage:
         self.state = event.state
         return event
 
-    def take(self, thread: int) -> Event:
-        """A thread takes its reply, to fetch it."""
+    def take(self, job: Hashable) -> Event:
+        """A job takes its reply, to fetch it."""
         event = self._event(_TAKEN)
-        self.taken_by, self.state = thread, event.state
+        self.taken_by, self.state = job, event.state
         return event
 
     def hand_over(self) -> Event:
