@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from brokerfl.broker.connection import Pipeline
+from brokerfl.broker.contact import contact, open_streams
 from brokerfl.broker.fence import Transaction
-from brokerfl.broker.inbox import Delivery, contact, open_streams
+from brokerfl.broker.inbox import Delivery
 from brokerfl.broker.keys import Keys
 from brokerfl.broker.nodes import Registration
 from brokerfl.broker.outbox import Reply

@@ -6,11 +6,12 @@ Owns how a command of ours reaches Redis and goes on after an outage. It must no
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from logging import INFO, WARNING
 from typing import Any
 
 from redis.client import Pipeline as Pipeline
+from redis.crc import key_slot
 from redis.credentials import CredentialProvider
 from redis.exceptions import (
     InvalidResponse,
@@ -87,6 +88,19 @@ class Connection:
             RedisUnreachable: it is not known where the key is.
         """
         return self._servers.at(key)
+
+    def shares_slot(self, key: str, other: str) -> bool:
+        """Return whether two keys may be in one command."""
+        return not self._servers.divide or key_slot(key.encode()) == key_slot(other.encode())
+
+    def by_slot(self, keys: Iterable[str]) -> list[list[str]]:
+        """Return keys divided into those that may be in one command."""
+        if not self._servers.divide:
+            return [found] if (found := [*keys]) else []
+        parts: dict[int, list[str]] = {}
+        for key in keys:
+            parts.setdefault(key_slot(key.encode()), []).append(key)
+        return [*parts.values()]
 
     def scatter(self, asked: Sequence[tuple[str, Sequence[Command]]]) -> list[list[Any]]:
         """Send commands to the servers of their keys, all before the first answer is read; see `servers.scatter`."""

@@ -20,10 +20,10 @@ from redis.client import Pipeline
 from brokerfl.broker.blobs import chunks_of, remove_blobs
 from brokerfl.broker.books import is_ending, nodes_of, note_ending, note_stop, read_frame
 from brokerfl.broker.connection import Connection
+from brokerfl.broker.contact import leave_node
 from brokerfl.broker.echoes import Echo, send_echoes
 from brokerfl.broker.failure import execute_unless_changed, map_errors
 from brokerfl.broker.fence import ENDED, STOP, STOPPED, Fence, Ownership, RedisForgot, Transaction, ownership_in
-from brokerfl.broker.inbox import leave_node
 from brokerfl.broker.keys import BELL_LENGTH, LEASE, MOST_RETENTION, Keys, milliseconds
 from brokerfl.broker.process import is_dead, new_token, text_of
 from brokerfl.broker.runs import absent, mark_as_ended

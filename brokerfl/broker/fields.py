@@ -41,7 +41,7 @@ def read_fields(
     """
     found: list[list[bytes | None]] = []
     with map_errors(connection.url):
-        lengths = connection.sockets.exchange([("HSTRLEN", key, name) for key in keys for name in names])
+        lengths = [*connection.stream([("HSTRLEN", key, name) for key in keys for name in names])]
         for length in lengths:
             if isinstance(length, Exception) and (error := translate(length, connection.url)) is not None:
                 raise error from length
@@ -55,7 +55,7 @@ def read_fields(
                 fitting[at] = fits
         reads = [("HMGET", keys[at], *(names[index] for index in fits)) for at, fits in fitting.items()]
         limits = [sum(lengths[at * width + index] + _AROUND for index in fits) for at, fits in fitting.items()]
-        answers = connection.sockets.stream(reads, limits) if reads else ()
+        answers = connection.stream(reads, limits) if reads else ()
         for (at, fits), answer in zip(fitting.items(), answers, strict=True):
             if isinstance(answer, Exception):  # they grew in the meantime
                 continue
@@ -81,12 +81,12 @@ def read_hash(connection: Connection, key: str, most: int) -> dict[bytes, bytes]
         RedisUnreachable, RedisAuthError: Redis could not be asked.
     """
     with map_errors(connection.url):
-        [answer] = connection.sockets.exchange([("HGETALL", key)], [_MOST_WHOLE])
+        [answer] = connection.at(key).sockets.exchange([("HGETALL", key)], [_MOST_WHOLE])
         if not isinstance(answer, OversizeError):
             if isinstance(answer, Exception):
                 raise meaning(answer, connection.url)
             return _pairs(answer)
-        [names] = connection.sockets.exchange([("HKEYS", key)], [_MOST_NAMES])
+        [names] = connection.at(key).sockets.exchange([("HKEYS", key)], [_MOST_NAMES])
     log(WARNING, "%s has more bytes than brokerfl writes; the rest is not read", key)
     names = [] if isinstance(names, Exception) else list(names)
     [values] = read_fields(connection, [key], names, most, _MOST_WHOLE) if names else [[]]

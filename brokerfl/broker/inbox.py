@@ -1,24 +1,29 @@
 """The inboxes: how a message reaches a node, and how a node reads all its runs at once.
 
-Owns the streams `P:{run:R}:in:N`, the doorbell `P:{N}:ctl` and the hash `P:{N}:runs`. It must not know what a message
-says.
+Owns the streams `P:{run:R}:in:N` and what a node does with its hash `P:{N}:runs`. It must not know what a message says.
 
 Only a ServerApp creates an inbox, together with the outbox, so that no node revives a run that ended. The node hears of
 it by an echo, which is repeated as long as the node owes a reply.
+
+Where all keys share a slot, one blocking XREADGROUP reads the doorbell and all inboxes. On a Cluster it reads the
+doorbell and what shares its slot; each message rings, and the other inboxes are read when they have rung.
 """
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from logging import WARNING
+from typing import Any
 
 from redis.client import Pipeline
 from redis.exceptions import ResponseError
 
 from brokerfl.broker.bounded import OversizeError
 from brokerfl.broker.connection import BLOCK, Connection
+from brokerfl.broker.contact import READ_ON
 from brokerfl.broker.failure import map_errors, meaning
-from brokerfl.broker.keys import BELL_LENGTH, GROUP, LEASE, Keys, milliseconds
+from brokerfl.broker.gather import Gather
+from brokerfl.broker.keys import GROUP, LEASE, Keys, milliseconds, parse_id
 from brokerfl.broker.oversize import MOST_ANSWER, all_entries
 from brokerfl.broker.pending import is_missing, pending_ids, read_pending, with_others
 from brokerfl.broker.runs import runs_of
@@ -30,82 +35,13 @@ from brokerfl.wire.message import message_id_of
 #: Most runs that a node serves at once; each costs every read of its inboxes a key.
 MOST_RUNS = 2000
 
-#: What a node's own ring says: there are no entries but new ones, so that it reads nothing again that is in hand.
-READ_ON = "on"
-
 #: Most entries that one read returns, of all inboxes together; at least one of each.
 MOST_READ = 256
-
-
-def open_streams(pipe: Pipeline, keys: Keys, node_id: int, run_id: int, retention: float) -> None:
-    """Put the inbox and the outbox of a node into ``pipe``. Safe to repeat: BUSYGROUP does not stop the rest.
-
-    Args:
-        pipe: a transaction of the run.
-        keys: the key names.
-        node_id: the node.
-        run_id: the run.
-        retention: seconds that the streams live.
-    """
-    for key in keys.of_node_in_run(node_id, run_id):
-        pipe.xgroup_create(key, GROUP, id="0", mkstream=True)
-    expire_streams(pipe, keys, node_id, run_id, retention)
-
-
-def expire_streams(pipe: Pipeline, keys: Keys, node_id: int, run_id: int, retention: float) -> None:
-    """Put the lifetimes, in seconds, of a node's inbox and outbox into ``pipe``."""
-    for key in keys.of_node_in_run(node_id, run_id):
-        pipe.pexpire(key, milliseconds(retention))
-
-
-def contact(pipe: Pipeline, keys: Keys, node_id: int, run_id: int, frame: bytes, retention: float) -> None:
-    """Put into ``pipe`` what tells a node of a run: an echo.
-
-    Args:
-        pipe: commands in the node's slot.
-        keys: the key names.
-        node_id: the node.
-        run_id: the run, which has its inbox already.
-        frame: what the node needs to know about the run.
-        retention: seconds that the run's keys live.
-    """
-    pipe.xgroup_create(keys.data(node_id, run_id), GROUP, id="0", mkstream=True)
-    pipe.hset(keys.node_runs(node_id), str(run_id), frame)
-    expire_at_node(pipe, keys, node_id, run_id, retention)
-    ring(pipe, keys, node_id, str(run_id))
-
-
-def leave_node(pipe: Pipeline, keys: Keys, node_id: int, run_id: int) -> None:
-    """Put into ``pipe`` that a run has no inbox at a node any more: an echo."""
-    pipe.unlink(keys.data(node_id, run_id))
-    pipe.hdel(keys.node_runs(node_id), str(run_id))
-    ring(pipe, keys, node_id, str(run_id))
-
-
-def expire_at_node(pipe: Pipeline, keys: Keys, node_id: int, run_id: int, retention: float) -> None:
-    """Put the lifetimes, in seconds, of what a run has in a node's slot into ``pipe``."""
-    lives = milliseconds(retention)
-    pipe.pexpire(keys.data(node_id, run_id), lives)
-    # Shared with other runs, whose retention may be longer: GT never shortens, but needs a ttl to compare with.
-    pipe.pexpire(keys.node_runs(node_id), lives, nx=True)
-    pipe.pexpire(keys.node_runs(node_id), lives, gt=True)
 
 
 def add_message(pipe: Pipeline, keys: Keys, node_id: int, run_id: int, fields: Fields) -> None:
     """Put one message into ``pipe``. The result is the entry's id, or None without an inbox: contact the node again."""
     pipe.xadd(keys.inbox(node_id, run_id), fields, nomkstream=True)  # type: ignore[arg-type]
-
-
-def ring(pipe: Pipeline, keys: Keys, node_id: int, word: str = "") -> None:
-    """Put "look at your runs again" into ``pipe``; ``word`` is one of them, or `READ_ON`. Only the node creates it."""
-    pipe.xadd(keys.ctl(node_id), {"r": word}, maxlen=BELL_LENGTH, nomkstream=True)
-
-
-def ring_doorbell(connection: Connection, node_id: int, word: str = "") -> None:
-    """Ring now: a node wakes its own blocking read this way, with `READ_ON`."""
-    with map_errors(connection.url), connection.redis.pipeline(transaction=False) as pipe:
-        ring(pipe, connection.keys, node_id, word)
-        pipe.execute()
 
 
 def remove_message(pipe: Pipeline, keys: Keys, node_id: int, run_id: int, *entry_ids: str) -> None:
@@ -117,7 +53,8 @@ def remove_message(pipe: Pipeline, keys: Keys, node_id: int, run_id: int, *entry
 
 def discard_message(connection: Connection, node_id: int, run_id: int, entry_id: str) -> None:
     """Remove a message that gets no reply: it expired, or was already deleted."""
-    with map_errors(connection.url), connection.redis.pipeline(transaction=False) as pipe:
+    redis = connection.at(connection.keys.inbox(node_id, run_id)).redis
+    with map_errors(connection.url), redis.pipeline(transaction=False) as pipe:
         remove_message(pipe, connection.keys, node_id, run_id, entry_id)
         pipe.execute(raise_on_error=False)
 
@@ -167,6 +104,7 @@ class Inboxes:
         self._on_runs, self._in_hand = on_runs, in_hand
         self._ctl = connection.keys.ctl(node_id)
         self._runs: dict[str, int] = {}
+        self._due: set[str] = set()  # on other servers than the doorbell: those that may have new entries
         self._behind: dict[str, str] = {}  # of inboxes that have more: the last entry that was read again
         self._is_over = False
 
@@ -184,13 +122,15 @@ class Inboxes:
         inboxes = {keys.inbox(self._node_id, run_id): run_id for run_id in frames}
         has_room = not only_new or len(self._runs.keys() & inboxes.keys()) < MOST_RUNS
         asked = [key for key in inboxes if not (only_new and key in self._runs)] if has_room else []
-        with map_errors(connection.url), connection.redis.pipeline(transaction=False) as pipe:
+        with map_errors(connection.url):
+            gather = Gather(connection)
             for key in asked:
-                pipe.type(key)
-            types = dict(zip(asked, pipe.execute(), strict=True)) if asked else {}
+                gather.at(key).type(key)
+            types = dict(zip(asked, gather.execute(), strict=True))
         before = self._runs
         there = {key: run_id for key, run_id in inboxes.items() if types.get(key, b"stream") == b"stream"}
         self._runs = self._within_limit(there)
+        self._due = {key for key in self._runs if key in self._due or (key not in before and self._is_far(key))}
         passed_over = {run_id for key, run_id in there.items() if key not in self._runs}
         missing = {inboxes[key] for key, kind in types.items() if kind == b"none"}
         if missing:
@@ -222,7 +162,8 @@ class Inboxes:
         One that makes its inbox just now contacts this node again, for it owes a reply.
         """
         connection, node_id = self._connection, self._node_id
-        with map_errors(connection.url), connection.redis.pipeline(transaction=False) as pipe:
+        redis = connection.at(connection.keys.node_runs(node_id)).redis
+        with map_errors(connection.url), redis.pipeline(transaction=False) as pipe:
             pipe.hdel(connection.keys.node_runs(node_id), *map(str, missing))
             pipe.unlink(*(connection.keys.data(node_id, run_id) for run_id in missing))
             pipe.execute()
@@ -230,7 +171,12 @@ class Inboxes:
     def drain(self) -> list[Delivery]:
         """Return everything that was delivered to this node and is still in the inboxes. Call after every connect."""
         self.refresh()
+        self._due = {*filter(self._is_far, self._runs)}
         return self.pending()
+
+    def _is_far(self, key: str) -> bool:
+        """Whether an inbox cannot be read together with the doorbell."""
+        return not self._connection.shares_slot(key, self._ctl)
 
     def pending(self, inboxes: Collection[str] | None = None) -> list[Delivery]:
         """Return what was delivered from these inboxes, by default all that are known, and is still there.
@@ -277,41 +223,69 @@ class Inboxes:
             block: seconds.
             without: ids of runs to leave out.
         """
-        runs = self._runs.items() if count else ()
-        streams = {self._ctl: ">", **{key: ">" for key, run_id in runs if run_id not in without}}
+        wanted = [key for key, run_id in self._runs.items() if run_id not in without] if count else []
+        due = self._due.intersection(wanted)
+        near = [key for key in wanted if key in due or not self._is_far(key)]
+        streams = {self._ctl: ">", **dict.fromkeys(near, ">")}
         self._behind = {key: last for key, last in self._behind.items() if key in self._runs}
-        found = self._one_by_one({key: last for key, last in self._behind.items() if key in streams})
-        return found or self._read(streams, count, round(block * 1000))
+        found = self._one_by_one({key: last for key, last in self._behind.items() if key in wanted})
+        return found or self._read(streams, count, None if due else round(block * 1000), wanted)
 
-    def _read(self, streams: dict[str, str], count: int, block: int | None) -> list[Delivery]:
+    def _read(
+        self, streams: Mapping[str, str], count: int, block: int | None, wanted: Collection[str] = ()
+    ) -> list[Delivery]:
+        """Read streams. If the doorbell rang, go on with what is new: of those inboxes that are ``wanted``."""
         each = max(1, min(count, MOST_READ // max(1, len(streams.keys() - {self._ctl}))))
-        command = ["XREADGROUP", "GROUP", GROUP, str(self._node_id), "COUNT", each]
+        found, rung = [], dict[str, str]()
+        for keys in self._connection.by_slot(streams):
+            part = {key: streams[key] for key in keys}
+            response = self._ask(part, each, block)
+            if isinstance(response, OversizeError):
+                found += self._read_again(part)
+                continue
+            if isinstance(response, ResponseError):
+                if not is_missing(response):
+                    raise meaning(response, self._connection.url)
+                with map_errors(self._connection.url):
+                    self._recover()
+                continue
+            before = len(found)
+            for key, entry_id, fields in entries(response):
+                if key == self._ctl:
+                    rung[entry_id] = fields.get(b"r", b"").decode(errors="replace")
+                else:
+                    found.append(Delivery(self._runs[key], entry_id, fields))
+            if len(found) - before < each:
+                self._due.difference_update(keys)
+        return found + self._heard(rung, found, count, wanted) if rung else found
+
+    def _ask(self, streams: Mapping[str, str], count: int, block: int | None) -> Any:
+        """Return the answer for streams that share a slot: what Redis says, or an `OversizeError`."""
+        command = ["XREADGROUP", "GROUP", GROUP, str(self._node_id), "COUNT", count]
         command += [] if block is None else ["BLOCK", block]
+        sockets = self._connection.at(next(iter(streams))).sockets
         with map_errors(self._connection.url):
-            command += ["STREAMS", *streams, *streams.values()]
-            [response] = self._connection.sockets.exchange([command], [MOST_ANSWER])
-        if isinstance(response, OversizeError):
-            return self._read_again(streams)
-        if isinstance(response, ResponseError):
-            if not is_missing(response):
-                raise meaning(response, self._connection.url)
-            with map_errors(self._connection.url):
-                self._recover()
-            return []
-        found, rung = [], dict[str, bytes | None]()
-        for key, entry_id, fields in entries(response):
-            if key == self._ctl:
-                rung[entry_id] = fields.get(b"r")
-            else:
-                found.append(Delivery(self._runs[key], entry_id, fields))
-        if {*rung.values()} == {READ_ON.encode()}:
+            [response] = sockets.exchange([(*command, "STREAMS", *streams, *streams.values())], [MOST_ANSWER])
+        return response
+
+    def _heard(
+        self, rung: Mapping[str, str], found: Sequence[Delivery], count: int, wanted: Collection[str]
+    ) -> list[Delivery]:
+        """Return what the rings announce besides what was ``found`` in the same read."""
+        keys, node_id = self._connection.keys, self._node_id
+        named = {keys.inbox(node_id, run) for word in rung.values() if (run := _run_in(word)) is not None}
+        new: set[str] = set()
+        more: list[Delivery] = []
+        if all(word.startswith(READ_ON) for word in rung.values()) and named <= self._runs.keys():
             self._silence(rung, lambda pipe: pipe.xdel(self._ctl, *rung))  # others may have rung since
-        elif rung:
+        else:
             new = self._answer(rung)
-            found += self._left_over(found)
-            if new and count:  # do not let new runs wait behind what was read ahead for the others
-                found += self._read(dict.fromkeys(new, ">"), count, block=None)
-        return found
+            more = self._left_over(found)
+        self._due |= {key for key in named & self._runs.keys() if self._is_far(key)}
+        announced = new | self._due.intersection(wanted)
+        if announced and count:  # do not let new runs wait behind what was read ahead for the others
+            more += self._read(dict.fromkeys(announced, ">"), count, block=None)
+        return more
 
     def _read_again(self, streams: dict[str, str]) -> list[Delivery]:
         """The answer was cut off, but what it had was delivered: empty the doorbell unread, read the rest in parts."""
@@ -324,12 +298,16 @@ class Inboxes:
     def _answer(self, rung: Iterable[str]) -> set[str]:
         """What others ring carries no information: delete all rings, then look at the runs. Returns the new inboxes."""
         known = set(self._runs)
-        self._silence(rung, lambda pipe: pipe.xtrim(self._ctl, maxlen=0, approximate=False))
+        if any(map(self._is_far, self._runs)):  # others may have rung since, for one run each
+            self._silence(rung, lambda pipe: pipe.xdel(self._ctl, *rung))
+        else:
+            self._silence(rung, lambda pipe: pipe.xtrim(self._ctl, maxlen=0, approximate=False))
         self.refresh(only_new=True)
         return set(self._runs) - known
 
     def _silence(self, rung: Iterable[str], delete: Callable[[Pipeline], object]) -> None:
-        with map_errors(self._connection.url), self._connection.redis.pipeline(transaction=False) as pipe:
+        redis = self._connection.at(self._ctl).redis
+        with map_errors(self._connection.url), redis.pipeline(transaction=False) as pipe:
             pipe.xack(self._ctl, GROUP, *rung)
             delete(pipe)
             pipe.execute(raise_on_error=False)
@@ -352,12 +330,17 @@ class Inboxes:
 
         The node creates its doorbell, but never an inbox. A group on an inbox that exists revives nothing.
         """
-        with self._connection.redis.pipeline(transaction=False) as pipe:
-            pipe.xgroup_create(self._ctl, GROUP, id="0", mkstream=True)
-            pipe.pexpire(self._ctl, milliseconds(LEASE), nx=True)  # until the next renewal
-            for key in self._runs:
-                pipe.xgroup_create(key, GROUP, id="0")
-            ctl, _, *inboxes = pipe.execute(raise_on_error=False)
+        gather = Gather(self._connection)
+        gather.at(self._ctl).xgroup_create(self._ctl, GROUP, id="0", mkstream=True)
+        gather.at(self._ctl).pexpire(self._ctl, milliseconds(LEASE), nx=True)  # until the next renewal
+        for key in self._runs:
+            gather.at(key).xgroup_create(key, GROUP, id="0")
+        ctl, _, *inboxes = gather.execute(raise_on_error=False)
         repaired = any(result is True for result in (ctl, *inboxes))
         if not self.refresh() and not repaired:
             time.sleep(0.05)
+
+
+def _run_in(word: str) -> int | None:
+    """Return the run that a ring names."""
+    return parse_id(word.rpartition(" ")[2].encode())

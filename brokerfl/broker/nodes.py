@@ -14,9 +14,10 @@ from logging import WARNING
 
 from brokerfl import __version__
 from brokerfl.broker.bounded import OversizeError
-from brokerfl.broker.connection import Connection
+from brokerfl.broker.connection import Connection, Pipeline
 from brokerfl.broker.failure import execute_unless_changed, foreign, map_errors, translate
 from brokerfl.broker.fields import read_fields
+from brokerfl.broker.gather import Gather
 from brokerfl.broker.keys import BELL_LENGTH, GROUP, LEASE, RETENTION, milliseconds
 from brokerfl.broker.lease import await_lapse
 from brokerfl.broker.mend import is_forged, mend
@@ -131,8 +132,8 @@ class Registration:
 
     def _take_lease(self) -> bool:
         """Take the lease if it is free; return whether this process holds it. Heartbeat and loop may try at once."""
-        keys, redis = self._connection.keys, self._connection.redis
-        lease = keys.node_lease(self.node_id)
+        lease = self._connection.keys.node_lease(self.node_id)
+        redis = self._connection.at(lease).redis
         with map_errors(self._connection.url), redis.pipeline() as pipe:
             while True:
                 pipe.watch(lease)
@@ -152,13 +153,11 @@ class Registration:
 
     def read_identity(self) -> bytes:
         """Return the identity of the Redis data set; give it one if it has none."""
-        keys = self._connection.keys
-        with (
-            map_errors(self._connection.url, keys.identity),
-            self._connection.redis.pipeline(transaction=False) as pipe,
-        ):
-            pipe.set(keys.identity, secrets.token_hex(16), nx=True)
-            pipe.getrange(keys.identity, 0, LONGEST_IDENTITY)
+        key = self._connection.keys.identity
+        redis = self._connection.at(key).redis
+        with map_errors(self._connection.url, key), redis.pipeline(transaction=False) as pipe:
+            pipe.set(key, secrets.token_hex(16), nx=True)
+            pipe.getrange(key, 0, LONGEST_IDENTITY)
             return self._checked(pipe.execute()[1])
 
     def _checked(self, identity: bytes) -> bytes:
@@ -170,19 +169,18 @@ class Registration:
     def _enter(self) -> None:
         keys, node = self._connection.keys, self.node_id
         with map_errors(self._connection.url, keys.identity, keys.nodes, keys.node_info(node), keys.ctl(node)):
-            with self._connection.redis.pipeline(transaction=True) as pipe:
-                pipe.set(keys.identity, secrets.token_hex(16), nx=True)
-                pipe.getrange(keys.identity, 0, LONGEST_IDENTITY)
+            identity = self.read_identity()
+            with self._connection.at(keys.ctl(node)).redis.pipeline(transaction=True) as pipe:
                 pipe.hget(keys.node_info(node), "home")
                 pipe.hset(keys.node_info(node), mapping=self._info())
-                pipe.sadd(keys.nodes, str(node))
                 pipe.xgroup_create(keys.ctl(node), GROUP, id="0", mkstream=True)
                 self._renew_ttls(pipe)
-                results = pipe.execute(raise_on_error=False)
-            for error in results:
+                home, *results = pipe.execute(raise_on_error=False)
+            for error in (home, *results):
                 if isinstance(error, Exception) and not str(error).startswith("BUSYGROUP"):
                     raise error
-        self.identity, home = self._checked(results[1]), results[2]
+            self._connection.at(keys.nodes).redis.sadd(keys.nodes, str(node))
+        self.identity = identity
         if home and text_of(home) != self._home:
             log(
                 WARNING,
@@ -202,11 +200,11 @@ class Registration:
             **info_of(self.origin),
         }
 
-    def _renew_ttls(self, pipe: "object") -> None:
+    def _renew_ttls(self, pipe: Pipeline) -> None:
         keys, node = self._connection.keys, self.node_id
         lives = milliseconds(RETENTION if self.name else self.lease)
         for key in (keys.node_info(node), keys.ctl(node)):
-            pipe.pexpire(key, lives)  # type: ignore[attr-defined]
+            pipe.pexpire(key, lives)
 
     def renew(self) -> bool:
         """Renew lease and registry, and set the clock. Returns False if another process holds the id now.
@@ -214,15 +212,19 @@ class Registration:
         PEXPIRE is allowed when memory is full, and the lease is read in the same round trip.
         """
         keys, node, asked_at = self._connection.keys, self.node_id, time.monotonic()
-        with map_errors(self._connection.url), self._connection.redis.pipeline(transaction=False) as pipe:
-            pipe.get(keys.node_lease(node))
-            pipe.pexpire(keys.node_lease(node), milliseconds(self.lease))
-            pipe.exists(keys.node_info(node), keys.ctl(node))
-            pipe.getrange(keys.identity, 0, LONGEST_IDENTITY)
-            pipe.sadd(keys.nodes, str(node))
-            pipe.time()
-            self._renew_ttls(pipe)
-            holder, _, known, identity, _, now, *_ = pipe.execute(raise_on_error=False)
+        lease, info, ctl = keys.node_lease(node), keys.node_info(node), keys.ctl(node)
+        lives = milliseconds(RETENTION if self.name else self.lease)
+        with map_errors(self._connection.url):
+            gather = Gather(self._connection)
+            gather.at(lease).get(lease)
+            gather.at(lease).pexpire(lease, milliseconds(self.lease))
+            gather.at(info).exists(info, ctl)
+            gather.at(keys.identity).getrange(keys.identity, 0, LONGEST_IDENTITY)
+            gather.at(keys.nodes).sadd(keys.nodes, str(node))
+            gather.at(keys.identity).time()
+            gather.at(info).pexpire(info, lives)
+            gather.at(ctl).pexpire(ctl, lives)
+            holder, _, known, identity, _, now, *_ = gather.execute(raise_on_error=False)
         if isinstance(holder, Exception):
             raise translate(holder, self._connection.url) or holder
         if isinstance(now, tuple):
@@ -243,7 +245,7 @@ class Registration:
     def _is_spoilt(self, ctl: str) -> bool:
         """Whether somebody rang with an id of the end of time, or with more bytes than brokerfl."""
         with map_errors(self._connection.url):
-            [answer] = self._connection.sockets.exchange([("XINFO", "STREAM", ctl)], [MOST_ABOUT])
+            [answer] = self._connection.at(ctl).sockets.exchange([("XINFO", "STREAM", ctl)], [MOST_ABOUT])
         if isinstance(answer, Exception):
             return isinstance(answer, OversizeError)
         about = answer if isinstance(answer, dict) else dict(zip(answer[::2], answer[1::2], strict=True))
@@ -254,7 +256,7 @@ class Registration:
         ctl = self._connection.keys.ctl(self.node_id)
         if mend(self._connection, ctl, keep=False):
             with map_errors(self._connection.url):
-                self._connection.redis.xadd(ctl, {"r": ""}, maxlen=BELL_LENGTH, nomkstream=True)
+                self._connection.at(ctl).redis.xadd(ctl, {"r": ""}, maxlen=BELL_LENGTH, nomkstream=True)
 
     def is_due(self) -> bool:
         """Whether the lease may have lapsed unnoticed: this process was frozen, or Redis was unreachable."""
@@ -263,15 +265,14 @@ class Registration:
     def leave(self) -> None:
         """Give up the lease; an unnamed node also leaves the registry, because its id is never used again."""
         keys, node = self._connection.keys, self.node_id
+        redis = self._connection.at(keys.node_lease(node)).redis
         with map_errors(self._connection.url):
-            if self._connection.redis.get(keys.node_lease(node)) != self._token.encode():
+            if redis.get(keys.node_lease(node)) != self._token.encode():
                 return
-            with self._connection.redis.pipeline(transaction=True) as pipe:
-                pipe.unlink(keys.node_lease(node))
-                if not self.name:
-                    pipe.srem(keys.nodes, str(node))
-                    pipe.unlink(keys.node_info(node), keys.ctl(node), keys.node_runs(node))
-                pipe.execute()
+            gone = (keys.node_info(node), keys.ctl(node), keys.node_runs(node)) if not self.name else ()
+            redis.unlink(keys.node_lease(node), *gone)
+            if not self.name:
+                self._connection.at(keys.nodes).redis.srem(keys.nodes, str(node))
 
 
 def list_nodes(connection: Connection) -> list[NodeInfo]:

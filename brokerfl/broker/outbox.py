@@ -21,12 +21,13 @@ from redis.exceptions import ResponseError
 from brokerfl.broker.bounded import OversizeError
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.data import Settled, remove_chunks
+from brokerfl.broker.echoes import send_echoes
 from brokerfl.broker.failure import found_or_none, map_errors, translate
 from brokerfl.broker.inbox import remove_message
 from brokerfl.broker.keys import BELL_LENGTH, Keys, parse_id
 from brokerfl.broker.mend import FORGED, is_spoilt, mend
 from brokerfl.broker.oversize import MOST_ANSWER, MOST_ENTRY, entries_at, id_behind, warn
-from brokerfl.broker.sockets import Command, commands_of
+from brokerfl.broker.sockets import Command, Sockets, commands_of
 from brokerfl.broker.stream import LAST, entries, place_of
 from brokerfl.common import RedisUnreachable, log
 from brokerfl.wire.frame import Fields, size_of
@@ -73,20 +74,24 @@ def _publish(connection: Connection, node_id: int, batch: list[Outgoing]) -> lis
     by_run: dict[int, list[int]] = {}
     for at, reply in enumerate(batch):
         by_run.setdefault(reply.run_id, []).append(at)
-    transactions = [
-        _publication(connection, node_id, run_id, [batch[at] for at in places]) for run_id, places in by_run.items()
-    ]
+    by_server: dict[Sockets, list[int]] = {}
+    for run_id in by_run:
+        by_server.setdefault(connection.at(connection.keys.bell(run_id)).sockets, []).append(run_id)
     results: list[Any] = [None] * len(batch)
     with map_errors(connection.url):
-        for places, entries_there in zip(by_run.values(), connection.sockets.transact(transactions), strict=True):
-            for at, entry in zip(places, entries_there, strict=False):
-                results[at] = entry
+        for sockets, run_ids in by_server.items():
+            publications = [
+                _publication(connection.keys, sockets.pipe(), node_id, run_id, [batch[at] for at in by_run[run_id]])
+                for run_id in run_ids
+            ]
+            for run_id, answers in zip(run_ids, sockets.transact(publications), strict=True):
+                for at, entry in zip(by_run[run_id], answers, strict=False):
+                    results[at] = entry
     return results
 
 
-def _publication(connection: Connection, node_id: int, run_id: int, replies: list[Outgoing]) -> list[Command]:
+def _publication(keys: Keys, pipe: Pipeline, node_id: int, run_id: int, replies: list[Outgoing]) -> list[Command]:
     """Return the transaction that publishes replies to one run; its first results are their entries."""
-    keys, pipe = connection.keys, connection.sockets.pipe()
     for reply in replies:
         pipe.xadd(keys.outbox(node_id, run_id), reply.fields, nomkstream=True)  # type: ignore[arg-type]
     remove_message(pipe, keys, node_id, run_id, *(entry for reply in replies for entry in reply.inbox_entries))
@@ -153,7 +158,7 @@ class Outboxes:
             self._bell_cursor = "0"
         with map_errors(self._connection.url):
             read = _read({self._bell: self._bell_cursor}, block)
-            [response] = self._connection.sockets.exchange([read], [_MOST_RINGS])
+            [response] = self._sockets.exchange([read], [_MOST_RINGS])
         if isinstance(response, ResponseError):
             error = translate(response, self._connection.url)
             if error is not None:
@@ -188,12 +193,7 @@ class Outboxes:
         Returns:
             Whether everything was deleted.
         """
-        pipe = self._connection.sockets.pipe()
-        settled = [*settled]
-        remove_replies(pipe, self._connection.keys, self._run_id, settled)
-        for _, remove in remove_chunks(self._connection.keys, self._run_id, settled):
-            remove(pipe)
-        before: list[Command] = commands_of(pipe)
+        before = self._deletion([*settled])
         deleted: list[Any] = []
         cursors = {node: self._cursors.get(node, "0") for node in node_ids}
         pages = {node: 1 if node in self._greedy else FIRST_PAGE for node in cursors}
@@ -205,7 +205,7 @@ class Outboxes:
                 limits = [MOST_ANSWER] * len(before)
                 limits += [MOST_ANSWER if pages[nodes[0]] > 1 else 2 * MOST_ENTRY for _, nodes in reads]
                 more: dict[int, int] = {}
-                answers = self._connection.sockets.stream(commands, [*limits, _MOST_RINGS])
+                answers = self._sockets.stream(commands, [*limits, _MOST_RINGS])
                 deleted += islice(answers, len(before))
                 for (_, nodes), answer in zip(reads, answers, strict=False):
                     more |= self._take_page(answer, nodes, pages, cursors, take)
@@ -214,6 +214,24 @@ class Outboxes:
                 before, rings = [], []
                 pages = {node: 1 if node in self._greedy else page for node, page in more.items()}
         return self._is_done(deleted)
+
+    @property
+    def _sockets(self) -> Sockets:
+        """Of the server that has the run."""
+        return self._connection.at(self._bell).sockets
+
+    def _deletion(self, settled: Sequence[Settled]) -> list[Command]:
+        """Return the commands that delete replies. Payloads that are on other servers are deleted at once."""
+        keys, pipe = self._connection.keys, self._sockets.pipe()
+        remove_replies(pipe, keys, self._run_id, settled)
+        elsewhere = []
+        for key, remove in remove_chunks(keys, self._run_id, settled):
+            if self._connection.shares_slot(key, self._bell):
+                remove(pipe)
+            else:
+                elsewhere.append((key, remove))
+        send_echoes(self._connection, elsewhere)
+        return commands_of(pipe)
 
     def _reads(self, cursors: Mapping[int, str], pages: Mapping[int, int]) -> Iterator[tuple[Command, list[int]]]:
         """Yield the commands that read a page of each outbox, with the nodes of each."""

@@ -34,7 +34,7 @@ _ENTRY_ID = re.compile(rb"\r\n(\d+-\d+)\r\n")
 
 def id_behind(connection: Connection, key: str, after: str) -> str | None:
     """Return the id of the first entry of a stream behind the id ``after``. Only its beginning is read."""
-    [answer] = connection.sockets.exchange([("XRANGE", key, f"({after}", "+", "COUNT", 1)], [0])
+    [answer] = connection.at(key).sockets.exchange([("XRANGE", key, f"({after}", "+", "COUNT", 1)], [0])
     if isinstance(answer, OversizeError):
         found = _ENTRY_ID.search(answer.head)
         return found[1].decode() if found else None
@@ -45,7 +45,7 @@ def entries_at(connection: Connection, key: str, entry_ids: Sequence[str]) -> It
     """Yield these entries of a stream, each read alone. One that is gone, or too large, has no fields."""
     commands = [("XRANGE", key, entry_id, entry_id) for entry_id in entry_ids]
     with map_errors(connection.url):
-        answers = connection.sockets.stream(commands, [2 * MOST_ENTRY] * len(commands)) if commands else ()
+        answers = connection.stream(commands, [2 * MOST_ENTRY] * len(commands)) if commands else ()
         for entry_id, answer in zip(entry_ids, answers, strict=True):
             if isinstance(answer, OversizeError):
                 warn(key, entry_id)
@@ -59,7 +59,7 @@ def all_entries(connection: Connection, key: str) -> Iterator[tuple[str, dict[by
     while after is not None:
         with map_errors(connection.url):
             command = ("XRANGE", key, f"({after}", "+", "COUNT", _PAGE)
-            [answer] = connection.sockets.exchange([command], [2 * MOST_ENTRY])
+            [answer] = connection.at(key).sockets.exchange([command], [2 * MOST_ENTRY])
             found = [*entries_of_one(found_or_none(answer, connection.url))]
             next_one = id_behind(connection, key, after) if isinstance(answer, OversizeError) else None
         yield from entries_at(connection, key, [next_one]) if next_one else found

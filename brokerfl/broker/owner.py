@@ -14,12 +14,12 @@ from redis.client import Pipeline
 from brokerfl.broker.blobs import expire_blobs
 from brokerfl.broker.books import Books, Snapshot, is_ending
 from brokerfl.broker.connection import Connection
+from brokerfl.broker.contact import expire_at_node, expire_streams
 from brokerfl.broker.echoes import Echo, send_echoes
 from brokerfl.broker.ending import Footprint, finish, read_run
 from brokerfl.broker.failure import execute_unless_changed, map_errors
 from brokerfl.broker.fence import Fence, Transaction, ownership_in
 from brokerfl.broker.gather import Gather
-from brokerfl.broker.inbox import expire_at_node, expire_streams
 from brokerfl.broker.keys import GROUP, LEASE, MOST_RETENTION, RETENTION, milliseconds
 from brokerfl.broker.lease import await_lapse
 from brokerfl.broker.nodes import LONGEST_IDENTITY, new_id

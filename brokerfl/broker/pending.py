@@ -22,7 +22,7 @@ _PAGE = 16
 def is_wanted(connection: Connection, node_id: int, run_id: int, entry_ids: Iterable[str]) -> bool:
     """Return whether a delivered message should still be executed: it was not taken back, and its run continues."""
     inbox = connection.keys.inbox(node_id, run_id)
-    with map_errors(connection.url), connection.redis.pipeline(transaction=False) as pipe:
+    with map_errors(connection.url), connection.at(inbox).redis.pipeline(transaction=False) as pipe:
         for entry_id in entry_ids:
             pipe.xpending_range(inbox, GROUP, min=entry_id, max=entry_id, count=1, consumername=str(node_id))
         answers = pipe.execute(raise_on_error=False)
@@ -34,9 +34,9 @@ def is_wanted(connection: Connection, node_id: int, run_id: int, entry_ids: Iter
 
 def was_forgotten(connection: Connection, node_id: int, run_id: int, entry_ids: Iterable[str]) -> bool | None:
     """Return whether Redis forgot that it delivered these entries; None if it has no such inbox."""
+    inbox = connection.keys.inbox(node_id, run_id)
     with map_errors(connection.url):
-        asked = ("XINFO", "GROUPS", connection.keys.inbox(node_id, run_id))
-        [answer] = connection.sockets.exchange([asked], [MOST_ABOUT])
+        [answer] = connection.at(inbox).sockets.exchange([("XINFO", "GROUPS", inbox)], [MOST_ABOUT])
     if isinstance(answer, Exception):
         error = translate(answer, connection.url)
         if error is not None:
@@ -57,7 +57,7 @@ def pending_ids(
 ) -> list[str]:
     """Return the first entries behind the id ``after`` that a stream has delivered to a node; none if it is gone."""
     with map_errors(connection.url):
-        [answer] = connection.sockets.exchange([_question(key, node_id, after, count)])
+        [answer] = connection.at(key).sockets.exchange([_question(key, node_id, after, count)])
     if isinstance(answer, Exception):
         if not is_missing(answer):
             raise meaning(answer, connection.url)
@@ -82,7 +82,7 @@ def with_others(connection: Connection, node_id: int, known: Mapping[str, set[st
     """Return those of these inboxes from which the node was given other entries than the known ones."""
     commands = [_question(inbox, node_id) for inbox in known]
     with map_errors(connection.url):
-        answers = connection.sockets.exchange(commands) if commands else []
+        answers = [*connection.stream(commands)]
     return {
         inbox
         for inbox, answer in zip(known, answers, strict=True)

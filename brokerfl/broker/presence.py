@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from brokerfl.broker.connection import Connection, Pipeline
+from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import map_errors
+from brokerfl.broker.gather import Gather
 from brokerfl.broker.keys import parse_id
 
 #: Members of the registry that are looked at in one round trip: anybody may have put any number of them there.
@@ -21,9 +22,10 @@ _TOGETHER = 32
 
 def members(connection: Connection) -> Iterator[list[int]]:
     """Yield the ids in the registry, about 1,000 at a time and some perhaps twice. Removes what is no id."""
-    redis, key, cursor = connection.redis, connection.keys.nodes, -1
+    key, cursor = connection.keys.nodes, -1
     while cursor != 0:
         with map_errors(connection.url, key):
+            redis = connection.at(key).redis
             cursor, found = redis.sscan(key, max(0, cursor), count=_AT_ONCE)
             ids = {member: parse_id(member) for member in found}
             rubbish = [member for member, node in ids.items() if node is None]
@@ -37,8 +39,9 @@ def registered(connection: Connection, node_ids: Iterable[int]) -> set[int]:
     asked = list(node_ids)
     if not asked:
         return set()
-    with map_errors(connection.url, connection.keys.nodes):
-        known = connection.redis.smismember(connection.keys.nodes, [str(node) for node in asked])
+    registry = connection.keys.nodes
+    with map_errors(connection.url, registry):
+        known = connection.at(registry).redis.smismember(registry, [str(node) for node in asked])
     return {node for node, there in zip(asked, known, strict=True) if there}
 
 
@@ -56,7 +59,10 @@ def count_online(connection: Connection) -> int:
     for ids in members(connection):
         if ids:
             with map_errors(connection.url):
-                total += connection.redis.exists(*map(connection.keys.node_lease, ids))
+                gather = Gather(connection)
+                for leases in connection.by_slot(map(connection.keys.node_lease, ids)):
+                    gather.at(leases[0]).exists(*leases)
+                total += sum(gather.execute())
     return total
 
 
@@ -75,8 +81,9 @@ def remove(connection: Connection, node_ids: Iterable[int]) -> None:
     """Take nodes of which nothing is left out of the registry. One that registers now enters with its next renewal."""
     gone = [str(node) for node in node_ids]
     if gone:
-        with map_errors(connection.url, connection.keys.nodes):
-            connection.redis.srem(connection.keys.nodes, *gone)
+        registry = connection.keys.nodes
+        with map_errors(connection.url, registry):
+            connection.at(registry).redis.srem(registry, *gone)
 
 
 @dataclass(frozen=True)
@@ -94,10 +101,11 @@ def absent_nodes(connection: Connection, node_ids: Iterable[int]) -> list[Absenc
     absent = [node for node in asked if node not in online]
     if not absent:
         return []
-    with map_errors(connection.url), connection.redis.pipeline(transaction=False) as pipe:
-        for node in absent:
-            pipe.hstrlen(connection.keys.node_info(node), "name")
-        lengths = pipe.execute(raise_on_error=False)  # what is no hash has no name
+    with map_errors(connection.url):
+        gather = Gather(connection)
+        for info in map(connection.keys.node_info, absent):
+            gather.at(info).hstrlen(info, "name")
+        lengths = gather.execute(raise_on_error=False)  # what is no hash has no name
     return [
         Absence(node, comes_back=isinstance(length, int) and length > 0)
         for node, length in zip(absent, lengths, strict=True)
@@ -108,22 +116,24 @@ def _existing(connection: Connection, key_of: Callable[[int], str], node_ids: Se
     """Return the nodes whose key exists. Sets the clock after each look, for a step may have ended lifetimes."""
     if not node_ids:
         return set()
-    groups = [node_ids[at : at + _TOGETHER] for at in range(0, len(node_ids), _TOGETHER)]
-    with map_errors(connection.url), connection.redis.pipeline(transaction=False) as pipe:
-        counts = _counted(connection, pipe, [[key_of(node) for node in group] for group in groups])
-        found = {node for group, count in zip(groups, counts, strict=True) if count == len(group) for node in group}
-        mixed = [node for group, count in zip(groups, counts, strict=True) if 0 < count < len(group) for node in group]
-        one_by_one = _counted(connection, pipe, [[key_of(node)] for node in mixed]) if mixed else []
-        found.update(node for node, there in zip(mixed, one_by_one, strict=True) if there)
-    return found
+    nodes = {key_of(node): node for node in node_ids}
+    parts = connection.by_slot(nodes)
+    groups = [part[at : at + _TOGETHER] for part in parts for at in range(0, len(part), _TOGETHER)]
+    with map_errors(connection.url):
+        counts = _counted(connection, groups)
+        found = [key for group, count in zip(groups, counts, strict=True) if count == len(group) for key in group]
+        mixed = [key for group, count in zip(groups, counts, strict=True) if 0 < count < len(group) for key in group]
+        one_by_one = _counted(connection, [[key] for key in mixed]) if mixed else []
+        found += [key for key, there in zip(mixed, one_by_one, strict=True) if there]
+    return {nodes[key] for key in found}
 
 
-def _counted(connection: Connection, pipe: Pipeline, groups: Iterable[Sequence[str]]) -> list[int]:
+def _counted(connection: Connection, groups: Iterable[Sequence[str]]) -> list[int]:
     """Return how many keys of each group exist."""
-    asked_at = time.monotonic()
+    asked_at, gather = time.monotonic(), Gather(connection)
     for group in groups:
-        pipe.exists(*group)
-    pipe.time()
-    *counts, now = pipe.execute()
+        gather.at(group[0]).exists(*group)
+    gather.at(connection.keys.identity).time()
+    *counts, now = gather.execute()
     connection.clock.set(now, asked_at)
     return counts

@@ -76,9 +76,11 @@ class Servers(Protocol):
 
     Attributes:
         lost: called when a connection was lost, or another server took the place of one.
+        divide: whether keys of one command must share a slot, as on a Cluster.
     """
 
     lost: Callable[[], None]
+    divide: bool
 
     def at(self, key: str) -> Server:
         """Return the primary that has ``key``.
@@ -105,6 +107,8 @@ class OneServer:
         client: of redis-py.
         sockets: its sockets; made by default.
     """
+
+    divide = False
 
     def __init__(self, client: redis.Redis, sockets: Sockets | None = None) -> None:
         self.lost: Callable[[], None] = lambda: None
@@ -138,6 +142,7 @@ class FoundServers:
 
     def __init__(self, clients: Clients) -> None:
         self.lost: Callable[[], None] = lambda: None
+        self.divide = clients.url.kind is Kind.CLUSTER
         self._clients = clients
         kind = Sentinels if clients.url.kind is Kind.SENTINEL else Cluster
         self._finder = kind(clients.url, clients.ask)

@@ -36,6 +36,7 @@ from redis.client import Pipeline
 
 from brokerfl.broker.blobs import Blobs
 from brokerfl.broker.books import Change, Parcel, Snapshot
+from brokerfl.broker.contact import READ_ON, contact, open_streams, ring
 from brokerfl.broker.context import SavedContext
 from brokerfl.broker.data import Settled, remove_chunks, trim_data
 from brokerfl.broker.echoes import Echo, send_echoes
@@ -50,7 +51,7 @@ from brokerfl.broker.ending import (
     tombstone_of,
 )
 from brokerfl.broker.fence import Ownership, Transaction
-from brokerfl.broker.inbox import add_message, contact, open_streams, remove_message
+from brokerfl.broker.inbox import add_message, remove_message
 from brokerfl.broker.keys import milliseconds
 from brokerfl.broker.outbox import remove_replies
 from brokerfl.broker.owner import Owner
@@ -91,7 +92,12 @@ class Transactions:
         return Transaction(
             "commit",
             run,
-            (*self._contacts(change.contacted), *self._trims(change), *self._blobs.remove_chunks(change.idle)),
+            (
+                *self._contacts(change.contacted),
+                *self._rings(change),
+                *self._trims(change),
+                *self._blobs.remove_chunks(change.idle),
+            ),
             answers=len(change.parcels),
             frees=change.frees,
         )
@@ -139,6 +145,17 @@ class Transactions:
         return tuple(
             (keys.ctl(node), lambda pipe, node=node: contact(pipe, keys, node, run_id, frame, retention))
             for node in nodes
+        )
+
+    def _rings(self, change: Change) -> tuple[Echo, ...]:
+        """Return a ring for each node that cannot read its inbox together with its doorbell, and is not contacted."""
+        keys, run_id, word = self._keys, self._run_id, f"{READ_ON} {self._run_id}"
+        nodes = dict.fromkeys(parcel.node_id for parcel in change.parcels)
+        return tuple(
+            (keys.ctl(node), lambda pipe, node=node: ring(pipe, keys, node, word))
+            for node in nodes
+            if node not in change.contacted
+            and not self._connection.shares_slot(keys.ctl(node), keys.inbox(node, run_id))
         )
 
     def _trims(self, change: Change) -> tuple[Echo, ...]:

@@ -16,8 +16,9 @@ from logging import WARNING
 from typing import TypedDict, Unpack
 
 from brokerfl.broker.connection import BLOCK, Connection
+from brokerfl.broker.contact import READ_ON, ring_doorbell
 from brokerfl.broker.heartbeat import Heartbeat
-from brokerfl.broker.inbox import READ_ON, Delivery, Inboxes, discard_message, ring_doorbell
+from brokerfl.broker.inbox import Delivery, Inboxes, discard_message
 from brokerfl.broker.nodes import Registration
 from brokerfl.broker.patience import STEP, within
 from brokerfl.client.app import ClientAppCallable

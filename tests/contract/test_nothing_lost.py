@@ -14,8 +14,9 @@ import redis as redis_py
 from brokerfl.broker import connection as connection_module
 from brokerfl.broker.books import Books
 from brokerfl.broker.connection import connect
+from brokerfl.broker.contact import READ_ON, ring_doorbell
 from brokerfl.broker.embedded import EmbeddedServer, free_port
-from brokerfl.broker.inbox import READ_ON, Delivery, Inboxes, ring_doorbell
+from brokerfl.broker.inbox import Delivery, Inboxes
 from brokerfl.broker.nodes import Registration
 from brokerfl.broker.outbox import Outgoing, publish
 from brokerfl.broker.sockets import Command, Sockets

@@ -7,8 +7,8 @@ import pytest
 
 from brokerfl.broker import ending, inbox
 from brokerfl.broker.connection import Connection
+from brokerfl.broker.contact import ring_doorbell
 from brokerfl.broker.ending import stop_run
-from brokerfl.broker.inbox import ring_doorbell
 from brokerfl.broker.keys import BELL_LENGTH, GROUP
 from brokerfl.broker.outbox import Outgoing, publish
 from brokerfl.server import wait
