@@ -15,6 +15,7 @@ import redis as redis_py
 from brokerfl.broker.connection import TLS, Connection, connect
 from brokerfl.broker.embedded import EmbeddedServer, find_server, free_port
 from brokerfl.broker.fence import ownership_in
+from brokerfl.broker.url import parse_url
 from brokerfl.common import MissingExtra
 from brokerfl.testing import FakeServer, fake_connection
 from tests.topology.fleets import ClusterFleet, SentinelFleet
@@ -53,10 +54,7 @@ def _slice(text: str) -> tuple[int, int]:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Settle what tests/crash plays, once for all workers, and the prefix, before any module has it."""
-    global PREFIX
     option, today = config.option, int(time.time() // 86_400)
-    if option.topology:
-        PREFIX = f"{{{PREFIX}}}"
     if hasattr(config, "workerinput"):
         option.chosen, option.slice, option.seed = config.workerinput["crash"]
         return
@@ -282,8 +280,14 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
 def real_backend(name: str, url: str, tls: TLS | None = None) -> Backend:
     """Return a backend for a server that runs at ``url``."""
     tls = tls or TLS()
-    made = connect(url, prefix=PREFIX, tls=tls)
-    return Backend(name, lambda: connect(url, prefix=PREFIX, tls=tls, check=True), made.redis, url, tls)
+    admin = cluster_admin(url) if name.endswith("cluster") else connect(url, prefix=PREFIX, tls=tls).redis
+    return Backend(name, lambda: connect(url, prefix=PREFIX, tls=tls, check=True), admin, url, tls)
+
+
+def cluster_admin(url: str) -> Any:
+    """A client of redis-py for a whole Cluster."""
+    host, port = parse_url(url, insecure=True).hosts[0]
+    return redis_py.RedisCluster(host=host, port=port)
 
 
 def _make(name: str, request: pytest.FixtureRequest) -> Backend:

@@ -2413,13 +2413,6 @@ TOPOLOGY = (
         "unit/test_url",
     ),
     Mutant(
-        "a Cluster takes any prefix",
-        "broker/connection.py",
-        "if parsed.kind is Kind.CLUSTER and not keys.tag:",
-        "if False:",
-        "topology/test_connections",
-    ),
-    Mutant(
         "a provider of credentials is made at each connect",
         "broker/credentials.py",
         "                self._provider = found\n",

@@ -291,10 +291,6 @@ def connect(
     _check_tls(parsed, tls)
     if credentials is not None and (parsed.username or parsed.password):
         raise ConfigError(f"{parsed.shown} has a login, and --redis-credentials gives another: leave one of them out")
-    if parsed.kind is Kind.CLUSTER and not keys.tag:
-        raise ConfigError(
-            f"on a Cluster all keys have to share a slot, which a prefix in braces does: use --prefix '{{{prefix}}}'"
-        )
     clients = Clients(parsed, tls, credentials)
     servers = FoundServers(clients) if is_found(parsed.shown) else OneServer.named_by(clients)
     connection = Connection(servers, keys, parsed.shown)

@@ -42,7 +42,6 @@ def test_the_right_url_is_named(commands: Commands, cluster: ClusterFleet, senti
         f"redis://{login}{sentinel}/3": f"is a Sentinel: write redis+sentinel://{sentinel}/SERVICE",
         f"redis+sentinel://{server}/fl": f"{server} in redis+sentinel://{server}/fl is no Sentinel",
         f"redis+sentinel://{sentinel}/no?sentinel_password=s3nt1n3l": "know no 'no'",
-        f"redis+cluster://{server}": "use --prefix '{brokerfl}'",
         f"redis+cluster://{server}/1": "a Cluster has only database 0",
     }
     for url in cases:

@@ -1,14 +1,16 @@
 """A lab whose servers are a fleet. Owns how processes are led to it; the rest is that of `tests.chaos.lab`."""
 
 from pathlib import Path
+from typing import Any
 
 from brokerfl.broker.keys import Keys
 from tests.chaos.lab import APPS, Lab, eventually
 from tests.cli.conftest import Commands, Process
+from tests.conftest import is_tombstone
 from tests.topology.fleets import Fleet
 
-#: One slot for all keys.
-PREFIX = "{test}"
+#: Keys are spread over all slots.
+PREFIX = "test"
 
 KEYS = Keys(PREFIX)
 
@@ -39,10 +41,13 @@ class FleetLab(Lab):
     def keys_of(self, run: str) -> set[str]:
         """Every key that has the run in its name, and the fields of it in the hashes of nodes."""
         keys = self.fleet.scan()
-        client = self.fleet.client(self.fleet.primary_of(KEYS.identity))
-        return {key for key in keys if run in key} | {
-            key for key in keys if key.endswith(":runs") and client.type(key) == b"hash" and client.hexists(key, run)
-        }
+        named = {key for key in keys if run in key and not is_tombstone(self._at(key), key)}
+        hashes = {key for key in keys if key.endswith(":runs") and self._at(key).type(key) == b"hash"}
+        return named | {key for key in hashes if self._at(key).hexists(key, run)}
+
+    def _at(self, key: str) -> Any:
+        """A client of the primary that has a key."""
+        return self.fleet.client(self.fleet.primary_of(key))
 
     def go_on(self, *server_apps: Process, replies: int = 20) -> None:
         """Wait until each of these has put so many more replies into its books."""

@@ -16,7 +16,7 @@ from brokerfl.broker.connection import Connection, connect
 from brokerfl.broker.embedded import EmbeddedServer
 from brokerfl.broker.failure import AstrayError
 from brokerfl.broker.sockets import Sockets
-from brokerfl.common import ConfigError, RedisRefuses, RedisUnreachable
+from brokerfl.common import RedisRefuses, RedisUnreachable
 from tests.cli.conftest import stand_in
 from tests.topology.fleets import ClusterFleet, SentinelFleet, until
 from tests.topology.lab import KEYS, PREFIX
@@ -138,13 +138,13 @@ def test_a_slot_that_is_being_moved(connection: Connection, cluster: ClusterFlee
 def test_a_blocked_read_outlasts_the_move_of_its_slot(connection: Connection, cluster: ClusterFleet) -> None:
     """A thread that is blocked in an XREADGROUP when its keys leave hears of it, and reads on where they are."""
     key = KEYS.ctl(1)
-    connection.redis.xgroup_create(key, "g", id="0", mkstream=True)
+    connection.at(key).redis.xgroup_create(key, "g", id="0", mkstream=True)
     read = ("XREADGROUP", "GROUP", "g", "c", "BLOCK", 20_000, "STREAMS", key, ">")
     found: list[Any] = []
 
     def listen() -> None:
         try:
-            found.append(connection.sockets.exchange([read]))
+            found.append(connection.at(key).sockets.exchange([read]))
         except ConnectionError as error:
             found.append(error)
 
@@ -158,8 +158,8 @@ def test_a_blocked_read_outlasts_the_move_of_its_slot(connection: Connection, cl
     [answer] = found if isinstance(found[0], AstrayError) else found[0]
     assert str(answer).startswith(("UNBLOCKED", "NOGROUP")) or isinstance(answer, AstrayError)
     assert connection.wait_until_up(time.monotonic() + 30)
-    until(lambda: connection.redis.xadd(key, {"f": "v"}), "the new primary takes it")
-    assert b"v" in str(connection.sockets.exchange([read])).encode()
+    until(lambda: connection.at(key).redis.xadd(key, {"f": "v"}), "the new primary takes it")
+    assert b"v" in str(connection.at(key).sockets.exchange([read])).encode()
 
 
 def test_a_slot_that_nobody_has(connection: Connection, cluster: ClusterFleet) -> None:
@@ -173,12 +173,6 @@ def test_a_slot_that_nobody_has(connection: Connection, cluster: ClusterFleet) -
         cluster.take_slot(KEYS.identity, port)
     assert connection.wait_until_up(time.monotonic() + 30)
     connection.redis.set(KEYS.identity, 1)
-
-
-def test_a_cluster_needs_a_tag(cluster: ClusterFleet) -> None:
-    """A prefix without one is refused, and the text says which to take."""
-    with pytest.raises(ConfigError, match=r"use --prefix '\{fl\}'"):
-        connect(cluster.url, prefix="fl")
 
 
 def test_sentinels_name_the_primary(sentinels: SentinelFleet) -> None:
