@@ -34,7 +34,7 @@ from dataclasses import replace
 
 from redis.client import Pipeline
 
-from brokerfl.broker.blobs import Blobs
+from brokerfl.broker.blobs import Blobs, remove_blobs
 from brokerfl.broker.books import Change, Parcel, Snapshot
 from brokerfl.broker.contact import READ_ON, contact, open_streams, ring
 from brokerfl.broker.context import SavedContext
@@ -56,6 +56,7 @@ from brokerfl.broker.keys import milliseconds
 from brokerfl.broker.outbox import remove_replies
 from brokerfl.broker.owner import Owner
 from brokerfl.wire.manifest import Manifest
+from brokerfl.wire.payload import Payload
 from brokerfl.wire.run import encode_run
 
 
@@ -182,6 +183,11 @@ class Transactions:
     def upload(self, manifest: Manifest) -> Transaction:
         """Note a content whose chunks are brought to Redis next."""
         return Transaction("upload", lambda pipe: self._blobs.write_manifest(pipe, manifest))
+
+    def withdraw(self, payload: Payload, indices: Iterable[int]) -> None:
+        """Delete chunks that were written for a push which found out that the run belongs to somebody else."""
+        chunks = [payload.manifest.chunks[index] for index in indices]
+        send_echoes(self._connection, remove_blobs(self._keys, self._run_id, chunks))
 
     def restore(self, snapshot: Snapshot, footprint: Footprint) -> Transaction:
         """Write again what the run has in its slot as this process remembers it, with the lifetimes of all its keys."""

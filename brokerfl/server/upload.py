@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from brokerfl.broker.blobs import TRIAL, Blobs
-from brokerfl.common import RedisOutOfMemory
+from brokerfl.common import RedisOutOfMemory, RunError
 from brokerfl.server.session import Session
 from brokerfl.wire.manifest import Manifest
 from brokerfl.wire.payload import EncodedContent, Payload
@@ -36,16 +36,25 @@ class Uploader:
         payload = content.payload
         if payload is None:
             return
-        persist = self._session.with_room if patient else _once
+        written: list[int] = []
+        try:
+            self._upload(payload, self._session.with_room if patient else _once, written)
+        except RunError:  # nobody needs what was written since, and the next owner may not know of it
+            self._session.transactions.withdraw(payload, written)
+            raise
+
+    def _upload(self, payload: Payload, persist: Callable[[Callable[[], Any]], Any], written: list[int]) -> None:
         for _ in range(_MOST_PASSES):
             windows = persist(lambda: self._lacking(payload))
             if not windows:
                 return
             until = time.monotonic() + TRIAL / 2
             for window in windows:
+                written += window
                 persist(partial(self._upload_window, payload, window))
                 if time.monotonic() > until:  # a slow link: those that are there are to stay
-                    break
+                    persist(lambda: self._lacking(payload))
+                    until = time.monotonic() + TRIAL / 2
         raise RedisOutOfMemory(
             "Redis evicts chunks as soon as it stores them: give it more memory, and set maxmemory-policy to noeviction"
         )
