@@ -301,8 +301,8 @@ STREAMS = (
     Mutant(
         "a bell grows with each reply",
         "broker/outbox.py",
-        "maxlen=BELL_LENGTH, ",
-        "",
+        'pipe.xadd(keys.bell(run_id), {"n": str(node_id)}, maxlen=BELL_LENGTH, ',
+        'pipe.xadd(keys.bell(run_id), {"n": str(node_id)}, ',
         "contract/test_wakeups contract/test_not_trusted",
     ),
     Mutant(
@@ -2802,6 +2802,44 @@ PROCESSES = (
     ),
 )
 
+LACKING = (
+    Mutant(
+        "a node errs at once when it lacks a chunk",
+        "client/service.py",
+        "            self._lack(work, error)\n",
+        "            raise error\n",
+        "contract/test_lacking",
+    ),
+    Mutant(
+        "a message that lacks its content stays in hand",
+        "client/service.py",
+        "            self._worklist.forget(work)\n",
+        "",
+        "contract/test_lacking",
+    ),
+    Mutant(
+        "what a node lacks is not written again",
+        "broker/blobs.py",
+        "            self.write_again(at_hand[at : at + WINDOW])\n",
+        "            pass\n",
+        "contract/test_lacking",
+    ),
+    Mutant(
+        "what cannot be had is waited for",
+        "server/verdict.py",
+        "for message in lacking if message.entry.content_key in gone])",
+        "for message in () if message.entry.content_key in gone])",
+        "contract/test_lacking",
+    ),
+    Mutant(
+        "a node is not told that its content is there again",
+        "server/verdict.py",
+        "        if written:\n",
+        "        if not nodes:\n",
+        "contract/test_lacking",
+    ),
+)
+
 MUTANTS = (
     *FENCE,
     *TRANSACTIONS,
@@ -2819,6 +2857,7 @@ MUTANTS = (
     *UPLOADERS,
     *SIGNALS,
     *ENDING,
+    *LACKING,
     *TOPOLOGY,
     *WEIGHTS,
     *STRANGERS,

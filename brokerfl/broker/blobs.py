@@ -310,6 +310,33 @@ class Blobs:
             self._present.add(chunk)
             self._held[chunk] = self._held[chunk][0], time.monotonic()
 
+    def supply(self, contents: Collection[bytes]) -> tuple[bool, set[bytes]]:
+        """Write again what Redis lacks of these contents; return whether that was so, and which cannot be had.
+
+        Raises:
+            RedisUnreachable, RedisOutOfMemory, RedisAuthError: Redis may have some of what it lacked.
+        """
+        manifests = {content: found.manifest for content in contents if (found := self._broadcasts.get(content))}
+        sizes = {chunk: size for each in manifests.values() for chunk, size in each.chunk_sizes().items()}
+        lacking = self._lacking(sizes)
+        self._present -= lacking
+        at_hand = [chunk for chunk in lacking if chunk in self._held]
+        for at in range(0, len(at_hand), WINDOW):
+            self.write_again(at_hand[at : at + WINDOW])
+        there = {content for content, each in manifests.items() if self._present.issuperset(each.chunks)}
+        return bool(at_hand), {*contents} - there
+
+    def _lacking(self, sizes: Mapping[bytes, int]) -> set[bytes]:
+        """Return those of these chunks that Redis does not have as they were written, as far as their size tells."""
+        names = [self._connection.keys.blob(self._run_id, chunk) for chunk in sizes]
+        with map_errors(self._connection.url):
+            lengths = self._connection.scatter([(name, [("STRLEN", name)]) for name in names])
+        return {
+            chunk
+            for (chunk, size), [length] in zip(sizes.items(), lengths, strict=True)
+            if found_or_none(length, self._connection.url) != size
+        }
+
     def write_manifests_again(self, pipe: Pipeline) -> None:
         """Put all manifests into ``pipe``: Redis may have forgotten them, or that some were deleted."""
         pipe.unlink(self._connection.keys.blobs(self._run_id))

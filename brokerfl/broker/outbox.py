@@ -99,6 +99,21 @@ def _publication(keys: Keys, pipe: Pipeline, node_id: int, run_id: int, replies:
     return commands_of(pipe)
 
 
+def tell_lack(connection: Connection, node_id: int, run_id: int) -> None:
+    """Ring because a part of a message's content is gone: only its ServerApp says that it cannot be had any more.
+
+    Raises:
+        RedisUnreachable: Redis is unreachable.
+    """
+    bell = connection.keys.bell(run_id)
+    with map_errors(connection.url):
+        ring = {"n": str(node_id), _LACK: ""}
+        connection.at(bell).redis.xadd(bell, ring, maxlen=BELL_LENGTH, nomkstream=True)
+
+
+#: The field of a ring of a node that lacks a content.
+_LACK = "l"
+
 Reply = tuple[int, str, dict[bytes, bytes]]
 
 #: Most entries that are read at once of an outbox, of how many outboxes one command reads so many, and most entries of
@@ -127,6 +142,7 @@ class Outboxes:
         self._bell = connection.keys.bell(run_id)
         self._is_refused = False
         self._greedy: set[int] = set()
+        self._lacking: set[int] = set()
         self.generation = 0
         self.reset()
 
@@ -152,6 +168,11 @@ class Outboxes:
         heard, self._heard = self._heard, []
         return None if None in heard else {node for node in heard if node is not None}
 
+    def lacking(self) -> set[int]:
+        """Return the nodes that rang since the last call because they lack a content."""
+        lacking, self._lacking = self._lacking, set()
+        return lacking
+
     def _listen(self, block: float | None) -> bool:
         """Read who rang; return whether there is a bell."""
         if self._bell_cursor == LAST and mend(self._connection, self._bell, keep=False):
@@ -176,7 +197,10 @@ class Outboxes:
             return
         for _, entry_id, fields in entries(found_or_none(answer, self._connection.url)):
             self._bell_cursor = entry_id
-            self._heard.append(parse_id(fields.get(b"n", b"")))
+            node = parse_id(fields.get(b"n", b""))
+            self._heard.append(node)
+            if node is not None and _LACK.encode() in fields:
+                self._lacking.add(node)
 
     def read(
         self, node_ids: Iterable[int], take: Callable[[Iterable[Reply]], None], settled: Iterable[Settled] = ()

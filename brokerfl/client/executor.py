@@ -4,6 +4,7 @@ Owns that a message is executed once as far as the journal knows, and that its r
 are committed together. It must not know ClientApp, Redis, or how replies are noted and published.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from logging import DEBUG, ERROR, WARNING
@@ -31,6 +32,17 @@ MAX_CRASHES = 3
 MOST_KEPT = 256 * 1024**2
 
 
+#: How often a message waits for its content: its run rings for as long as it says that Redis has all of it.
+MOST_LACKED = 10
+
+#: Of so many messages that is counted.
+_REMEMBERED = 1000
+
+
+class LackingContent(Exception):  # noqa: N818  (it says what is so)
+    """A part of a message's content is gone from Redis; its ServerApp may have it."""
+
+
 class Executor:
     """Has messages executed, and keeps the books. Safe to share between workers that serve different runs.
 
@@ -50,6 +62,7 @@ class Executor:
         self._payloads = payloads
         self._wanted = wanted
         self._max_crashes = max_crashes
+        self._lacked: OrderedDict[str, int] = OrderedDict()
         self._runs = Runs(runner.node_id, runner.origin)
 
     def keep_only(self, frames: dict[int, bytes]) -> None:
@@ -105,6 +118,7 @@ class Executor:
         Raises:
             RedisUnreachable: the node is stopping and a large reply could not be uploaded: the message stays open.
             InterruptedExecution: the app raised, and the node is stopping: the message stays open.
+            LackingContent: a part of its content is gone from Redis: the message stays open.
             JournalError: the state cannot be loaded.
         """
         answered = self._journal.reply_to(work.run_id, work.message_id)
@@ -159,7 +173,7 @@ class Executor:
         reply = self._refuse(work, ErrorCode.CLIENT_APP_CRASHED, reason)
         manifest, content = manifest_of(work.fields, self._payloads.limit), None
         if manifest is not None and manifest.size <= MOST_KEPT:
-            with suppress(FrameError):
+            with suppress(FrameError, LackingContent):
                 content = self._fetch(work, metadata.group_id)
         self._journal.set_aside(work.run_id, work.message_id, {**work.fields, **(content or {})}, crashes)
         work.answer = Answer(work.run_id, work.message_id, reply)
@@ -219,7 +233,8 @@ class Executor:
         """Return the content of a message; None if it is no longer wanted.
 
         Raises:
-            FrameError: it cannot be read, or a part of it is gone.
+            FrameError: it cannot be read.
+            LackingContent: a part of it is gone.
             RedisUnreachable: Redis is unreachable.
         """
         self._payloads.moves_on(work.run_id, group_id)
@@ -231,7 +246,12 @@ class Executor:
         try:
             return self._content(work)  # which may be another one now: Redis had lost the first
         except MissingChunkError as error:
-            raise FrameError(str(error)) from None
+            lacked = self._lacked[work.message_id] = self._lacked.pop(work.message_id, 0) + 1
+            if lacked > MOST_LACKED:
+                raise FrameError(str(error)) from None
+            if len(self._lacked) > _REMEMBERED:
+                self._lacked.popitem(last=False)
+            raise LackingContent(str(error)) from None
 
     def _content(self, work: Work) -> Fields:
         manifest = manifest_of(work.fields, self._payloads.limit)

@@ -7,7 +7,7 @@ to another Redis. It must not know how messages are read, or who holds the lease
 import time
 from logging import INFO
 
-from brokerfl.client.executor import Executor
+from brokerfl.client.executor import Executor, LackingContent
 from brokerfl.client.publisher import Publisher
 from brokerfl.client.runner import InterruptedExecution
 from brokerfl.client.wanted import Wanted
@@ -64,12 +64,24 @@ class Service:
         except InterruptedExecution:  # a named node executes it when it is started again
             self._worklist.release(work, put_back=True)
             return
+        except LackingContent as error:
+            self._lack(work, error)
+            return
         try:
             if reply is None:
                 self._worklist.give_up(work, judged)
             else:
                 self.publisher.put(work, reply, more=self._worklist.has_more(work))
         finally:
+            self._worklist.release(work)
+
+    def _lack(self, work: Work, error: LackingContent) -> None:
+        """Leave a message in its inbox until its run, which hears of it, has written its content again and rings."""
+        log(INFO, "A message of run %s waits for its content: %s", work.run_id, error)
+        try:
+            self._wanted.lack(work)
+        finally:
+            self._worklist.forget(work)
             self._worklist.release(work)
 
     def _execute(self, work: Work, worker: int) -> Fields | None:

@@ -15,6 +15,7 @@ from logging import INFO
 
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.inbox import discard_message
+from brokerfl.broker.outbox import tell_lack
 from brokerfl.broker.pending import MOST_PENDING, is_wanted, pending_entries, was_forgotten
 from brokerfl.broker.runs import ended_among
 from brokerfl.client.worklist import Work
@@ -102,6 +103,14 @@ class Wanted:
             RedisUnreachable: Redis is unreachable.
         """
         return ended_among(self._connection, run_ids)
+
+    def lack(self, work: Work) -> None:
+        """Tell a message's run that a part of its content is gone.
+
+        Raises:
+            RedisUnreachable: Redis is unreachable.
+        """
+        tell_lack(self._connection, self._node_id, work.run_id)
 
     def watch(self, work: Work) -> "Watch":
         """Return a watch on a message that is about to be executed."""

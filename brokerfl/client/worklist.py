@@ -195,6 +195,11 @@ class Worklist:
                 if not work.is_lost:
                     self._add(Delivery(work.run_id, entry, work.fields, is_old=True), work.message_id)
 
+    def forget(self, work: Work) -> None:
+        """It stays in its inbox, and will be read again."""
+        with self._changed:
+            self._done(work)
+
     def _done(self, work: Work, known: Collection[str] = ()) -> list[str]:
         if not work.is_lost and self._in_hand.pop((work.run_id, work.message_id), None) is not None:
             self._size -= size_of(work.fields)

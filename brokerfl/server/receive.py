@@ -34,6 +34,10 @@ class Receiver:
         """Return the nodes that rang; see `Outboxes.wait`."""
         return self._outboxes.wait(block)
 
+    def lacking(self) -> set[int]:
+        """Return the nodes that lack a content; see `Outboxes.lacking`."""
+        return self._outboxes.lacking()
+
     def read(self, node_ids: Iterable[int]) -> None:
         """Bring what is new in these nodes' outboxes into the book, and delete settled replies."""
         nodes = set(node_ids)

@@ -4,7 +4,7 @@ Owns why a message ends as an Error reply, and the sweep, which looks at everyth
 know who waits for replies.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from brokerfl.broker.blobs import Blobs
 from brokerfl.broker.liveness import Liveness
@@ -57,6 +57,19 @@ class Verdicts:
             self._session.distrust()
             self._book.answers.put_back()
             raise
+
+    def supply(self, nodes: Collection[int]) -> None:
+        """Write again what these nodes lack of their messages' contents; answer with Error 3 what cannot be had.
+
+        Where nothing is missing, the sweep lets the node look again.
+        """
+        lacking = [message for message in self._book.awaited() if message.node_id in nodes and message.entry.uploader]
+        with self._session.writing:
+            written, gone = self._blobs.supply({message.entry.content_key for message in lacking})
+        reason = Error(ErrorCode.MESSAGE_UNAVAILABLE, "a part of the message's content is gone from Redis")
+        self._pass([(message, reason) for message in lacking if message.entry.content_key in gone])
+        if written:
+            self._transactions.contact([node for node in nodes if node in self._book.owing()])
 
     def cancel(self, message_ids: Iterable[str], until: float | None) -> None:
         """Answer open messages with Error 3, and take them out of the inboxes.

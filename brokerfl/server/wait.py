@@ -121,6 +121,8 @@ class Waits:
                 self._sweep()
             else:
                 self._receiver.read(self._book.contacts.among(rung))
+            if lacking := self._receiver.lacking():
+                self._verdicts.supply(lacking)
             self._session.is_up()
             self._is_full = False
         except RedisForgot:
