@@ -80,8 +80,8 @@ class Fleet:
     def _start(self) -> None:
         raise NotImplementedError
 
-    def _serve(self, *options: str) -> int:
-        server = EmbeddedServer(binary=self.binary, options=(*_OPTIONS, *options))
+    def _serve(self, *options: str, port: int | None = None) -> int:
+        server = EmbeddedServer(port, binary=self.binary, options=(*_OPTIONS, *options))
         self._stack.enter_context(server)
         self.servers[server.port] = server
         return server.port
@@ -224,19 +224,25 @@ class ClusterFleet(Fleet):
         binary: the server to start.
         replicas: of each primary.
         options: more options for each server. With TLS, ``url`` has the ports for that.
+        first_port: of the servers, which have this port and the next ones; free ones by default.
     """
 
-    def __init__(self, binary: Path, replicas: int = 0, options: Sequence[str] = ()) -> None:
+    def __init__(
+        self, binary: Path, replicas: int = 0, options: Sequence[str] = (), first_port: int | None = None
+    ) -> None:
         super().__init__(binary)
         self._replicas = replicas
         self._more = options
+        self._first_port = first_port
 
     def _start(self) -> None:
         buses, known = {}, {}
-        for _ in range(3 * (1 + self._replicas)):
+        for number in range(3 * (1 + self._replicas)):
+            chosen = self._first_port and self._first_port + number
             bus, tls = free_port(), free_port() if "--tls-cluster" in self._more else 0
             options = ("--cluster-enabled", "yes", "--cluster-node-timeout", str(_NODE_TIMEOUT))
-            port = self._serve(*options, "--cluster-port", str(bus), "--tls-port", str(tls), *self._more)
+            options = (*options, "--cluster-port", str(bus), "--tls-port", str(tls), *self._more)
+            port = self._serve(*options, port=chosen)
             buses[port], known[port] = bus, tls or port
         ports = list(self.servers)
         scheme = "redis" if known[ports[0]] == ports[0] else "rediss"
