@@ -2277,11 +2277,11 @@ ENDING = (
         "contract/test_ending",
     ),
     Mutant(
-        "an echo that is lost is not missed",
-        "broker/echoes.py",
-        "            connection.losses += 1\n",
-        "",
-        "contract/test_ending",
+        'an echo that is lost is not missed',
+        'broker/echoes.py',
+        'connection.losses += 1',
+        'connection.losses += 0',
+        'contract/test_ending',
     ),
     Mutant(
         "who takes a run over that is ending spoils its end",

@@ -300,11 +300,7 @@ class Blobs:
             yield again[at : at + WINDOW]
 
     def write_again(self, chunks: Collection[bytes]) -> None:
-        """Write chunks that Redis forgot.
-
-        Raises:
-            RedisUnreachable, RedisOutOfMemory, RedisAuthError: Redis may have some of them.
-        """
+        """Write chunks that Redis forgot; errors are those of `bring`."""
         self._set({chunk: self._held[chunk][0] for chunk in chunks}, self._retention)
         for chunk in chunks:
             self._present.add(chunk)

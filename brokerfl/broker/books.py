@@ -23,6 +23,7 @@ from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import map_errors
 from brokerfl.broker.gather import Gather
 from brokerfl.broker.keys import Keys, milliseconds, parse_id
+from brokerfl.broker.stream import MOST_ARGUMENTS, batches
 from brokerfl.common import FrameError
 from brokerfl.wire.frame import Fields
 from brokerfl.wire.payload import EncodedContent
@@ -160,12 +161,11 @@ class Books:
     def write(self, pipe: Pipeline, snapshot: Snapshot) -> None:
         """Write all of them again, without their lifetimes."""
         pipe.unlink(self._ledger)
-        if snapshot.entries:
-            pipe.hset(self._ledger, mapping=self._encoded(snapshot.entries))
+        self._enter(pipe, snapshot.entries)
         pipe.hset(self._meta, mapping={"frame": encode_run(self._run), "status": "running"})
         pipe.hset(self._meta, mapping={"messages": snapshot.messages, "replies": snapshot.replies})
-        if snapshot.nodes:
-            pipe.sadd(self._nodes, *map(str, snapshot.nodes))
+        for nodes in batches(map(str, snapshot.nodes)):
+            pipe.sadd(self._nodes, *nodes)
         self._add_groups(pipe, Groups(tuple(snapshot.groups), is_all=True, is_full=True))
 
     def _add_groups(self, pipe: Pipeline, groups: Groups) -> None:
@@ -185,10 +185,10 @@ class Books:
     def change(self, pipe: Pipeline, change: Change) -> None:
         """Write what a commit changes. A hash vanishes when it is empty, and returns without a lifetime."""
         if change.entered:
-            pipe.hset(self._ledger, mapping=self._encoded(change.entered))
+            self._enter(pipe, change.entered)
             pipe.hset(self._meta, "messages", change.messages)
             pipe.pexpire(self._ledger, self._lives)
-        if leaving := change.leaving:
+        for leaving in batches(change.leaving):
             pipe.hdel(self._ledger, *leaving)
         if change.settled:
             # Best effort outside a MULTI: a full Redis refuses to count, but still deletes.
@@ -207,7 +207,12 @@ class Books:
 
     def remove_nodes(self, pipe: Pipeline, node_ids: Iterable[int]) -> None:
         """Note that these nodes hold no keys of the run any more."""
-        pipe.srem(self._nodes, *map(str, node_ids))
+        for nodes in batches(map(str, node_ids)):
+            pipe.srem(self._nodes, *nodes)
+
+    def _enter(self, pipe: Pipeline, entries: Mapping[str, LedgerEntry]) -> None:
+        for batch in batches(self._encoded(entries).items(), MOST_ARGUMENTS // 2 - 5):
+            pipe.hset(self._ledger, mapping=dict(batch))
 
     def _encoded(self, entries: Mapping[str, LedgerEntry]) -> dict[Any, Any]:
         """Deadlines are by this process's clock, and in Redis by that of Redis, for whoever resumes the run."""

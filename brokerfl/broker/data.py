@@ -13,6 +13,7 @@ from brokerfl.broker.failure import found_or_none, map_errors, translate
 from brokerfl.broker.keys import Keys
 from brokerfl.broker.mend import is_spoilt, mend
 from brokerfl.broker.oversize import MOST_CHUNK
+from brokerfl.broker.stream import batches
 from brokerfl.common import RedisOutOfMemory
 
 #: The field of a data stream's entry that holds a chunk.
@@ -43,8 +44,9 @@ def remove_chunks(keys: Keys, run_id: int, settled: Iterable[Settled]) -> tuple[
         if entries:
             found.setdefault(node, []).extend(entries)
     return tuple(
-        (keys.ctl(node), lambda pipe, node=node, ids=ids: pipe.xdel(keys.data(node, run_id), *ids))
+        (keys.ctl(node), lambda pipe, node=node, batch=batch: pipe.xdel(keys.data(node, run_id), *batch))
         for node, ids in found.items()
+        for batch in batches(ids)
     )
 
 
@@ -87,11 +89,11 @@ def remove_data(connection: Connection, node_id: int, run_id: int, entry_ids: It
     Raises:
         RedisUnreachable, RedisAuthError: unknown which of them Redis still has.
     """
-    ids = list(entry_ids)
-    if ids:
-        key = connection.keys.data(node_id, run_id)
+    key = connection.keys.data(node_id, run_id)
+    commands = [("XDEL", key, *ids) for ids in batches(entry_ids)]
+    if commands:
         with map_errors(connection.url):
-            connection.at(key).sockets.exchange([("XDEL", key, *ids)])
+            connection.at(key).sockets.exchange(commands)
 
 
 def read_data(connection: Connection, node_id: int, run_id: int, entry_ids: Iterable[str]) -> Iterator[bytes | None]:

@@ -27,6 +27,7 @@ from brokerfl.broker.fence import ENDED, STOP, STOPPED, Fence, Ownership, RedisF
 from brokerfl.broker.keys import BELL_LENGTH, LEASE, MOST_RETENTION, Keys, milliseconds
 from brokerfl.broker.process import is_dead, new_token, text_of
 from brokerfl.broker.runs import absent, mark_as_ended
+from brokerfl.broker.stream import batches
 from brokerfl.common import RedisOutOfMemory, RunLost, RunNotFound
 from brokerfl.wire.run import Run
 
@@ -54,8 +55,7 @@ def leave_nodes(keys: Keys, run_id: int, nodes: Collection[int]) -> tuple[Echo, 
 
 def remove_streams(pipe: Pipeline, keys: Keys, run_id: int, nodes: Collection[int]) -> None:
     """Put the deletion of these nodes' inboxes and outboxes into ``pipe``."""
-    streams = [key for node in nodes for key in keys.of_node_in_run(node, run_id)]
-    if streams:
+    for streams in batches(key for node in nodes for key in keys.of_node_in_run(node, run_id)):
         pipe.unlink(*streams)
 
 

@@ -27,7 +27,7 @@ from brokerfl.broker.keys import GROUP, LEASE, Keys, milliseconds, parse_id
 from brokerfl.broker.oversize import MOST_ANSWER, all_entries
 from brokerfl.broker.pending import is_missing, pending_ids, read_pending, with_others
 from brokerfl.broker.runs import runs_of
-from brokerfl.broker.stream import entries
+from brokerfl.broker.stream import batches, entries
 from brokerfl.common import log
 from brokerfl.wire.frame import Fields, size_of
 from brokerfl.wire.message import message_id_of
@@ -164,8 +164,9 @@ class Inboxes:
         connection, node_id = self._connection, self._node_id
         redis = connection.at(connection.keys.node_runs(node_id)).redis
         with map_errors(connection.url), redis.pipeline(transaction=False) as pipe:
-            pipe.hdel(connection.keys.node_runs(node_id), *map(str, missing))
-            pipe.unlink(*(connection.keys.data(node_id, run_id) for run_id in missing))
+            for batch in batches(missing):
+                pipe.hdel(connection.keys.node_runs(node_id), *map(str, batch))
+                pipe.unlink(*(connection.keys.data(node_id, run_id) for run_id in batch))
             pipe.execute()
 
     def drain(self) -> list[Delivery]:

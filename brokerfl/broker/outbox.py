@@ -28,7 +28,7 @@ from brokerfl.broker.keys import BELL_LENGTH, Keys, parse_id
 from brokerfl.broker.mend import FORGED, is_spoilt, mend
 from brokerfl.broker.oversize import MOST_ANSWER, MOST_ENTRY, entries_at, id_behind, warn
 from brokerfl.broker.sockets import Command, Sockets, commands_of
-from brokerfl.broker.stream import LAST, entries, place_of
+from brokerfl.broker.stream import LAST, batches, entries, place_of
 from brokerfl.common import RedisUnreachable, log
 from brokerfl.wire.frame import Fields, size_of
 
@@ -100,11 +100,7 @@ def _publication(keys: Keys, pipe: Pipeline, node_id: int, run_id: int, replies:
 
 
 def tell_lack(connection: Connection, node_id: int, run_id: int) -> None:
-    """Ring because a part of a message's content is gone: only its ServerApp says that it cannot be had any more.
-
-    Raises:
-        RedisUnreachable: Redis is unreachable.
-    """
+    """Ring because a part of a message's content is gone. Raises RedisUnreachable."""
     bell = connection.keys.bell(run_id)
     with map_errors(connection.url):
         ring = {"n": str(node_id), _LACK: ""}
@@ -341,7 +337,8 @@ def remove_replies(pipe: Pipeline, keys: Keys, run_id: int, settled: Iterable[Se
     for node, entry_id, _ in settled:
         outboxes.setdefault(node, []).append(entry_id)
     for node, ids in outboxes.items():
-        pipe.xdel(keys.outbox(node, run_id), *ids)
+        for batch in batches(ids):
+            pipe.xdel(keys.outbox(node, run_id), *batch)
 
 
 def read_reply(connection: Connection, node_id: int, run_id: int, entry_id: str) -> dict[bytes, bytes] | None:

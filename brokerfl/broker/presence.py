@@ -12,6 +12,7 @@ from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import map_errors
 from brokerfl.broker.gather import Gather
 from brokerfl.broker.keys import parse_id
+from brokerfl.broker.stream import batches
 
 #: Members of the registry that are looked at in one round trip: anybody may have put any number of them there.
 _AT_ONCE = 1000
@@ -41,7 +42,8 @@ def registered(connection: Connection, node_ids: Iterable[int]) -> set[int]:
         return set()
     registry = connection.keys.nodes
     with map_errors(connection.url, registry):
-        known = connection.at(registry).redis.smismember(registry, [str(node) for node in asked])
+        redis = connection.at(registry).redis
+        known = [each for some in batches(map(str, asked)) for each in redis.smismember(registry, some)]
     return {node for node, there in zip(asked, known, strict=True) if there}
 
 
@@ -61,7 +63,8 @@ def count_online(connection: Connection) -> int:
             with map_errors(connection.url):
                 gather = Gather(connection)
                 for leases in connection.by_slot(map(connection.keys.node_lease, ids)):
-                    gather.at(leases[0]).exists(*leases)
+                    for batch in batches(leases):
+                        gather.at(batch[0]).exists(*batch)
                 total += sum(gather.execute())
     return total
 
@@ -83,7 +86,8 @@ def remove(connection: Connection, node_ids: Iterable[int]) -> None:
     if gone:
         registry = connection.keys.nodes
         with map_errors(connection.url, registry):
-            connection.at(registry).redis.srem(registry, *gone)
+            for batch in batches(gone):
+                connection.at(registry).redis.srem(registry, *batch)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from brokerfl.broker.fields import read_hash
 from brokerfl.broker.gather import Gather
 from brokerfl.broker.keys import MOST_RETENTION, RETENTION, Keys, milliseconds, parse_id
 from brokerfl.broker.process import describe, text_of
+from brokerfl.broker.stream import batches
 from brokerfl.common import RedisAuthError, RunLost
 
 #: A member's score in `P:runs` is the time of the run's creation in milliseconds or, after its end, the negative time
@@ -80,7 +81,8 @@ def ended_among(connection: Connection, run_ids: Iterable[int]) -> set[int]:
     try:
         index = connection.keys.runs
         with map_errors(connection.url, index):
-            scores = connection.at(index).redis.zmscore(index, list(map(str, asked)))
+            redis = connection.at(index).redis
+            scores = [score for some in batches(map(str, asked)) for score in redis.zmscore(index, some)]
     except RedisAuthError:
         return set()
     return {run_id for run_id, score in zip(asked, scores, strict=True) if score is not None and score < 0}
@@ -115,7 +117,8 @@ def list_runs(connection: Connection) -> list[RunInfo]:
             runs, expired = [run for found, _ in looks for run in found], [each for _, gone in looks for each in gone]
             if expired:
                 removal.multi()
-                removal.zrem(keys.runs, *expired)
+                for batch in batches(expired):
+                    removal.zrem(keys.runs, *batch)
                 execute_unless_changed(removal)
     for member, score in ended:
         run_id = parse_id(member)

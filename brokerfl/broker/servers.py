@@ -20,15 +20,13 @@ from brokerfl.broker.client import Clients
 from brokerfl.broker.failure import map_errors, meaning
 from brokerfl.broker.patience import OutOfTime, holding
 from brokerfl.broker.sockets import Command, Sockets, exchange_all
+from brokerfl.broker.stream import MOST_ARGUMENTS
 from brokerfl.broker.topology import Cluster, Sentinels, Topology
 from brokerfl.broker.url import Address, Kind
 from brokerfl.common import BrokerflError
 
 #: Seconds that a look-up holds if no server says that it is not the one to ask: a primary that was cut off does not.
 FRESH = 30.0
-
-#: Most arguments in a command: a longer one keeps other clients waiting, and some managed services refuse it.
-MOST_ARGUMENTS = 1000
 
 #: There is no limit: a heartbeat must get a socket, however many workers or Drivers have one.
 _MOST_SOCKETS = 2**31

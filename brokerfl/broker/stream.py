@@ -1,13 +1,28 @@
-"""What stream reads return, in one shape.
+"""What stream reads return, in one shape; and how many arguments a command has.
 
 Servers and protocol versions differ: streams are a map or a list; an entry's fields are a list, or nothing if it was
 deleted; redis-py makes them dicts.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any, TypeVar
 
 Entry = tuple[str, str, dict[bytes, bytes]]
+
+Item = TypeVar("Item")
+
+#: Most arguments that one command is given, about: a longer one keeps other clients waiting, and some managed services
+#: refuse it.
+MOST_ARGUMENTS = 1000
+
+
+def batches(items: Iterable[Item], size: int = MOST_ARGUMENTS - 10) -> Iterator[list[Item]]:
+    """Yield items in lists of at most ``size``, each for a command of its own."""
+    rest = iter(items)
+    while batch := [*islice(rest, size)]:
+        yield batch
+
 
 #: The greatest id of an entry.
 LAST = f"{2**64 - 1}-{2**64 - 1}"

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
+from brokerfl.broker import sockets
 from brokerfl.broker.connection import Pipeline
 from brokerfl.broker.fence import Fence, Transaction
 from brokerfl.broker.sockets import Command, commands_of
 from brokerfl.common import MetricsRecord
-from tests.apps import Counter, driving, eventually
+from tests.apps import Counter, driving, eventually, number
 from tests.conftest import Backend
 from tests.stage import (
     LAYER,
@@ -91,3 +92,23 @@ def test_each_transaction_touches_one_slot_and_each_echo_its_own(
         assert kept in in_ledger(backend, driver)
     assert seen >= {"upload", "commit", "verdict", "restore", "send", "close", "delete"}
     assert echoed >= {"commit", "restore", "send", "close", "delete"}
+
+
+def test_no_command_has_more_than_a_thousand_arguments(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some managed services refuse longer ones, and everybody else waits for them."""
+    longest, send = [0], sockets._send
+
+    def spy(socket: Any, commands: list[Command]) -> Any:
+        longest[0] = max(longest[0], *(len(command) for command in commands))
+        return send(socket, commands)
+
+    monkeypatch.setattr(sockets, "_send", spy)
+    node = silent(backend)
+    with driving(backend) as driver:
+        messages = [driver.create_message(number(n), "train", node, "1") for n in range(1200)]
+        ids = driver.push_messages(messages)
+        driver.cancel_messages(ids)
+        assert len(driver.pull_messages(ids)) == 1200
+        driver.checkpoint()
+        assert in_ledger(backend, driver) == set()
+    assert 500 < longest[0] <= 1000
