@@ -90,11 +90,6 @@ class Keys:
                 "(it becomes part of every key), some of them in braces for a Cluster, as in {fl}"
             )
 
-    @property
-    def tag(self) -> str:
-        """What is in the prefix's braces; "" if it has none."""
-        return self.prefix.partition("{")[2].partition("}")[0]
-
     # The registry.
 
     @property
