@@ -79,7 +79,8 @@ def test_an_idle_node_asks_at_most_once_a_second(real: Backend) -> None:
     with federation(real, nodes=1) as nodes, driving(real) as driver:
         driver.send_and_receive([driver.create_message(number(1), "train", nodes.nodes[0].node_id, "1")])
         asked: dict[str, Any] = called_during(real, 4.0)
-        assert asked.get("cmdstat_xreadgroup", 0) <= 3
+        last = 1 if real.is_cluster else 0  # an inbox that rang is read until it has no more
+        assert asked.get("cmdstat_xreadgroup", 0) <= 3 + last
         assert sum(asked.values()) <= 3 + 12, f"two renewals at most beside the reads: {asked}"
 
 
