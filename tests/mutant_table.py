@@ -2832,6 +2832,13 @@ CLUSTER = (
         "topology/test_inboxes",
     ),
     Mutant(
+        "a node on a Cluster has a budget for each run",
+        "broker/inbox.py",
+        "if cut or room < 0 or isinstance(response, OversizeError):",
+        "if isinstance(response, OversizeError):",
+        "topology/test_inboxes",
+    ),
+    Mutant(
         "a run that expired on a Cluster is served for ever",
         "broker/tour.py",
         "return not all(gather.execute())",

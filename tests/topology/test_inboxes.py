@@ -4,10 +4,12 @@ from typing import Any
 
 import pytest
 
+from brokerfl.broker import inbox
 from brokerfl.broker.contact import READ_ON, ring, ring_doorbell
 from brokerfl.broker.inbox import Inboxes, add_message
 from brokerfl.broker.keys import BELL_LENGTH
 from brokerfl.broker.sockets import Sockets
+from brokerfl.wire.frame import size_of
 from tests.apps import eventually
 from tests.conftest import Backend
 from tests.stage import first_contact, silent
@@ -89,6 +91,24 @@ def test_a_ring_that_fell_out_of_a_full_doorbell_is_made_up_for(spread: Backend)
             ring(pipe, keys, node, f"{READ_ON} 3")
         pipe.execute()
     assert [each.run_id for each in inboxes.read(1, block=1.0)] == [2]
+
+
+def test_reading_many_inboxes_has_one_budget(spread: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each primary answers for its own, but what a node has in memory is bounded; the rest is read in parts."""
+    keys, node = spread.connect().keys, silent(spread)
+    inboxes = met(spread, node, range(2, 22))
+    monkeypatch.setattr(inbox, "MOST_ANSWER", 100_000)
+    with spread.admin.pipeline() as pipe:
+        for run_id in range(2, 22):
+            add_message(pipe, keys, node, run_id, {b"i": bytes(60_000)})
+            ring(pipe, keys, node, f"{READ_ON} {run_id}")
+        pipe.execute()
+    sizes, found = [], []
+    while batch := inboxes.read(1, block=0.01):
+        sizes.append(sum(size_of(each.fields) for each in batch))
+        found += [each.run_id for each in batch]
+    assert {*found} == {*range(2, 22)}
+    assert max(sizes) < 400_000
 
 
 def test_a_run_that_expired_is_noticed(spread: Backend) -> None:
