@@ -2846,6 +2846,13 @@ CLUSTER = (
         "topology/test_inboxes",
     ),
     Mutant(
+        "a prefix that is no longer used keeps the tombstones of its runs",
+        "broker/runs.py",
+        "for key in (*tombstones, keys.identity,",
+        "for key in (keys.identity,",
+        "contract/test_runs",
+    ),
+    Mutant(
         "all chunks of a broadcast are on one primary",
         "broker/keys.py",
         "return f\"{self.prefix}:blob:{run_id}:{int.from_bytes(chunk[:8], 'big')}:{{{chunk[8:].hex()}}}\"",

@@ -27,7 +27,6 @@ from rich.table import Table
 from brokerfl.broker.connection import TLS, Connection
 from brokerfl.broker.embedded import EmbeddedServer, die_with_parent
 from brokerfl.broker.ending import stop_run
-from brokerfl.broker.keys import Keys
 from brokerfl.broker.nodes import list_nodes
 from brokerfl.broker.presence import online_nodes
 from brokerfl.broker.runs import forget_registry, list_runs
@@ -111,8 +110,7 @@ class _Demo:
         self._stack = stack
         self._nodes = nodes
         self._rounds = rounds
-        own = f"demo-{secrets.token_hex(4)}"
-        self._prefix = f"{prefix}-{own}" if Keys(prefix).tag else f"{prefix}-{{{own}}}"  # which a Cluster takes, too
+        self._prefix = f"{prefix}-demo-{secrets.token_hex(4)}"
         self._folder = Path(tempfile.mkdtemp(prefix="brokerfl-demo-"))
         stack.callback(shutil.rmtree, self._folder, ignore_errors=True)
         self._arguments: list[str] = []

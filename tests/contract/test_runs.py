@@ -11,7 +11,7 @@ from brokerfl.broker import runs as runs_module
 from brokerfl.broker.ending import stop_run
 from brokerfl.broker.keys import MOST_RETENTION, RETENTION
 from brokerfl.broker.nodes import Registration
-from brokerfl.broker.runs import list_runs
+from brokerfl.broker.runs import forget_registry, list_runs
 from brokerfl.common import ConfigError, Message, RunFenced, RunLost, RunStopped
 from brokerfl.server import Driver
 from brokerfl.testing import fake_connection
@@ -321,6 +321,15 @@ def test_a_beat_that_learns_of_a_stop_gives_up_the_lease(backend: Backend) -> No
         beat(driver)
     assert not backend.admin.exists(keys.run_lease(run))
     driver.detach()
+
+
+def test_a_registry_that_is_forgotten_leaves_nothing(backend: Backend) -> None:
+    """Not even what says that its runs have ended, as after the demo."""
+    with driving(backend) as driver, driving(backend):
+        push(driver, silent(backend), number(1))
+    backend.admin.unlink(*(key for key in backend.admin.scan_iter() if b"{" in key and b"run:" not in key))
+    forget_registry(backend.connect())
+    assert [*backend.admin.scan_iter()] == []
 
 
 def test_a_run_that_is_over_keeps_no_socket(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:

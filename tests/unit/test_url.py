@@ -88,7 +88,6 @@ def test_masks() -> None:
 def test_a_prefix_may_have_a_tag() -> None:
     """One, that is not empty: it is what all keys are hashed by."""
     for prefix, tag in (("{fl}", "fl"), ("a:{b.c}-d", "b.c"), ("fl", "")):
-        assert Keys(prefix).tag == tag
         keys = Keys(prefix)
         names = [keys.identity, keys.nodes, keys.runs, keys.ctl(1), keys.inbox(1, 2), keys.meta(2), keys.bell(2)]
         slots = {key_slot(key.encode()) for key in [*names, keys.blob(2, b"d"), *keys.of_run(2)]}
