@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from brokerfl.common import MissingExtra
 from brokerfl.testing import FakeServer, fake_connection
 from tests.topology.fleets import ClusterFleet, SentinelFleet
 
-PREFIX = "test"  # with --topology, of one slot
+PREFIX = "test"
 
 #: In CI a backend that is missing is a failure; at a desk it is skipped.
 REQUIRED = os.environ.get("BROKERFL_REQUIRE_BACKENDS") == "1"
@@ -53,7 +54,7 @@ def _slice(text: str) -> tuple[int, int]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Settle what tests/crash plays, once for all workers, and the prefix, before any module has it."""
+    """Settle what tests/crash plays, once for all workers."""
     option, today = config.option, int(time.time() // 86_400)
     if hasattr(config, "workerinput"):
         option.chosen, option.slice, option.seed = config.workerinput["crash"]
@@ -120,6 +121,11 @@ class Backend:
     def is_found(self) -> bool:
         """Whether its server is one of several."""
         return self.name in TOPOLOGIES
+
+    @property
+    def is_cluster(self) -> bool:
+        """Whether each key has a slot, and no command may have keys of two."""
+        return self.name.endswith("cluster")
 
 
 def missing(what: str) -> None:
@@ -284,10 +290,37 @@ def real_backend(name: str, url: str, tls: TLS | None = None) -> Backend:
     return Backend(name, lambda: connect(url, prefix=PREFIX, tls=tls, check=True), admin, url, tls)
 
 
+#: What a server is asked about itself, or told. The others are about keys.
+_OF_SERVERS = {"INFO", "CONFIG SET", "CONFIG RESETSTAT", "CLIENT LIST", "CLIENT KILL"}
+
+
+class ClusterAdmin(redis_py.RedisCluster):
+    """A client for a whole Cluster as if it were one server: all primaries answer, and what they count is added up."""
+
+    def execute_command(self, *args: Any, **kwargs: Any) -> Any:
+        if args[0] not in _OF_SERVERS or "target_nodes" in kwargs:
+            return super().execute_command(*args, **kwargs)
+        answers = [super(ClusterAdmin, self).execute_command(*args, target_nodes=each) for each in self.get_primaries()]
+        return reduce(_added, answers)
+
+
+def _added(one: Any, other: Any) -> Any:
+    match one:
+        case dict():
+            return {
+                key: _added(one[key], other[key]) if one.keys() & other.keys() >= {key} else (one | other)[key]
+                for key in one | other
+            }
+        case bool() | str():
+            return one
+        case _:
+            return one + other
+
+
 def cluster_admin(url: str) -> Any:
     """A client of redis-py for a whole Cluster."""
     host, port = parse_url(url, insecure=True).hosts[0]
-    return redis_py.RedisCluster(host=host, port=port)
+    return ClusterAdmin(host=host, port=port)
 
 
 def _make(name: str, request: pytest.FixtureRequest) -> Backend:

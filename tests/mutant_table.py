@@ -371,7 +371,7 @@ STREAMS = (
     Mutant(
         "a ring does not bring what a former process had read",
         "broker/inbox.py",
-        "            more = self._left_over(found)\n",
+        "            more = self._left_over(found, rung.values())\n",
         "",
         "contract/test_nothing_lost contract/test_nodes",
     ),
@@ -385,8 +385,8 @@ STREAMS = (
     Mutant(
         "a node's own ring hides another",
         "broker/inbox.py",
-        "pipe.xdel(self._ctl, *rung))  # others may have rung since\n        else:\n            new",
-        "pipe.xtrim(self._ctl, maxlen=0, approximate=False))\n        else:\n            new",
+        "silence(self._connection, node_id, rung)  # others",
+        "silence(self._connection, node_id, rung, all_of_them=True)  # others",
         "contract/test_nothing_lost",
     ),
     Mutant(
@@ -2277,11 +2277,11 @@ ENDING = (
         "contract/test_ending",
     ),
     Mutant(
-        'an echo that is lost is not missed',
-        'broker/echoes.py',
-        'connection.losses += 1',
-        'connection.losses += 0',
-        'contract/test_ending',
+        "an echo that is lost is not missed",
+        "broker/echoes.py",
+        "            connection.losses += 1\n",
+        "            pass\n",
+        "contract/test_ending",
     ),
     Mutant(
         "who takes a run over that is ending spoils its end",
@@ -2840,6 +2840,65 @@ LACKING = (
     ),
 )
 
+CLUSTER = (
+    Mutant(
+        "a node on a Cluster hears as many rings as it takes messages",
+        "broker/inbox.py",
+        "most = BELL_LENGTH if part.keys() == {self._ctl} else count",
+        "most = count",
+        "topology/test_inboxes",
+    ),
+    Mutant(
+        "a contact on a Cluster costs a command for each run",
+        "broker/inbox.py",
+        "passed_over = () if None in told else",
+        "passed_over = () if told else",
+        "topology/test_inboxes",
+    ),
+    Mutant(
+        "what is read again after a reconnect has no news any more",
+        "broker/inbox.py",
+        ' for key, at in part.items() if at == ">")',
+        " for key in part)",
+        "topology/test_inboxes",
+    ),
+    Mutant(
+        "a ring that fell out of a doorbell is lost",
+        "broker/inbox.py",
+        "self._far if len(rung) >= BELL_LENGTH else self._far & named",
+        "self._far & named",
+        "topology/test_inboxes",
+    ),
+    Mutant(
+        "a node on a Cluster has a budget for each run",
+        "broker/inbox.py",
+        "if cut or room < 0 or isinstance(response, OversizeError):",
+        "if isinstance(response, OversizeError):",
+        "topology/test_inboxes",
+    ),
+    Mutant(
+        "a run that expired on a Cluster is served for ever",
+        "broker/tour.py",
+        "return not all(gather.execute())",
+        "return not gather.execute()",
+        "topology/test_inboxes",
+    ),
+    Mutant(
+        "a prefix that is no longer used keeps the tombstones of its runs",
+        "broker/runs.py",
+        "for key in (*tombstones, keys.identity,",
+        "for key in (keys.identity,",
+        "contract/test_runs",
+    ),
+    Mutant(
+        "all chunks of a broadcast are on one primary",
+        "broker/keys.py",
+        "return f\"{self.prefix}:blob:{run_id}:{int.from_bytes(chunk[:8], 'big')}:{{{chunk[8:].hex()}}}\"",
+        "return f\"{self.prefix}:blob{{x}}:{run_id}:{int.from_bytes(chunk[:8], 'big')}:{{{chunk[8:].hex()}}}\"",
+        "topology/test_spread",
+    ),
+)
+
 MUTANTS = (
     *FENCE,
     *TRANSACTIONS,
@@ -2862,4 +2921,5 @@ MUTANTS = (
     *WEIGHTS,
     *STRANGERS,
     *PROCESSES,
+    *CLUSTER,
 )

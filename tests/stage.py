@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from brokerfl.broker.connection import Pipeline
-from brokerfl.broker.contact import contact, open_streams
+from brokerfl.broker.contact import READ_ON, contact, open_streams, ring_doorbell
 from brokerfl.broker.fence import Transaction
 from brokerfl.broker.inbox import Delivery
 from brokerfl.broker.keys import Keys
@@ -76,7 +76,8 @@ class Streams:
     """The three streams between a run and a node, seen from outside."""
 
     def __init__(self, backend: Backend, driver: Driver, node: Node) -> None:
-        self._admin = backend.admin
+        self._admin, self._connection = backend.admin, driver.connection
+        self._node_id, self._run_id = node.node_id, driver.run.run_id
         self.inbox, self.outbox, self.data = driver.connection.keys.of_node_and_run(node.node_id, driver.run.run_id)
 
     def entry(self, stream: str) -> tuple[str, dict[bytes, bytes]]:
@@ -87,6 +88,7 @@ class Streams:
     def again(self, fields: dict[bytes, bytes]) -> None:
         """Put an entry into the inbox a second time, as a ServerApp does that found it in neither stream."""
         self._admin.xadd(self.inbox, fields)
+        ring_doorbell(self._connection, self._node_id, f"{READ_ON} {self._run_id}")
 
     def lengths(self) -> tuple[int, int, int]:
         """How many entries inbox, outbox and data stream have."""

@@ -5,11 +5,13 @@ Owns how these begin and end, their lifetimes, and the doorbell `P:{N}:ctl`. It 
 Streams are in the run's slot, and made in its transactions. What is in the node's slot follows as an echo.
 """
 
+from collections.abc import Iterable
+
 from redis.client import Pipeline
 
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import map_errors
-from brokerfl.broker.keys import BELL_LENGTH, GROUP, Keys, milliseconds
+from brokerfl.broker.keys import BELL_LENGTH, GROUP, Keys, milliseconds, parse_id
 
 #: What a ring says if there are no entries but new ones, so that nothing is read again that is in hand. A run's id may
 #: follow: only its inbox has them.
@@ -73,6 +75,23 @@ def expire_at_node(pipe: Pipeline, keys: Keys, node_id: int, run_id: int, retent
 def ring(pipe: Pipeline, keys: Keys, node_id: int, word: str = "") -> None:
     """Put "look at your runs again" into ``pipe``; ``word`` is one of them, or `READ_ON`. Only the node creates it."""
     pipe.xadd(keys.ctl(node_id), {"r": word}, maxlen=BELL_LENGTH, nomkstream=True)
+
+
+def silence(connection: Connection, node_id: int, rung: Iterable[str], *, all_of_them: bool = False) -> None:
+    """Delete the rings that a node has heard. A ring that comes meanwhile goes with them only if ``all_of_them`` do."""
+    ctl = connection.keys.ctl(node_id)
+    with map_errors(connection.url), connection.at(ctl).redis.pipeline(transaction=False) as pipe:
+        pipe.xack(ctl, GROUP, *rung)
+        if all_of_them:
+            pipe.xtrim(ctl, maxlen=0, approximate=False)
+        else:
+            pipe.xdel(ctl, *rung)
+        pipe.execute(raise_on_error=False)
+
+
+def run_in(word: str) -> int | None:
+    """Return the run that a ring names."""
+    return parse_id(word.rpartition(" ")[2].encode())
 
 
 def ring_doorbell(connection: Connection, node_id: int, word: str = "") -> None:

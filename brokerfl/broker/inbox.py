@@ -20,14 +20,16 @@ from redis.exceptions import ResponseError
 
 from brokerfl.broker.bounded import OversizeError
 from brokerfl.broker.connection import BLOCK, Connection
-from brokerfl.broker.contact import READ_ON
+from brokerfl.broker.contact import READ_ON, run_in, silence
 from brokerfl.broker.failure import map_errors, meaning
 from brokerfl.broker.gather import Gather
-from brokerfl.broker.keys import GROUP, LEASE, Keys, milliseconds, parse_id
+from brokerfl.broker.keys import BELL_LENGTH, GROUP, LEASE, Keys, milliseconds
 from brokerfl.broker.oversize import MOST_ANSWER, all_entries
 from brokerfl.broker.pending import is_missing, pending_ids, read_pending, with_others
 from brokerfl.broker.runs import runs_of
+from brokerfl.broker.sockets import Command
 from brokerfl.broker.stream import batches, entries
+from brokerfl.broker.tour import Tour
 from brokerfl.common import log
 from brokerfl.wire.frame import Fields, size_of
 from brokerfl.wire.message import message_id_of
@@ -104,8 +106,10 @@ class Inboxes:
         self._on_runs, self._in_hand = on_runs, in_hand
         self._ctl = connection.keys.ctl(node_id)
         self._runs: dict[str, int] = {}
-        self._due: set[str] = set()  # on other servers than the doorbell: those that may have new entries
+        self._far: set[str] = set()  # those that cannot be read together with the doorbell
+        self._due: set[str] = set()  # of these: those that may have new entries
         self._behind: dict[str, str] = {}  # of inboxes that have more: the last entry that was read again
+        self._tour = Tour(connection)
         self._is_over = False
 
     def refresh(self, *, only_new: bool = False) -> bool:
@@ -130,7 +134,8 @@ class Inboxes:
         before = self._runs
         there = {key: run_id for key, run_id in inboxes.items() if types.get(key, b"stream") == b"stream"}
         self._runs = self._within_limit(there)
-        self._due = {key for key in self._runs if key in self._due or (key not in before and self._is_far(key))}
+        new = {key for key in self._runs.keys() - before.keys() if not connection.shares_slot(key, self._ctl)}
+        self._far, self._due = (new | (known & self._runs.keys()) for known in (self._far, self._due))
         passed_over = {run_id for key, run_id in there.items() if key not in self._runs}
         missing = {inboxes[key] for key, kind in types.items() if kind == b"none"}
         if missing:
@@ -172,12 +177,8 @@ class Inboxes:
     def drain(self) -> list[Delivery]:
         """Return everything that was delivered to this node and is still in the inboxes. Call after every connect."""
         self.refresh()
-        self._due = {*filter(self._is_far, self._runs)}
+        self._due = {*self._far}
         return self.pending()
-
-    def _is_far(self, key: str) -> bool:
-        """Whether an inbox cannot be read together with the doorbell."""
-        return not self._connection.shares_slot(key, self._ctl)
 
     def pending(self, inboxes: Collection[str] | None = None) -> list[Delivery]:
         """Return what was delivered from these inboxes, by default all that are known, and is still there.
@@ -224,9 +225,11 @@ class Inboxes:
             block: seconds.
             without: ids of runs to leave out.
         """
+        if self._tour.misses_one(self._far):
+            self.refresh()
         wanted = [key for key, run_id in self._runs.items() if run_id not in without] if count else []
         due = self._due.intersection(wanted)
-        near = [key for key in wanted if key in due or not self._is_far(key)]
+        near = [key for key in wanted if key in due or key not in self._far]
         streams = {self._ctl: ">", **dict.fromkeys(near, ">")}
         self._behind = {key: last for key, last in self._behind.items() if key in self._runs}
         found = self._one_by_one({key: last for key, last in self._behind.items() if key in wanted})
@@ -237,52 +240,58 @@ class Inboxes:
     ) -> list[Delivery]:
         """Read streams. If the doorbell rang, go on with what is new: of those inboxes that are ``wanted``."""
         each = max(1, min(count, MOST_READ // max(1, len(streams.keys() - {self._ctl}))))
-        found, rung = [], dict[str, str]()
-        for keys in self._connection.by_slot(streams):
-            part = {key: streams[key] for key in keys}
-            response = self._ask(part, each, block)
-            if isinstance(response, OversizeError):
-                found += self._read_again(part)
-                continue
-            if isinstance(response, ResponseError):
+        found, rung, room = list[Delivery](), dict[str, str](), MOST_ANSWER
+        cut, is_gone = dict[str, str](), False
+        for part, response in self._ask(streams, each, block):
+            if cut or room < 0 or isinstance(response, OversizeError):  # what follows may have been sent twice
+                cut |= part
+            elif isinstance(response, ResponseError):
                 if not is_missing(response):
                     raise meaning(response, self._connection.url)
-                with map_errors(self._connection.url):
-                    self._recover()
-                continue
-            before = len(found)
-            for key, entry_id, fields in entries(response):
-                if key == self._ctl:
-                    rung[entry_id] = fields.get(b"r", b"").decode(errors="replace")
-                else:
-                    found.append(Delivery(self._runs[key], entry_id, fields))
-            if len(found) - before < each:
-                self._due.difference_update(keys)
+                is_gone = True
+            else:
+                before = len(found)
+                for key, entry_id, fields in entries(response):
+                    if key == self._ctl:
+                        rung[entry_id] = fields.get(b"r", b"").decode(errors="replace")
+                    else:
+                        found.append(Delivery(self._runs[key], entry_id, fields))
+                room -= sum(size_of(delivery.fields) for delivery in found[before:])
+                if len(found) - before < each:
+                    self._due.difference_update(key for key, at in part.items() if at == ">")
+        if is_gone:
+            with map_errors(self._connection.url):
+                self._recover()
+        if cut:
+            found += self._read_again(cut)
         return found + self._heard(rung, found, count, wanted) if rung else found
 
-    def _ask(self, streams: Mapping[str, str], count: int, block: int | None) -> Any:
-        """Return the answer for streams that share a slot: what Redis says, or an `OversizeError`."""
-        command = ["XREADGROUP", "GROUP", GROUP, str(self._node_id), "COUNT", count]
-        command += [] if block is None else ["BLOCK", block]
-        sockets = self._connection.at(next(iter(streams))).sockets
+    def _ask(self, streams: Mapping[str, str], count: int, block: int | None) -> Iterator[tuple[dict[str, str], Any]]:
+        """Yield streams that share a slot, and the answer for them: what Redis says, or an `OversizeError`."""
+        parts = [{key: streams[key] for key in keys} for keys in self._connection.by_slot(streams)]
+        blocking = () if block is None else ("BLOCK", block)
+        commands: list[Command] = []
+        for part in parts:  # a doorbell alone is emptied: each ring may name another run
+            most = BELL_LENGTH if part.keys() == {self._ctl} else count
+            command = ("XREADGROUP", "GROUP", GROUP, str(self._node_id), "COUNT", most, *blocking)
+            commands.append((*command, "STREAMS", *part, *part.values()))
         with map_errors(self._connection.url):
-            [response] = sockets.exchange([(*command, "STREAMS", *streams, *streams.values())], [MOST_ANSWER])
-        return response
+            yield from zip(parts, self._connection.stream(commands, [MOST_ANSWER] * len(parts)), strict=True)
 
     def _heard(
         self, rung: Mapping[str, str], found: Sequence[Delivery], count: int, wanted: Collection[str]
     ) -> list[Delivery]:
         """Return what the rings announce besides what was ``found`` in the same read."""
         keys, node_id = self._connection.keys, self._node_id
-        named = {keys.inbox(node_id, run) for word in rung.values() if (run := _run_in(word)) is not None}
+        named = {keys.inbox(node_id, run) for word in rung.values() if (run := run_in(word)) is not None}
         new: set[str] = set()
         more: list[Delivery] = []
         if all(word.startswith(READ_ON) for word in rung.values()) and named <= self._runs.keys():
-            self._silence(rung, lambda pipe: pipe.xdel(self._ctl, *rung))  # others may have rung since
+            silence(self._connection, node_id, rung)  # others may have rung since
         else:
             new = self._answer(rung)
-            more = self._left_over(found)
-        self._due |= {key for key in named & self._runs.keys() if self._is_far(key)}
+            more = self._left_over(found, rung.values())
+        self._due |= self._far if len(rung) >= BELL_LENGTH else self._far & named  # others may have fallen out
         announced = new | self._due.intersection(wanted)
         if announced and count:  # do not let new runs wait behind what was read ahead for the others
             more += self._read(dict.fromkeys(announced, ">"), count, block=None)
@@ -293,35 +302,31 @@ class Inboxes:
         if self._ctl in streams:
             if rung := pending_ids(self._connection, self._ctl, self._node_id):
                 self._answer(rung)
-            streams = dict.fromkeys(self._runs, "0")
+            streams, self._due = dict.fromkeys(self._runs, "0"), {*self._far}
         return self._one_by_one({key: "0" if at == ">" else at for key, at in streams.items() if key in self._runs})
 
     def _answer(self, rung: Iterable[str]) -> set[str]:
-        """What others ring carries no information: delete all rings, then look at the runs. Returns the new inboxes."""
+        """Look at the runs, after the deletion of rings. Returns the new inboxes.
+
+        One look answers all rings, also those that were not read, unless inboxes are read only if their runs rang.
+        """
         known = set(self._runs)
-        if any(map(self._is_far, self._runs)):  # others may have rung since, for one run each
-            self._silence(rung, lambda pipe: pipe.xdel(self._ctl, *rung))
-        else:
-            self._silence(rung, lambda pipe: pipe.xtrim(self._ctl, maxlen=0, approximate=False))
+        silence(self._connection, self._node_id, rung, all_of_them=not self._far)
         self.refresh(only_new=True)
         return set(self._runs) - known
 
-    def _silence(self, rung: Iterable[str], delete: Callable[[Pipeline], object]) -> None:
-        redis = self._connection.at(self._ctl).redis
-        with map_errors(self._connection.url), redis.pipeline(transaction=False) as pipe:
-            pipe.xack(self._ctl, GROUP, *rung)
-            delete(pipe)
-            pipe.execute(raise_on_error=False)
-
-    def _left_over(self, found: Iterable[Delivery]) -> list[Delivery]:
+    def _left_over(self, found: Iterable[Delivery], words: Collection[str]) -> list[Delivery]:
         """Return what the process that had the id before was given, and has not executed.
 
-        Of runs that have messages in hand, only the ids are asked for: no content in hand is read again.
+        Of runs that have messages in hand, only the ids are asked for: no content in hand is read again. Of inboxes
+        that each cost a command, only those are read of whose runs these ``words`` are, unless one names no run.
         """
         known = {run_id: {*entry_ids} for run_id, entry_ids in self._in_hand().items()}  # first: it only gets less
         for delivery in found:
             known.setdefault(delivery.run_id, set()).add(delivery.entry_id)
-        asked = self._runs.keys() - self._behind.keys()  # which `read` goes on with
+        told = {run_in(word) for word in words if not word.startswith(READ_ON)}
+        passed_over = () if None in told else (key for key in self._far if self._runs[key] not in told)
+        asked = self._runs.keys() - self._behind.keys() - {*passed_over}  # `read` goes on with those that are behind
         busy = {key: known[self._runs[key]] for key in asked if self._runs[key] in known}
         asked -= busy.keys() - with_others(self._connection, self._node_id, busy)
         return [old for old in self.pending(asked) if old.entry_id not in known.get(old.run_id, ())]
@@ -340,8 +345,3 @@ class Inboxes:
         repaired = any(result is True for result in (ctl, *inboxes))
         if not self.refresh() and not repaired:
             time.sleep(0.05)
-
-
-def _run_in(word: str) -> int | None:
-    """Return the run that a ring names."""
-    return parse_id(word.rpartition(" ")[2].encode())

@@ -87,7 +87,7 @@ class Keys:
         if not self.prefix or not _PREFIX.fullmatch(self.prefix):
             raise ConfigError(
                 f"the prefix {self.prefix!r} may contain only letters, digits and . _ : - "
-                "(it becomes part of every key), some of them in braces for a Cluster, as in {fl}"
+                "(it becomes part of every key), some of them in braces, as in {fl}"
             )
 
     # The registry.

@@ -185,7 +185,12 @@ def runs_of(connection: Connection, node_id: int) -> dict[int, Any]:
 
 
 def forget_registry(connection: Connection) -> None:
-    """Delete the registry of a prefix that is no longer used: its identity, nodes and runs."""
-    with map_errors(connection.url):
-        for key in (connection.keys.identity, connection.keys.nodes, connection.keys.runs):
-            connection.at(key).redis.unlink(key)
+    """Delete the registry of a prefix that is no longer used: its identity, nodes and runs, all of which have ended."""
+    keys = connection.keys
+    with map_errors(connection.url, keys.runs):
+        members = connection.at(keys.runs).redis.zrange(keys.runs, 0, -1)
+        tombstones = [keys.owner(run_id) for run_id in map(parse_id, members) if run_id is not None]
+        gather = Gather(connection)
+        for key in (*tombstones, keys.identity, keys.nodes, keys.runs):
+            gather.at(key).unlink(key)
+        gather.execute()

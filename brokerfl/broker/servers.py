@@ -236,7 +236,7 @@ def scatter(servers: Servers, asked: Sequence[tuple[str, Sequence[Command]]]) ->
 
 
 def stream(servers: Servers, commands: Sequence[Command], most: Sequence[int] = ()) -> Iterator[Any]:
-    """Send commands, each to the primary of its key, which is its second part; yield the answers in their order.
+    """Send commands, each to the primary of its first key; yield the answers in their order.
 
     Each is yielded when it arrives, so that only one of each server is in memory at a time. For ``most`` see
     `Sockets.stream`.
@@ -247,7 +247,7 @@ def stream(servers: Servers, commands: Sequence[Command], most: Sequence[int] = 
     parts: dict[Sockets, tuple[list[Command], list[int]]] = {}
     order: list[Sockets] = []
     for command, limit in zip_longest(commands, most):
-        order.append(servers.at(command[1]).sockets)
+        order.append(servers.at(command[command.index("STREAMS") + 1 if command[0] == "XREADGROUP" else 1]).sockets)
         those, limits = parts.setdefault(order[-1], ([], []))
         those.append(command)
         limits += () if limit is None else (limit,)

@@ -80,5 +80,5 @@ def issued(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     spy(Redis, "execute_command", lambda *command: [command[0]])
     spy(Pipeline, "execute_command", lambda *command: [command[0]])
     spy(Sockets, "talk", lambda _, commands: [command[0] for command in commands])
-    spy(Sockets, "exchange", lambda commands, most=(): [command[0] for command in commands if most])
+    spy(Sockets, "stream", lambda commands, most=(): [command[0] for command in commands])
     return names

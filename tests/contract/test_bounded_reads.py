@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from brokerfl.broker import outbox
+from brokerfl.broker.contact import READ_ON, ring
 from brokerfl.broker.inbox import Inboxes, add_message
 from brokerfl.broker.outbox import FIRST_PAGE, LONG_PAGE, Outboxes, Reply
 from brokerfl.client import node as node_module
@@ -255,6 +256,8 @@ def test_a_node_reads_few_messages_of_many_runs_at_once(backend: Backend) -> Non
         for run_id in runs:
             for _ in range(20):
                 add_message(pipe, keys, node, run_id, {b"i": b"m"})
+            if backend.is_cluster:
+                ring(pipe, keys, node, f"{READ_ON} {run_id}")
         pipe.execute()
     sizes = []
     while found := inboxes.read(20, block=0.01):
@@ -268,7 +271,7 @@ def make_runs(backend: Backend, node: int, run_ids: range) -> None:
     keys = backend.connect().keys
     with backend.admin.pipeline() as pipe:
         for run_id in run_ids:
-            first_contact(pipe, keys, node, run_id, b"frame", 60.0)
+            first_contact(pipe, keys, node, run_id)
             add_message(pipe, keys, node, run_id, {b"i": f"{run_id:032x}".encode(), b"h": bytes(300)})
         pipe.execute()
 

@@ -32,11 +32,11 @@ def step(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
 def put_ahead(backend: Backend, at: int, *streams: str) -> None:
     """What a step forward and back leaves: the next entry of a stream is not before the last."""
-    with backend.admin.pipeline(transaction=True) as pipe:
-        for stream in streams:
+    for stream in streams:
+        with backend.admin.pipeline(transaction=True) as pipe:
             pipe.xadd(stream, {"x": ""}, id=f"{10**13 + at}-0", nomkstream=True)
             pipe.xdel(stream, f"{10**13 + at}-0")
-        pipe.execute()
+            pipe.execute()
 
 
 def test_replies_count_after_a_step_forward_and_back(backend: Backend) -> None:

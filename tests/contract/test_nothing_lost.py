@@ -263,19 +263,20 @@ def test_a_push_whose_answer_was_lost_is_made_once(backend: Backend, lose_answer
 def test_a_push_that_arrives_late_has_no_effect(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """The EXEC was on its way when the connection was given up: it arrives when Redis was asked, and said that no."""
     transact, has = Sockets.transact_on, Books.has
-    other = backend.connect().sockets
-    late, answers, asked = other.take(), [], []
+    answers: list[object] = []
+    late: list[tuple[Sockets, Any]] = []
 
     def delayed(sockets: Sockets, socket: Any, commands: Sequence[Command], after: Sequence[Command] = ()) -> object:
-        if sends(commands) and not asked:
-            asked.append(True)
-            other.talk(late, [*after, ("MULTI",), *commands])  # `after` watches the owner
+        if sends(commands) and not late:
+            late.append((sockets, sockets.take()))
+            sockets.talk(late[0][1], [*after, ("MULTI",), *commands])  # `after` watches the owner
             raise redis_py.TimeoutError("no answer")
         return transact(sockets, socket, commands, after)
 
     def asks(books: Books, message_id: str) -> bool:
         found = has(books, message_id)
-        answers.extend(other.talk(late, [("EXEC",)]))
+        other, socket = late[0]
+        answers.extend(other.talk(socket, [("EXEC",)]))
         return found
 
     with driving(backend) as driver:

@@ -11,7 +11,7 @@ from brokerfl.broker import runs as runs_module
 from brokerfl.broker.ending import stop_run
 from brokerfl.broker.keys import MOST_RETENTION, RETENTION
 from brokerfl.broker.nodes import Registration
-from brokerfl.broker.runs import list_runs
+from brokerfl.broker.runs import forget_registry, list_runs
 from brokerfl.common import ConfigError, Message, RunFenced, RunLost, RunStopped
 from brokerfl.server import Driver
 from brokerfl.testing import fake_connection
@@ -323,11 +323,29 @@ def test_a_beat_that_learns_of_a_stop_gives_up_the_lease(backend: Backend) -> No
     driver.detach()
 
 
-def test_a_run_that_is_over_keeps_no_socket(backend: Backend) -> None:
-    """However many run on one connection, one after the other, ended or detached."""
+def test_a_registry_that_is_forgotten_leaves_nothing(backend: Backend) -> None:
+    """Not even what says that its runs have ended, as after the demo."""
+    with driving(backend) as driver, driving(backend):
+        push(driver, silent(backend), number(1))
+    backend.admin.unlink(*(key for key in backend.admin.scan_iter() if b"{" in key and b"run:" not in key))
+    forget_registry(backend.connect())
+    assert [*backend.admin.scan_iter()] == []
+
+
+def test_a_run_that_is_over_keeps_no_socket(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many run on one connection, one after the other, ended or detached.
+
+    On a Cluster all are on one primary: the first run on each connects to it.
+    """
     if not backend.is_real:
         pytest.skip("fakeredis has no sockets")
     connection, open_sockets = backend.connect(), []
+    home = connection.at(connection.keys.identity)
+
+    def new_id() -> int:
+        return next(run for run in iter(nodes_module.new_id, 0) if connection.at(connection.keys.owner(run)) is home)
+
+    monkeypatch.setattr(owner_module, "new_id", new_id)
     for turn in range(12):
         driver = Driver(connection, "server:app")
         driver.checkpoint()

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from brokerfl.broker.embedded import find_server
+from tests.conftest import Backend, real_backend
 from tests.topology.fleets import ClusterFleet, Fleet, SentinelFleet
 from tests.topology.lab import FleetLab
 
@@ -22,6 +23,13 @@ def cluster(redis_binary: Path) -> Iterator[ClusterFleet]:
     """Three primaries that no test harms; slots may have been moved."""
     with ClusterFleet(redis_binary) as fleet:
         yield fleet
+
+
+@pytest.fixture
+def spread(cluster: ClusterFleet) -> Backend:
+    """The shared Cluster, which is empty, as a backend of the contract."""
+    cluster.flushall()
+    return real_backend("cluster", cluster.url)
 
 
 @pytest.fixture

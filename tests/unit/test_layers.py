@@ -122,6 +122,26 @@ def test_only_broker_issues_commands(path: Path) -> None:
     assert "Pipeline" not in {alias.name for node in imports for alias in node.names}
 
 
+#: What tells a Cluster from one server.
+TOPOLOGY = {"shares_slot", "by_slot", "divide", "is_found", "kind", "at", "scatter"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_broker_knows_where_keys_are(path: Path) -> None:
+    """One server and a Cluster are served by the same code: outside broker/ nobody asks which it is."""
+    if layer_of(path) in ("broker", "testing"):
+        return
+    tree = ast.parse(path.read_text())
+    attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    asked = {node.attr for node in attributes if ast.unparse(node.value).lower().endswith(("connection", "url"))}
+    assert TOPOLOGY.isdisjoint(asked)
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    modules = {node.module for node in imports} | {*imported(path)}
+    assert modules.isdisjoint({"brokerfl.broker.servers", "brokerfl.broker.topology", "brokerfl.broker.gather"})
+    from_url = {alias.name for node in imports if node.module == "brokerfl.broker.url" for alias in node.names}
+    assert from_url <= {"masked"}
+
+
 @pytest.mark.parametrize("key", ["ledger", "meta", "run_nodes"])
 def test_the_books_have_one_owner(key: str) -> None:
     """Ledger, meta and nodes of a run are named in one file; `keys` lists them for lifetimes and deletion."""
