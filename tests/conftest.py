@@ -15,7 +15,7 @@ import redis as redis_py
 
 from brokerfl.broker.connection import TLS, Connection, connect
 from brokerfl.broker.embedded import EmbeddedServer, find_server, free_port
-from brokerfl.broker.fence import ownership_in
+from brokerfl.broker.ownership import ownership_in
 from brokerfl.broker.url import parse_url
 from brokerfl.common import MissingExtra
 from brokerfl.testing import FakeServer, fake_connection

@@ -23,8 +23,9 @@ from brokerfl.broker.connection import Connection
 from brokerfl.broker.contact import leave_node
 from brokerfl.broker.echoes import Echo, send_echoes
 from brokerfl.broker.failure import execute_unless_changed, map_errors
-from brokerfl.broker.fence import ENDED, STOP, STOPPED, Fence, Ownership, RedisForgot, Transaction, ownership_in
+from brokerfl.broker.fence import Fence, RedisForgot, Transaction
 from brokerfl.broker.keys import BELL_LENGTH, LEASE, MOST_RETENTION, Keys, milliseconds
+from brokerfl.broker.ownership import ENDED, STOP, STOPPED, Ownership, ownership_in
 from brokerfl.broker.process import is_dead, new_token, text_of
 from brokerfl.broker.runs import absent, mark_as_ended
 from brokerfl.broker.stream import batches

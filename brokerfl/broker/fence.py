@@ -15,7 +15,8 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from logging import WARNING
+from typing import Any
 
 from redis.client import Pipeline
 from redis.exceptions import RedisError, ResponseError
@@ -24,57 +25,13 @@ from brokerfl.broker.connection import Connection
 from brokerfl.broker.echoes import Echo, send_echoes
 from brokerfl.broker.failure import map_errors
 from brokerfl.broker.keys import RETENTION, milliseconds
+from brokerfl.broker.ownership import ENDED, STOPPED, Ownership, ownership_in
 from brokerfl.broker.patience import holding
 from brokerfl.broker.sockets import Command, commands_of
-from brokerfl.common import BrokerflError, RedisOutOfMemory, RedisUnreachable, RunFenced, RunLost, RunStopped
-from brokerfl.common.text import shown
+from brokerfl.common import BrokerflError, RedisOutOfMemory, RedisUnreachable, RunFenced, RunLost, RunStopped, log
 
-#: What a stop writes instead of a token, and what the end of a run does.
-STOP, ENDED, STOPPED = "stop", "ended", "stopped"
-
-
-class Ownership(NamedTuple):
-    """What an owner key holds: whose the run is, and how many transactions that owner has made.
-
-    After the end of the run ``token`` is `ENDED` or `STOPPED`, and ``sequence`` when that was: Unix time in
-    milliseconds.
-    """
-
-    counter: int
-    token: str
-    sequence: int = 0
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the run has ended."""
-        return self.token in (ENDED, STOPPED)
-
-    @property
-    def is_stopping(self) -> bool:
-        """Whether the run is being stopped."""
-        return self.token.startswith(f"{STOP}/")
-
-    @property
-    def name(self) -> str:
-        """The owner without its sequence."""
-        return f"{self.counter}:{self.token}"
-
-    def __str__(self) -> str:
-        return f"{self.name}:{self.sequence}"
-
-
-def ownership_in(value: bytes) -> Ownership:
-    """Return what an owner key holds.
-
-    Raises:
-        RunLost: something that brokerfl has not written.
-    """
-    name, _, sequence = value.decode(errors="replace").rpartition(":")
-    counter, _, token = name.partition(":")
-    if not (counter.isascii() and counter.isdigit() and sequence.isascii() and sequence.isdigit()):
-        raise RunLost(f"the run's owner key holds {shown(repr(value[:100]))}, which brokerfl has not written")
-    return Ownership(int(counter), token, int(sequence))
-
+#: Seconds that a transaction waits for replicas.
+_PATIENCE = 1.0
 
 #: Puts commands into the pipeline it is given; may be called again.
 Build = Callable[[Pipeline], Any]
@@ -131,7 +88,9 @@ class Fence:
         self._sequence = 0
         self._retention = retention
         self._lock = threading.RLock()
-        self._watch = (("WATCH", self._key), ("GET", self._key))
+        self._watch: tuple[Command, ...] = (("WATCH", self._key), ("GET", self._key))
+        self._after: tuple[Command, ...] = self._watch
+        self._replicas, self._is_behind = 0, False
         self._socket: Any = None
         self._sockets: Any = None  # whose that is
         self._is_watching = False
@@ -198,7 +157,7 @@ class Fence:
                     else:
                         pipe.pexpire(self._key, lives)
                     transaction.run(pipe)
-                    results = self._transact(commands_of(pipe), () if transaction.ends else self._watch)
+                    results = self._transact(commands_of(pipe), () if transaction.ends else self._after)
                     if results is not None:
                         if counts:
                             self._sequence = following.sequence
@@ -235,9 +194,21 @@ class Fence:
         results, watched = self._sockets.transact_on(self._socket, commands, after)
         if after:
             self._note(watched)
+            self._look_behind(watched[0])
         else:
             self._is_watching = False  # EXEC ended it
         return results
+
+    def await_replicas(self, count: int) -> None:
+        """From now on wait after each transaction until so many replicas have it, for at most `_PATIENCE` seconds."""
+        self._replicas, self._after = count, (("WAIT", count, milliseconds(_PATIENCE)), *self._watch)
+
+    def _look_behind(self, answer: Any) -> None:
+        is_behind = isinstance(answer, int) and answer < self._replicas
+        if is_behind and not self._is_behind:
+            text = "%s of %s replicas have what run %s did last; going on, but a fail-over may lose it"
+            log(WARNING, text, answer, self._replicas, self._run_id)
+        self._is_behind = is_behind
 
     def _note(self, watched: list[Any]) -> Exception | None:
         refusal = next(filter(lambda answer: isinstance(answer, Exception), watched), None)

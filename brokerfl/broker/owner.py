@@ -18,11 +18,12 @@ from brokerfl.broker.contact import expire_at_node, expire_streams
 from brokerfl.broker.echoes import Echo, send_echoes
 from brokerfl.broker.ending import Footprint, finish, read_run
 from brokerfl.broker.failure import execute_unless_changed, map_errors
-from brokerfl.broker.fence import Fence, Transaction, ownership_in
+from brokerfl.broker.fence import Fence, Transaction
 from brokerfl.broker.gather import Gather
 from brokerfl.broker.keys import GROUP, LEASE, MOST_RETENTION, RETENTION, milliseconds
 from brokerfl.broker.lease import await_lapse
 from brokerfl.broker.nodes import LONGEST_IDENTITY, new_id
+from brokerfl.broker.ownership import ownership_in
 from brokerfl.broker.process import is_dead, new_token, text_of
 from brokerfl.broker.runs import absent, prune
 from brokerfl.common import ConfigError, RunAttached, RunNotFound, RunStopped, UserConfig

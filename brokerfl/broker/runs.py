@@ -19,10 +19,10 @@ from redis.client import Pipeline
 from brokerfl.broker.books import Summary, ask_summary, summary_of
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import execute_unless_changed, found_or_none, map_errors
-from brokerfl.broker.fence import STOPPED, Ownership, ownership_in
 from brokerfl.broker.fields import read_hash
 from brokerfl.broker.gather import Gather
 from brokerfl.broker.keys import MOST_RETENTION, RETENTION, Keys, milliseconds, parse_id
+from brokerfl.broker.ownership import STOPPED, Ownership, ownership_in
 from brokerfl.broker.process import describe, text_of
 from brokerfl.broker.stream import batches
 from brokerfl.common import RedisAuthError, RunLost

@@ -50,11 +50,12 @@ from brokerfl.broker.ending import (
     remove_streams,
     tombstone_of,
 )
-from brokerfl.broker.fence import Ownership, Transaction
+from brokerfl.broker.fence import Transaction
 from brokerfl.broker.inbox import add_message, remove_message
 from brokerfl.broker.keys import milliseconds
 from brokerfl.broker.outbox import remove_replies
 from brokerfl.broker.owner import Owner
+from brokerfl.broker.ownership import Ownership
 from brokerfl.wire.manifest import Manifest
 from brokerfl.wire.payload import Payload
 from brokerfl.wire.run import encode_run

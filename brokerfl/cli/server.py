@@ -89,6 +89,14 @@ class _Signalled(BaseException):
     help="Seconds that a named node may be offline before its messages become Error 5.",
 )
 @click.option(
+    "--wait-replicas",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="How many replicas are to have each transaction before the app goes on; it waits a second at most.",
+)
+@click.option(
     "--round-timeout",
     type=Seconds(0.0),
     envvar="BROKERFL_ROUND_TIMEOUT",
@@ -121,6 +129,7 @@ def main(
     lease: float,
     retention: float,
     offline_grace: float,
+    wait_replicas: int,
     round_timeout: float | None,
     outage_limit: float,
     max_message: int,
@@ -155,6 +164,7 @@ def main(
             lease=lease,
             retention=retention,
             offline_grace=offline_grace,
+            wait_replicas=wait_replicas,
             round_timeout=round_timeout,
             outage_limit=outage_limit,
             max_message=max_message,

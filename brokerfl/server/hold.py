@@ -60,6 +60,7 @@ class Options(TypedDict, total=False):
     origin: Origin | None
     overrides: tuple[str, ...] | None
     round_timeout: float | None
+    wait_replicas: int
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Settings:
     max_message: int = MAX_MESSAGE_BYTES  # the largest reply that is accepted
     max_run: int | None = None  # the most broadcast content that the run may have in Redis at once
     round_timeout: float | None = None  # how long `replies` and `send_and_receive` wait if the app does not say
+    wait_replicas: int = 0  # how many replicas are to have a transaction before the app goes on
     origin: Origin | None = None  # where the ServerApp comes from; None for a script's, which nodes of any app serve
     overrides: tuple[str, ...] | None = None  # of a new run: the keys of its config that are no defaults; None for all
 
@@ -83,6 +85,8 @@ class Hold:
     def __init__(self, owner: Owner, settings: Settings) -> None:
         self.run, self.owner = owner.run, owner
         connection, run_id = owner.connection, owner.run.run_id
+        if settings.wait_replicas:
+            owner.fence.await_replicas(settings.wait_replicas)
         saved = SavedContext(connection, run_id, settings.retention)
         self.blobs = blobs = Blobs(connection, run_id, settings.retention, settings.max_run)
         try:

@@ -6,7 +6,7 @@ import pytest
 
 from brokerfl.broker import echoes
 from brokerfl.broker.ending import stop_run
-from brokerfl.broker.fence import ownership_in
+from brokerfl.broker.ownership import ownership_in
 from brokerfl.broker.runs import list_runs
 from brokerfl.common import RedisUnreachable, RunNotFound
 from brokerfl.server import Driver

@@ -31,10 +31,10 @@ from redis.exceptions import ConnectionError, WatchError
 from brokerfl.broker import process as identity
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.ending import stop_run
-from brokerfl.broker.fence import ownership_in
 from brokerfl.broker.heartbeat import Heartbeat
 from brokerfl.broker.keys import LEASE, Keys, milliseconds
 from brokerfl.broker.nodes import Registration
+from brokerfl.broker.ownership import ownership_in
 from brokerfl.broker.runs import list_runs
 from brokerfl.broker.servers import OneServer
 from brokerfl.broker.sockets import Command, Sockets
