@@ -17,6 +17,7 @@ from typing import Any
 from weakref import WeakSet
 
 from redis.client import Pipeline
+from redis.commands.core import CoreCommands
 from redis.exceptions import RedisError, ResponseError
 
 from brokerfl.broker.bounded import OversizeError
@@ -32,6 +33,23 @@ PIECE = 128 * 1024
 SLOWEST = 32 * 1024
 
 
+class Commands(CoreCommands):
+    """Commands that are put together as in a pipeline of redis-py, which is slower.
+
+    A pipeline also has a finalizer: an exception that a signal handler raises there is lost.
+    """
+
+    _event_dispatcher: Any = None
+
+    def __init__(self) -> None:
+        self.command_stack: list[tuple[Command, Any]] = []
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        """Append a command."""
+        self.command_stack.append((args, options))
+        return self
+
+
 class Sockets:
     """The sockets of one connection. Safe to share between threads.
 
@@ -45,8 +63,8 @@ class Sockets:
         _made.add(self)
 
     def pipe(self) -> Pipeline:
-        """Return a pipeline to put commands into, for `transact` and `exchange`."""
-        return self._client.pipeline(transaction=False)  # type: ignore[no-any-return]
+        """Return what commands are put into, for `transact` and `exchange`."""
+        return Commands()  # type: ignore[return-value]
 
     def take(self) -> Any:
         """Return a socket that belongs to the caller until `give` or `drop`."""

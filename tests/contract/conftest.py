@@ -7,7 +7,7 @@ from redis import Redis
 from redis.client import Pipeline
 
 from brokerfl.broker import sockets
-from brokerfl.broker.sockets import Sockets
+from brokerfl.broker.sockets import Commands, Sockets
 from brokerfl.wire import manifest, payload
 from tests.stage import CHUNK, INLINE
 
@@ -38,14 +38,14 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def deleted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The keys of the chunks that were put into pipelines to be deleted."""
     keys: list[str] = []
-    execute = Pipeline.execute_command
+    execute = Commands.execute_command
 
-    def spy(pipe: Pipeline, *command: Any, **options: Any) -> Any:
+    def spy(pipe: Commands, *command: Any, **options: Any) -> Any:
         if command[0] == "UNLINK":
             keys.extend(key for key in command[1:] if isinstance(key, str) and ":blob:" in key)
         return execute(pipe, *command, **options)
 
-    monkeypatch.setattr(Pipeline, "execute_command", spy)
+    monkeypatch.setattr(Commands, "execute_command", spy)
     return keys
 
 
