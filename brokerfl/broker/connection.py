@@ -89,6 +89,11 @@ class Connection:
         """
         return self._servers.at(key)
 
+    @property
+    def is_divided(self) -> bool:
+        """Whether keys of one command must share a slot, as on a Cluster."""
+        return self._servers.divide
+
     def shares_slot(self, key: str, other: str) -> bool:
         """Return whether two keys may be in one command."""
         return not self._servers.divide or key_slot(key.encode()) == key_slot(other.encode())

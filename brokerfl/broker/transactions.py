@@ -151,6 +151,8 @@ class Transactions:
 
     def _rings(self, change: Change) -> tuple[Echo, ...]:
         """Return a ring for each node that cannot read its inbox together with its doorbell, and is not contacted."""
+        if not self._connection.is_divided:
+            return ()
         keys, run_id, word = self._keys, self._run_id, f"{READ_ON} {self._run_id}"
         nodes = dict.fromkeys(parcel.node_id for parcel in change.parcels)
         return tuple(
@@ -162,6 +164,8 @@ class Transactions:
 
     def _trims(self, change: Change) -> tuple[Echo, ...]:
         """Return the deletion of chunks of no reply; what nothing needs now is gone up to now."""
+        if not change.needed_from:
+            return ()
         clock, keys, run_id = self._connection.clock, self._keys, self._run_id
         now = f"{milliseconds(clock.time() + clock.skew)}-0"
         return tuple(
