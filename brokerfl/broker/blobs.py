@@ -144,6 +144,10 @@ class Blobs:
         with self._counting:
             return list(self._users)
 
+    def leaving(self) -> set[bytes]:
+        """Return the chunks that were deleted so lately that Redis may forget it."""
+        return {chunk for manifest, _ in self._leaving.values() for chunk in manifest.chunks}
+
     @property
     def contents(self) -> Collection[bytes]:
         """The contents that the run has broadcast and may still have in Redis."""
@@ -320,5 +324,5 @@ class Blobs:
 
     def remove_strays(self) -> tuple[Echo, ...]:
         """Return the deletion of the chunks that Redis may have and no content has."""
-        leaving = {chunk for manifest, _ in self._leaving.values() for chunk in manifest.chunks}
-        return remove_blobs(self._connection.keys, self._run_id, (self._strays | leaving) - self._users.keys())
+        strays = (self._strays | self.leaving()) - self._users.keys()
+        return remove_blobs(self._connection.keys, self._run_id, strays)
