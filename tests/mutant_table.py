@@ -2280,7 +2280,7 @@ ENDING = (
         "an echo that is lost is not missed",
         "broker/echoes.py",
         "            connection.losses += 1\n",
-        "",
+        "            pass\n",
         "contract/test_ending",
     ),
     Mutant(
@@ -2302,6 +2302,13 @@ ENDING = (
         "server/hold.py",
         "            transactions.clear(footprint)\n",
         "            pass\n",
+        "contract/test_ending",
+    ),
+    Mutant(
+        "nobody looks whether an end was forgotten",
+        "server/hold.py",
+        "is_left = not self.session.through_outage(is_deleted) or self.session.is_stale",
+        "is_left = self.session.is_stale",
         "contract/test_ending",
     ),
     Mutant(

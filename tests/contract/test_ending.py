@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from brokerfl.broker import echoes
+from brokerfl.broker import echoes, fence
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.ending import stop_run
 from brokerfl.broker.fence import ownership_in
@@ -176,6 +176,25 @@ def test_what_a_server_forgot_of_the_end_is_deleted_again(backend: Backend, monk
     before_deletion(driver, monkeypatch, forget)
     driver.end()
     assert keys_of(backend.admin, driver.run.run_id) == []
+
+
+def test_an_end_that_was_forgotten_comes_again(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server of the run failed over behind a proxy right after that: a look at the owner shows it."""
+    driver, send, before = start(backend), fence.send_echoes, list[bytes]()
+    keys, run = driver.connection.keys, driver.run.run_id
+
+    def forget(*arguments: Any) -> None:
+        if before:
+            backend.admin.set(keys.owner(run), before.pop())
+            backend.admin.hset(keys.meta(run), "status", "ending")
+        send(*arguments)
+
+    hooks = iter([lambda: before.append(owner_of(backend, driver))])
+    before_deletion(driver, monkeypatch, lambda: next(hooks, lambda: None)())
+    monkeypatch.setattr(fence, "send_echoes", forget)
+    driver.end()
+    assert ownership_in(owner_of(backend, driver)).token == "ended"
+    assert keys_of(backend.admin, run) == []
 
 
 def test_what_others_have_taken_over_is_not_deleted_again(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
