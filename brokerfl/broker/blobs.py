@@ -39,8 +39,8 @@ KEEP_UPLOADED = 5.0
 #: Seconds that a chunk lives until its uploader is seen to own the run still.
 TRIAL = 600.0
 
-#: Seconds that the manifest of deleted chunks stays: a Redis that is killed, or a replica that takes its place, may
-#: forget their deletion for as long as `KEEP_UPLOADED` says.
+#: Seconds that the manifest of deleted chunks stays, so that who has to delete them again finds them by it: a Redis
+#: that is killed, or a replica that takes its place, may forget their deletion.
 _KEEP_MANIFEST = KEEP_UPLOADED
 
 
@@ -76,8 +76,8 @@ def _readable(found: Iterable[bytes]) -> Iterator[Manifest]:
     for encoded in found:
         try:
             yield decode_manifest(encoded)
-        except FrameError:
-            continue  # of another version: its chunks expire
+        except FrameError:  # of another version: its chunks expire
+            continue
 
 
 @dataclass(slots=True)
@@ -143,6 +143,10 @@ class Blobs:
         """Return the chunks that the run may have in Redis, besides those that were deleted."""
         with self._counting:
             return list(self._users)
+
+    def leaving(self) -> set[bytes]:
+        """Return the chunks that were deleted so lately that Redis may forget it."""
+        return {chunk for manifest, _ in self._leaving.values() for chunk in manifest.chunks}
 
     @property
     def contents(self) -> Collection[bytes]:
@@ -343,5 +347,5 @@ class Blobs:
 
     def remove_strays(self) -> tuple[Echo, ...]:
         """Return the deletion of the chunks that Redis may have and no content has."""
-        leaving = {chunk for manifest, _ in self._leaving.values() for chunk in manifest.chunks}
-        return remove_blobs(self._connection.keys, self._run_id, (self._strays | leaving) - self._users.keys())
+        strays = (self._strays | self.leaving()) - self._users.keys()
+        return remove_blobs(self._connection.keys, self._run_id, strays)

@@ -208,11 +208,15 @@ class Transactions:
 
     def close(self, footprint: Footprint) -> Transaction:
         """Begin the end of the run."""
-        return close(self._connection, self._run_id, footprint)
+        return close(self._connection, self._run_id, footprint | Footprint(chunks=self._blobs.leaving()))
 
     def close_again(self, footprint: Footprint) -> Transaction:
         """Begin the end of the run again: Redis forgot that, and perhaps what the run had left before."""
         return self.close(footprint | read_footprint(self._connection, self._run_id))
+
+    def clear(self, footprint: Footprint) -> None:
+        """Delete once more what the run, which has ended, had elsewhere: a server there may have forgotten that."""
+        send_echoes(self._connection, self.close(footprint).echoes)
 
     def delete(self) -> Transaction:
         """End the run, which is closed. Answers whether there was room for the tombstone."""

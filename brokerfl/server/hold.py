@@ -176,9 +176,13 @@ class Hold:
             is_left = True
             while is_left:
                 answers = self.session.transact(transactions.delete, is_deleted, frees=True, instead=again)
-                is_left = self.session.is_stale  # Redis may have forgotten that it was executed
-            if answers and isinstance(answers[0], Exception):
-                self.session.through_outage(transactions.bury)
+                if answers and isinstance(answers[0], Exception):
+                    self.session.through_outage(transactions.bury)
+                    is_left = self.session.is_stale
+                else:  # Redis may have forgotten that it was executed
+                    is_left = not self.session.through_outage(is_deleted) or self.session.is_stale
+        if self.session.is_stale and self.session.through_outage(is_deleted):
+            transactions.clear(footprint)
 
     def abandon(self) -> None:
         """From now on, every wait in any thread raises RunStopped. Call `detach` next."""

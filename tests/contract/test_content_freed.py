@@ -167,6 +167,22 @@ def test_what_a_push_is_uploading_is_not_freed_by_a_settle(
         assert len(sent) == len(set(sent)) > 1
 
 
+def test_a_chunk_whose_deletion_was_forgotten_goes_with_the_run(backend: Backend) -> None:
+    """Its server failed over behind a proxy: nobody was told, so the end of the run deletes it once more."""
+    with federation(backend, nodes=1) as nodes:
+        driver = start(backend)
+        node = nodes.nodes[0].node_id
+        to_all(driver, [node], model(layer(1)), "1")
+        kept = {key: backend.admin.get(key) for key in keys_of(backend.admin, driver.run.run_id) if ":blob:" in key}
+        to_all(driver, [node], number(1), "2")
+        assert kept
+        assert not backend.admin.exists(*kept)
+        for key, chunk in kept.items():
+            backend.admin.set(key, chunk or b"", ex=600)
+        driver.end()
+        assert keys_of(backend.admin, driver.run.run_id) == []
+
+
 def test_manifests_leave_some_seconds_after_their_chunks(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """A Redis that forgets the deletion of chunks still says which they are; a content that comes back is uploaded."""
     with federation(backend, nodes=1) as nodes, driving(backend) as driver:

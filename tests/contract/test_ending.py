@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from brokerfl.broker import echoes
+from brokerfl.broker import echoes, fence
+from brokerfl.broker.connection import Connection
 from brokerfl.broker.ending import stop_run
 from brokerfl.broker.ownership import ownership_in
 from brokerfl.broker.runs import list_runs
@@ -160,6 +161,74 @@ def test_an_echo_that_is_lost_is_repeated(backend: Backend, monkeypatch: pytest.
     driver.pull_messages([])
     assert backend.admin.hexists(keys.node_runs(node), str(run))
     driver.end()
+
+
+def test_what_a_server_forgot_of_the_end_is_deleted_again(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server of a node failed over, and the run is already deleted when that is noticed."""
+    driver, node = start(backend), silent(backend)
+    push(driver, node, number(1))
+    data = driver.connection.keys.data(node, driver.run.run_id)
+
+    def forget() -> None:
+        backend.admin.xadd(data, {"d": "1"})
+        driver.connection.losses += 1
+
+    before_deletion(driver, monkeypatch, forget)
+    driver.end()
+    assert keys_of(backend.admin, driver.run.run_id) == []
+
+
+def test_an_end_that_was_forgotten_comes_again(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server of the run failed over behind a proxy right after that: a look at the owner shows it."""
+    driver, send, before = start(backend), fence.send_echoes, list[bytes]()
+    keys, run = driver.connection.keys, driver.run.run_id
+
+    def forget(*arguments: Any) -> None:
+        if before:
+            backend.admin.set(keys.owner(run), before.pop())
+            backend.admin.hset(keys.meta(run), "status", "ending")
+        send(*arguments)
+
+    hooks = iter([lambda: before.append(owner_of(backend, driver))])
+    before_deletion(driver, monkeypatch, lambda: next(hooks, lambda: None)())
+    monkeypatch.setattr(fence, "send_echoes", forget)
+    driver.end()
+    assert ownership_in(owner_of(backend, driver)).token == "ended"
+    assert keys_of(backend.admin, run) == []
+
+
+def test_what_others_have_taken_over_is_not_deleted_again(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who finds at its end that its run is fenced, and that a server forgot, leaves everything alone."""
+    driver, node = start(backend), silent(backend)
+    push(driver, node, number(1))
+    keys, run = driver.connection.keys, driver.run.run_id
+
+    def take_over() -> None:
+        backend.admin.set(keys.owner(run), "7:somebody:0")
+        backend.admin.xadd(keys.data(node, run), {"d": "1"})
+        driver.connection.losses += 1
+
+    before_deletion(driver, monkeypatch, take_over)
+    driver.end()
+    assert backend.admin.exists(keys.data(node, run))
+    backend.admin.unlink(*keys_of(backend.admin, run), keys.owner(run))
+
+
+def test_an_echo_takes_effect_as_a_whole(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that fails over may forget it, but not a half of it, of which no node would take notice."""
+    scatter, sent = Connection.scatter, []
+
+    def watched(connection: Connection, asked: Any) -> Any:
+        sent.extend(commands for _, commands in asked)
+        return scatter(connection, asked)
+
+    monkeypatch.setattr(Connection, "scatter", watched)
+    driver, node = start(backend), silent(backend)
+    push(driver, node, number(1))
+    driver.end()
+    several = [commands for commands in sent if len(commands) > 1]
+    assert len(several) >= 2  # the contact, and the end
+    assert all((commands[0], commands[-1]) == (("MULTI",), ("EXEC",)) for commands in several)
 
 
 @pytest.mark.usefixtures("small_chunks")

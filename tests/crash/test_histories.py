@@ -113,7 +113,7 @@ class Histories(RuleBasedStateMachine):
     def _settle_down(self) -> None:
         """Chunks are in nobody's journal: what their owner sent is on Redis's disk before it is killed."""
         if self.are_chunked:
-            self.world.durable = len(self.world.log)
+            self.world.shards.settle()
 
     @precondition(lambda self: not self.is_forgetful)
     @rule()
@@ -143,7 +143,7 @@ class Histories(RuleBasedStateMachine):
     def cut(self) -> None:
         """Every connection breaks."""
         for wire in self.world.wires:
-            wire.broken = True
+            wire.broken.update(wire.used)
 
     @rule(writes=st.integers(1, 12))
     def forget(self, writes: int) -> None:

@@ -1,4 +1,4 @@
-"""A world in one thread: a ServerApp, nodes and a Redis (fakeredis), and one accident at an exact command.
+"""A world in one thread: a ServerApp, nodes and their Redis (`shards`), and one accident at an exact command.
 
 Owns the order in which processes run, and the accidents. Nothing here waits: a ServerApp that blocks lets the nodes
 work, and when nobody has anything to do the clock goes on. So a case takes milliseconds and always does the same.
@@ -8,7 +8,9 @@ before or after the server executes it:
 
     kill     the process is gone; another one starts in its place
     cut      its connection breaks
-    forget   Redis loses the last writes it acknowledged, and every connection breaks
+    forget   a Redis loses the last writes it acknowledged, and every connection to it breaks
+    silent   the same behind a proxy: no connection breaks
+    move     the slot of the command's key moves to another server
     stop     somebody stops the run
     freeze   another process takes the victim's place and does all the rest; then the victim wakes
 """
@@ -24,19 +26,19 @@ from functools import cache
 from typing import Any
 
 import pytest
-from fakeredis import FakeServer
 from redis.client import Pipeline
-from redis.exceptions import ConnectionError, WatchError
+from redis.exceptions import ConnectionError, ResponseError, WatchError
 
 from brokerfl.broker import process as identity
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.ending import stop_run
+from brokerfl.broker.failure import AstrayError
 from brokerfl.broker.heartbeat import Heartbeat
 from brokerfl.broker.keys import LEASE, Keys, milliseconds
 from brokerfl.broker.nodes import Registration
 from brokerfl.broker.ownership import ownership_in
 from brokerfl.broker.runs import list_runs
-from brokerfl.broker.servers import OneServer
+from brokerfl.broker.servers import OneServer, Server, Servers
 from brokerfl.broker.sockets import Command, Sockets
 from brokerfl.client import ClientApp
 from brokerfl.client.journal import Journal
@@ -59,16 +61,11 @@ from brokerfl.wire.record import decode_content
 from tests.apps import number
 from tests.conftest import PREFIX
 from tests.crash.direct import DirectClient
+from tests.crash.shards import KnownShards, Shards, keys_of, tag_of
 from tests.stage import fail_node, publisher_of
 
 #: Virtual seconds after which a case counts as hanging. No accident takes longer than a lease and an offline grace.
 PATIENCE = 300.0
-
-#: Commands that change nothing: a Redis that forgets forgets the others.
-READS = {
-    "GET", "HGET", "HGETALL", "HMGET", "HVALS", "HEXISTS", "EXISTS", "TIME", "XREAD", "XRANGE", "XPENDING", "SMEMBERS",
-    "SMISMEMBER", "SCARD", "ZSCORE", "ZRANGE", "PTTL", "TYPE", "WATCH", "UNWATCH", "SCAN", "MULTI", "EXEC",
-}  # fmt: skip
 
 
 class Killed(BaseException):
@@ -77,7 +74,12 @@ class Killed(BaseException):
 
 @dataclass
 class Accident:
-    """What happens at the ``k``-th command of ``victim``, and whether before or after the server executes it."""
+    """What happens at the ``k``-th command of ``victim``, and whether before or after the server executes it.
+
+    Attributes:
+        shard: the server that forgets.
+        layout: where the keys are: one of `shards.LAYOUTS`.
+    """
 
     kind: str = "none"
     victim: str = ""
@@ -85,11 +87,19 @@ class Accident:
     before: bool = True
     forgets: int = 0
     wakes_after: int = 0
+    shard: int = 0
+    layout: str = "single"
+
+    @property
+    def is_loss(self) -> bool:
+        """Whether only a part of the servers forgets, or nobody is told."""
+        return self.kind == "silent" or (self.kind == "forget" and self.layout != "single")
 
     def __str__(self) -> str:
         when = "before" if self.before else "after"
         return (
-            f"{self.kind} {when} command {self.k} of {self.victim} ({self.forgets} forgotten, {self.wakes_after} turns)"
+            f"{self.kind} {when} command {self.k} of {self.victim} ({self.forgets} forgotten by {self.shard}, "
+            f"{self.wakes_after} turns, {self.layout})"
         )
 
 
@@ -115,27 +125,29 @@ class World:
     Attributes:
         is_utmost: to forget more writes, or to wake after more turns, would have been the same.
         at_the_end: how many commands each had sent when the ServerApp had ended.
+        is_struck_at_its_end: the run was ending when the accident happened.
+        is_end_known: somebody has read that the run has ended.
     """
 
     def __init__(self, accident: Accident, nodes: int = 2) -> None:
         self.accident = accident
         self.happened = False
+        self.is_struck_at_its_end = False
+        self.is_end_known = False
         self.is_utmost = True
         self.sleeps = accident.wakes_after
-        self.redis_server = FakeServer()
-        self.admin = DirectClient(self.redis_server)
+        self.shards = Shards(accident.layout)
         self.counts: dict[str, int] = {}
         self.ready: dict[str, int] = {}
         self.at_the_end: dict[str, int] = {}
         self.commands: dict[str, list[str]] = {}
-        self.log: list[list[tuple[tuple[Any, ...], Any]]] = []
+        self.writes = 0
         self.executions: list[Execution] = []
         self.clock = 0.0
         self.wires: list[Wire] = []
         self.nodes = [NodeProcess(self, f"node{index}", f"node{index}") for index in range(nodes)]
         self.asleep: list[NodeProcess | Frozen] = []
         self.frozen: Frozen | None = None
-        self.durable = 0
         self.is_over = False
         self.in_turn = False
 
@@ -143,7 +155,7 @@ class World:
         """Let every node enter the registry."""
         while waiting := [process for process in self.nodes if not process.is_registered]:
             waiting[0].turn()
-        self.durable = len(self.log)
+        self.shards.settle()
         self.ready = dict(self.counts)
 
     def wire(self, name: str) -> "Wire":
@@ -158,14 +170,14 @@ class World:
         """Let every node have its turn; return whether any of them wrote anything."""
         if self.in_turn:  # it is a node that waits
             return False
-        before, self.in_turn = len(self.log), True
+        before, self.in_turn = self.writes, True
         try:
             self.wake_sleepers()
             for process in list(self.nodes):
                 process.turn()
         finally:
             self.in_turn = False
-        return len(self.log) != before
+        return self.writes != before
 
     def look_at_the_clock(self) -> float:
         """Return virtual seconds; every look takes a microsecond, so that none depends on the machine."""
@@ -204,74 +216,75 @@ class World:
         self.in_turn = False
         for _ in range(5):
             self.run_nodes()
+        if self.accident.kind == "silent":  # a node may have missed the end: it notices with its next look
+            for place in range(len(self.shards.all)):
+                self.cut(place)
+            for _ in range(5):
+                self.run_nodes()
 
     # Accidents.
 
-    def command(self, wire: "Wire", commands: Sequence[tuple[Any, ...]], execute: Callable[[], Any]) -> Any:
-        """Let a process execute a command, unless something happens."""
+    def command(self, wire: "Wire", place: int, commands: Sequence[tuple[Any, ...]], execute: Callable[[], Any]) -> Any:
+        """Let a process execute a command on a server, unless something happens."""
         if wire.dead:
             raise Killed
         self.counts[wire.name] = self.counts.get(wire.name, 0) + 1
         self.commands.setdefault(wire.name, []).append(" ".join(str(args[0]) for args in commands))
         hit = not self.happened and wire.name == self.accident.victim and self.counts[wire.name] == self.accident.k
-        if wire.broken:
-            wire.broken = False
-            raise ConnectionError("broken")
+        if place in wire.broken:
+            wire.broken.discard(place)
+            raise wire.loss("broken")
         if hit and self.accident.before:
-            self._strike(wire)
+            self._strike(wire, place, commands)
+        if self.shards.is_divided:
+            wire.find(place, commands)
+            self.shards.check(place, commands)
+        wire.used.add(place)
         result = execute()
-        self._remember(commands, result)
+        if commands[0][0] == "GET" and str(commands[0][1]).endswith(":owner") and result:
+            self.is_end_known |= ownership_in(result).is_over
+        self.writes += self.shards.all[place].remember(commands, result)
         if hit and not self.accident.before:
-            self._strike(wire)
+            self._strike(wire, place, commands)
         return result
 
-    def _remember(self, commands: Sequence[tuple[Any, ...]], result: Any) -> None:
-        results = result if len(commands) > 1 or isinstance(result, list) else [result]
-        results = results if len(results) == len(commands) else [None] * len(commands)
-        unit = [
-            (args, answer)
-            for args, answer in zip(commands, results, strict=True)
-            if str(args[0]).split()[0] not in READS and not isinstance(answer, Exception)
-        ]
-        if unit and not (str(unit[0][0][0]) == "XREADGROUP" and not result):
-            self.log.append(unit)
-
-    def _strike(self, wire: "Wire") -> None:
+    def _strike(self, wire: "Wire", place: int, commands: Sequence[tuple[Any, ...]]) -> None:
         self.happened = True
+        self.is_struck_at_its_end = self.shards.is_ending()
         match self.accident.kind:
             case "kill":
                 wire.dead = True
                 raise Killed
             case "cut":
-                raise ConnectionError("cut")
-            case "forget" if self.is_over:
+                raise wire.loss("cut")
+            case "forget" | "silent" if self.is_over or (self.accident.is_loss and self.is_end_known):
                 pass  # then the end is forgotten, with nobody left to repeat it: the keys expire
             case "forget":
-                self.forget(self.accident.forgets)
-                for each in self.wires:
-                    each.broken = each is not wire
-                raise ConnectionError("Redis was killed")
+                self.forget(self.accident.forgets, self.accident.shard)
+                self.cut(self.accident.shard)
+                if place in wire.broken:
+                    wire.broken.discard(place)
+                    raise wire.loss("Redis was killed")
+            case "silent":
+                self.forget(self.accident.forgets, self.accident.shard)
+            case "move":
+                for key in keys_of(commands)[:1]:
+                    self.shards.move(key)
             case "stop":
                 stop_everything(self)
             case "freeze":
                 assert self.frozen is not None
                 self.frozen.freeze()
 
-    def forget(self, writes: int) -> None:
-        """Make Redis what it was before its last ``writes`` writes: empty it, and do all the others again.
+    def forget(self, writes: int, place: int = 0) -> None:
+        """Let a server lose its last ``writes`` writes."""
+        self.is_utmost = self.shards.all[place].forget(writes)
 
-        Not back to before the nodes were registered: a Redis without its identity has lost all data, and says so.
-        """
-        self.is_utmost = len(self.log) - writes <= self.durable
-        self.log = self.log[: max(self.durable, len(self.log) - writes)]
-        self.admin.flushall()
-        for unit in self.log:
-            with self.admin.pipeline(transaction=True) as pipe:
-                for args, answer in unit:
-                    if args[0] == "XADD" and answer is None:
-                        continue
-                    pipe.execute_command(*_with_id(args, answer))
-                pipe.execute(raise_on_error=False)
+    def cut(self, place: int = 0) -> None:
+        """Every connection to a server breaks."""
+        for wire in self.wires:
+            if place in wire.used:
+                wire.broken.add(place)
 
     def counted(self) -> list[Execution]:
         """Return the executions without those that were undone.
@@ -289,63 +302,109 @@ class World:
 
     def release(self, key: str) -> None:
         """A lease lapses: its holder is gone."""
-        self.admin.delete(key)
-
-
-def _with_id(args: tuple[Any, ...], answer: Any) -> tuple[Any, ...]:
-    """An XADD executed again must make the same entry."""
-    if args[0] != "XADD":
-        return args
-    place = args.index("*") if "*" in args else args.index(b"*")
-    return (*args[:place], answer, *args[place + 1 :])
+        self.shards.at(key).delete(key)
 
 
 def stop_everything(world: World) -> None:
     """Stop whatever run there is."""
-    connection = Connection(OneServer(DirectClient(world.redis_server)), Keys(PREFIX), "admin")
+    connection = Connection(servers_of(world.shards), Keys(PREFIX), "admin")
     for run in list_runs(connection):
         if not run.ended_at:
             stop_run(connection, run.run_id, patience=0.1)
-            world.log.clear()
+            for shard in world.shards.all:
+                shard.log.clear()
+
+
+def servers_of(shards: Shards) -> Servers:
+    """Return the servers for somebody whom no accident concerns."""
+
+    def make(place: int) -> Server:
+        return Server(DirectClient(shards.all[place].server))
+
+    return KnownShards(shards, make) if shards.is_divided else OneServer(DirectClient(shards.all[0].server))
 
 
 # Connections.
 
 
 class Wire:
-    """One process's connection."""
+    """One process's connections.
+
+    Attributes:
+        broken: the servers to which they are broken.
+        used: the servers that were asked something.
+    """
 
     def __init__(self, world: World, name: str) -> None:
         self.world = world
         self.name = name
         self.dead = False
-        self.broken = False
-        client = _Client(world.redis_server)
-        client.wire = self
-        self.connection = Connection(OneServer(client, _Sockets(client, self)), Keys(PREFIX), name)
+        self.broken: set[int] = set()
+        self.used: set[int] = set()
+        self.servers: Servers
+        if world.shards.is_divided:
+            self.servers = KnownShards(world.shards, lambda place: Server(*self._make(place)))
+        else:
+            self.servers = OneServer(*self._make(0))
+        self.connection = Connection(self.servers, Keys(PREFIX), name)
+
+    def _make(self, place: int) -> tuple["_Client", "_Sockets"]:
+        client = _Client(self.world.shards.all[place].server)
+        client.wire, client.place = self, place
+        return client, _Sockets(client, self, place)
+
+    def command(self, place: int, commands: Sequence[tuple[Any, ...]], execute: Callable[[], Any]) -> Any:
+        return self.world.command(self, place, commands, execute)
+
+    def loss(self, text: str) -> ConnectionError:
+        """Return the error of a connection that is lost: the socket is connected again with the next command."""
+        if self.world.shards.is_divided:
+            self.servers.lost()
+        return ConnectionError(text)
+
+    def find(self, place: int, commands: Sequence[tuple[Any, ...]]) -> None:
+        """A server that does not have the key any more says so, and the others are looked up.
+
+        Raises:
+            AstrayError: the key is on another server.
+        """
+        shards = self.world.shards
+        if shards.moved and any(shards.moved.get(tag_of(key)) == place for key in keys_of(commands)):
+            self.servers.refresh()
+            self.servers.lost()
+            raise AstrayError(ResponseError("MOVED 1 elsewhere:1"))
 
 
 class _Sockets(Sockets):
     """Sends one command after the other, each of which may be the fatal one; a MULTI … EXEC is one."""
 
-    def __init__(self, client: Any, wire: Wire) -> None:
+    def __init__(self, client: Any, wire: Wire, place: int) -> None:
         super().__init__(client)
         self.wire = wire
+        self.place = place
 
     def talk(self, socket: Any, commands: Sequence[Command]) -> list[Any]:
-        return [self.one(socket, args) for args in commands]
+        answers: list[Any] = []
+        while rest := commands[len(answers) :]:
+            if rest[0] == ("MULTI",):
+                within = rest[1 : rest.index(("EXEC",))]
+                results, _ = self.transact_on(socket, within)
+                answers += ["OK", *["QUEUED"] * len(within), results]
+            else:
+                answers.append(self.one(socket, rest[0]))
+        return answers
 
     def one(self, socket: Any, args: Command) -> Any:
         def execute() -> Any:
             return Sockets.talk(self, socket, [unblocked])[0]
 
         unblocked, block = without_block(args)
-        answer = self.wire.world.command(self.wire, [args], execute)
+        answer = self.wire.command(self.place, [args], execute)
         if answer or block is None or args[0] != "XREAD":
             return answer
         if not self.wire.world.run_nodes():
             self.wire.world.pass_time(block / 1000)
-        return self.wire.world.command(self.wire, [args], execute)
+        return self.wire.command(self.place, [args], execute)
 
     def begin(self, socket: Any, commands: Sequence[Command]) -> Callable[[], list[Any]]:
         answers = self.talk(socket, commands)
@@ -363,7 +422,7 @@ class _Sockets(Sockets):
             return list(answers[-1])
 
         try:
-            results = self.wire.world.command(self.wire, commands, execute)
+            results = self.wire.command(self.place, commands, execute)
         except WatchError:
             results = None
         return results, self.talk(socket, after)
@@ -388,27 +447,29 @@ def without_block(args: Command) -> tuple[Command, int | None]:
 
 class _Client(DirectClient):
     wire: Wire
+    place: int
 
     def _send_command_parse_response(self, conn: Any, command_name: Any, *args: Any, **options: Any) -> Any:
         def execute() -> Any:
             return DirectClient._send_command_parse_response(self, conn, command_name, *args, **options)
 
-        return self.wire.world.command(self.wire, [args], execute)
+        return self.wire.command(self.place, [args], execute)
 
     def pipeline(self, transaction: Any = True, shard_hint: Any = None) -> "_Pipeline":
         made = _Pipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
-        made.wire = self.wire
+        made.wire, made.place = self.wire, self.place
         return made
 
 
 class _Pipeline(Pipeline):
     wire: Wire
+    place: int
 
     def _send_command_parse_response(self, conn: Any, command_name: Any, *args: Any, **options: Any) -> Any:
         def execute() -> Any:
             return Pipeline._send_command_parse_response(self, conn, command_name, *args, **options)
 
-        return self.wire.world.command(self.wire, [args], execute)
+        return self.wire.command(self.place, [args], execute)
 
     def _execute_transaction(self, connection: Any, commands: Any, raise_on_error: Any) -> Any:
         def execute() -> Any:
@@ -416,7 +477,7 @@ class _Pipeline(Pipeline):
 
         watching = self.watching
         try:
-            return self.wire.world.command(self.wire, [args for args, _ in commands], execute)
+            return self.wire.command(self.place, [args for args, _ in commands], execute)
         except ConnectionError:
             self.watching = watching  # the answer to EXEC has not come
             raise
@@ -425,7 +486,7 @@ class _Pipeline(Pipeline):
         def one(command: Any) -> Any:
             return Pipeline._execute_pipeline(self, connection, [command], False)[0]
 
-        results = [self.wire.world.command(self.wire, [each[0]], lambda each=each: one(each)) for each in commands]
+        results = [self.wire.command(self.place, [each[0]], lambda each=each: one(each)) for each in commands]
         if raise_on_error:
             self.raise_first_error(commands, results)
         return results
@@ -504,8 +565,9 @@ class NodeProcess:
     def renew(self) -> None:
         """What its heartbeat does, for those who look at its lease."""
         lease = Keys(PREFIX).node_lease(self.node.node_id)
-        if self.world.admin.get(lease) == self.registration._token.encode():
-            self.world.admin.pexpire(lease, milliseconds(LEASE))
+        admin = self.world.shards.at(lease)
+        if admin.get(lease) == self.registration._token.encode():
+            admin.pexpire(lease, milliseconds(LEASE))
 
     def _turn(self) -> None:
         try:
@@ -639,8 +701,10 @@ def play(accident: Accident, program: Program, nodes: int = 2) -> tuple[World, O
 
 def unfinished(world: World) -> int | None:
     """Return the run that has not ended."""
-    for member, score in world.admin.zrange(Keys(PREFIX).runs, 0, -1, withscores=True):
-        owner = world.admin.get(Keys(PREFIX).owner(int(member)))
+    runs = Keys(PREFIX).runs
+    for member, score in world.shards.at(runs).zrange(runs, 0, -1, withscores=True):
+        key = Keys(PREFIX).owner(int(member))
+        owner = world.shards.at(key).get(key)
         if score > 0 and owner is not None and not ownership_in(owner).is_over:
             return int(member)
     return None
@@ -745,14 +809,20 @@ def check_books(world: World, outcome: Outcome) -> None:
     twice = [key for key, count in seen.items() if count > 1]
     assert not twice, f"executed more than once: {twice}"
     for process in world.nodes:
-        process.journal.open(world.admin.get(Keys(PREFIX).identity) or b"")
+        identity = Keys(PREFIX).identity
+        process.journal.open(world.shards.at(identity).get(identity) or b"")
         state = process.journal.state_of(outcome.run_id)
         done = {} if state is None else decode_content(state).metrics_records["done"]
         executed = [each.value for each in world.counted() if each.process == id(process.journal)]
         assert (done.get("count", 0), done.get("total", 0)) == (len(executed), sum(executed)), "a state is wrong"
-    left = [key.decode() for key in world.admin.scan_iter() if str(outcome.run_id) in key.decode()]
+    left = [key for key in world.shards.names() if str(outcome.run_id) in key]
     left = [key for key in left if key != Keys(PREFIX).owner(outcome.run_id)]  # a tombstone
+    if world.accident.is_loss and world.is_struck_at_its_end:
+        # Nobody knows of a chunk whose deletion is forgotten now: it expires.
+        left = [key for key in left if not (key.startswith(f"{PREFIX}:blob:") and world.shards.at(key).pttl(key) > 0)]
     assert not left, f"keys of the run are left: {left}"
-    for key in world.admin.scan_iter():
-        lasting = key.decode() in {f"{PREFIX}:id", f"{PREFIX}:nodes", f"{PREFIX}:runs"}
-        assert lasting or world.admin.pttl(key) > 0, f"{key!r} has no lifetime"
+    for key in map(Keys(PREFIX).node_runs, world.node_ids):
+        assert not world.shards.at(key).hexists(key, str(outcome.run_id)), f"{key} still has the run"
+    for key in world.shards.names():
+        lasting = key in {f"{PREFIX}:id", f"{PREFIX}:nodes", f"{PREFIX}:runs"}
+        assert lasting or world.shards.at(key).pttl(key) > 0, f"{key!r} has no lifetime"
