@@ -10,8 +10,6 @@ key, so neither can be fenced, and both may come late, from a ServerApp that was
     deletion   new messages use only chunks that their own ServerApp uploaded: what a former one deletes, they do not
                need
     upload     manifests come first, fenced; a chunk expires soon unless its uploader still owns the run after that
-
-A manifest stays for a while after its chunks were deleted: who has to delete them again finds them by it.
 """
 
 import threading
