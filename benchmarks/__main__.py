@@ -12,8 +12,9 @@ from typing import TypeVar
 import click
 from rich.console import Console
 
-from benchmarks import environment, report
+from benchmarks import environment, many_runs, report
 from benchmarks.growth import CURVES, Curve, Points, measure_curve
+from benchmarks.many_runs import Load, measure_many_runs
 from benchmarks.measure import Comparison, Plan
 from benchmarks.processes import exit_on_signals
 from benchmarks.rows import ROWS, Row
@@ -28,9 +29,12 @@ _FILE_WIDTH = 160
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="Measure less, in less than two minutes; writes no page.")
+@click.option("--quick", is_flag=True, help="Measure less, in less than three minutes; writes no page.")
 @click.option(
-    "--only", multiple=True, type=click.Choice([*ROWS, *CURVES]), help="Measure this; may be repeated; writes no page."
+    "--only",
+    multiple=True,
+    type=click.Choice([*ROWS, *CURVES, many_runs.NAME]),
+    help="Measure this; may be repeated; writes no page.",
 )
 @click.option("--repeat", type=click.IntRange(min=1), help="Turns of each side [default: 5; 3 with --quick].")
 @click.option(
@@ -40,7 +44,7 @@ _FILE_WIDTH = 160
     help="Where performance.md and performance.svg are written [default: docs].",
 )
 def main(quick: bool, only: tuple[str, ...], repeat: int | None, output: Path) -> None:
-    """Measure brokerfl and bare redis-py, and write docs/performance.md.
+    """Measure brokerfl and bare redis-py, one server and a Cluster, and write docs/performance.md.
 
     Exit code 1 means that something could not be measured. A figure beyond its target is shown but is not a failure.
     """
@@ -54,14 +58,15 @@ def main(quick: bool, only: tuple[str, ...], repeat: int | None, output: Path) -
             console.print(report.environment_of(described).rich("Environment"))
             found = _measure_rows(console, stage, plan, only)
             curves, failed = _measure_curves(console, stage, plan, only)
+            loads = _measure_many_runs(console, plan, only)
     except KeyboardInterrupt:
         console.print("Interrupted; everything that was started has been stopped.")
         sys.exit(130)
     console.print(f"{time.monotonic() - started:.0f} s in all.")
-    if not quick and not only and not failed:
-        report.write_page(output, described, found, curves)
+    if not quick and not only and not failed and loads is not None:
+        report.write_page(output, described, found, curves, loads)
         console.print(f"Written: {output / 'performance.md'}, {output / 'performance.svg'}")
-    sys.exit(failed or any(isinstance(result, Exception) for result in found.values()))
+    sys.exit(failed or loads is None or any(isinstance(result, Exception) for result in found.values()))
 
 
 def _console() -> Console:
@@ -102,6 +107,18 @@ def _measure_curves(
         found[curve] = points
         console.print(report.curve_of(curve, points).rich(curve.title))
     return found, failed
+
+
+def _measure_many_runs(console: Console, plan: Plan, only: tuple[str, ...]) -> list[Load] | None:
+    """Return many runs at once, none if nobody asked for them; None if they could not be measured."""
+    if only and many_runs.NAME not in only:
+        return []
+    with console.status(report.LOADS):
+        loads = _measure(partial(measure_many_runs, plan))
+    if isinstance(loads, Exception):
+        return None
+    console.print(report.loads_of(loads).rich(report.LOADS))
+    return loads
 
 
 def _measure(measure: Callable[[], Result]) -> Result | Exception:

@@ -37,4 +37,4 @@ def shares(work: Callable[[], object], times: int, parts: Mapping[str, Sequence[
     for _ in range(times):
         work()
     used = {name: (seconds(pids) - before[name]) / times for name, pids in parts.items()}
-    return ", ".join(f"{name} {value * 1e3:.0f} ms" for name, value in used.items())
+    return ", ".join(f"{name} {value * 1e3:.3g} ms" for name, value in used.items())

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from itertools import count
 from multiprocessing.synchronize import Event, Semaphore
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from brokerfl.client import ClientApp
 from brokerfl.client.node import Node
 from brokerfl.common import Context, Message, MetricsRecord, ParametersRecord, RecordSet
 from brokerfl.server import Driver
+from brokerfl.server.hold import Options
 
 #: Seconds that nodes have to come online, or to be reached by a model.
 LIMIT = 120.0
@@ -162,9 +163,9 @@ class Federation:
         return self._processes.pids
 
     @contextmanager
-    def run(self) -> Iterator[tuple[Driver, list[int]]]:
+    def run(self, **options: Unpack[Options]) -> Iterator[tuple[Driver, list[int]]]:
         """Give a Driver with a new run and the ids of the nodes, once all are online; end the run."""
-        with open_run(self.url, self.prefix) as driver:
+        with open_run(self.url, self.prefix, **options) as driver:
             yield driver, self._await_nodes(driver)
 
     def _await_nodes(self, driver: Driver) -> list[int]:
@@ -179,10 +180,10 @@ class Federation:
 
 
 @contextmanager
-def open_run(url: str, prefix: str) -> Iterator[Driver]:
-    """Give a Driver with a new run; end the run."""
+def open_run(url: str, prefix: str, **options: Unpack[Options]) -> Iterator[Driver]:
+    """Give a Driver with a new run; end the run. ``options`` are those of a Driver."""
     connection = connect(url, prefix=prefix)
-    driver = Driver(connection, "benchmark")
+    driver = Driver(connection, "benchmark", **options)
     try:
         yield driver
     finally:

@@ -91,7 +91,7 @@ def alternate(contestants: Mapping[str, Round], plan: Plan, warm_up: int = 2) ->
     turns: dict[str, list[tuple[float, ...]]] = {name: [] for name in contestants}
     for number in range(plan.turns):
         for name in list(contestants)[:: -1 if number % 2 else 1]:
-            turns[name].append(_turn(contestants[name], plan.seconds))
+            turns[name].append(turn(contestants[name], plan.seconds))
     return {name: Samples(tuple(found)) for name, found in turns.items()}
 
 
@@ -101,7 +101,8 @@ def compare(ours: Round, bare: Round, plan: Plan, warm_up: int = 2) -> Compariso
     return Comparison(found["ours"], found["bare"])
 
 
-def _turn(round_: Round, seconds: float) -> tuple[float, ...]:
+def turn(round_: Round, seconds: float) -> tuple[float, ...]:
+    """Return the seconds of each of as many rounds as take so many seconds together; of one at least."""
     found = [round_()]
     while sum(found) < seconds:
         found.append(round_())

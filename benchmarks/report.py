@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.table import Table
 
 from benchmarks.growth import Curve, Points, size_label
+from benchmarks.many_runs import NODES, Load
 from benchmarks.measure import Comparison, Samples
 from benchmarks.rows import Row
 
@@ -68,10 +69,32 @@ brokerfl's factor was 7.1 to 7.3 until the hashing threads gave way to all other
 Windows of 4 chunks instead of 16 had halved it before; windows of 2 change nothing more.
 With the lowest priority, hashing would bring it to 4.9 to 5.3, and would starve where training keeps the cores busy."""
 
+SERVERS = f"""\
+All servers are the same Valkey, on this machine, and the Cluster has no replicas.
+So three primaries cannot be faster than one server here: they share its two cores.
+What tells is the part of the busiest primary, which is 1.00 on one server and at least a third on three.
+A run is on the primary that its random id leads to, and each turn has new runs: two of them may have the same one.
+The {NODES} nodes, and the chunks of models, are spread in the same way.
+
+A round costs more on a Cluster.
+On one server a node reads all its inboxes at once; on a Cluster each message also rings the node's doorbell, and the \
+inbox is read when it has rung.
+So the last column counts as well: below 1.00, three primaries take more rounds than one server before the busiest one \
+is at its limit.
+The row with the empty round says how much CPU time the ServerApp, the nodes and the servers take for one.
+
+A run with `--wait-replicas` sends WAIT with each of its transactions, and goes on once the replica has them.
+Here the replica is on the same two cores; elsewhere each WAIT also takes a round trip between the two machines."""
+
+LOADS = f"Runs at once, each with one empty round after the other over the same {NODES} nodes, on three primaries"
+
 HOW = """\
     scripts/bench            # everything; writes this page
-    scripts/bench --quick    # less than two minutes; writes nothing
+    scripts/bench --quick    # less than three minutes; writes nothing
     scripts/bench --only empty --only 10mb --repeat 9"""
+
+#: In a row without a target.
+_NONE = "\N{EN DASH}"
 
 
 @dataclass
@@ -119,13 +142,14 @@ def table_of(found: Mapping[Row, Comparison | Exception]) -> Grid:
     """Return the rows of the table."""
     grid = Grid(("work", "brokerfl", "compared with", "ratio", "at most", "ok"))
     for row, result in found.items():
+        target = _NONE if row.target is None else f"{row.target:g}"
         if isinstance(result, Exception):
-            grid.rows.append((row.work, f"not measured: {_first_line(result)}", "", "", f"{row.target:g}", "no"))
+            grid.rows.append((row.work, f"not measured: {_first_line(result)}", "", "", target, "no"))
             continue
         work = f"{row.work}; {result.note}" if result.note else row.work
         reference = f"{row.beside}: {_reference(result.reference, row.unit)}"
-        ok = "yes" if result.ratio <= row.target else "no"
-        grid.rows.append((work, spread(result.ours, row.unit), reference, _ratio(result), f"{row.target:g}", ok))
+        ok = _NONE if row.target is None else "yes" if result.ratio <= row.target else "no"
+        grid.rows.append((work, spread(result.ours, row.unit), reference, _ratio(result), target, ok))
     return grid
 
 
@@ -148,6 +172,22 @@ def curve_of(curve: Curve, points: Points) -> Grid:
     return grid
 
 
+def loads_of(loads: Iterable[Load]) -> Grid:
+    """Return many runs at once as a table."""
+    part = "busiest primary's part of"
+    rates = ("rounds a second", "on one server", "ratio")
+    grid = Grid(("runs", *rates, f"{part} commands", f"{part} CPU time", "its CPU time a round / one server's"))
+    for load in loads:
+        rates = (_plain(load.rates.ours, 0), _plain(load.rates.reference, 0), _ratio(load.rates))
+        grid.rows.append((str(load.runs), *rates, _plain(load.commands, 2), _plain(load.cpu, 2), _ratio(load.busiest)))
+    return grid
+
+
+def _plain(samples: Samples, digits: int) -> str:
+    low, high = samples.spread
+    return f"{samples.median:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
 def environment_of(environment: Mapping[str, str]) -> Grid:
     """Return the environment as a table."""
     return Grid(("what", "here"), list(environment.items()))
@@ -161,6 +201,7 @@ def write_page(
     environment: Mapping[str, str],
     found: Mapping[Row, Comparison | Exception],
     curves: Mapping[Curve, Points],
+    loads: Sequence[Load],
 ) -> None:
     """Write performance.md and performance.svg into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -178,6 +219,10 @@ def write_page(
         "## How a round grows",
         "![How a round grows with the number of nodes and with the payload](performance.svg)",
         *_sections(curves),
+        "## Several servers",
+        f"{LOADS}:",
+        loads_of(loads).markdown(),
+        SERVERS,
         "## Near the target, or beyond it",
         BEYOND,
         "## What is measured",

@@ -25,6 +25,7 @@ from benchmarks.growth import compare_models
 from benchmarks.measure import Comparison, Plan, Samples, compare, singles
 from benchmarks.models import LARGE, MEGABYTE, WARM_UP, Floats, new_model
 from benchmarks.processes import call
+from benchmarks.servers import compare_empty, compare_model, compare_waiting
 from benchmarks.stage import Stage
 from benchmarks.two_runs import measure_two_runs
 from brokerfl.server import Driver
@@ -40,7 +41,7 @@ class Row:
         name: what ``--only`` takes.
         work: what is done.
         beside: what the figure is compared with.
-        target: the greatest ratio that is ok.
+        target: the greatest ratio that is ok; None where there is none.
         unit: of the figures: ``s`` or ``B``.
         measure: does it.
     """
@@ -48,7 +49,7 @@ class Row:
     name: str
     work: str
     beside: str
-    target: float
+    target: float | None
     unit: str
     measure: Callable[[Stage, Plan], Comparison]
 
@@ -211,6 +212,18 @@ ROWS = {
         Row(
             "two-runs", "p95 of a tiny round, while another run moves 100 MB models over the same 5 nodes (2 workers)",
             "alone", 5.0, "s", measure_two_runs,
+        ),
+        Row(
+            "empty-cluster", "empty round, 5 nodes, on a Cluster of three primaries",
+            "one server", None, "s", compare_empty,
+        ),
+        Row(
+            "10mb-cluster", "10 MB to 5 nodes, 10 MB back from each, on a Cluster of three primaries",
+            "one server", None, "s", compare_model,
+        ),
+        Row(
+            "empty-wait", "empty round, 5 nodes, with `--wait-replicas 1`, on a primary with one replica",
+            "without it", None, "s", compare_waiting,
         ),
     )
 }  # fmt: skip
