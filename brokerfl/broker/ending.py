@@ -23,7 +23,7 @@ from brokerfl.broker.connection import Connection
 from brokerfl.broker.contact import leave_node
 from brokerfl.broker.echoes import Echo, send_echoes
 from brokerfl.broker.failure import execute_unless_changed, map_errors
-from brokerfl.broker.fence import Fence, RedisForgot, Transaction
+from brokerfl.broker.fence import Fence, RedisForgot, Transaction, watched_owner
 from brokerfl.broker.keys import BELL_LENGTH, LEASE, MOST_RETENTION, Keys, milliseconds
 from brokerfl.broker.ownership import ENDED, STOP, STOPPED, Ownership, ownership_in
 from brokerfl.broker.process import is_dead, new_token, text_of
@@ -203,12 +203,8 @@ def _take_over_to_stop(connection: Connection, run_id: int) -> Fence:
     redis = connection.at(keys.owner(run_id)).redis
     with map_errors(connection.url), redis.pipeline(transaction=True) as pipe:
         while True:
-            pipe.watch(keys.owner(run_id))
-            value = pipe.get(keys.owner(run_id))
-            owner = ownership_in(value) if value is not None else None
-            if owner is None or owner.is_over:
-                raise RunNotFound(absent(connection, run_id))
-            fence = Fence(connection, run_id, owner.counter + 1, f"{STOP}/{new_token()}")
+            former = watched_owner(pipe, connection, run_id)
+            fence = Fence(connection, run_id, former.counter + 1, f"{STOP}/{new_token()}")
             pipe.multi()
             pipe.set(keys.owner(run_id), fence.value, keepttl=True)
             note_stop(pipe, keys, run_id)
