@@ -326,6 +326,7 @@ class Blobs:
 
     def _lacking(self, sizes: Mapping[bytes, int]) -> set[bytes]:
         """Return those of these chunks that Redis does not have as they were written, as far as their size tells."""
+        # `_look` would not do: what a node found spoilt exists, and its lifetime can be renewed.
         names = [self._connection.keys.blob(self._run_id, chunk) for chunk in sizes]
         with map_errors(self._connection.url):
             lengths = self._connection.scatter([(name, [("STRLEN", name)]) for name in names])
