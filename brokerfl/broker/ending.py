@@ -92,10 +92,14 @@ def delete(connection: Connection, run_id: int, tombstone: Ownership) -> Transac
 
     def run(pipe: Pipeline) -> None:
         pipe.unlink(keys.run_lease(run_id), *keys.of_run(run_id)[:-1])
-        pipe.set(keys.owner(run_id), str(tombstone), px=milliseconds(MOST_RETENTION))
+        _write(pipe, keys, run_id, tombstone)
 
     mark = (keys.runs, lambda pipe: mark_as_ended(pipe, keys, run_id, tombstone))
     return Transaction("delete", run, (mark,), answers=1, frees=True, ends=True)
+
+
+def _write(pipe: Pipeline, keys: Keys, run_id: int, tombstone: Ownership) -> None:
+    pipe.set(keys.owner(run_id), str(tombstone), px=milliseconds(MOST_RETENTION))
 
 
 def bury(connection: Connection, run_id: int, tombstone: Ownership) -> None:
@@ -104,7 +108,7 @@ def bury(connection: Connection, run_id: int, tombstone: Ownership) -> None:
 
     def write() -> None:
         with map_errors(connection.url):
-            connection.at(owner).redis.set(owner, str(tombstone), px=milliseconds(MOST_RETENTION))
+            _write(connection.at(owner).redis, connection.keys, run_id, tombstone)
 
     retrying = tenacity.Retrying(
         wait=tenacity.wait_random_exponential(multiplier=0.05, max=0.5),
@@ -182,9 +186,10 @@ def _stop_unfenced(connection: Connection, run_id: int) -> None:
     for transaction in (closing, deletion):
         with map_errors(connection.url), connection.at(key).redis.pipeline(transaction=False) as pipe:
             transaction.run(pipe)
-            pipe.execute(raise_on_error=False)
+            *_, answer = pipe.execute(raise_on_error=False)
         send_echoes(connection, transaction.echoes)
-    bury(connection, run_id, tombstone)
+    if isinstance(answer, Exception):
+        bury(connection, run_id, tombstone)
 
 
 def _await_release(connection: Connection, run_id: int, patience: float) -> None:
