@@ -336,14 +336,14 @@ STREAMS = (
     Mutant(
         "a message that was answered stays in its inbox",
         "broker/inbox.py",
-        "    pipe.xdel(inbox, *entry_ids)\n",
+        "        pipe.xdel(inbox, *some)\n",
         "",
         "contract/test_messages contract/test_leftovers contract/test_waits",
     ),
     Mutant(
         "a message that was answered stays pending",
         "broker/inbox.py",
-        "    pipe.xack(inbox, GROUP, *entry_ids)\n",
+        "        pipe.xack(inbox, GROUP, *some)\n",
         "",
         "contract/test_cancel contract/test_journal contract/test_leftovers",
     ),
@@ -2912,6 +2912,48 @@ LACKING = (
 
 CLUSTER = (
     Mutant(
+        "one read waits for any number of inboxes",
+        "broker/reach.py",
+        "far, {*here[MOST_STREAMS - 1 :]}",
+        "far, set()",
+        "contract/test_many_runs",
+    ),
+    Mutant(
+        "nobody looks at inboxes for which a read has no room",
+        "broker/reach.py",
+        "            self.due |= self._crowd\n",
+        "",
+        "contract/test_many_runs",
+    ),
+    Mutant(
+        "a read does not end when it is time to look at others",
+        "broker/reach.py",
+        "if self._crowd else block",
+        "if not self._crowd else block",
+        "contract/test_many_runs",
+    ),
+    Mutant(
+        "one command reads any number of streams",
+        "broker/reach.py",
+        "for part in batches(keys, MOST_STREAMS)]",
+        "for part in [keys]]",
+        "contract/test_many_runs",
+    ),
+    Mutant(
+        "what was delivered from many inboxes is read from the first",
+        "broker/inbox.py",
+        "for key, at in after.items() if key not in some} | last",
+        "for key, at in after.items() if key not in after} | last",
+        "contract/test_many_runs",
+    ),
+    Mutant(
+        "one command acknowledges any number of rings",
+        "broker/contact.py",
+        "for batch in batches(rung):",
+        "for batch in [[*rung]]:",
+        "contract/test_many_runs",
+    ),
+    Mutant(
         "a node on a Cluster hears as many rings as it takes messages",
         "broker/inbox.py",
         "most = BELL_LENGTH if part.keys() == {self._ctl} else count",
@@ -2935,8 +2977,8 @@ CLUSTER = (
     Mutant(
         "a ring that fell out of a doorbell is lost",
         "broker/inbox.py",
-        "self._far if len(rung) >= BELL_LENGTH else self._far & named",
-        "self._far & named",
+        "far if len(rung) >= BELL_LENGTH else far & named",
+        "far & named",
         "topology/test_inboxes",
     ),
     Mutant(
