@@ -2947,6 +2947,13 @@ CLUSTER = (
         "contract/test_many_runs",
     ),
     Mutant(
+        "any number of small arrays travels in a message",
+        "wire/payload.py",
+        " or len(content) > MOST_FIELDS",
+        "",
+        "contract/test_many_runs",
+    ),
+    Mutant(
         "one command acknowledges any number of rings",
         "broker/contact.py",
         "for batch in batches(rung):",

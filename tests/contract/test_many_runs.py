@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 from redis.connection import HiredisRespSerializer, PythonRespSerializer
 
@@ -13,11 +14,12 @@ from brokerfl.broker.keys import GROUP
 from brokerfl.broker.nodes import list_nodes
 from brokerfl.broker.outbox import Outgoing, publish
 from brokerfl.broker.stream import MOST_ARGUMENTS
+from brokerfl.common import Array, ParametersRecord, RecordSet
 from brokerfl.wire.payload import Payload
 from brokerfl.wire.record import encode_content
-from tests.apps import driving, eventually, number
+from tests.apps import driving, echo_app, eventually, federation, number
 from tests.conftest import Backend
-from tests.stage import first_contact, silent
+from tests.stage import first_contact, kill, resumed, silent, start
 
 #: fakeredis packs no commands, and TLS changes nothing here.
 WITHOUT = ("fakeredis", "redis-tls")
@@ -172,6 +174,22 @@ def test_many_rings_at_once(backend: Backend, longest: dict[str, int]) -> None:
     eventually(lambda: (inboxes.read(0, block=0.01), backend.admin.xlen(keys.ctl(node)))[1] == 0)
     assert min(longest["XACK"], longest["XDEL"]) > MOST_ARGUMENTS - 20
     assert backend.admin.xpending(keys.ctl(node), GROUP)["pending"] == 0
+
+
+def test_many_small_arrays(backend: Backend, longest: dict[str, int]) -> None:
+    """In a message, in its reply, and in a state that is saved."""
+    arrays = {str(n): Array(np.array([n])) for n in range(600)}
+    content = RecordSet({"model": ParametersRecord(arrays)})
+    with federation(backend, echo_app(), nodes=1) as nodes:
+        driver = start(backend)
+        node = nodes.nodes[0].node_id
+        [reply] = driver.send_and_receive([driver.create_message(content, "train", node, "1")])
+        assert reply.content == content
+        driver.context.state["model"] = content["model"]
+        driver.checkpoint()
+        kill(driver)
+        with resumed(backend, driver) as again:
+            assert again.context.state == content
 
 
 def test_many_contents_at_once(backend: Backend, longest: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
