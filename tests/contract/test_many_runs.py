@@ -97,12 +97,13 @@ def few(monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 def test_a_run_that_is_not_waited_for_is_heard(backend: Backend, few: int) -> None:
-    """Also while others have messages all the time; and a read that waits for nothing else does not wait for ever."""
-    runs = range(2, 11)
+    """Although nobody rings: the read that waits for others ends."""
+    runs = range(2, 8)
     node = contacted(backend, runs)
     inboxes = Inboxes(backend.connect(), node)
     inboxes.drain()
-    for run_id in reversed(runs):
+    for run_id in runs:
+        assert inboxes.read(1, block=0.01) == []
         deliver(backend, node, range(run_id, run_id + 1))
         served(inboxes, range(run_id, run_id + 1))
 
