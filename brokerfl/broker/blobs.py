@@ -25,6 +25,7 @@ from brokerfl.broker.failure import found_or_none, map_errors, meaning
 from brokerfl.broker.gather import Gather
 from brokerfl.broker.keys import Keys, milliseconds
 from brokerfl.broker.oversize import MOST_CHUNK
+from brokerfl.broker.stream import MOST_ARGUMENTS, batches
 from brokerfl.common import FrameError, MessageTooLarge
 from brokerfl.wire.manifest import Manifest, decode_manifest
 from brokerfl.wire.payload import WINDOW, Payload
@@ -220,7 +221,8 @@ class Blobs:
 
     def _write(self, pipe: Pipeline, manifests: Mapping[bytes, bytes]) -> None:
         key = self._connection.keys.blobs(self._run_id)
-        pipe.hset(key, mapping=manifests)  # type: ignore[arg-type]
+        for batch in batches(manifests.items(), MOST_ARGUMENTS // 2 - 5):
+            pipe.hset(key, mapping=dict(batch))
         pipe.pexpire(key, milliseconds(self._retention))
 
     def _set(self, chunks: Mapping[bytes, memoryview], lives: float) -> None:
@@ -254,8 +256,8 @@ class Blobs:
         """Put into ``pipe`` the deletion of the manifests whose chunks were deleted long enough ago."""
         now = time.monotonic()
         self._dropping = [content for content, (_, since) in self._leaving.items() if now - since > _KEEP_MANIFEST]
-        if self._dropping:
-            pipe.hdel(self._connection.keys.blobs(self._run_id), *self._dropping)
+        for contents in batches(self._dropping):
+            pipe.hdel(self._connection.keys.blobs(self._run_id), *contents)
 
     def dropped(self) -> None:
         """These manifests are not in Redis any more."""
@@ -325,7 +327,7 @@ class Blobs:
         return bool(at_hand), {*contents} - there
 
     def _lacking(self, sizes: Mapping[bytes, int]) -> set[bytes]:
-        """Return those of these chunks that Redis does not have as they were written, as far as their size tells."""
+        """Return the chunks that are gone or have another size. `_look` takes any that exists: it renews lifetimes."""
         names = [self._connection.keys.blob(self._run_id, chunk) for chunk in sizes]
         with map_errors(self._connection.url):
             lengths = self._connection.scatter([(name, [("STRLEN", name)]) for name in names])
@@ -340,8 +342,7 @@ class Blobs:
         pipe.unlink(self._connection.keys.blobs(self._run_id))
         manifests = {content: found.manifest for content, found in self._broadcasts.items()}
         manifests |= {content: manifest for content, (manifest, _) in self._leaving.items()}
-        if manifests:
-            self._write(pipe, {content: manifest.encoded for content, manifest in manifests.items()})
+        self._write(pipe, {content: manifest.encoded for content, manifest in manifests.items()})
 
     def remove_strays(self) -> tuple[Echo, ...]:
         """Return the deletion of the chunks that Redis may have and no content has."""

@@ -171,8 +171,8 @@ class Books:
     def _add_groups(self, pipe: Pipeline, groups: Groups) -> None:
         if groups.is_all:
             pipe.unlink(self._groups)
-        if groups:
-            pipe.rpush(self._groups, *groups.digests)
+        for digests in batches(groups.digests):
+            pipe.rpush(self._groups, *digests)
         if groups.is_full:
             pipe.ltrim(self._groups, -MOST_GROUPS, -1)
         if groups.is_all:  # from then on it is never empty, and its lifetime is renewed with those of all keys

@@ -12,6 +12,7 @@ from redis.client import Pipeline
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import map_errors
 from brokerfl.broker.keys import BELL_LENGTH, GROUP, Keys, milliseconds, parse_id
+from brokerfl.broker.stream import batches
 
 #: What a ring says if there are no entries but new ones, so that nothing is read again that is in hand. A run's id may
 #: follow: only its inbox has them.
@@ -81,11 +82,12 @@ def silence(connection: Connection, node_id: int, rung: Iterable[str], *, all_of
     """Delete the rings that a node has heard. A ring that comes meanwhile goes with them only if ``all_of_them`` do."""
     ctl = connection.keys.ctl(node_id)
     with map_errors(connection.url), connection.at(ctl).redis.pipeline(transaction=False) as pipe:
-        pipe.xack(ctl, GROUP, *rung)
+        for batch in batches(rung):
+            pipe.xack(ctl, GROUP, *batch)
+            if not all_of_them:
+                pipe.xdel(ctl, *batch)
         if all_of_them:
             pipe.xtrim(ctl, maxlen=0, approximate=False)
-        else:
-            pipe.xdel(ctl, *rung)
         pipe.execute(raise_on_error=False)
 
 

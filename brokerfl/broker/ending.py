@@ -23,7 +23,7 @@ from brokerfl.broker.connection import Connection
 from brokerfl.broker.contact import leave_node
 from brokerfl.broker.echoes import Echo, send_echoes
 from brokerfl.broker.failure import execute_unless_changed, map_errors
-from brokerfl.broker.fence import Fence, RedisForgot, Transaction
+from brokerfl.broker.fence import Fence, RedisForgot, Transaction, watched_owner
 from brokerfl.broker.keys import BELL_LENGTH, LEASE, MOST_RETENTION, Keys, milliseconds
 from brokerfl.broker.ownership import ENDED, STOP, STOPPED, Ownership, ownership_in
 from brokerfl.broker.process import is_dead, new_token, text_of
@@ -92,10 +92,14 @@ def delete(connection: Connection, run_id: int, tombstone: Ownership) -> Transac
 
     def run(pipe: Pipeline) -> None:
         pipe.unlink(keys.run_lease(run_id), *keys.of_run(run_id)[:-1])
-        pipe.set(keys.owner(run_id), str(tombstone), px=milliseconds(MOST_RETENTION))
+        _write(pipe, keys, run_id, tombstone)
 
     mark = (keys.runs, lambda pipe: mark_as_ended(pipe, keys, run_id, tombstone))
     return Transaction("delete", run, (mark,), answers=1, frees=True, ends=True)
+
+
+def _write(pipe: Pipeline, keys: Keys, run_id: int, tombstone: Ownership) -> None:
+    pipe.set(keys.owner(run_id), str(tombstone), px=milliseconds(MOST_RETENTION))
 
 
 def bury(connection: Connection, run_id: int, tombstone: Ownership) -> None:
@@ -104,7 +108,7 @@ def bury(connection: Connection, run_id: int, tombstone: Ownership) -> None:
 
     def write() -> None:
         with map_errors(connection.url):
-            connection.at(owner).redis.set(owner, str(tombstone), px=milliseconds(MOST_RETENTION))
+            _write(connection.at(owner).redis, connection.keys, run_id, tombstone)
 
     retrying = tenacity.Retrying(
         wait=tenacity.wait_random_exponential(multiplier=0.05, max=0.5),
@@ -182,9 +186,10 @@ def _stop_unfenced(connection: Connection, run_id: int) -> None:
     for transaction in (closing, deletion):
         with map_errors(connection.url), connection.at(key).redis.pipeline(transaction=False) as pipe:
             transaction.run(pipe)
-            pipe.execute(raise_on_error=False)
+            *_, answer = pipe.execute(raise_on_error=False)
         send_echoes(connection, transaction.echoes)
-    bury(connection, run_id, tombstone)
+    if isinstance(answer, Exception):
+        bury(connection, run_id, tombstone)
 
 
 def _await_release(connection: Connection, run_id: int, patience: float) -> None:
@@ -203,12 +208,8 @@ def _take_over_to_stop(connection: Connection, run_id: int) -> Fence:
     redis = connection.at(keys.owner(run_id)).redis
     with map_errors(connection.url), redis.pipeline(transaction=True) as pipe:
         while True:
-            pipe.watch(keys.owner(run_id))
-            value = pipe.get(keys.owner(run_id))
-            owner = ownership_in(value) if value is not None else None
-            if owner is None or owner.is_over:
-                raise RunNotFound(absent(connection, run_id))
-            fence = Fence(connection, run_id, owner.counter + 1, f"{STOP}/{new_token()}")
+            former = watched_owner(pipe, connection, run_id)
+            fence = Fence(connection, run_id, former.counter + 1, f"{STOP}/{new_token()}")
             pipe.multi()
             pipe.set(keys.owner(run_id), fence.value, keepttl=True)
             note_stop(pipe, keys, run_id)

@@ -27,8 +27,18 @@ from brokerfl.broker.failure import map_errors
 from brokerfl.broker.keys import RETENTION, milliseconds
 from brokerfl.broker.ownership import ENDED, STOPPED, Ownership, ownership_in
 from brokerfl.broker.patience import holding
+from brokerfl.broker.runs import absent
 from brokerfl.broker.sockets import Command, commands_of
-from brokerfl.common import BrokerflError, RedisOutOfMemory, RedisUnreachable, RunFenced, RunLost, RunStopped, log
+from brokerfl.common import (
+    BrokerflError,
+    RedisOutOfMemory,
+    RedisUnreachable,
+    RunFenced,
+    RunLost,
+    RunNotFound,
+    RunStopped,
+    log,
+)
 
 #: Seconds that a transaction waits for replicas.
 _PATIENCE = 1.0
@@ -65,6 +75,23 @@ class Transaction:
 
 class RedisForgot(Exception):  # noqa: N818  (it says what Redis did)
     """Redis forgot its last writes: it knows neither this owner nor a later one, or not all of its transactions."""
+
+
+def watched_owner(pipe: Pipeline, connection: Connection, run_id: int) -> Ownership:
+    """Return whose a run is, which somebody is about to take; if that changes, the MULTI of ``pipe`` does nothing.
+
+    Raises:
+        RunNotFound: there is no such run, or it has ended.
+        RunLost: brokerfl has not written what the owner key holds.
+        RedisError: as redis-py, for `map_errors`.
+    """
+    key = connection.keys.owner(run_id)
+    pipe.watch(key)  # type: ignore[no-untyped-call]
+    value: Any = pipe.get(key)
+    owner = ownership_in(value) if value is not None else None
+    if owner is None or owner.is_over:
+        raise RunNotFound(absent(connection, run_id))
+    return owner
 
 
 class Fence:

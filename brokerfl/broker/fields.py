@@ -11,6 +11,7 @@ from typing import Any
 from brokerfl.broker.bounded import OversizeError
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import map_errors, meaning, translate
+from brokerfl.broker.stream import batches
 from brokerfl.common import log
 
 #: Bytes around each field in an answer.
@@ -53,10 +54,11 @@ def read_fields(
             fits = _fitting(each, most, room)
             if fits:
                 fitting[at] = fits
-        reads = [("HMGET", keys[at], *(names[index] for index in fits)) for at, fits in fitting.items()]
-        limits = [sum(lengths[at * width + index] + _AROUND for index in fits) for at, fits in fitting.items()]
+        parts = [(at, some) for at, fits in fitting.items() for some in batches(fits)]
+        reads = [("HMGET", keys[at], *(names[index] for index in fits)) for at, fits in parts]
+        limits = [sum(lengths[at * width + index] + _AROUND for index in fits) for at, fits in parts]
         answers = connection.stream(reads, limits) if reads else ()
-        for (at, fits), answer in zip(fitting.items(), answers, strict=True):
+        for (at, fits), answer in zip(parts, answers, strict=True):
             if isinstance(answer, Exception):  # they grew in the meantime
                 continue
             for index, value in zip(fits, answer, strict=True):

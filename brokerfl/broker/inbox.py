@@ -5,13 +5,15 @@ Owns the streams `P:{run:R}:in:N` and what a node does with its hash `P:{N}:runs
 Only a ServerApp creates an inbox, together with the outbox, so that no node revives a run that ended. The node hears of
 it by an echo, which is repeated as long as the node owes a reply.
 
-Where all keys share a slot, one blocking XREADGROUP reads the doorbell and all inboxes. On a Cluster it reads the
-doorbell and what shares its slot; each message rings, and the other inboxes are read when they have rung.
+Where all keys share a slot, one blocking XREADGROUP reads the doorbell and all inboxes, as far as one command takes
+them (`reach`). On a Cluster it reads the doorbell and what shares its slot; each message rings, and the other inboxes
+are read when they have rung.
 """
 
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from logging import WARNING
 from typing import Any
 
@@ -26,6 +28,7 @@ from brokerfl.broker.gather import Gather
 from brokerfl.broker.keys import BELL_LENGTH, GROUP, LEASE, Keys, milliseconds
 from brokerfl.broker.oversize import MOST_ANSWER, all_entries
 from brokerfl.broker.pending import is_missing, pending_ids, read_pending, with_others
+from brokerfl.broker.reach import MOST_STREAMS, Reach
 from brokerfl.broker.runs import runs_of
 from brokerfl.broker.sockets import Command
 from brokerfl.broker.stream import batches, entries
@@ -34,7 +37,7 @@ from brokerfl.common import log
 from brokerfl.wire.frame import Fields, size_of
 from brokerfl.wire.message import message_id_of
 
-#: Most runs that a node serves at once; each costs every read of its inboxes a key.
+#: Most runs that a node serves at once.
 MOST_RUNS = 2000
 
 #: Most entries that one read returns, of all inboxes together; at least one of each.
@@ -49,8 +52,9 @@ def add_message(pipe: Pipeline, keys: Keys, node_id: int, run_id: int, fields: F
 def remove_message(pipe: Pipeline, keys: Keys, node_id: int, run_id: int, *entry_ids: str) -> None:
     """Put the removal of a message from its inbox into ``pipe``. XACK frees no memory, XDEL does."""
     inbox = keys.inbox(node_id, run_id)
-    pipe.xack(inbox, GROUP, *entry_ids)
-    pipe.xdel(inbox, *entry_ids)
+    for some in batches(entry_ids):
+        pipe.xack(inbox, GROUP, *some)
+        pipe.xdel(inbox, *some)
 
 
 def discard_message(connection: Connection, node_id: int, run_id: int, entry_id: str) -> None:
@@ -106,8 +110,7 @@ class Inboxes:
         self._on_runs, self._in_hand = on_runs, in_hand
         self._ctl = connection.keys.ctl(node_id)
         self._runs: dict[str, int] = {}
-        self._far: set[str] = set()  # those that cannot be read together with the doorbell
-        self._due: set[str] = set()  # of these: those that may have new entries
+        self._reach = Reach(connection, self._ctl)
         self._behind: dict[str, str] = {}  # of inboxes that have more: the last entry that was read again
         self._tour = Tour(connection)
         self._is_over = False
@@ -134,8 +137,7 @@ class Inboxes:
         before = self._runs
         there = {key: run_id for key, run_id in inboxes.items() if types.get(key, b"stream") == b"stream"}
         self._runs = self._within_limit(there)
-        new = {key for key in self._runs.keys() - before.keys() if not connection.shares_slot(key, self._ctl)}
-        self._far, self._due = (new | (known & self._runs.keys()) for known in (self._far, self._due))
+        self._reach.divide(self._runs)
         passed_over = {run_id for key, run_id in there.items() if key not in self._runs}
         missing = {inboxes[key] for key, kind in types.items() if kind == b"none"}
         if missing:
@@ -151,13 +153,8 @@ class Inboxes:
         if not is_over:
             return inboxes
         if not was_over:
-            log(
-                WARNING,
-                "This node has %s runs under the prefix %r; it serves %s of them",
-                len(inboxes),
-                self._connection.keys.prefix,
-                MOST_RUNS,
-            )
+            text = "This node has %s runs under the prefix %r; it serves %s of them"
+            log(WARNING, text, len(inboxes), self._connection.keys.prefix, MOST_RUNS)
         by_age = sorted(inboxes, key=lambda key: key not in self._runs)
         return {key: inboxes[key] for key in by_age[:MOST_RUNS]}
 
@@ -177,7 +174,7 @@ class Inboxes:
     def drain(self) -> list[Delivery]:
         """Return everything that was delivered to this node and is still in the inboxes. Call after every connect."""
         self.refresh()
-        self._due = {*self._far}
+        self._reach.doubt()
         return self.pending()
 
     def pending(self, inboxes: Collection[str] | None = None) -> list[Delivery]:
@@ -190,12 +187,14 @@ class Inboxes:
         self._behind = {key: last for key, last in self._behind.items() if key not in after}
         while after and room > 0:
             known = self._runs
-            batch = self._read(after, count=100, block=None)
+            some = dict(islice(after.items(), MOST_STREAMS))
+            batch = self._read(some, count=100, block=None)
             found += [replace(delivery, is_old=True) for delivery in batch]
             room -= sum(size_of(delivery.fields) for delivery in batch)
             last = {self._connection.keys.inbox(self._node_id, each.run_id): each.entry_id for each in batch}
             if not batch and self._runs != known:  # an inbox was missing, and nothing was read of the others
-                last = after
+                last = some
+            last = {key: at for key, at in after.items() if key not in some} | last
             after = {key: entry_id for key, entry_id in last.items() if key in self._runs}
         self._behind = after | self._behind
         return found
@@ -225,14 +224,15 @@ class Inboxes:
             block: seconds.
             without: ids of runs to leave out.
         """
-        if self._tour.misses_one(self._far):
+        if self._tour.misses_one(self._reach.far):
             self.refresh()
+        self._reach.look()
         wanted = [key for key, run_id in self._runs.items() if run_id not in without] if count else []
-        due = self._due.intersection(wanted)
-        near = [key for key in wanted if key in due or key not in self._far]
-        streams = {self._ctl: ">", **dict.fromkeys(near, ">")}
+        due = self._reach.due.intersection(wanted)
+        streams = {self._ctl: ">", **dict.fromkeys(self._reach.next(wanted), ">")}
         self._behind = {key: last for key, last in self._behind.items() if key in self._runs}
         found = self._one_by_one({key: last for key, last in self._behind.items() if key in wanted})
+        block = self._reach.patience(block) if wanted else block
         return found or self._read(streams, count, None if due else round(block * 1000), wanted)
 
     def _read(
@@ -258,7 +258,7 @@ class Inboxes:
                         found.append(Delivery(self._runs[key], entry_id, fields))
                 room -= sum(size_of(delivery.fields) for delivery in found[before:])
                 if len(found) - before < each:
-                    self._due.difference_update(key for key, at in part.items() if at == ">")
+                    self._reach.due.difference_update(key for key, at in part.items() if at == ">")
         if is_gone:
             with map_errors(self._connection.url):
                 self._recover()
@@ -268,7 +268,7 @@ class Inboxes:
 
     def _ask(self, streams: Mapping[str, str], count: int, block: int | None) -> Iterator[tuple[dict[str, str], Any]]:
         """Yield streams that share a slot, and the answer for them: what Redis says, or an `OversizeError`."""
-        parts = [{key: streams[key] for key in keys} for keys in self._connection.by_slot(streams)]
+        parts = [{key: streams[key] for key in keys} for keys in self._reach.parts(streams)]
         blocking = () if block is None else ("BLOCK", block)
         commands: list[Command] = []
         for part in parts:  # a doorbell alone is emptied: each ring may name another run
@@ -291,8 +291,9 @@ class Inboxes:
         else:
             new = self._answer(rung)
             more = self._left_over(found, rung.values())
-        self._due |= self._far if len(rung) >= BELL_LENGTH else self._far & named  # others may have fallen out
-        announced = new | self._due.intersection(wanted)
+        far = self._reach.far
+        self._reach.due |= far if len(rung) >= BELL_LENGTH else far & named  # others may have fallen out
+        announced = new | self._reach.due.intersection(wanted)
         if announced and count:  # do not let new runs wait behind what was read ahead for the others
             more += self._read(dict.fromkeys(announced, ">"), count, block=None)
         return more
@@ -302,7 +303,8 @@ class Inboxes:
         if self._ctl in streams:
             if rung := pending_ids(self._connection, self._ctl, self._node_id):
                 self._answer(rung)
-            streams, self._due = dict.fromkeys(self._runs, "0"), {*self._far}
+            streams = dict.fromkeys(self._runs, "0")
+            self._reach.doubt()
         return self._one_by_one({key: "0" if at == ">" else at for key, at in streams.items() if key in self._runs})
 
     def _answer(self, rung: Iterable[str]) -> set[str]:
@@ -311,7 +313,7 @@ class Inboxes:
         One look answers all rings, also those that were not read, unless inboxes are read only if their runs rang.
         """
         known = set(self._runs)
-        silence(self._connection, self._node_id, rung, all_of_them=not self._far)
+        silence(self._connection, self._node_id, rung, all_of_them=not self._reach.far)
         self.refresh(only_new=True)
         return set(self._runs) - known
 
@@ -325,7 +327,7 @@ class Inboxes:
         for delivery in found:
             known.setdefault(delivery.run_id, set()).add(delivery.entry_id)
         told = {run_in(word) for word in words if not word.startswith(READ_ON)}
-        passed_over = () if None in told else (key for key in self._far if self._runs[key] not in told)
+        passed_over = () if None in told else (key for key in self._reach.far if self._runs[key] not in told)
         asked = self._runs.keys() - self._behind.keys() - {*passed_over}  # `read` goes on with those that are behind
         busy = {key: known[self._runs[key]] for key in asked if self._runs[key] in known}
         asked -= busy.keys() - with_others(self._connection, self._node_id, busy)

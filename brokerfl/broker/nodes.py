@@ -174,7 +174,7 @@ class Registration:
                 pipe.hget(keys.node_info(node), "home")
                 pipe.hset(keys.node_info(node), mapping=self._info())
                 pipe.xgroup_create(keys.ctl(node), GROUP, id="0", mkstream=True)
-                self._renew_ttls(pipe)
+                self._renew_lifetimes(lambda _: pipe)
                 home, *results = pipe.execute(raise_on_error=False)
             for error in (home, *results):
                 if isinstance(error, Exception) and not str(error).startswith("BUSYGROUP"):
@@ -200,11 +200,10 @@ class Registration:
             **info_of(self.origin),
         }
 
-    def _renew_ttls(self, pipe: Pipeline) -> None:
+    def _renew_lifetimes(self, at: Callable[[str], Pipeline]) -> None:
         keys, node = self._connection.keys, self.node_id
-        lives = milliseconds(RETENTION if self.name else self.lease)
         for key in (keys.node_info(node), keys.ctl(node)):
-            pipe.pexpire(key, lives)
+            at(key).pexpire(key, milliseconds(RETENTION if self.name else self.lease))
 
     def renew(self) -> bool:
         """Renew lease and registry, and set the clock. Returns False if another process holds the id now.
@@ -213,7 +212,6 @@ class Registration:
         """
         keys, node, asked_at = self._connection.keys, self.node_id, time.monotonic()
         lease, info, ctl = keys.node_lease(node), keys.node_info(node), keys.ctl(node)
-        lives = milliseconds(RETENTION if self.name else self.lease)
         with map_errors(self._connection.url):
             gather = Gather(self._connection)
             gather.at(lease).get(lease)
@@ -222,8 +220,7 @@ class Registration:
             gather.at(keys.identity).getrange(keys.identity, 0, LONGEST_IDENTITY)
             gather.at(keys.nodes).sadd(keys.nodes, str(node))
             gather.at(keys.identity).time()
-            gather.at(info).pexpire(info, lives)
-            gather.at(ctl).pexpire(ctl, lives)
+            self._renew_lifetimes(gather.at)
             holder, _, known, identity, _, now, *_ = gather.execute(raise_on_error=False)
         if isinstance(holder, Exception):
             raise translate(holder, self._connection.url) or holder

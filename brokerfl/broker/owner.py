@@ -18,12 +18,11 @@ from brokerfl.broker.contact import expire_at_node, expire_streams
 from brokerfl.broker.echoes import Echo, send_echoes
 from brokerfl.broker.ending import Footprint, finish, read_run
 from brokerfl.broker.failure import execute_unless_changed, map_errors
-from brokerfl.broker.fence import Fence, Transaction
+from brokerfl.broker.fence import Fence, Transaction, watched_owner
 from brokerfl.broker.gather import Gather
 from brokerfl.broker.keys import GROUP, LEASE, MOST_RETENTION, RETENTION, milliseconds
 from brokerfl.broker.lease import await_lapse
 from brokerfl.broker.nodes import LONGEST_IDENTITY, new_id
-from brokerfl.broker.ownership import ownership_in
 from brokerfl.broker.process import is_dead, new_token, text_of
 from brokerfl.broker.runs import absent, prune
 from brokerfl.common import ConfigError, RunAttached, RunNotFound, RunStopped, UserConfig
@@ -133,11 +132,7 @@ def _try_to_take_over(
     redis = connection.at(keys.owner(run_id)).redis
     with map_errors(connection.url), redis.pipeline(transaction=True) as pipe:
         while True:
-            pipe.watch(keys.owner(run_id))
-            value = pipe.get(keys.owner(run_id))
-            former = ownership_in(value) if value is not None else None
-            if former is None or former.is_over:
-                raise RunNotFound(absent(connection, run_id))
+            former = watched_owner(pipe, connection, run_id)
             if former.is_stopping:
                 raise RunStopped(f"run {run_id} was stopped; `brokerfl stop {run_id}` deletes what is left of it")
             holder = pipe.get(keys.run_lease(run_id))

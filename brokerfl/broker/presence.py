@@ -29,8 +29,7 @@ def members(connection: Connection) -> Iterator[list[int]]:
             redis = connection.at(key).redis
             cursor, found = redis.sscan(key, max(0, cursor), count=_AT_ONCE)
             ids = {member: parse_id(member) for member in found}
-            rubbish = [member for member, node in ids.items() if node is None]
-            if rubbish:
+            for rubbish in batches(member for member, node in ids.items() if node is None):
                 redis.srem(key, *rubbish)
         yield [node for node in ids.values() if node is not None]
 

@@ -221,7 +221,7 @@ def scatter(servers: Servers, asked: Sequence[tuple[str, Sequence[Command]]]) ->
     """
     parts: dict[int, tuple[Sockets, list[int], list[Command]]] = {}
     for place, (key, commands) in enumerate(asked):
-        assert all(len(command) <= MOST_ARGUMENTS for command in commands), "cut it with `in_parts`"
+        assert all(len(command) <= MOST_ARGUMENTS for command in commands), "cut it with `batches`"
         sockets = servers.at(key).sockets
         _, places, together = parts.setdefault(id(sockets), (sockets, [], []))
         places.append(place)
@@ -258,9 +258,3 @@ def stream(servers: Servers, commands: Sequence[Command], most: Sequence[int] = 
     finally:
         for each in answers.values():
             each.close()
-
-
-def in_parts(command: Command, arguments: Sequence[Any]) -> list[Command]:
-    """Return a command, such as ``("UNLINK",)``, several times if need be, each with some of the arguments."""
-    size = MOST_ARGUMENTS - len(command)
-    return [(*command, *arguments[start : start + size]) for start in range(0, len(arguments), size)]

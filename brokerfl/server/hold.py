@@ -6,6 +6,7 @@ know which calls an app makes; the Driver does.
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +17,7 @@ from brokerfl.broker.books import is_ending, read_books
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.context import SavedContext
 from brokerfl.broker.ending import Footprint
-from brokerfl.broker.fence import RedisForgot
+from brokerfl.broker.fence import RedisForgot, Transaction
 from brokerfl.broker.heartbeat import Heartbeat
 from brokerfl.broker.keys import LEASE, OFFLINE_GRACE, RETENTION
 from brokerfl.broker.liveness import Liveness
@@ -173,16 +174,19 @@ class Hold:
         transactions, is_deleted = self.session.transactions, partial(has_ended, self.owner.connection, self.run.run_id)
         again = partial(transactions.close_again, footprint)
         with suppress(RunError):
-            is_left = True
-            while is_left:
-                answers = self.session.transact(transactions.delete, is_deleted, frees=True, instead=again)
-                if answers and isinstance(answers[0], Exception):
-                    self.session.through_outage(transactions.bury)
-                    is_left = self.session.is_stale
-                else:  # Redis may have forgotten that it was executed
-                    is_left = not self.session.through_outage(is_deleted) or self.session.is_stale
+            while not self._try_to_delete(again, is_deleted):
+                continue
         if self.session.is_stale and self.session.through_outage(is_deleted):
             transactions.clear(footprint)
+
+    def _try_to_delete(self, again: Callable[[], Transaction], is_deleted: Callable[[], bool]) -> bool:
+        """Return whether Redis has the deletion for good; it may forget that it was executed."""
+        answers = self.session.transact(self.session.transactions.delete, is_deleted, frees=True, instead=again)
+        if answers and isinstance(answers[0], Exception):
+            self.session.through_outage(self.session.transactions.bury)
+        elif not self.session.through_outage(is_deleted):
+            return False
+        return not self.session.is_stale
 
     def abandon(self) -> None:
         """From now on, every wait in any thread raises RunStopped. Call `detach` next."""

@@ -35,10 +35,11 @@ class Verdicts:
         owner = self._transactions.owner
         owner.fence.look()
         owing = self._book.owing()
-        absences = absent_nodes(owner.connection, owing)
+        looked_at = self._liveness.due(owing)
+        absences = absent_nodes(owner.connection, looked_at)
         self._receiver.read(owing)
         self._transactions.contact(self._rings.due(self._book.owing()))
-        gone = self._liveness.unavailable(absences, owner.connection.clock.steps)
+        gone = self._liveness.unavailable(looked_at, absences, owner.connection.clock.steps)
         now = owner.connection.clock.time() * 1000
         verdicts = [(message, _verdict(message, now, gone)) for message in self._book.awaited()]
         self._pass([(message, error) for message, error in verdicts if error is not None])

@@ -2,7 +2,8 @@
 
 Owns the memory of both, and the checks on what arrives. It must not know Redis, or where chunks are kept.
 
-A content of more than `INLINE` bytes leaves its message, which then carries the manifest instead.
+A content of more than `INLINE` bytes or `MOST_FIELDS` fields leaves its message, which then carries the manifest
+instead.
 """
 
 import mmap
@@ -20,6 +21,10 @@ from brokerfl.wire.record import check_description, digest_of, frozen
 #: Most bytes of a content that travel in the message itself: below this, a fetch costs more than it saves
 #: (``benchmarks/inline_limit.py``).
 INLINE = 64 * 1024
+
+#: Most fields, one for each array and one more, of such a content: each takes two arguments of a command, which has at
+#: most 1,000.
+MOST_FIELDS = 480
 
 #: Chunks that are requested, or sent, in one round trip: enough for 1 Gbit/s over a round trip of 30 ms. Not more,
 #: because Redis finishes what one client sent before it turns to the next.
@@ -187,7 +192,7 @@ def _content(manifest: Manifest, memories: Sequence[memoryview]) -> Fields:
 
 def is_large(content: Mapping[bytes, bytes | memoryview]) -> bool:
     """Return whether a content is sent as chunks rather than in its message."""
-    return size_of(content) > INLINE
+    return size_of(content) > INLINE or len(content) > MOST_FIELDS
 
 
 class EncodedContent:

@@ -7,9 +7,7 @@ import pytest
 from brokerfl.broker import liveness as liveness_module
 from brokerfl.broker.books import read_books
 from brokerfl.broker.ending import stop_run
-from brokerfl.broker.liveness import Liveness
 from brokerfl.broker.nodes import Registration
-from brokerfl.broker.presence import Absence
 from brokerfl.broker.runs import list_runs
 from brokerfl.common import ErrorCode, RunNotFound, RunStopped
 from brokerfl.server import Driver
@@ -30,6 +28,7 @@ from tests.stage import (
     read_nothing,
     serving,
     silent,
+    sweep_soon,
 )
 
 
@@ -266,41 +265,32 @@ def test_waiting_for_nodes_ends(backend: Backend) -> None:
             driver.wait_for_nodes(3, timeout=0.2)
 
 
-def test_absence_is_counted_from_the_observers_reconnect() -> None:
-    """After the observer's own outage nobody is given up before nodes had a lease time to come back."""
-    liveness = Liveness(offline_grace=0.0, lease=30.0)
-    assert liveness.unavailable([Absence(5, comes_back=False)]) == {5}
-    liveness.reconnected()
-    assert liveness.unavailable([Absence(5, comes_back=False), Absence(6, comes_back=True)]) == set()
-
-
-def test_an_absence_that_nobody_watched_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody looked for a while: the node may have been there in between, so its grace begins again."""
-    clock = Clock()
-    monkeypatch.setattr(liveness_module, "time", clock)
-    liveness, absent = Liveness(offline_grace=60.0), [Absence(5, comes_back=True)]
-    assert liveness.unavailable(absent) == set()
-    clock.now += 1000.0
-    for _ in range(60):
-        assert liveness.unavailable(absent) == set()
-        clock.now += 1.0
-    assert liveness.unavailable(absent) == {5}
-
-
-def test_a_node_that_was_back_is_given_its_grace_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was seen before an outage of the observer does not count after it, nor what was seen before a return."""
-    clock = Clock()
-    monkeypatch.setattr(liveness_module, "time", clock)
-    liveness, absent = Liveness(offline_grace=5.0, lease=0.0), [Absence(5, comes_back=True)]
-    assert liveness.unavailable(absent) == set()
-    clock.now += 5.0
-    liveness.reconnected()
-    assert liveness.unavailable(absent) == set()
-    clock.now += 5.0
-    assert liveness.unavailable([]) == set()
-    assert liveness.unavailable(absent) == set()
-    clock.now += 5.0
-    assert liveness.unavailable(absent) == {5}
+def test_who_vanishes_among_many_is_error_5(
+    backend: Backend, issued: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One look takes a part of the leases; nobody's turn is forgotten, and who was not looked at is not given up."""
+    monkeypatch.setattr(liveness_module, "MOST_LOOKED_AT", 10)
+    monkeypatch.setattr(liveness_module, "_ROUND", 1e9)
+    keys, nodes = backend.connect().keys, range(10, 70)
+    with backend.admin.pipeline(transaction=False) as pipe:
+        for node in nodes:
+            pipe.sadd(keys.nodes, str(node))
+            pipe.set(keys.node_lease(node), "x", px=60_000)
+            pipe.hset(keys.node_info(node), "version", "1")  # it has no name, so it does not come back
+            pipe.pexpire(keys.node_info(node), 60_000)
+        pipe.execute()
+    with driving(backend) as driver:
+        ids = driver.push_messages([driver.create_message(number(1), "train", node, "1") for node in nodes])
+        backend.admin.unlink(keys.node_lease(42))
+        replies, looks = [], 0
+        while not replies:
+            issued.clear()
+            sweep_soon(driver)
+            replies, looks = driver.pull_messages(ids), looks + 1
+            assert issued.count("EXISTS") <= 11, "each alone, if one of them is missing"
+            assert looks <= 6
+        [reply] = replies
+        assert (reply.error.code, reply.metadata.src_node_id) == (ErrorCode.NODE_UNAVAILABLE, 42)
 
 
 def test_a_ttl_counts_from_the_end_of_the_upload(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,13 +91,6 @@ def test_scatter_drops_only_the_socket_that_broke(connection: Connection, cluste
     assert connection.losses == 1
 
 
-def test_long_commands_are_cut() -> None:
-    """No command has more than a thousand arguments."""
-    parts = servers.in_parts(("UNLINK",), [str(n) for n in range(2500)])
-    assert [len(part) for part in parts] == [1000, 1000, 503]
-    assert [word for part in parts for word in part[1:]] == [str(n) for n in range(2500)]
-
-
 def test_a_slot_that_moves(connection: Connection, cluster: ClusterFleet) -> None:
     """A command for a slot that was moved has no effect and is a loss; the next one goes to the new primary.
 
