@@ -12,7 +12,7 @@ A `Change` says what one commit does to a run; `Books.change` writes the part of
 put commands into a transaction, which `transactions` puts together.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -21,7 +21,6 @@ from redis.client import Pipeline
 
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import map_errors
-from brokerfl.broker.gather import Gather
 from brokerfl.broker.keys import Keys, milliseconds, parse_id
 from brokerfl.broker.stream import MOST_ARGUMENTS, batches
 from brokerfl.common import FrameError
@@ -304,14 +303,18 @@ class Summary:
     replies: int
 
 
-def ask_summary(gather: Gather, keys: Keys, run_id: int) -> None:
-    """Ask for what `summary_of` needs: two commands."""
-    gather.at(keys.meta(run_id)).hgetall(keys.meta(run_id))
-    gather.at(keys.run_nodes(run_id)).scard(keys.run_nodes(run_id))
+#: The fields of meta that an operator sees.
+_SUMMED = (b"frame", b"status", b"messages", b"replies")
 
 
-def summary_of(run_id: int, meta: Mapping[bytes, bytes], nodes: int) -> Summary | None:
-    """Return what the answers to `ask_summary` say; None if the run has no books."""
+def summary_commands(keys: Keys, run_id: int) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Return the two commands that ask for what `summary_of` needs."""
+    return ("HMGET", keys.meta(run_id), *_SUMMED), ("SCARD", keys.run_nodes(run_id))
+
+
+def summary_of(run_id: int, fields: Sequence[bytes | None] | None, nodes: int) -> Summary | None:
+    """Return what the answers to `summary_commands` say; None if the run has no books."""
+    meta = {name: value for name, value in zip(_SUMMED, fields or (), strict=False) if value is not None}
     if not meta:
         return None
     try:

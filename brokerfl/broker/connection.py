@@ -107,9 +107,11 @@ class Connection:
             parts.setdefault(key_slot(key.encode()), []).append(key)
         return [*parts.values()]
 
-    def scatter(self, asked: Sequence[tuple[str, Sequence[Command]]]) -> list[list[Any]]:
+    def scatter(
+        self, asked: Sequence[tuple[str, Sequence[Command]]], everywhere: Sequence[Command] = ()
+    ) -> list[list[Any]]:
         """Send commands to the servers of their keys, all before the first answer is read; see `servers.scatter`."""
-        return scatter(self._servers, asked)
+        return scatter(self._servers, asked, everywhere)
 
     def stream(self, commands: Sequence[Command], most: Sequence[int] = ()) -> Iterator[Any]:
         """Send commands to the servers of their keys, and yield each answer when it arrives; see `servers.stream`."""

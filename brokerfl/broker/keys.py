@@ -166,6 +166,9 @@ class Keys:
     def context(self, run_id: int) -> str:
         return self._run(run_id, "context")
 
+    def run_status(self, run_id: int) -> str:
+        return self._run(run_id, "status")
+
     def bell(self, run_id: int) -> str:
         return f"{self.prefix}:bell:{{run:{run_id}}}"
 
@@ -181,6 +184,7 @@ class Keys:
             self.blobs(run_id),
             self.run_nodes(run_id),
             self.groups(run_id),
+            self.run_status(run_id),
             self.bell(run_id),
             self.meta(run_id),
             self.owner(run_id),

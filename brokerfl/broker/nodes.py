@@ -7,7 +7,7 @@ import json
 import platform
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from logging import WARNING
@@ -27,12 +27,16 @@ from brokerfl.broker.presence import members, online_among, remove
 from brokerfl.broker.process import home_of, is_dead, new_token, text_of
 from brokerfl.common import ConfigError, NodeNameTaken, log
 from brokerfl.wire.origin import Origin
+from brokerfl.wire.status import NodeStatus, decode_status
+
+#: The field of a node's info that says what the node is doing.
+STATUS = "status"
 
 #: The fields of a node's info that are shown.
-_SHOWN = ("name", "labels", "version", "since", FIELD)
+SHOWN = ("name", "labels", "version", "since", FIELD, STATUS)
 
 #: Most bytes of one of them: the node alone decides how large they are.
-_LONGEST_FIELD = 8192
+LONGEST_FIELD = 8192
 
 #: Most bytes of the identity of a data set, which names a file of the node's journal. brokerfl writes 32. One more is
 #: read, however large it is.
@@ -64,6 +68,7 @@ class NodeInfo:
     version: str = ""
     since: float = 0.0
     origin: Origin | None = None
+    status: NodeStatus | None = None
 
 
 class Registration:
@@ -106,8 +111,8 @@ class Registration:
         self._since = 0.0
         self.renewed_at = 0.0
         for what in ("name", "labels"):
-            if (size := len(self._info()[what].encode())) > _LONGEST_FIELD:
-                raise ConfigError(f"the node's {what} would take {size} bytes; at most {_LONGEST_FIELD} are shown")
+            if (size := len(self._info()[what].encode())) > LONGEST_FIELD:
+                raise ConfigError(f"the node's {what} would take {size} bytes; at most {LONGEST_FIELD} are shown")
 
     def register(self, stop: Callable[[], bool] = lambda: False) -> None:
         """Take the lease and enter the registry.
@@ -275,7 +280,7 @@ class Registration:
 def list_nodes(connection: Connection) -> list[NodeInfo]:
     """Return every registered node, online ones first, and remove those whose info is gone from the registry.
 
-    Malformed keys of one node do not affect the others; a field longer than `_LONGEST_FIELD` counts as empty.
+    Malformed keys of one node do not affect the others; a field longer than `LONGEST_FIELD` counts as empty.
     """
     found: dict[int, NodeInfo] = {}
     for ids in members(connection):
@@ -285,18 +290,20 @@ def list_nodes(connection: Connection) -> list[NodeInfo]:
 
 def _look_at(connection: Connection, node_ids: list[int]) -> list[NodeInfo]:
     online = online_among(connection, node_ids)
-    infos = read_fields(connection, list(map(connection.keys.node_info, node_ids)), _SHOWN, _LONGEST_FIELD)
+    infos = read_fields(connection, list(map(connection.keys.node_info, node_ids)), SHOWN, LONGEST_FIELD)
     known = {
         node: info
         for node, info in zip(node_ids, infos, strict=True)
         if node in online or any(value is not None for value in info)
     }
     remove(connection, set(node_ids) - known.keys())
-    return [_node_info(node, node in online, info) for node, info in known.items()]
+    return [node_info_of(node, node in online, info) for node, info in known.items()]
 
 
-def _node_info(node_id: int, online: bool, info: Iterable[bytes | None]) -> NodeInfo:
-    text = {name: value.decode(errors="replace") for name, value in zip(_SHOWN, info, strict=True) if value}
+def node_info_of(node_id: int, online: bool, info: Sequence[bytes | None]) -> NodeInfo:
+    """Return what these fields of a node's info say, in the order of `SHOWN`; what is malformed counts as missing."""
+    status = decode_status(NodeStatus, info[SHOWN.index(STATUS)])
+    text = {name: value.decode(errors="replace") for name, value in zip(SHOWN, info, strict=True) if value}
     try:
         labels = {str(key): str(value) for key, value in json.loads(text.get("labels", "{}")).items()}
         since = float(text.get("since", "0"))
@@ -304,4 +311,4 @@ def _node_info(node_id: int, online: bool, info: Iterable[bytes | None]) -> Node
     except (ValueError, AttributeError, RecursionError):
         labels, since = {}, 0.0
     origin = decode_origin(text.get(FIELD))
-    return NodeInfo(node_id, online, text.get("name", ""), labels, text.get("version", ""), since, origin)
+    return NodeInfo(node_id, online, text.get("name", ""), labels, text.get("version", ""), since, origin, status)

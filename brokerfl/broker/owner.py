@@ -7,6 +7,7 @@ travel.
 import secrets
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 
 from redis.client import Pipeline
@@ -25,7 +26,7 @@ from brokerfl.broker.lease import await_lapse
 from brokerfl.broker.nodes import LONGEST_IDENTITY, new_id
 from brokerfl.broker.process import is_dead, new_token, text_of
 from brokerfl.broker.runs import absent, prune
-from brokerfl.common import ConfigError, RunAttached, RunNotFound, RunStopped, UserConfig
+from brokerfl.common import ConfigError, RedisOutOfMemory, RunAttached, RunNotFound, RunStopped, UserConfig
 from brokerfl.wire.origin import Origin
 from brokerfl.wire.run import Run
 
@@ -179,6 +180,7 @@ class Owner:
         self.retention = retention
         self.books = Books(connection, run, retention)
         self.has_new_frame = False
+        self._told = b""
         self._renewed = time.monotonic()
         self._seen = time.monotonic()
 
@@ -192,6 +194,7 @@ class Owner:
         keys, run_id = self.connection.keys, self.run.run_id
         self.books.write(pipe, snapshot)
         pipe.set(keys.run_lease(run_id), self.fence.name, px=milliseconds(self.lease))
+        pipe.set(keys.run_status(run_id), self._told)
         pipe.xgroup_create(keys.bell(run_id), GROUP, id="0", mkstream=True)
         self.expire(pipe)
 
@@ -229,13 +232,18 @@ class Owner:
         )
         return *at_nodes, *expire_blobs(keys, run_id, footprint.chunks, retention)
 
-    def renew(self, footprint: Callable[[], Footprint]) -> None:
+    def renew(self, footprint: Callable[[], Footprint], told: bytes = b"") -> None:
         """Renew the lease and, every quarter of the retention time, the lifetimes; look at the clock.
+
+        Args:
+            footprint: what the run may have outside its slot.
+            told: what the ServerApp says of its run, as `wire.status` encodes it. A full Redis does not take it.
 
         Raises:
             RunStopped, RunFenced, RunLost: the run no longer belongs to this process.
         """
         key, lives = self.connection.keys.run_lease(self.run.run_id), milliseconds(self.lease)
+        self._told = told
         self.fence.look()
         self.connection.read_time()
         with map_errors(self.connection.url):
@@ -245,6 +253,13 @@ class Owner:
         if time.monotonic() - self._renewed > self.retention / 4:
             self.renew_lifetimes(footprint())
         self._seen = time.monotonic()
+        self._tell()
+
+    def _tell(self) -> None:
+        """Replace the status. It is never made anew here: the run may have ended in the meantime."""
+        key = self.connection.keys.run_status(self.run.run_id)
+        with map_errors(self.connection.url), suppress(RedisOutOfMemory):
+            self.connection.at(key).redis.set(key, self._told, xx=True, px=milliseconds(self.retention))
 
     def renew_lifetimes(self, footprint: Footprint) -> None:
         """Give every key of the run its full lifetime again."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from redis.client import Pipeline
 
-from brokerfl.broker.books import Summary, ask_summary, summary_of
+from brokerfl.broker.books import Summary, summary_commands, summary_of
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import execute_unless_changed, found_or_none, map_errors
 from brokerfl.broker.fields import read_hash
@@ -138,12 +138,13 @@ def _look_at(connection: Connection, members: list[bytes]) -> tuple[list[RunInfo
     for run_id in known.values():
         for key in (keys.owner(run_id), keys.run_lease(run_id)):
             gather.at(key).get(key)
-        ask_summary(gather, keys, run_id)
+        for command in summary_commands(keys, run_id):
+            gather.at(command[1]).execute_command(*command)  # type: ignore[no-untyped-call]
     answers = iter(gather.execute(raise_on_error=False))
     runs, expired = [], [member for member, run_id in ids.items() if run_id is None]
     for (member, run_id), *found in zip(known.items(), *[answers] * 4, strict=True):
         owner, lease, meta, nodes = (found_or_none(answer, connection.url) for answer in found)
-        summary = summary_of(run_id, meta or {}, nodes or 0)
+        summary = summary_of(run_id, meta, nodes or 0)
         if summary is not None:
             runs.append(_run_info(summary, lease))
         elif (tombstone := _tombstone_in(owner)) is not None:

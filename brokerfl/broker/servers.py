@@ -206,15 +206,18 @@ class FoundServers:
         return Server(client, end=end)
 
 
-def scatter(servers: Servers, asked: Sequence[tuple[str, Sequence[Command]]]) -> list[list[Any]]:
+def scatter(
+    servers: Servers, asked: Sequence[tuple[str, Sequence[Command]]], everywhere: Sequence[Command] = ()
+) -> list[list[Any]]:
     """Send commands to the primaries of their keys, all before the first answer is read.
 
     Args:
         servers: the servers.
         asked: keys, and the commands for the primary of each, in order. A command has at most `MOST_ARGUMENTS`.
+        everywhere: commands for all primaries, in the same round trip.
 
     Returns:
-        The answers for each key, in the order in which they were asked for.
+        The answers for each key, in the order in which they were asked for; then those of each primary.
 
     Raises:
         RedisError: of the first server that did not answer; the others have, as far as they could.
@@ -226,12 +229,17 @@ def scatter(servers: Servers, asked: Sequence[tuple[str, Sequence[Command]]]) ->
         _, places, together = parts.setdefault(id(sockets), (sockets, [], []))
         places.append(place)
         together.extend(commands)
+    if everywhere:
+        for server in servers.all():
+            parts.setdefault(id(server.sockets), (server.sockets, [], []))[2].extend(everywhere)
     answers = exchange_all([(sockets, together) for sockets, _, together in parts.values()])
     found: list[list[Any]] = [[] for _ in asked]
     for (_, places, _), answered in zip(parts.values(), answers, strict=True):
         rest = iter(answered)
         for place in places:
             found[place] = [next(rest) for _ in asked[place][1]]
+        if everywhere:
+            found.append([*rest])
     return found
 
 

@@ -12,6 +12,9 @@ from brokerfl.wire.frame import pack, unpack
 from brokerfl.wire.manifest import is_uploader, uploaded_by
 from brokerfl.wire.origin import Origin, listed, origin_of
 
+#: Most characters of a run's name.
+_LONGEST_NAME = 100
+
 
 @dataclass(frozen=True)
 class Run:
@@ -24,6 +27,9 @@ class Run:
         created_at: Unix time in seconds, by Redis' clock.
         origin: where the ServerApp comes from; None for that of a script.
         overrides: the keys of the run config that override defaults of the project; None for all of them.
+        name: what the user calls it; "" for nothing.
+
+    A name is cut to 100 characters.
     """
 
     run_id: int
@@ -32,6 +38,10 @@ class Run:
     created_at: float
     origin: Origin | None = None
     overrides: tuple[str, ...] | None = None
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.name[:_LONGEST_NAME])
 
 
 def encode_run(run: Run) -> bytes:
@@ -60,9 +70,11 @@ def encode_run(run: Run) -> bytes:
 
 
 def _further(run: Run) -> list[Any]:
-    """Return what a frame has besides what every run has; nothing for the run of a script."""
-    further = [] if run.overrides is None else [list(run.overrides)]
-    return [listed(run.origin) if run.origin else [], *further] if run.origin or further else []
+    """Return what a frame has besides what every run has; nothing for the unnamed run of a script."""
+    if run.origin is None and run.overrides is None and not run.name:
+        return []
+    given = None if run.overrides is None else list(run.overrides)
+    return [listed(run.origin) if run.origin else [], given, run.name]
 
 
 def decode_run(run_id: int, data: bytes) -> Run:
@@ -77,8 +89,9 @@ def decode_run(run_id: int, data: bytes) -> Run:
         ):
             origin = origin_of(app, more[0]) if more and more[0] else None
             given = more[1] if len(more) > 1 else None
+            name = more[2] if len(more) > 2 and isinstance(more[2], str) else ""
             is_known = isinstance(given, list) and all(isinstance(key, str) and key in config for key in given)
-            run = Run(run_id, app, config, created_at, origin, tuple(given or ()) if is_known else None)
+            run = Run(run_id, app, config, created_at, origin, tuple(given or ()) if is_known else None, name)
             if more == _further(run):
                 return run
     raise FrameError(f"the frame of run {run_id} is malformed")

@@ -14,7 +14,7 @@ from brokerfl.server.book import OpenMessage
 PACKAGE = Path(__file__).parent.parent.parent / "brokerfl"
 
 #: From right to left as the design draws them: a layer may import itself and those before it.
-RANK = {"common": 0, "wire": 1, "broker": 2, "client": 3, "server": 3, "flower": 4, "testing": 5, "cli": 5}
+RANK = {"common": 0, "wire": 1, "broker": 2, "view": 3, "client": 4, "server": 4, "flower": 5, "testing": 6, "cli": 6}
 
 ONLY_IN = {
     "msgpack": {"wire"},

@@ -1,0 +1,52 @@
+"""Words: how nodes, runs, durations and sizes are written. Owns that; must not know who reads them."""
+
+from collections.abc import Iterable
+
+from brokerfl.common.text import shown
+
+#: Digits of an id that are shown, if they tell it from all others.
+_DIGITS = 4
+
+
+def short(number: int, digits: int = _DIGITS) -> str:
+    """Return the beginning of an id: ``1141…``."""
+    text = str(number)
+    return text if len(text) <= digits else f"{text[:digits]}…"
+
+
+def short_among(number: int, others: Iterable[int]) -> str:
+    """Return as much of an id as tells it from ``others``, at least four digits."""
+    text, digits = str(number), _DIGITS
+    for other in map(str, others):
+        while other != text and digits < len(text) and other.startswith(text[:digits]):
+            digits += 1
+    return short(number, digits)
+
+
+def node_of(node_id: int, name: str = "") -> str:
+    """Return a node as people know it: ``site-7 (6239…)``, or ``node 6239…`` without a name."""
+    return f"{shown(name)} ({short(node_id)})" if name else f"node {short(node_id)}"
+
+
+def lasting(seconds: float) -> str:
+    """Return a duration: ``0.4s``, ``31s``, ``11m48s``, ``3h05m``, ``2d04h``."""
+    if seconds < 9.95:
+        return f"{max(0.0, seconds):.1f}".removesuffix(".0") + "s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02}s"
+    if whole < 86_400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02}m"
+    return f"{whole // 86_400}d{whole % 86_400 // 3600:02}h"
+
+
+def sized(size: int) -> str:
+    """Return a size in bytes: ``0``, ``512B``, ``64K``, ``1.5M``, ``399M``, in powers of 1024."""
+    if size < 1024:
+        return f"{size}B" if size else "0"
+    value, units = size / 1024, "KMGTPE"
+    while value >= 999.5 and len(units) > 1:
+        value, units = value / 1024, units[1:]
+    return (f"{value:.1f}".removesuffix(".0") if value < 9.95 else f"{value:.0f}") + units[0]
