@@ -5,6 +5,7 @@ Owns the rhythm. It must not know what is renewed.
 
 import threading
 from collections.abc import Callable
+from contextvars import copy_context
 from logging import ERROR
 
 from brokerfl.common import RedisOutOfMemory, RedisUnreachable, log
@@ -24,7 +25,7 @@ class Heartbeat:
         self._beat = beat
         self._on_error = on_error
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread = threading.Thread(target=copy_context().run, args=(self._run,), name=name, daemon=True)
 
     def start(self) -> None:
         """Start; the first beat comes after one interval."""

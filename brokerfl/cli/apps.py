@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import brokerfl
+from brokerfl.cli.exits import say
 from brokerfl.cli.project import Project
 from brokerfl.client import ClientApp
 from brokerfl.client.app import ClientAppCallable
@@ -171,8 +172,8 @@ def print_traceback(error: BaseException) -> None:
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None and _is_ours(trace.tb_frame.f_code.co_filename):
         trace = trace.tb_next
-    with suppress(Exception):  # whatever the app has done to standard error
-        traceback.print_exception(error.with_traceback(trace))
+    with suppress(Exception):  # the app's exception may have no text
+        say("".join(traceback.format_exception(error.with_traceback(trace))).rstrip())
 
 
 def _is_ours(file: str) -> bool:

@@ -5,6 +5,7 @@ round to its own file; progress and table are made from these.
 """
 
 import json
+import os
 import secrets
 import shutil
 import subprocess
@@ -181,6 +182,9 @@ class _Demo:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                env={
+                    name: value for name, value in os.environ.items() if name != "BROKERFL_LOG_FILE"
+                },  # for one process
                 preexec_fn=die_with_parent,
             )
         try:

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from brokerfl.cli.logs import say_in_log
 from brokerfl.common import (
     AppLoadError,
     BrokerflError,
@@ -90,9 +91,10 @@ def code_of(error: BaseException) -> Exit:
 
 
 def say(text: str) -> None:
-    """Print a line to standard error, whatever an app has done to that."""
+    """Print a text to standard error, whatever an app has done to that; a log file and JSON lines have it, too."""
     with suppress(Exception):
-        click.echo(text, err=True)
+        if not say_in_log(text):
+            click.echo(text, err=True)
 
 
 @contextmanager

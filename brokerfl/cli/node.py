@@ -16,6 +16,7 @@ from brokerfl.broker.nodes import Registration, node_id_of
 from brokerfl.cli.apps import find_project, load_client_app
 from brokerfl.cli.configs import parse_config, parse_labels
 from brokerfl.cli.exits import Command
+from brokerfl.cli.logs import adopt_log_of, log_options
 from brokerfl.cli.options import (
     Name,
     RedisOptions,
@@ -34,10 +35,12 @@ from brokerfl.client.journal import Journal
 from brokerfl.client.node import Node
 from brokerfl.client.running import MOST_WORKERS
 from brokerfl.common import log
+from brokerfl.common.log_context import log_for
 
 
 @click.command(cls=Command)
 @click.argument("app")
+@log_options
 @redis_options
 @click.option(
     "--name",
@@ -117,9 +120,11 @@ def main(
     reference, project = find_project(app, app_dir)
     origin = project.origin  # before the import: code that is edited from now on is not what the node runs
     reference, client_app = load_client_app(reference, project)
+    adopt_log_of("flwr")
     connection = redis.connect()
     journal = Journal(node_folder(states, node_id_of(connection.keys.prefix, name)) if name and states else None)
     registration = Registration(connection, name or "", labels, lease, journal.home, replace(origin, app=reference))
+    log_for(node=registration.node_id)
     title = f"Node {registration.node_id}" + (f" ({name})" if name else "")
 
     def ready() -> None:

@@ -122,7 +122,7 @@ def redis_options(function: Function) -> Function:
             ),
             click.option("--cert", type=path, envvar="BROKERFL_CERT", help="Client certificate for mutual TLS (PEM)."),
             click.option("--key", type=path, envvar="BROKERFL_KEY", help="Private key of --cert (PEM)."),
-            click.option("--verbose", is_flag=True, help="Log more."),
+            click.option("--verbose", is_flag=True, help="Log more, and what happens to each message."),
         )
     ):
         wrapper = option(wrapper)

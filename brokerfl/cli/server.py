@@ -16,6 +16,7 @@ from brokerfl.broker.keys import LEASE, MOST_RETENTION, OFFLINE_GRACE, RETENTION
 from brokerfl.cli.apps import find_project, load_server_app, print_traceback
 from brokerfl.cli.configs import parse_config
 from brokerfl.cli.exits import Command, Exit, code_of, say
+from brokerfl.cli.logs import adopt_log_of, log_options
 from brokerfl.cli.options import (
     CONNECTION,
     Bytes,
@@ -36,6 +37,7 @@ from brokerfl.common import (
     RunError,
     log,
 )
+from brokerfl.common.log_context import log_for
 from brokerfl.flower import keeps_something
 from brokerfl.server import Driver
 from brokerfl.server.app import ServerAppCallable
@@ -54,6 +56,7 @@ class _Signalled(BaseException):
 
 @click.command(cls=Command)
 @click.argument("app")
+@log_options
 @redis_options
 @run_config_option
 @click.option(
@@ -145,11 +148,13 @@ def main(
         raise ConfigError(f"{option} needs --resume RUN, the run to continue")
     # The environment is for new runs.
     is_typed = click.get_current_context().get_parameter_source("run_config") is click.core.ParameterSource.COMMANDLINE
+    log_for(run=resume)
     reference, project = find_project(app, app_dir)
     given = parse_config(run_config, "--run-config", project.defaults) if is_typed or resume is None else None
     config = None if given is None else project.run_config(given)
     origin = project.origin
     reference, server_app = load_server_app(reference, project)
+    adopt_log_of("flwr")
     connection = redis.connect()
     if resume is None:  # a signal that comes while the run is created waits until there is something to detach
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -180,6 +185,7 @@ def main(
 
 def _run(driver: Driver, server_app: ServerAppCallable, signals: "_Signals", retention: float, how: str) -> int:
     run_id, started = driver.run.run_id, time.monotonic()
+    log_for(run=run_id)
     log(INFO, "Run %s of %s %s", run_id, driver.run.app, how)
     if how == "resumed" and not keeps_something(server_app, driver.context.state):
         log(

@@ -25,6 +25,9 @@ _TOGETHER = 0.1
 #: Seconds until a signal that came in the middle of a fork comes again.
 _LATER = 0.01
 
+#: Called before a signal ends the process at once.
+before_leaving: list[Callable[[], None]] = []
+
 _before = threading.local()
 
 
@@ -73,6 +76,9 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 def leave(number: int) -> None:
     """End the process because of a signal. User code cannot be interrupted safely, so this does not unwind it."""
+    for call in before_leaving:
+        with suppress(Exception):
+            call()
     flush()
     if "multiprocessing" in sys.modules:
         with suppress(Exception):  # nobody else would: its children may ignore Ctrl-C

@@ -93,6 +93,11 @@ def _guarded(stream: Any, number: int, patient: bool) -> io.TextIOWrapper:
     )
 
 
+def another_error_stream() -> io.TextIOWrapper:
+    """Return a stream of its own to standard error, which stays as it is when an app closes or replaces that."""
+    return _guarded(sys.__stderr__, 2, patient=False)
+
+
 def failure() -> OSError | None:
     """Return why standard output could not be written, if it could not."""
     flush()

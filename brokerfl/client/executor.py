@@ -4,10 +4,11 @@ Owns that a message is executed once as far as the journal knows, and that its r
 are committed together. It must not know ClientApp, Redis, or how replies are noted and published.
 """
 
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
-from logging import DEBUG, ERROR, WARNING
+from logging import ERROR, WARNING
 
 from brokerfl.client.journal import Answer, Journal
 from brokerfl.client.payloads import Payloads
@@ -17,6 +18,7 @@ from brokerfl.client.runs import Runs
 from brokerfl.client.wanted import Wanted
 from brokerfl.client.worklist import Work
 from brokerfl.common import ErrorCode, FrameError, Metadata, log
+from brokerfl.common.logger import trace
 from brokerfl.common.text import shown
 from brokerfl.wire.frame import MANIFEST, Fields, size_of
 from brokerfl.wire.manifest import manifest_of
@@ -159,9 +161,12 @@ class Executor:
         content = self._fetch(work, metadata.group_id)
         if content is None:
             return None
-        watch = self._wanted.watch(work)
+        watch, started = self._wanted.watch(work), time.monotonic()
+        trace("executing", "Executing a %s message of group %r", metadata.message_type, metadata.group_id)
         try:
-            return self._runner.run(Task(run, work.message_id, metadata, content, state, watch.is_cancelled))
+            result = self._runner.run(Task(run, work.message_id, metadata, content, state, watch.is_cancelled))
+            trace("executed", "Executed in %.3f s", time.monotonic() - started)
+            return result
         finally:
             watch.end()
             if work.is_lost:  # the state came from a journal that is no longer open
@@ -204,7 +209,7 @@ class Executor:
 
     def _repeat(self, work: Work, reply: Fields) -> Fields | None:
         """Return the reply that the journal has; None if its payload is gone and it is no longer wanted."""
-        log(DEBUG, "Message %s was executed before; its reply is published again", work.message_id)
+        trace("repeated", "Executed before; its reply is published again")
         node_id = self._runner.node_id
         try:
             manifest = manifest_of(reply)
@@ -225,6 +230,7 @@ class Executor:
         return again
 
     def _refuse(self, work: Work, code: int, reason: str) -> Fields:
+        trace("refused", "Answered with Error %s: %s", int(code), reason)
         return encode_refusal(self._runner.node_id, work.run_id, work.message_id, code, reason)
 
     # Contents.

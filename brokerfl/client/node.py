@@ -41,6 +41,8 @@ from brokerfl.common import (
     UserConfig,
     log,
 )
+from brokerfl.common.log_context import log_context, name_node
+from brokerfl.common.logger import trace
 from brokerfl.wire.frame import MAX_MESSAGE_BYTES
 from brokerfl.wire.message import received_id_of
 
@@ -103,6 +105,7 @@ class Node:
         **options: Unpack[_Options],
     ) -> None:
         self.node_id = registration.node_id
+        name_node(self.node_id, registration.name)
         self._connection = connection
         self._registration = registration
         self._on_ready = on_ready
@@ -149,6 +152,10 @@ class Node:
             RedisAuthError, RedisTLSError: Redis refuses the login or the connection.
             JournalError: the journal cannot be used.
         """
+        with log_context(node=self.node_id):
+            self._serve_until_stopped()
+
+    def _serve_until_stopped(self) -> None:
         self.register()
         heartbeat = Heartbeat(
             f"heartbeat of node {self.node_id}", self._registration.lease / 3, self._beat, self._stop.fail
@@ -309,7 +316,9 @@ class Node:
         for delivery in deliveries:
             message_id = received_id_of(delivery.fields)
             if message_id:
-                self._worklist.add(delivery, message_id)
+                ahead = self._worklist.add(delivery, message_id)
+                event, text = ("waiting", "Received; %s of its run come first") if ahead else ("received", "Received")
+                trace(event, text, *([ahead] if ahead else []), run=delivery.run_id, message_id=message_id)
                 continue
             if delivery.fields:  # without fields, the ServerApp took it back after its delivery
                 log(WARNING, "Removed an entry of run %s that names no message", delivery.run_id)

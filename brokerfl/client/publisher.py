@@ -24,6 +24,8 @@ from brokerfl.client.journal import Answer
 from brokerfl.client.stop import Stop
 from brokerfl.client.worklist import Work, Worklist
 from brokerfl.common import RedisOutOfMemory, RedisUnreachable, log
+from brokerfl.common.log_context import log_context
+from brokerfl.common.logger import trace
 from brokerfl.wire.frame import Fields
 
 #: Seconds that a reply waits for others if its worker has more work: a tiny message takes about 0.1 ms to execute, and
@@ -43,6 +45,9 @@ class Publisher:
         worklist: told what is published.
         stop: ends waiting for a full Redis; told of errors that the thread cannot wait out.
         note: notes answers in the journal, in one transaction.
+
+    Attributes:
+        node_id: as given.
     """
 
     def __init__(
@@ -54,7 +59,7 @@ class Publisher:
         note: Callable[[Sequence[Answer]], None] = lambda _: None,
     ) -> None:
         self._connection = connection
-        self._node_id = node_id
+        self.node_id = node_id
         self._worklist = worklist
         self._stop = stop
         self._note = note
@@ -114,12 +119,13 @@ class Publisher:
     def _publish(self, noted: list[tuple[Work, Fields]]) -> None:
         batch = [(work, reply) for work, reply in noted if not work.is_lost]
         outgoing = [Outgoing(work.run_id, tuple(work.entries), reply) for work, reply in batch]
-        taken = self._when_there_is_room(lambda: publish(self._connection, self._node_id, outgoing)) if batch else []
+        taken = self._when_there_is_room(lambda: publish(self._connection, self.node_id, outgoing)) if batch else []
         with self._committing:
             del self._executed[: len(noted)]
             self._noted -= len(noted)
         for (work, _), sent, is_published in zip(batch, outgoing, taken, strict=True):
             if is_published:
+                trace("published", "Published the reply", run=work.run_id, message_id=work.message_id)
                 self._remove_late(work, self._worklist.done(work, sent.inbox_entries))
             else:
                 log(INFO, "Run %s is over; a late reply was dropped", work.run_id)
@@ -128,7 +134,7 @@ class Publisher:
     def _remove_late(self, work: Work, entries: list[str]) -> None:
         for entry in entries:
             with suppress(RedisUnreachable):  # it stays pending, and the next drain finds it
-                discard_message(self._connection, self._node_id, work.run_id, entry)
+                discard_message(self._connection, self.node_id, work.run_id, entry)
 
     def _when_there_is_room(self, action: Callable[[], list[bool]]) -> list[bool]:
         """A full Redis exerts back-pressure: the reply waits here, and so does the next message."""
@@ -148,6 +154,10 @@ class Publisher:
         return taken
 
     def _run(self) -> None:
+        with log_context(node=self.node_id):
+            self._publish_until_closed()
+
+    def _publish_until_closed(self) -> None:
         while True:
             self._wake.wait()
             self._wake.clear()

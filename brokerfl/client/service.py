@@ -13,6 +13,8 @@ from brokerfl.client.runner import InterruptedExecution
 from brokerfl.client.wanted import Wanted
 from brokerfl.client.worklist import Work, Worklist
 from brokerfl.common import RedisOutOfMemory, RedisUnreachable, log
+from brokerfl.common.log_context import log_context
+from brokerfl.common.logger import trace
 from brokerfl.wire.frame import Fields
 
 
@@ -55,10 +57,15 @@ class Service:
             RedisUnreachable, RedisOutOfMemory: it was put back, or its reply waits for the publisher's `flush`.
             JournalError: the node cannot continue.
         """
+        with log_context(run=work.run_id, node=self.publisher.node_id, message=work.message_id):
+            self._work(work, worker)
+
+    def _work(self, work: Work, worker: int) -> None:
         judged = tuple(work.entries)
         try:
             reply = self._execute(work, worker)
-        except (RedisUnreachable, RedisOutOfMemory):  # its entry is known, so a drain would not queue it again
+        except (RedisUnreachable, RedisOutOfMemory) as error:  # its entry is known: a drain would not queue it again
+            trace("waiting", "Waits for Redis: %s", error)
             self._worklist.release(work, put_back=True)
             raise
         except InterruptedExecution:  # a named node executes it when it is started again

@@ -73,12 +73,16 @@ class Worklist:
                 found.setdefault(work.run_id, []).extend(work.entries)
         return found
 
-    def add(self, delivery: Delivery, message_id: str) -> None:
-        """Queue a message. One that is already in hand is not queued twice, but its new entry is remembered."""
-        with self._changed:
-            self._add(delivery, message_id)
+    def add(self, delivery: Delivery, message_id: str) -> int:
+        """Queue a message. One that is already in hand is not queued twice, but its new entry is remembered.
 
-    def _add(self, delivery: Delivery, message_id: str) -> None:
+        Returns:
+            How many messages of its run come first; 0 for one that is already in hand.
+        """
+        with self._changed:
+            return self._add(delivery, message_id)
+
+    def _add(self, delivery: Delivery, message_id: str) -> int:
         run_id = delivery.run_id
         work = self._in_hand.get((run_id, message_id))
         if work is not None:
@@ -87,7 +91,7 @@ class Worklist:
                 self._size -= size_of(work.fields)
                 work.fields = delivery.fields or work.fields  # Redis may have lost the first content
                 self._size += size_of(work.fields)
-            return
+            return 0
         work = Work(run_id, message_id, delivery.fields, [delivery.entry_id])
         if delivery.is_old:
             work.queued_at = -math.inf  # so that, before its execution, Redis is asked whether it is still wanted
@@ -95,9 +99,10 @@ class Worklist:
         self._size += size_of(work.fields)
         if run_id in self._served:
             self._served[run_id].append(work)
-        else:
-            self._waiting.setdefault(run_id, deque()).append(work)
-            self._changed.notify()
+            return len(self._served[run_id])
+        self._waiting.setdefault(run_id, deque()).append(work)
+        self._changed.notify()
+        return len(self._waiting[run_id]) - 1
 
     # Turns.
 

@@ -1,56 +1,58 @@
-"""The logger "brokerfl" and how it prints. Owns the one console handler; must not know what is logged.
+"""The logger "brokerfl". Owns its console handler, and what an app's logging may change; must not know what is logged.
 
 As in Flower, importing the package adds a handler to its own logger, at level INFO. Records also propagate to the
 root logger, so that an application's own logging (and pytest's ``caplog``) sees them; each is printed once.
+
+Who may change what:
+
+- In a script, and with `brokerfl.testing`, the logger is one like any other: `configure_logging`, its level, its
+  handlers, its filters and `logging.disable` decide what is printed. It is only never disabled by `logging.config`, not
+  silenced by a filter or a record factory that raises, and not printed twice where the root logger prints, too.
+- In `brokerfl-node` and `brokerfl-server`, the options of the command decide, and nothing else: see `keep_log`.
+  Handlers that an app adds get what they would get otherwise, except those that print to the terminal.
+
+What happens to each message is logged by the logger "brokerfl.messages", at level DEBUG, if `configure_logging` or
+--verbose asked for it.
 """
 
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
-from json import dumps
 from logging import DEBUG, INFO, LogRecord
-from typing import Any
+from typing import Any, TextIO
 
-from brokerfl.common.text import shown
-
-#: Width of the level and the spaces after the colon together: messages of all levels start in the same column.
-_COLUMN = 10
-
-_COLOURS = {"DEBUG": 94, "INFO": 92, "WARNING": 93, "ERROR": 91, "CRITICAL": 95}
-
-#: Control characters that a line may hold: apps log tracebacks and tables.
-_KEPT = "\n\t"
-
-_text = logging.Formatter()
+from brokerfl.common.kept_log import KeptLog
+from brokerfl.common.layout import Layout, flower_line, identify, json_line, timed_line
 
 
 class ConsoleHandler(logging.Handler):
     """Prints to standard error: ``INFO :      Starting server round 1``.
 
-    The stream is looked up for each record, so redirection works at any time. Levels are coloured on a
-    terminal, unless the variable NO_COLOR is set (no-color.org).
+    Levels are coloured on a terminal, unless the variable NO_COLOR is set (no-color.org).
+
+    Args:
+        level: records below it are not printed.
+        stream: where to; None looks up standard error for each record, so redirection works at any time.
 
     Attributes:
-        timestamps: show the local time after the level.
-        json: print one JSON object per line, with ``time`` (UTC, ISO 8601), ``level`` and ``message``.
+        layout: makes the lines.
     """
 
-    def __init__(self, level: int = INFO) -> None:
+    def __init__(self, level: int = INFO, layout: Layout = flower_line, stream: TextIO | None = None) -> None:
         super().__init__(level)
-        self.timestamps = False
-        self.json = False
+        self.layout = layout
+        self._stream = stream
 
     def emit(self, record: LogRecord) -> None:
         """Print one record."""
-        stream = sys.stderr
+        stream = self._stream or sys.stderr
         if stream is None:  # a process without a console, such as pythonw
             return
         try:
-            coloured = not self.json and stream.isatty() and not os.environ.get("NO_COLOR")
-            stream.write((self._colour(record) if coloured else self.format(record)) + "\n")
+            coloured = stream.isatty() and not os.environ.get("NO_COLOR")
+            stream.write(self.layout(record, coloured) + "\n")
             stream.flush()
         except Exception:  # as in every handler of the standard library: logging never ends the program
             with suppress(Exception):  # it prints to the same stream, which may be closed
@@ -58,19 +60,7 @@ class ConsoleHandler(logging.Handler):
 
     def format(self, record: LogRecord) -> str:
         """Return the text of one record, without colours."""
-        if self.json:
-            time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-            return dumps({"time": time, "level": record.levelname, "message": _text.format(record)})
-        padding = " " * (_COLUMN - len(record.levelname))
-        return f"{self._head(record)}:{padding}{shown(_text.format(record), keep=_KEPT)}"
-
-    def _head(self, record: LogRecord) -> str:
-        return f"{record.levelname} {_text.formatTime(record) if self.timestamps else ''}"
-
-    def _colour(self, record: LogRecord) -> str:
-        head = self._head(record)
-        rest = self.format(record)[len(head) :]
-        return f"\033[{_COLOURS.get(record.levelname, 0)}m{head}\033[0m{rest}"
+        return self.layout(record, False)
 
 
 class _Logger(logging.Logger):
@@ -79,6 +69,10 @@ class _Logger(logging.Logger):
     Where a handler of the application prints a record to standard output or error, `ConsoleHandler` does not; it still
     decides which levels are printed there.
     """
+
+    # Of all loggers of this class:
+    kept: KeptLog | None = None
+    traces = False  # whether the log, or a level that somebody has set, asks what happens to each message
 
     @property
     def disabled(self) -> bool:
@@ -89,16 +83,56 @@ class _Logger(logging.Logger):
     def disabled(self, value: bool) -> None:
         pass
 
+    def isEnabledFor(self, level: int) -> bool:  # noqa: N802
+        """Whether a record of this level goes anywhere."""
+        kept = _Logger.kept
+        return (kept is not None and level >= kept.level) or super().isEnabledFor(level)
+
+    def setLevel(self, level: int | str) -> None:  # noqa: N802
+        """Let records pass from this level on."""
+        super().setLevel(level)
+        kept = _Logger.kept
+        _Logger.traces = _messages.level == DEBUG if kept is None else kept.level <= DEBUG
+
     def _log(self, *arguments: Any, **options: Any) -> None:
         options["stacklevel"] = options.get("stacklevel", 1) + 1  # this frame is not the caller's
-        with suppress(Exception):  # raised by a filter or a factory of the application
+        with suppress(Exception):
             super()._log(*arguments, **options)
 
+    def makeRecord(self, *arguments: Any, **options: Any) -> LogRecord:  # noqa: N802
+        """Return a record with its ids; if the application's factory fails, one of the standard library's."""
+        try:
+            record = super().makeRecord(*arguments, **options)
+            identify(record)
+        except Exception:
+            record = LogRecord(*arguments[:8], *arguments[9:])
+            for key, value in (arguments[8] or {}).items():
+                record.__dict__.setdefault(key, value)
+            identify(record)
+        return record
+
+    def handle(self, record: LogRecord) -> None:
+        """Pass a record on: in a command to its own log first."""
+        kept = _Logger.kept
+        if kept is not None and record.levelno >= kept.level and not kept.take(record):
+            return
+        if super().isEnabledFor(record.levelno) and self._lets_pass(record):
+            self.callHandlers(record)
+
+    def _lets_pass(self, record: LogRecord) -> bool:
+        try:
+            return bool(self.filter(record))
+        except Exception:  # a filter of the application's
+            return True
+
     def callHandlers(self, record: LogRecord) -> None:  # noqa: N802
-        """Pass a record to all handlers of this logger and the root logger."""
-        handlers = [handler for handler in self._all_handlers() if record.levelno >= handler.level]
-        others = [handler for handler in handlers if _prints(handler)]
-        if _console in self.handlers and others:
+        """Pass a record to all handlers of this logger and its parents."""
+        every = list(self._all_handlers())
+        handlers = [handler for handler in every if record.levelno >= handler.level]
+        others = [handler for handler in handlers if prints(handler)]
+        if _Logger.kept is not None:
+            handlers = [each for each in handlers if each is not _console and each not in others]
+        elif _console in every and others:
             superfluous = [_console] if record.levelno >= _console.level else others
             handlers = [handler for handler in handlers if handler not in superfluous]
         for handler in handlers:
@@ -115,15 +149,17 @@ class _Logger(logging.Logger):
             of = of.parent if of.propagate else None
 
 
-def _prints(handler: logging.Handler) -> bool:
+def prints(handler: logging.Handler) -> bool:
     """Return whether a handler of the standard library, or rich's, prints to standard output or error."""
     stream = getattr(handler, "stream", None) or getattr(getattr(handler, "console", None), "file", None)
     return any(stream is each for each in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__) if each is not None)
 
 
 logger = logging.getLogger("brokerfl")
-logger.__class__ = _Logger
+_messages = logging.getLogger("brokerfl.messages")
+logger.__class__ = _messages.__class__ = _Logger
 logger.setLevel(DEBUG)
+_messages.setLevel(INFO)
 _console = ConsoleHandler()
 logger.addHandler(_console)
 
@@ -132,14 +168,56 @@ log = logger.log
 
 
 def configure_logging(level: int = INFO, *, timestamps: bool = False, json: bool = False) -> None:
-    """Configure the console handler; there is never more than one.
+    """Configure the console handler; there is never more than one. In `brokerfl-node` and `brokerfl-server`: nothing.
 
     Args:
-        level: records below it are not printed.
-        timestamps: show the local time after the level.
-        json: print JSON lines, which always include the time.
+        level: records below it are not printed. DEBUG also says what happens to each message.
+        timestamps: show the local time, and the ids of run, node and message.
+        json: print JSON lines, which always have these.
     """
     _console.setLevel(level)
-    _console.timestamps = timestamps
-    _console.json = json
+    _console.layout = json_line if json else timed_line if timestamps else flower_line
+    _messages.setLevel(DEBUG if level <= DEBUG else INFO)
     logger.addHandler(_console)
+
+
+# What happens to each message.
+
+
+def is_tracing() -> bool:
+    """Return whether anybody may want to know what happens to each message; asked for each step of each message."""
+    return _Logger.traces
+
+
+def trace(event: str, text: str, *arguments: object, **ids: object) -> None:
+    """Log what happened to a message, if anybody wants to know.
+
+    Args:
+        event: what happened, in a word or two.
+        text: the template of the line.
+        arguments: for the template.
+        ids: ``run``, ``node`` and ``message_id``, if they are not those of `log_context`.
+    """
+    if _Logger.traces:
+        extra = {"event": event, **{key: str(value) for key, value in ids.items() if value is not None}}
+        _messages.log(DEBUG, text, *arguments, extra=extra, stacklevel=2)
+
+
+# The log of a command.
+
+
+def keep_log(handlers: Sequence[logging.Handler]) -> None:
+    """From now on, these handlers get every record from their level on, whatever an app does to the logging.
+
+    Lines of brokerfl's own that repeat are damped. No other handler prints to standard output or error.
+
+    Args:
+        handlers: they must not be added to a logger; none gives the log back.
+    """
+    _Logger.kept = KeptLog(handlers) if handlers else None
+    _messages.setLevel(_messages.level)
+
+
+def kept_log() -> KeptLog | None:
+    """Return the log of this command, if it has one."""
+    return _Logger.kept

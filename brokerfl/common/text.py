@@ -1,4 +1,11 @@
-"""Text of others on a terminal. Owns which characters are shown as they are; must not know who wrote them."""
+"""Text for people: what others wrote, and ids that are too long to read.
+
+Owns which characters are shown as they are, and how ids of runs, nodes and messages are cut. It must not know who wrote
+them.
+"""
+
+#: How much of an id is shown: digits of a run's or a node's, hex digits of a message's, of which there are many more.
+_DIGITS, _HEX_DIGITS = 4, 8
 
 
 def shown(text: str, keep: str = "") -> str:
@@ -13,3 +20,14 @@ def shown(text: str, keep: str = "") -> str:
     return "".join(
         each if each.isprintable() or each in keep else each.encode("unicode_escape").decode() for each in text
     )
+
+
+def short(whole: int | str) -> str:
+    """Return the id of a run or a node, or the hex id of a message, cut to what can be read: ``1141…``."""
+    text, length = shown(str(whole)), _HEX_DIGITS if isinstance(whole, str) else _DIGITS
+    return text if len(text) <= length else f"{text[:length]}…"
+
+
+def shown_node(node_id: int, name: str = "") -> str:
+    """Return what a node is called in a table, a log line or an error: ``site-7 (6239…)``, or ``node 6239…``."""
+    return f"{shown(name)} ({short(node_id)})" if name else f"node {short(node_id)}"

@@ -35,6 +35,8 @@ from brokerfl.common import (
     RunStopped,
     UserConfig,
 )
+from brokerfl.common.log_context import log_context
+from brokerfl.common.logger import is_tracing
 from brokerfl.server.book import Book, Event, Step
 from brokerfl.server.commit import Committer
 from brokerfl.server.push import Pusher
@@ -42,6 +44,7 @@ from brokerfl.server.receive import Receiver
 from brokerfl.server.reconcile import Reconciler
 from brokerfl.server.replies import Replies
 from brokerfl.server.session import OUTAGE_LIMIT, Session
+from brokerfl.server.steps import trace_step
 from brokerfl.server.upload import Uploader
 from brokerfl.server.verdict import Verdicts
 from brokerfl.server.wait import Waits
@@ -119,11 +122,14 @@ class Hold:
         self.replies = Replies(book, session, self.waits, self.committer, settings.max_message)
         self._is_closed = False
         interval = min(settings.lease / 3, settings.retention / 4)
-        self._heartbeat = Heartbeat(f"heartbeat of run {run_id}", interval, self._renew, self.waits.end)
+        with log_context(run=run_id):
+            self._heartbeat = Heartbeat(f"heartbeat of run {run_id}", interval, self._renew, self.waits.end)
         self._heartbeat.start()
 
     def _count(self, event: Event) -> None:
         self.steps[event.step] += 1
+        if is_tracing():
+            trace_step(self.run.run_id, event)
 
     def take_up(self) -> None:
         """Look up what Redis has of a resumed run; detach from it if that fails."""

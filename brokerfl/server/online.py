@@ -10,6 +10,7 @@ from brokerfl.broker.nodes import NodeInfo, list_nodes
 from brokerfl.broker.patience import within
 from brokerfl.broker.presence import count_online, online_nodes
 from brokerfl.common import RedisUnreachable
+from brokerfl.common.log_context import name_node
 from brokerfl.server.session import Session
 
 #: Seconds until the online nodes are counted again, at first and after a while.
@@ -31,7 +32,10 @@ class OnlineNodes:
     def infos(self) -> list[NodeInfo]:
         """Return what the registry says of them."""
         self._session.check()
-        return self._session.through_outage(lambda: [node for node in list_nodes(self._connection) if node.online])
+        found = self._session.through_outage(lambda: [node for node in list_nodes(self._connection) if node.online])
+        for node in found:
+            name_node(node.node_id, node.name)
+        return found
 
     def wait(self, n: int, timeout: float | None) -> list[int]:
         """Wait until at least ``n`` are online, for ``timeout`` seconds or forever, and return their ids.

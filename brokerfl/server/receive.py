@@ -5,11 +5,10 @@ Owns which replies are to be deleted. It must not know who waits, or what happen
 
 from collections.abc import Iterable
 from functools import partial
-from logging import DEBUG
 
 from brokerfl.broker.data import Settled
 from brokerfl.broker.outbox import Outboxes, Reply
-from brokerfl.common import log
+from brokerfl.common.logger import trace
 from brokerfl.server.book import Book
 from brokerfl.wire.manifest import entries_of
 from brokerfl.wire.message import message_id_of
@@ -61,7 +60,8 @@ class Receiver:
                 unfit = self._book.answers.answer(node_id, entry_id, message_id, fields, data)  # type: ignore[arg-type]
                 if unfit is not None:
                     self._dropped[unfit] = None
-                    log(DEBUG, "Dropped a reply of node %s that matches no open message", node_id)
+                    text = "Dropped a reply that matches no open message"
+                    trace("dropped", text, node=node_id, message_id=message_id)
                 self._outboxes.advance(node_id, entry_id, generation)  # last: what interrupts this has it matched again
 
     def unsettled(self) -> int:

@@ -13,6 +13,7 @@ from brokerfl.broker.presence import absent_nodes
 from brokerfl.broker.rings import Rings
 from brokerfl.broker.transactions import Transactions
 from brokerfl.common import Error, ErrorCode
+from brokerfl.common.logger import trace
 from brokerfl.server.book import Book, OpenMessage, State
 from brokerfl.server.receive import Receiver
 from brokerfl.server.session import Session
@@ -49,10 +50,13 @@ class Verdicts:
         """Take the messages out of the inboxes, then look into the outboxes once more: a reply there wins."""
         if not verdicts:
             return
-        parcels = [message.parcel({}) for message, _ in verdicts]
+        parcels, owner = [message.parcel({}) for message, _ in verdicts], self._transactions.owner
         try:
-            self._transactions.owner.fence.execute(self._transactions.verdict(parcels))
+            owner.fence.execute(self._transactions.verdict(parcels))
             self._receiver.read(message.node_id for message, _ in verdicts)
+            for message, error in verdicts:
+                ids = {"node": message.node_id, "message_id": message.message_id}
+                trace("given up", "Becomes Error %s: %s", int(error.code), error.reason, run=owner.run.run_id, **ids)
             self._book.answers.fail((message.message_id, error) for message, error in verdicts)
         except BaseException:  # no inbox may have them any more
             self._session.distrust()

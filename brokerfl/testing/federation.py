@@ -12,6 +12,7 @@ from brokerfl.client.app import ClientAppCallable
 from brokerfl.client.node import Node
 from brokerfl.common import Context, UserConfig
 from brokerfl.common.config import flattened
+from brokerfl.common.log_context import log_context
 from brokerfl.common.main import check_ran
 from brokerfl.flower import adapt_client_app, adapt_server_app
 from brokerfl.server import Driver, ServerApp
@@ -119,7 +120,8 @@ class Federation:
         server_app = adapt_server_app(server_app)
         driver = Driver(self._open(), app, flattened(run_config or {}, "run_config"))
         try:
-            check_ran(server_app(driver, driver.context))
+            with log_context(run=driver.run.run_id):
+                check_ran(server_app(driver, driver.context))
         finally:
             driver.end()
         return SimulationResult(driver.run.run_id, driver.context)

@@ -222,7 +222,7 @@ def is_ready(process: Process) -> bool:
 
 def pushed(server_app: Process) -> list[str]:
     """Ids of the messages that a ServerApp pushed or adopted, as it logged them."""
-    return [word for ids in re.findall(r"Pushed (.*)", server_app.err) for word in ids.split()]
+    return [word for ids in re.findall(r"Pushed ([\w ]+)", server_app.err) for word in ids.split()]
 
 
 def soak(folder: Path, binary: Path, seed: int, seconds: float) -> str:

@@ -80,9 +80,9 @@ def test_a_killed_server_counts_every_update_once(commands: Commands, broker: Br
     """kill -9 with a buffer half full, --resume: all versions are made, each update is in one, none is left out."""
     fast = nodes[0]
     server = commands.start("brokerfl-server", "server:app", *options("num-versions=4 buffer-size=6"))
-    first = int(fast.wait_for(r"Update (\d+) trains version 1$"))
+    first = int(fast.wait_for(r"Update (\d+) trains version 1 \["))
     # The ServerApp has the update before this one, which is of no version yet.
-    fast.wait_for(rf"Update {first + 1} trains version 1$")
+    fast.wait_for(rf"Update {first + 1} trains version 1 \[")
     server.kill()
     run = run_id(server)
     in_ledger = broker.admin.hlen(f"{PREFIX}:{{run:{run}}}:ledger")

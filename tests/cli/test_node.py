@@ -137,7 +137,7 @@ def test_a_child_of_the_app_is_not_the_node(commands: Commands, broker: Broker) 
     node = commands.node("--grace", "0", "--lease", NEVER)
     server = commands.run("brokerfl-server", "server:app", "--run-config", "nodes=1 rounds=2")
     assert "Round 2: 1 of 1 replied" in server.text
-    assert re.findall("Ended with (.*)", node.text) == ["-15", "-15"]
+    assert re.findall(r"Ended with (\S+)", node.text) == ["-15", "-15"]
     assert [row["status"] for row in listed(commands)] == ["online"]
 
 
@@ -177,7 +177,7 @@ def test_a_killed_unnamed_node_is_error_5_and_disturbs_no_other_run(
     server = commands.server("--run-config", "nodes=3")
     victim.wait_for("Training begins")
     victim.kill()
-    assert f"Round 1: Error 5 of {node_id(victim)}\n" in server.ends(0).text
+    assert f"Round 1: Error 5 of {node_id(victim)} [" in server.ends(0).text
     assert "Round 1: 2 of 3 replied" in server.text
     stop.touch()
     assert "Error" not in bystander.ends(0).text
@@ -254,7 +254,7 @@ def test_a_node_leaves_when_its_grace_is_over(commands: Commands, broker: Broker
     node.wait_for("Training begins")
     node.send(signal.SIGTERM)
     assert "did not finish in 0.2 s; leaving without it" in node.ends(143).text
-    assert f"Round 1: Error 5 of {node_id(node)}\n" in server.ends(0).text
+    assert f"Round 1: Error 5 of {node_id(node)} [" in server.ends(0).text
 
 
 def test_an_idle_node_ends_with_0(commands: Commands, broker: Broker) -> None:
@@ -262,7 +262,7 @@ def test_an_idle_node_ends_with_0(commands: Commands, broker: Broker) -> None:
     nodes = commands.nodes(2)
     for node, number in zip(nodes, (signal.SIGINT, signal.SIGTERM), strict=True):
         node.send(number)
-        assert f"INFO :      Node {node_id(node)} has left\n" in node.ends(0).text
+        assert f" INFO     Node {node_id(node)} has left\n" in node.ends(0).text
     assert listed(commands) == []
 
 
@@ -279,9 +279,12 @@ def test_a_frozen_node_gives_way_to_its_successor(commands: Commands, broker: Br
 
 
 CONFIGURES = {
-    "silences": "logging.config.dictConfig({'version': 1})",
+    "silences": "logging.config.dictConfig({'version': 1}); logging.disable(logging.CRITICAL)\n"
+    "ours = logging.getLogger('brokerfl'); ours.handlers.clear(); ours.setLevel(logging.CRITICAL)\n"
+    "ours.addFilter(lambda record: False); sys.stderr.close(); sys.stderr = None",
     "doubles": "logging.basicConfig()",
-    "raises": "logging.getLogger().addHandler(type('H', (logging.Handler,), {'emit': lambda self, record: 1 / 0})())",
+    "raises": "logging.getLogger().addHandler(type('H', (logging.Handler,), {'emit': lambda self, record: 1 / 0})())\n"
+    "logging.getLogger('brokerfl').addFilter(lambda record: 1 / 0); logging.setLogRecordFactory(lambda *_: 1 / 0)",
 }
 
 
@@ -289,13 +292,13 @@ CONFIGURES = {
 def test_an_app_that_configures_logging(commands: Commands, broker: Broker, how: str) -> None:
     """Whatever an app does to the logging of its process, the node says each thing once, and answers."""
     text = commands.folder.joinpath("client.py").read_text()
-    commands.write("client.py", text.replace("import time", "import logging, logging.config\nimport time"))
+    commands.write("client.py", text.replace("import time", "import logging, logging.config, sys\nimport time"))
     commands.write("client.py", commands.folder.joinpath("client.py").read_text() + "\n\n" + CONFIGURES[how] + "\n")
     node = commands.node()
     server = commands.run("brokerfl-server", "server:app", "--run-config", "nodes=1 rounds=2")
     assert "Round 2: 1 of 1 replied" in server.text
     node.send(signal.SIGTERM)
-    text = "\n".join(line for line in node.ends(0).err.splitlines() if line.startswith("INFO"))
+    text = "\n".join(line for line in node.ends(0).err.splitlines() if " INFO     " in line)
     assert [text.count(said) for said in ("serves", "Training begins", "Got SIGTERM", "has left")] == [1, 2, 1, 1]
 
 

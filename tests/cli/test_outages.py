@@ -67,7 +67,7 @@ def test_signals_end_commands_without_redis(commands: Commands, server: Embedded
     idle = commands.node()
     server.stop()
     for process in (server_app, idle):
-        process.wait_for(r"WARNING : +Redis at .* does not answer.*waiting until it answers again")
+        process.wait_for(r"WARNING +Redis at .* does not answer.*waiting until it answers again")
         process.send(signal.SIGTERM)
     assert "The node left, but could not tell Redis" in idle.ends(0).text
     assert f"brokerfl stop {run_id(server_app)}" in server_app.ends(143).err
@@ -110,7 +110,7 @@ def test_a_redis_that_lost_its_data_ends_the_run(commands: Commands, server: Emb
     assert last == f"Error: Redis lost its data, and run {run_id(server_app)} with them"
     assert "Traceback" not in server_app.text
     commands.write("gate", "")
-    node.wait_for("WARNING : +Redis at .* lost its data or was replaced; the node starts with a new state")
+    node.wait_for("WARNING +Redis at .* lost its data or was replaced; the node starts with a new state")
     assert "Round 1: 1 of 1 replied" in commands.run("brokerfl-server", "server:app", "--run-config", "nodes=1").text
     assert node.text.count("Training begins") == 2
 
@@ -194,7 +194,7 @@ def test_a_node_outlives_a_proxy_that_answers_garbage(commands: Commands, server
     server.stop()
     with stand_in(garbage, port=int(server.url.rpartition(":")[2])):
         eventually(lambda: garbage.met > 3 or not node.is_running)
-        assert len(re.findall("WARNING : +.*; waiting until", node.text)) == 1
+        assert len(re.findall("WARNING +.*; waiting until", node.text)) == 1
     server.start()
     assert "Round 1: 1 of 1 replied" in commands.run("brokerfl-server", "server:app", "--run-config", "nodes=1").text
     assert node.is_running

@@ -117,7 +117,7 @@ def test_a_run_ends_with_main(commands: Commands, broker: Broker) -> None:
     """The command prints the run's id, ends with 0 when main returns, and no key of the run remains."""
     commands.node()
     server = commands.run("brokerfl-server", "server:app", "--run-config", "nodes=1 rounds=2")
-    assert f"INFO :      Run {run_id(server)} completed after " in server.err
+    assert f" INFO     Run {run_id(server)} completed after " in server.err
     assert remaining(broker) == set()
     ended = json.loads(commands.run("brokerfl", "runs", "--all", "--format", "json").out)
     assert [(row["run"], row["status"]) for row in ended] == [(run_id(server), "completed")]

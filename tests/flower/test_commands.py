@@ -101,7 +101,8 @@ def test_the_project_of_a_stranger_runs_unchanged(
     task = importlib.import_module("flower_digits.task")
     for given, rounds, lr in (("num-server-rounds=3", 3, 0.5), ("num-server-rounds=2 train.lr=0.25", 2, 0.25)):
         server = commands.run("brokerfl-server", ".", "--run-config", given)
-        assert f"INFO :      Run {run_id(server)} of flower_digits.server_app:app started\n" in server.err
+        assert f" INFO     Run {run_id(server)} of flower_digits.server_app:app started\n" in server.err
+        assert f" INFO     [ROUND {rounds}/{rounds}] [run {run_id(server)[:4]}…]\n" in server.err
         with np.load(project / "final_model.npz") as saved:
             for theirs, ours in zip(saved.values(), model_of(task, rounds, lr), strict=True):
                 np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-12)  # BLAS may add in another order

@@ -8,11 +8,13 @@ import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from logging import CRITICAL, DEBUG, ERROR, INFO, WARNING
+from pathlib import Path
 
 import pytest
 
 from brokerfl.common import configure_logging, log
-from brokerfl.common.logger import ConsoleHandler
+from brokerfl.common.log_context import log_context, name_node
+from brokerfl.common.logger import ConsoleHandler, is_tracing, trace
 
 
 class Terminal(io.StringIO):
@@ -83,29 +85,76 @@ def test_colours(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_timestamps(capsys: pytest.CaptureFixture[str]) -> None:
-    """With timestamps the local time stands between the level and the colon."""
+    """With timestamps: local time in milliseconds, the level in a column, and the ids after the first line."""
     configure_logging(timestamps=True)
-    log(INFO, "text")
-    level, day, clock, text = capsys.readouterr().err.split(maxsplit=3)
-    assert (level, text) == ("INFO", "text\n")
-    assert clock.endswith(":")
-    stamp = datetime.strptime(f"{day} {clock}", "%Y-%m-%d %H:%M:%S,%f:")
+    name_node(6239018, "site-7")
+    with log_context(run=1141092, node=6239018, message="3f2a91c0" * 4):
+        log(INFO, "text\nmore")
+    log(WARNING, "text")
+    first, more, second = capsys.readouterr().err.splitlines()
+    assert first[23:] == " INFO     text [run 1141… node site-7 message 3f2a91c0…]"
+    assert (more, second[23:]) == ("more", " WARNING  text")
+    stamp = datetime.strptime(first[:23], "%Y-%m-%d %H:%M:%S.%f")
     assert abs((datetime.now() - stamp).total_seconds()) < 60
 
 
+def test_ids_are_not_repeated(capsys: pytest.CaptureFixture[str]) -> None:
+    """What the message names with its whole id is not said again."""
+    configure_logging(timestamps=True)
+    with log_context(run=1141092, node=7312018):
+        log(INFO, "Run %s of %s", 1141092, "server:app")
+    assert capsys.readouterr().err.endswith("Run 1141092 of server:app [node 7312…]\n")
+
+
 def test_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """With json each record is one line that parses, whatever the message holds."""
+    """With json each record is one line that parses, whatever the message holds; the keys are always there."""
     configure_logging(json=True, timestamps=True)
     log(WARNING, 'two\nlines and a "quote" %s', "é")
-    (line,) = capsys.readouterr().err.splitlines()
-    record = json.loads(line)
-    assert (record["level"], record["message"]) == ("WARNING", 'two\nlines and a "quote" é')
-    assert abs((datetime.now(UTC) - datetime.fromisoformat(record["time"])).total_seconds()) < 60
+    name_node(2**63, "site-8")
+    with log_context(run=2**64 - 1, node=2**63, message="3f2a"):
+        log(INFO, "text")
+    first, second = map(json.loads, capsys.readouterr().err.splitlines())
+    assert abs((datetime.now(UTC) - datetime.fromisoformat(first.pop("time"))).total_seconds()) < 60
+    del second["time"]
+    nothing = {"run": None, "node": None, "node_name": None, "message_id": None, "event": None}
+    assert first == {"level": "WARNING", "logger": "brokerfl", "message": 'two\nlines and a "quote" é', **nothing}
+    ids = {"run": str(2**64 - 1), "node": str(2**63), "node_name": "site-8", "message_id": "3f2a", "event": None}
+    assert second == {"level": "INFO", "logger": "brokerfl", "message": "text", **ids}
 
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     log(INFO, "text")
     assert json.loads(terminal.getvalue())["message"] == "text"
+
+
+def test_arguments_that_do_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    """The line is printed all the same, and shows the mistake."""
+    log(INFO, "%d of %s", "one")
+    assert capsys.readouterr().err == "INFO :      '%d of %s' % ('one',)\n"
+
+
+def test_what_happens_to_each_message(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is logged at level DEBUG by a logger of its own, if somebody asks; it makes no record otherwise."""
+    trace("answered", "Answered by %s", "somebody", run=1)
+    assert not is_tracing()
+    configure_logging(DEBUG, json=True)
+    assert is_tracing()
+    with log_context(node=5):
+        trace("answered", "Answered by %s", "somebody", run=1, message_id="3f2a")
+    configure_logging(INFO)
+    trace("answered", "Answered", run=1)
+    [line] = capsys.readouterr().err.splitlines()
+    told = json.loads(line)
+    assert (told["level"], told["logger"], told["message"]) == ("DEBUG", "brokerfl.messages", "Answered by somebody")
+    assert (told["event"], told["run"], told["node"], told["message_id"]) == ("answered", "1", "5", "3f2a")
+
+
+def test_a_script_may_ask_what_happens_to_each_message(caplog: pytest.LogCaptureFixture) -> None:
+    """As for any logger, by its level."""
+    with caplog.at_level(DEBUG, "brokerfl.messages"):
+        trace("answered", "Answered")
+    trace("settled", "Settled")
+    assert caplog.record_tuples == [("brokerfl.messages", DEBUG, "Answered")]
 
 
 @pytest.mark.parametrize("as_json", [False, True])
@@ -196,12 +245,85 @@ OURS = ["INFO :      text 20", "WARNING :   text 30"]
             "for handler in (logging.Handler(), logging.StreamHandler()): logging.getLogger().addHandler(handler)",
             ["text 20", "text 30"],
         ),
-        ("logging.getLogger('brokerfl').addFilter(lambda record: 1 / 0)", []),
+        ("logging.getLogger('brokerfl').addFilter(lambda record: 1 / 0)", OURS),
+        ("logging.setLogRecordFactory(lambda *arguments, **options: 1 / 0)", OURS),
+        ("logging.setLogRecordFactory(lambda *arguments, **options: None)", OURS),
+        ("logging.disable(logging.INFO)", OURS[1:]),
+        ("logging.getLogger('brokerfl').setLevel(logging.WARNING)", OURS[1:]),
+        ("logging.getLogger('brokerfl').addFilter(lambda record: record.levelno > 20)", OURS[1:]),
+        ("logging.getLogger('brokerfl').handlers.clear()", []),
     ],
 )
 def test_an_applications_own_logging(code: str, lines: list[str]) -> None:
     """It does not silence the log, doubles no line, and what it raises ends nothing; its handlers print if they do."""
     assert sorted(line.rstrip() for line in printed(code)) == sorted(lines)
+
+
+HOSTILE = [
+    "logging.disable(logging.CRITICAL)",
+    "logging.getLogger('brokerfl').handlers.clear()",
+    "logging.getLogger('brokerfl').setLevel(logging.CRITICAL)",
+    "logging.getLogger('brokerfl').propagate = False",
+    "logging.getLogger('brokerfl').addFilter(lambda record: False)",
+    "logging.getLogger('brokerfl').addFilter(lambda record: 1 / 0)",
+    "logging.setLogRecordFactory(lambda *arguments, **options: 1 / 0)",
+    "logging.config.dictConfig({'version': 1, 'disable_existing_loggers': True})",
+    "logging.basicConfig(force=True, level=0)",
+    "logging.basicConfig(stream=sys.stdout, level=0)",
+    "logging.getLogger('brokerfl').addHandler(logging.StreamHandler())",
+    "logging.shutdown()",
+    "sys.stderr = None",
+    "sys.stderr.close()",
+    "sys.stderr = sys.__stderr__ = io.StringIO()",
+    "configure_logging(logging.CRITICAL, json=True)",
+]
+
+
+#: A process that forks for each of these, because it takes long to start.
+FORKING = """
+import io, json, logging, logging.config, os, sys
+from pathlib import Path
+from brokerfl.cli import logs
+from brokerfl.common import configure_logging, log
+
+folder = Path(sys.argv[1])
+for number, code in enumerate(json.loads(sys.argv[2])):
+    child = os.fork()
+    if not child:
+        output = os.open(folder / f"{number}.out", os.O_WRONLY | os.O_CREAT)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        logs._begin(False, folder / f"{number}.log", 20)
+        exec(code)
+        for level in (10, 20, 30):
+            log(level, "text %s", level)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, code
+"""
+
+
+def test_the_log_of_a_command(tmp_path: Path) -> None:
+    """Console and file of a command have each line once, and no more, whatever the app does to the logging."""
+    command = [sys.executable, "-c", FORKING, str(tmp_path), json.dumps(HOSTILE)]
+    subprocess.run(command, check=True, timeout=30)
+    for number, code in enumerate(HOSTILE):
+        for kind in ("out", "log"):
+            written = (tmp_path / f"{number}.{kind}").read_text().splitlines()
+            assert [line[24:] for line in written] == ["INFO     text 20", "WARNING  text 30"], code
+
+
+def test_other_handlers_of_a_command(tmp_path: Path) -> None:
+    """A file of the app's own gets what its level and the logger's let through, also below the command's level."""
+    script = f"""
+import logging
+from brokerfl.cli import logs
+from brokerfl.common import log
+logs._begin(False, None, 20)
+logging.basicConfig(filename={str(tmp_path / "own")!r}, level=10, format="%(message)s of %(run)s")
+for level in (10, 20): log(level, "text %s", level)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=30, capture_output=True)
+    assert (tmp_path / "own").read_text() == "text 10 of None\ntext 20 of None\n"
 
 
 def test_a_record_names_its_caller(caplog: pytest.LogCaptureFixture) -> None:
