@@ -1588,9 +1588,8 @@ NODE = (
     ),
     Mutant(
         "replies that do not fit together wait for one another",
-        "client/payloads.py",
-        "            entries.clear()  # first: the answer may be lost\n"
-        "            remove_data(self._connection, self._node_id, run_id, gone)\n",
+        "client/upload.py",
+        "            remove_data(self._connection, self._node_id, self._run_id, gone)\n",
         "            assert gone is not None\n",
         "contract/test_leftovers contract/test_back_pressure",
     ),

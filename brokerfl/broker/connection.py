@@ -89,6 +89,15 @@ class Connection:
         """
         return self._servers.at(key)
 
+    def primaries(self) -> list[Server]:
+        """Return all primaries: one, unless it is a Cluster.
+
+        Raises:
+            RedisUnreachable: it is not known where they are.
+        """
+        self._servers.at(self.keys.identity)
+        return [*self._servers.all()]
+
     @property
     def is_divided(self) -> bool:
         """Whether keys of one command must share a slot, as on a Cluster."""

@@ -54,6 +54,12 @@ class Server:
         self.sockets = sockets or Sockets(client)
         self._end = end
 
+    @property
+    def place(self) -> str:
+        """Host and port, or the path of a socket."""
+        known = self.redis.connection_pool.connection_kwargs
+        return str(known.get("path") or f"{known.get('host', '')}:{known.get('port', '')}")
+
     def reset(self) -> None:
         """Close the idle sockets."""
         self.sockets.close()
