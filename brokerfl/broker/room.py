@@ -4,16 +4,16 @@ Owns the question, which costs a few bytes and leaves nothing. It must not know 
 
 Two things are asked of each server in one round trip. An XADD with the id 0-0, which no entry can have, changes
 nothing: a full Redis refuses it because it is full, any other because of its id. That is what decides, but it says not
-how much room there is; INFO says that, if this user may ask and there is a limit.
+how much room there is; INFO says that, if this user may ask.
 """
 
 from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
+from brokerfl.broker.capacity import memory_in
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import map_errors, translate
-from brokerfl.broker.memory import memory_in
 from brokerfl.broker.servers import Server
 from brokerfl.common import RedisOutOfMemory
 
@@ -27,7 +27,7 @@ class Room(Enum):
     """How much room there is."""
 
     NONE = "it is refused, or does not fit"
-    PERHAPS = "it may fit: nobody says how much room there is, or just enough is left"
+    PERHAPS = "it may fit: INFO may not be asked, or just enough is left"
     ENOUGH = "it fits, if others write nothing"
 
 
@@ -67,9 +67,11 @@ def _room_at(server: Server, key: str, size: int, url: str) -> Room:
 
 
 def _compare(info: Any, size: int) -> Room:
-    free = None if isinstance(info, Exception) else memory_in("", info).free
-    if free is None:
+    if isinstance(info, Exception):
         return Room.PERHAPS
+    free = memory_in("", info).free
+    if free is None:
+        return Room.ENOUGH
     if free < size:
         return Room.NONE
     return Room.ENOUGH if free >= size * _SPARE else Room.PERHAPS

@@ -60,6 +60,12 @@ class Server:
         known = self.redis.connection_pool.connection_kwargs
         return str(known.get("path") or f"{known.get('host', '')}:{known.get('port', '')}")
 
+    def introduce(self, name: str) -> None:
+        """Give the idle sockets a name; whoever refuses it, or does not answer, is let be."""
+        with suppress(RedisError):
+            self.redis.client_setname(name)
+            self.sockets.introduce(name)
+
     def reset(self) -> None:
         """Close the idle sockets."""
         self.sockets.close()

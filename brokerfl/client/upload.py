@@ -9,8 +9,8 @@ the replies that met there, one gives back sooner than the others, which go on a
 of them give way to one another for ever, and the one that gets through has sent nothing twice.
 
 How much is sent in vain: a new reply once what there was room for, or one window; from then on only what seemed to fit
-when Redis was asked, and was taken by others in the meantime. Where Redis does not say how much room it has, what was
-given back is sent again no faster than `RATE`.
+when Redis was asked, and was taken by others in the meantime. Where Redis does not say how much room it has, or what
+it says was wrong `MOST_MISSES` times, what was given back is sent again no faster than `RATE`.
 """
 
 import random
@@ -36,6 +36,9 @@ HOLD = 2.0
 
 #: Seconds between two questions meanwhile.
 _ASK = (0.05, 0.3)
+
+#: How often an upload may be refused although there seemed to be room, until it is sent slowly.
+MOST_MISSES = 3
 
 Result = TypeVar("Result")
 
@@ -64,6 +67,7 @@ class Upload:
         self._refused = 0  # bytes of the last window
         self._refused_at = 0.0
         self._holds_until: float | None = None
+        self._misses = 0  # how often it was given back
         self._reached = 0  # bytes that were there when they were last given back
 
     def bring(self, is_wanted: Callable[[], bool]) -> tuple[str, ...]:
@@ -115,7 +119,7 @@ class Upload:
     def _send(self, room: Room) -> bool:
         """Send what is not there; return False if something was refused."""
         while missing := [index for index in range(len(self._payload)) if index not in self._entries]:
-            is_sure = room is Room.ENOUGH
+            is_sure = room is Room.ENOUGH and self._misses < MOST_MISSES
             if not is_sure and self._there() < self._reached:
                 self._waiting.sleep(self._sizes[missing[0]] / RATE)
             added = self._through_outages(partial(self._add, missing[: WINDOW if is_sure else 1]))
@@ -173,6 +177,7 @@ class Upload:
 
     def _give_back(self) -> NoRoomError:
         self._reached, self._holds_until = self._there(), None
+        self._misses += 1
         gone = list(self._entries.values())
         self._entries.clear()  # first: the answer may be lost
         with suppress(RedisUnreachable):  # what is left then goes with the next reply that is settled
