@@ -106,6 +106,11 @@ class Connection:
         """Whether keys of one command must share a slot, as on a Cluster."""
         return self._servers.divide
 
+    @property
+    def may_fail_over(self) -> bool:
+        """Whether a replica takes the place of a primary that is lost: Sentinels or a Cluster see to that."""
+        return is_found(self.url)
+
     def shares_slot(self, key: str, other: str) -> bool:
         """Return whether two keys may be in one command."""
         return not self._servers.divide or key_slot(key.encode()) == key_slot(other.encode())
@@ -178,10 +183,10 @@ class Connection:
             raise RedisTooOld(
                 f"the server at {self.url} is Redis {version}; brokerfl needs 7.0 or newer (or Valkey 7.2)"
             )
-        self.persists = is_found(self.url) or bool(info.get("aof_enabled", 1))
+        self.persists = self.may_fail_over or bool(info.get("aof_enabled", 1))
         if warn:
             with map_errors(self.url):
-                for objection in objections(self.redis, info, self.url, may_restart=not is_found(self.url)):
+                for objection in objections(self.redis, info, self.url, may_restart=not self.may_fail_over):
                     log(WARNING, "%s", objection)
         self.read_time()
 
