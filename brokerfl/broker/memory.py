@@ -20,6 +20,10 @@ from brokerfl.wire.manifest import CHUNK, decode_manifest
 #: Most chunks of a broadcast whose length is asked for; the others count as these do.
 _SAMPLE = 256
 
+#: Of how many chunks of a stream the size is looked at: that of the first one, which may be small, must not count for
+#: much.
+_SAMPLES = "100"
+
 
 @dataclass(frozen=True)
 class RunMemory:
@@ -98,7 +102,7 @@ def memory_of_run(connection: Connection, run_id: int, node_ids: Collection[int]
     streams = [key for node in nodes for key in keys.of_node_and_run(node, run_id)]
     asked: list[tuple[str, Sequence[tuple[str, ...]]]] = [(manifests, [("HVALS", manifests)])]
     asked += [(key, [("MEMORY", "USAGE", key)]) for key in books]
-    asked += [(key, [("MEMORY", "USAGE", key), ("XLEN", key)]) for key in streams]
+    asked += [(key, [("MEMORY", "USAGE", key, "SAMPLES", _SAMPLES), ("XLEN", key)]) for key in streams]
     with map_errors(connection.url):
         [encoded], *answers = connection.scatter(asked)
     in_books = sum(_number(usage) for [usage] in answers[: len(books)])
