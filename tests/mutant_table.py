@@ -2435,7 +2435,7 @@ TOPOLOGY = (
     Mutant(
         "chunks are let go although a replica may lack them",
         "broker/connection.py",
-        "self.persists = is_found(self.url) or bool(",
+        "self.persists = self.may_fail_over or bool(",
         "self.persists = bool(",
         "topology/test_fail_over",
     ),
