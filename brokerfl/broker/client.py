@@ -3,9 +3,11 @@
 Owns redis-py's settings. It must not know which server is the one to ask.
 """
 
+import re
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet
@@ -45,6 +47,9 @@ _TCP_OPTIONS = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_U
 #: Bytes from which on redis-py's packer does not copy an argument, as in redis-py itself.
 _CUTOFF = 6000
 
+#: Characters of a socket's name.
+_LONGEST_NAME = 128
+
 #: A repeated XADD is a duplicate and a repeated XREADGROUP strands a batch: the loops retry, not the client.
 NO_RETRY = Retry(NoBackoff(), 0)
 
@@ -65,6 +70,11 @@ class TLS:
         return {name: path for name, path in named.items() if path is not None}
 
 
+def client_name(name: str) -> str:
+    """Return a name as Redis takes it: printable ASCII without blanks, and not endless."""
+    return re.sub(r"[^!-~]", "_", name)[:_LONGEST_NAME]
+
+
 class Clients:
     """Makes clients of servers that one URL leads to.
 
@@ -72,10 +82,12 @@ class Clients:
         url: what the user's URL says.
         tls: files for TLS.
         credentials: asked at each connect, instead of the user name and the password of the URL.
+        name: of their sockets, for CLIENT LIST; it may change.
     """
 
-    def __init__(self, url: RedisURL, tls: TLS, credentials: CredentialProvider | None = None) -> None:
+    def __init__(self, url: RedisURL, tls: TLS, credentials: CredentialProvider | None = None, name: str = "") -> None:
         self.url = url
+        self.name = name
         self._tls = tls
         self._credentials = credentials
         self._kind: Any = SSLConnection if url.is_tls else _CLASSES.get(url.kind, TCPConnection)
@@ -91,7 +103,7 @@ class Clients:
             reconnected: called when a socket that was connected before is connected again.
             went_astray: called when the server is not the one to ask.
         """
-        greeting = _Greeting(self.url, reconnected, went_astray)
+        greeting = _Greeting(self, reconnected, went_astray)
         pool = redis.ConnectionPool(
             connection_class=bounded(self._kind, went_astray),
             **self._options(address, _SOCKET_TIMEOUT, _CONNECT_TIMEOUT),
@@ -146,8 +158,9 @@ def _tcp_options() -> dict[str, Any]:
 class _Greeting:
     """Called when a socket is connected: does what redis-py does, notes reconnects, and looks at who answers."""
 
-    def __init__(self, url: RedisURL, reconnected: Callable[[], None], went_astray: Callable[[], None]) -> None:
-        self._url = url
+    def __init__(self, clients: Clients, reconnected: Callable[[], None], went_astray: Callable[[], None]) -> None:
+        self._clients = clients
+        self._url = clients.url
         self._reconnected = reconnected
         self._went_astray = went_astray
         self._known: WeakSet[Any] = WeakSet()
@@ -176,6 +189,14 @@ class _Greeting:
             self._check(connected)
             raise
         self._check(connected)
+        self._introduce(connected)
+
+    def _introduce(self, connected: Any) -> None:
+        """Say who this is. redis-py's own ``client_name`` fails if an ACL forbids it."""
+        if self._clients.name:
+            with suppress(ResponseError):
+                connected.send_command("CLIENT", "SETNAME", self._clients.name, check_health=False)
+                connected.read_response()
 
     def _check(self, connected: Any) -> None:
         """Check by its answer to HELLO, which every user may send, that the server is one of those that are meant."""

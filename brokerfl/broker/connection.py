@@ -20,12 +20,13 @@ from redis.exceptions import (
 
 from brokerfl.broker.client import BLOCK as BLOCK
 from brokerfl.broker.client import TLS as TLS
-from brokerfl.broker.client import Clients
+from brokerfl.broker.client import Clients, client_name
 from brokerfl.broker.clock import Clock
 from brokerfl.broker.failure import map_errors, translate
 from brokerfl.broker.keys import DEFAULT_PREFIX, Keys
 from brokerfl.broker.patience import end_of, is_spent
 from brokerfl.broker.servers import FoundServers, OneServer, Server, Servers, scatter, stream
+from brokerfl.broker.settings import objections
 from brokerfl.broker.sockets import Command, Sockets
 from brokerfl.broker.url import Kind, RedisURL, is_found, parse_url
 from brokerfl.common import (
@@ -50,6 +51,7 @@ class Connection:
         servers: where the keys are.
         keys: the keys under the prefix.
         url: for errors and logs, without the password.
+        clients: what makes its clients, if it is to be told the name of this process.
 
     Attributes:
         clock: what is known about the server's clock.
@@ -62,7 +64,8 @@ class Connection:
             then be compared.
     """
 
-    def __init__(self, servers: Servers, keys: Keys, url: str = "") -> None:
+    def __init__(self, servers: Servers, keys: Keys, url: str = "", clients: Clients | None = None) -> None:
+        self._clients = clients
         self._servers: Servers = servers
         self._servers.lost = self._count_loss
         self.keys = keys
@@ -89,10 +92,24 @@ class Connection:
         """
         return self._servers.at(key)
 
+    def primaries(self) -> list[Server]:
+        """Return all primaries: one, unless it is a Cluster.
+
+        Raises:
+            RedisUnreachable: it is not known where they are.
+        """
+        self._servers.at(self.keys.identity)
+        return [*self._servers.all()]
+
     @property
     def is_divided(self) -> bool:
         """Whether keys of one command must share a slot, as on a Cluster."""
         return self._servers.divide
+
+    @property
+    def may_fail_over(self) -> bool:
+        """Whether a replica takes the place of a primary that is lost: Sentinels or a Cluster see to that."""
+        return is_found(self.url)
 
     def shares_slot(self, key: str, other: str) -> bool:
         """Return whether two keys may be in one command."""
@@ -127,6 +144,17 @@ class Connection:
         """The same server, for the commands of the message path."""
         return self._servers.at(self.keys.identity).sockets
 
+    def introduce(self, name: str) -> None:
+        """Name all sockets from now on, and those that are idle, for CLIENT LIST. A server may refuse that.
+
+        Args:
+            name: what Redis does not take in it becomes ``_``.
+        """
+        if self._clients is not None:
+            self._clients.name = client_name(name)
+            for server in self._servers.all():
+                server.introduce(self._clients.name)
+
     def __repr__(self) -> str:
         return f"<Connection {self.url} prefix={self.keys.prefix}>"
 
@@ -137,8 +165,8 @@ class Connection:
             answer = self.redis.time()
         return self.clock.set(answer, asked)
 
-    def check_server(self) -> None:
-        """Check the server's version and settings.
+    def check_server(self, *, warn: bool = True) -> None:
+        """Check the server's version and, to ``warn``, its settings.
 
         Raises:
             RedisTooOld: it is older than `OLDEST_SERVER`.
@@ -157,15 +185,11 @@ class Connection:
             raise RedisTooOld(
                 f"the server at {self.url} is Redis {version}; brokerfl needs 7.0 or newer (or Valkey 7.2)"
             )
-        self.persists = is_found(self.url) or bool(info.get("aof_enabled", 1))
-        policy = info.get("maxmemory_policy", "noeviction")
-        if policy != "noeviction":
-            log(
-                WARNING,
-                "maxmemory-policy of %s is %s: Redis may evict messages. Set it to noeviction.",
-                self.url,
-                policy,
-            )
+        self.persists = self.may_fail_over or bool(info.get("aof_enabled", 1))
+        if warn:
+            with map_errors(self.url):
+                for objection in objections(self.redis, info, self.url, may_restart=not self.may_fail_over):
+                    log(WARNING, "%s", objection)
         self.read_time()
 
     def _ping(self) -> None:
@@ -277,6 +301,7 @@ def connect(
     insecure: bool = False,
     check: bool = True,
     credentials: CredentialProvider | None = None,
+    name: str = "",
 ) -> Connection:
     """Return a connection to the Redis at ``url``.
 
@@ -288,6 +313,7 @@ def connect(
         insecure: allow plain text to another machine.
         check: check the server at once (`Connection.check_server`).
         credentials: asked for the user name and the password at each connect, instead of the URL's.
+        name: of this process, for CLIENT LIST.
 
     Raises:
         ConfigError: the URL cannot be read, TLS files are given for a plain URL, or there are two logins.
@@ -298,9 +324,9 @@ def connect(
     _check_tls(parsed, tls)
     if credentials is not None and (parsed.username or parsed.password):
         raise ConfigError(f"{parsed.shown} has a login, and --redis-credentials gives another: leave one of them out")
-    clients = Clients(parsed, tls, credentials)
+    clients = Clients(parsed, tls, credentials, client_name(name))
     servers = FoundServers(clients) if is_found(parsed.shown) else OneServer.named_by(clients)
-    connection = Connection(servers, keys, parsed.shown)
+    connection = Connection(servers, keys, parsed.shown, clients)
     if check:
         connection.check_server()
     return connection

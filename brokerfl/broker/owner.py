@@ -49,6 +49,7 @@ def create_run(
     """
     keys = connection.keys
     run = Run(new_id(), app, dict(run_config), connection.read_time(), origin, overrides)
+    connection.introduce(f"brokerfl-server:{run.run_id}")
     owner = Owner(connection, run, Fence(connection, run.run_id, 1, new_token(), retention), lease, retention)
     redis = connection.at(keys.owner(run.run_id)).redis
     with map_errors(connection.url, keys.runs), redis.pipeline(transaction=True) as creation:
@@ -111,6 +112,7 @@ def resume_run(
             f"run {run_id} was started with the run config {run.run_config}, not {run_config}: "
             "resume it without a run config, or start a new run"
         )
+    connection.introduce(f"brokerfl-server:{run_id}")
     connection.read_time()
 
     def refusal(holder: str) -> Exception:

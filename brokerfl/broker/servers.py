@@ -22,7 +22,7 @@ from brokerfl.broker.patience import OutOfTime, holding
 from brokerfl.broker.sockets import Command, Sockets, exchange_all
 from brokerfl.broker.stream import MOST_ARGUMENTS
 from brokerfl.broker.topology import Cluster, Sentinels, Topology
-from brokerfl.broker.url import Address, Kind
+from brokerfl.broker.url import Address, Kind, is_loopback
 from brokerfl.common import BrokerflError
 
 #: Seconds that a look-up holds if no server says that it is not the one to ask: a primary that was cut off does not.
@@ -53,6 +53,24 @@ class Server:
         self.redis.connection_pool.max_connections = _MOST_SOCKETS
         self.sockets = sockets or Sockets(client)
         self._end = end
+
+    @property
+    def place(self) -> str:
+        """Host and port, or the path of a socket."""
+        known = self.redis.connection_pool.connection_kwargs
+        return str(known.get("path") or f"{known.get('host', '')}:{known.get('port', '')}")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is on this machine, as far as its address tells."""
+        known = self.redis.connection_pool.connection_kwargs
+        return "path" in known or is_loopback(str(known.get("host", "")))
+
+    def introduce(self, name: str) -> None:
+        """Give the idle sockets a name; whoever refuses it, or does not answer, is let be."""
+        with suppress(RedisError):
+            self.redis.client_setname(name)
+            self.sockets.introduce(name)
 
     def reset(self) -> None:
         """Close the idle sockets."""

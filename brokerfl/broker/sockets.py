@@ -80,6 +80,13 @@ class Sockets:
         else:
             socket.disconnect()
 
+    def introduce(self, name: str) -> None:
+        """Give the idle sockets a name."""
+        if self._idle:
+            with self._lent() as socket:
+                self.introduce(name)
+                self.talk(socket, [("CLIENT", "SETNAME", name)])
+
     def leave_one(self) -> None:
         """Keep a connected socket for others: only a socket that was connected before an outage notices it."""
         self.give(self.take())

@@ -79,7 +79,7 @@ class RedisURL:
         Raises:
             InsecureURL: over plain text, and it is another machine.
         """
-        if self.kind is Kind.SOCKET or self.is_tls or self.is_insecure or _is_loopback(host):
+        if self.kind is Kind.SOCKET or self.is_tls or self.is_insecure or is_loopback(host):
             return
         raise InsecureURL(
             f"{self.shown} is plain text to another machine{announced}: models and passwords could be read on the way. "
@@ -192,7 +192,8 @@ def _number(shown: str, database: str) -> int:
     return int(database or 0)
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine."""
     try:
         return ip_address(host).is_loopback
     except ValueError:

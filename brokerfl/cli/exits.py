@@ -58,6 +58,7 @@ class Exit(IntEnum):
     RUN_FENCED = 33
     RUN_ATTACHED = 34
     MISSING_EXTRA = 40
+    UNHEALTHY = 50
 
 
 _CODES: tuple[tuple[type[Exception], Exit], ...] = (

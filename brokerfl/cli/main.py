@@ -5,6 +5,7 @@ import click
 from brokerfl import __version__
 from brokerfl.cli.dead import dead
 from brokerfl.cli.demo import demo
+from brokerfl.cli.doctor import doctor
 from brokerfl.cli.operations import nodes, runs, stop
 from brokerfl.cli.up import up
 
@@ -12,8 +13,8 @@ from brokerfl.cli.up import up
 @click.group()
 @click.version_option(__version__)
 def main() -> None:
-    """Federated learning over Redis: start a server, list runs and nodes, stop runs, inspect dead messages."""
+    """Federated learning over Redis: start a server and check it, list runs and nodes, stop runs, see dead messages."""
 
 
-for command in (up, demo, runs, nodes, stop, dead):
+for command in (up, demo, runs, nodes, stop, doctor, dead):
     main.add_command(command)

@@ -42,11 +42,19 @@ class RedisOptions:
     tls: TLS
     credentials: str | None = None
 
-    def connect(self) -> Connection:
-        """Connect, and check the server."""
-        return connect(
-            self.url, prefix=self.prefix, tls=self.tls, insecure=self.insecure, credentials=self._credentials()
+    def connect(self, *, warn: bool = True) -> Connection:
+        """Connect, and check the server and, to ``warn``, its settings."""
+        connection = connect(
+            self.url,
+            prefix=self.prefix,
+            tls=self.tls,
+            insecure=self.insecure,
+            check=False,
+            credentials=self._credentials(),
+            name=":".join(click.get_current_context().command_path.split()),
         )
+        connection.check_server(warn=warn)
+        return connection
 
     def _credentials(self) -> AskedCredentials | None:
         if self.credentials is None:

@@ -101,6 +101,11 @@ class Executor:
         self._payloads.clear()
         return is_strange
 
+    @property
+    def is_full(self) -> bool:
+        """Whether a large reply waits for room in a full Redis."""
+        return self._payloads.is_full
+
     # One message.
 
     def has_answered(self, work: Work) -> bool:

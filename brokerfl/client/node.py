@@ -136,6 +136,11 @@ class Node:
         """Whether `stop` was called."""
         return self._stop.is_set()
 
+    @property
+    def is_full(self) -> bool:
+        """Whether a reply of this node waits for room in a full Redis."""
+        return self._service.is_full
+
     def stop(self) -> None:
         """Finish the messages in hand, publish their replies, and leave. Safe in a signal handler and any thread."""
         self._stop.set()

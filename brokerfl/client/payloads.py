@@ -9,16 +9,12 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
-from itertools import takewhile
-
-import tenacity
 
 from brokerfl.broker.blobs import read_blobs
 from brokerfl.broker.connection import Connection
-from brokerfl.broker.data import add_data, read_data, remove_data
-from brokerfl.broker.stream import place_of
-from brokerfl.common import RedisOutOfMemory, RedisUnreachable
+from brokerfl.broker.data import read_data
+from brokerfl.client.upload import Upload
+from brokerfl.client.waiting import UnwantedError, WaitingRoom
 from brokerfl.wire.frame import MAX_MESSAGE_BYTES, Fields, size_of
 from brokerfl.wire.hashing import digests_of
 from brokerfl.wire.manifest import Manifest
@@ -29,10 +25,6 @@ CACHE = 1024**3
 
 #: Seconds that the last large reply of a run stays in memory, in case Redis forgets it.
 KEEP_REPLY = 60.0
-
-
-class _UnwantedError(Exception):
-    """The reply is no longer wanted."""
 
 
 class Payloads:
@@ -54,7 +46,7 @@ class Payloads:
     ) -> None:
         self._connection = connection
         self._node_id = node_id
-        self._stopping = stopping
+        self._waiting = WaitingRoom(connection, stopping, "large replies")
         self.limit = limit
         self._lock = threading.Lock()
         self._received: OrderedDict[int, dict[bytes, memoryview]] = OrderedDict()
@@ -94,14 +86,17 @@ class Payloads:
 
     # Sending.
 
+    @property
+    def is_full(self) -> bool:
+        """Whether a large reply waits for room in a full Redis."""
+        return self._waiting.is_full
+
     def upload(
         self, run_id: int, message_id: str, group_id: str, payload: Payload, is_wanted: Callable[[], bool]
     ) -> Manifest | None:
         """Put the content of a reply into the data stream, through outages and a full Redis.
 
-        It is held in memory, where the ClientApp left it, for a minute or until the next one. If Redis is full, the
-        chunks that it has are deleted while this node waits for room: of several replies that do not fit together, one
-        gets through.
+        It is held in memory, where the ClientApp left it, for a minute or until the next one.
 
         Args:
             run_id: the run.
@@ -117,49 +112,13 @@ class Payloads:
         Raises:
             RedisUnreachable, RedisOutOfMemory: the node is stopping.
         """
-        entries: dict[int, str] = {}
         try:
-            while missing := [index for index in range(len(payload)) if index not in entries]:
-                add = partial(self._add, run_id, payload, missing[:WINDOW], entries, is_wanted)
-                if not self._persist(add):
-                    break
-        except _UnwantedError:
+            entries = Upload(self._connection, self._node_id, run_id, payload, self._waiting).bring(is_wanted)
+        except UnwantedError:
             return None
         with self._lock:
             self._held[run_id] = message_id, group_id, payload, time.monotonic()
-        known = tuple(entries[index] for index in range(len(payload))) if len(entries) == len(payload) else ()
-        return Manifest(payload.manifest.sizes, payload.manifest.digests, known)
-
-    def _add(
-        self,
-        run_id: int,
-        payload: Payload,
-        indices: list[int],
-        entries: dict[int, str],
-        is_wanted: Callable[[], bool],
-    ) -> bool:
-        """Upload some chunks and note their entries; return whether the run continues."""
-        chunks = [payload.chunk(index) for index in indices]
-        added = add_data(self._connection, self._node_id, run_id, chunks)
-        if added is None:
-            return False
-        taken = [entry for entry in takewhile(lambda entry: entry is not None, added) if entry is not None]
-        if None in added:  # what came behind a refused chunk goes: the entries of a reply rise with its chunks
-            remove_data(self._connection, self._node_id, run_id, filter(None, added[len(taken) :]))
-        if taken and entries and place_of(taken[0]) <= place_of(entries[max(entries)]):
-            entries.clear()  # Redis forgot the stream, and its clock went back
-            return True
-        entries.update(zip(indices, taken, strict=False))
-        if not taken:
-            gone = list(entries.values())
-            entries.clear()  # first: the answer may be lost
-            remove_data(self._connection, self._node_id, run_id, gone)
-            if not is_wanted():
-                raise _UnwantedError
-            raise RedisOutOfMemory(
-                f"{self._connection.url} is full (maxmemory): there is no room for a chunk of a reply"
-            )
-        return True
+        return Manifest(payload.manifest.sizes, payload.manifest.digests, entries)
 
     def has_uploaded(self, run_id: int, manifest: Manifest) -> bool:
         """Return whether all chunks of a reply are in the data stream."""
@@ -179,21 +138,6 @@ class Payloads:
             return None
         now = digests_of(map(payload.chunk, range(len(payload))))
         return payload if tuple(now) == payload.manifest.digests else None
-
-    def _persist(self, action: Callable[[], bool]) -> bool:
-        def wait(state: tenacity.RetryCallState) -> None:
-            if state.outcome is not None and isinstance(state.outcome.exception(), RedisUnreachable):
-                self._connection.wait_until_up(float("inf"), self._stopping)
-
-        retrying = tenacity.Retrying(
-            wait=tenacity.wait_random_exponential(multiplier=0.1, max=5.0),
-            retry=tenacity.retry_if_exception_type((RedisUnreachable, RedisOutOfMemory)),
-            stop=lambda _: self._stopping(),
-            before_sleep=wait,
-            sleep=time.sleep,
-            reraise=True,
-        )
-        return retrying(action)
 
     # Releasing.
 

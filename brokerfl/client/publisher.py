@@ -10,23 +10,22 @@ killed before an execution is noted, the message is executed again, with the sta
 """
 
 import threading
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from logging import INFO, WARNING
-
-import tenacity
+from logging import INFO
 
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.inbox import discard_message
 from brokerfl.broker.outbox import Outgoing, publish
+from brokerfl.broker.room import Room
 from brokerfl.client.journal import Answer
 from brokerfl.client.stop import Stop
+from brokerfl.client.waiting import NoRoomError, WaitingRoom
 from brokerfl.client.worklist import Work, Worklist
 from brokerfl.common import RedisOutOfMemory, RedisUnreachable, log
 from brokerfl.common.log_context import log_context
 from brokerfl.common.logger import trace
-from brokerfl.wire.frame import Fields
+from brokerfl.wire.frame import Fields, size_of
 
 #: Seconds that a reply waits for others if its worker has more work: a tiny message takes about 0.1 ms to execute, and
 #: publishing many costs little more than publishing one.
@@ -62,6 +61,7 @@ class Publisher:
         self.node_id = node_id
         self._worklist = worklist
         self._stop = stop
+        self._waiting = WaitingRoom(connection, stop.is_set)
         self._note = note
         # The first `_noted` of them are in the journal. Threads append; all else is under a lock.
         self._executed: list[tuple[Work, Fields]] = []
@@ -70,6 +70,11 @@ class Publisher:
         self._wake = threading.Event()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"publisher of node {node_id}", daemon=True)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether finished replies wait for room in a full Redis."""
+        return self._waiting.is_full
 
     def put(self, work: Work, reply: Fields, more: bool) -> None:
         """Publish a reply: at once, or in the publisher's thread if there is ``more`` work and few have gathered.
@@ -119,7 +124,7 @@ class Publisher:
     def _publish(self, noted: list[tuple[Work, Fields]]) -> None:
         batch = [(work, reply) for work, reply in noted if not work.is_lost]
         outgoing = [Outgoing(work.run_id, tuple(work.entries), reply) for work, reply in batch]
-        taken = self._when_there_is_room(lambda: publish(self._connection, self.node_id, outgoing)) if batch else []
+        taken = self._publish_when_there_is_room(outgoing) if batch else []
         with self._committing:
             del self._executed[: len(noted)]
             self._noted -= len(noted)
@@ -136,22 +141,22 @@ class Publisher:
             with suppress(RedisUnreachable):  # it stays pending, and the next drain finds it
                 discard_message(self._connection, self.node_id, work.run_id, entry)
 
-    def _when_there_is_room(self, action: Callable[[], list[bool]]) -> list[bool]:
+    def _publish_when_there_is_room(self, outgoing: Sequence[Outgoing]) -> list[bool]:
         """A full Redis exerts back-pressure: the reply waits here, and so does the next message."""
-        try:
-            return action()
-        except RedisOutOfMemory as error:
-            log(WARNING, "%s; finished replies wait until there is room", error)
-        retrying = tenacity.Retrying(
-            wait=tenacity.wait_random_exponential(multiplier=0.1, max=5.0),
-            retry=tenacity.retry_if_exception_type(RedisOutOfMemory),
-            stop=lambda _: self._stop.is_set(),
-            sleep=time.sleep,
-            reraise=True,
-        )
-        taken = retrying(action)
-        log(INFO, "There is room again; replies are published")
-        return taken
+        with suppress(RedisOutOfMemory):
+            return publish(self._connection, self.node_id, outgoing)
+        wanted: dict[str, int] = {}
+        for reply in outgoing:
+            outbox = self._connection.keys.outbox(self.node_id, reply.run_id)
+            wanted[outbox] = wanted.get(outbox, 0) + size_of(reply.fields)
+
+        def again(_: Room) -> list[bool]:
+            try:
+                return publish(self._connection, self.node_id, outgoing)
+            except RedisOutOfMemory as error:
+                raise NoRoomError(str(error), sum(wanted.values())) from error
+
+        return self._waiting.when_there_is_room(again, wanted)
 
     def _run(self) -> None:
         with log_context(node=self.node_id):

@@ -39,6 +39,11 @@ class Service:
         self.publisher = publisher
         self._wanted = wanted
 
+    @property
+    def is_full(self) -> bool:
+        """Whether a reply waits for room in a full Redis."""
+        return self.executor.is_full or self.publisher.is_full
+
     def keep_only(self, frames: dict[int, bytes]) -> None:
         """Serve these runs: add new ones, and drop what is queued for those that are over."""
         self.executor.keep_only(frames)

@@ -17,6 +17,7 @@ from brokerfl.server.book import Applied, Book, OpenMessage, Sending
 from brokerfl.server.receive import Receiver
 from brokerfl.server.session import Session
 from brokerfl.server.upload import Uploader
+from brokerfl.wire.frame import size_of
 from brokerfl.wire.payload import EncodedContent
 from brokerfl.wire.record import encode_content
 
@@ -43,7 +44,9 @@ class Committer:
             contents: their large contents, already uploaded.
             moves_on: move the run on even if no group is new.
         """
-        while not self._session.with_room(lambda: self._commit(sending, contents, moves_on)):
+        owner_key = self._transactions.owner.connection.keys.owner(self._run_id)
+        wanted = {owner_key: sum(size_of(one.fields) for one in sending)}
+        while not self._session.with_room(lambda: self._commit(sending, contents, moves_on), wanted):
             for content in contents:
                 self._uploader.upload(content)
 

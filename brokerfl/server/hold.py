@@ -44,6 +44,7 @@ from brokerfl.server.receive import Receiver
 from brokerfl.server.reconcile import Reconciler
 from brokerfl.server.replies import Replies
 from brokerfl.server.session import OUTAGE_LIMIT, Session
+from brokerfl.server.shortage import Shortage
 from brokerfl.server.steps import trace_step
 from brokerfl.server.upload import Uploader
 from brokerfl.server.verdict import Verdicts
@@ -114,6 +115,8 @@ class Hold:
         liveness = Liveness(settings.offline_grace, settings.lease)
         reconciler = Reconciler(transactions, book, receiver, blobs, identity)
         self.session = session = Session(transactions, receiver, liveness, reconciler, settings.outage_limit)
+        self.shortage = Shortage(connection, run_id, book.contacts.all, book.owing)
+        session.on_full = self.shortage.met
         uploader = Uploader(session, blobs)
         self.committer = Committer(session, book, receiver, uploader, self.context)
         self.pusher = Pusher(session, book, self.committer, uploader)
@@ -149,6 +152,7 @@ class Hold:
                 self.owner.renew(self.footprint)
                 self.session.is_up()
                 self.session.when_quiet(self.blobs.release)
+                self.shortage.look()
             except RedisForgot:
                 self.session.reconcile(always=True)
         except RunError:

@@ -10,7 +10,7 @@ The last two are never held while a thread waits for Redis. Whoever collects (`w
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import tenacity
@@ -18,6 +18,7 @@ import tenacity
 from brokerfl.broker.fence import RedisForgot, Transaction
 from brokerfl.broker.liveness import Liveness
 from brokerfl.broker.patience import OutOfTime, holding, time_is_up
+from brokerfl.broker.room import Room, room_for
 from brokerfl.broker.transactions import Transactions
 from brokerfl.common import OutageLimit, RedisOutOfMemory, RedisUnreachable, RunLost
 from brokerfl.server.receive import Receiver
@@ -31,6 +32,9 @@ OUTAGE_LIMIT = 600.0
 #: Seconds that a push waits for room in a full Redis before it gives up, for each transaction and each window of an
 #: upload: settled replies make room.
 FULL_PATIENCE = 5.0
+
+#: Most bytes a second that are sent in vain while Redis does not say whether they fit.
+RATE = 1_000_000.0
 
 
 class Session:
@@ -47,6 +51,7 @@ class Session:
         writing: held from before a transaction until its outcome is in the book, so that book and Redis are not
             compared in between.
         compared_at: local monotonic time of the last comparison.
+        on_full: called when Redis is full.
     """
 
     def __init__(
@@ -59,9 +64,11 @@ class Session:
     ) -> None:
         self.writing = threading.RLock()
         self.compared_at = 0.0
+        self.on_full: Callable[[], None] = lambda: None
         self.transactions = transactions
         self._connection = transactions.owner.connection
         self._fence = transactions.owner.fence
+        self._owner_key = self._connection.keys.owner(transactions.owner.run.run_id)
         self._receiver = receiver
         self._liveness = liveness
         self._reconciler = reconciler
@@ -142,30 +149,49 @@ class Session:
                 if time_is_up():
                     raise
 
-    def with_room(self, action: Callable[[], Answer]) -> Answer:
+    def with_room(self, action: Callable[[], Answer], wanted: Mapping[str, int] | None = None) -> Answer:
         """Return what ``action`` returns, repeating it while Redis is full: what this run or others settle makes room.
 
-        Call it without holding `writing`, so that other threads can settle in the meantime.
+        Once it was refused, it is repeated only when there seems to be room: what it sends may be large. Call it
+        without holding `writing`, so that other threads can settle in the meantime.
+
+        Args:
+            action: writes.
+            wanted: how many bytes, as for `room_for`; by default hardly any.
 
         Raises:
             RedisOutOfMemory: there was no room for `FULL_PATIENCE` seconds.
         """
         try:
             return action()
-        except RedisOutOfMemory:
-            return self._when_there_is_room(action)
+        except RedisOutOfMemory as error:
+            self.on_full()
+            return self._when_there_is_room(action, wanted or {self._owner_key: 0}, error)
 
-    def _when_there_is_room(self, action: Callable[[], Answer]) -> Answer:
+    def _when_there_is_room(
+        self, action: Callable[[], Answer], wanted: Mapping[str, int], refusal: RedisOutOfMemory
+    ) -> Answer:
+        tried_at = time.monotonic()
+
+        def again() -> Answer:
+            nonlocal tried_at
+            self.through_outage(lambda: self._receiver.read(()))  # delete what is settled
+            room = self.through_outage(lambda: room_for(self._connection, wanted))
+            is_early = time.monotonic() - tried_at < sum(wanted.values()) / RATE
+            if room is Room.NONE or (room is Room.PERHAPS and is_early):
+                raise refusal
+            tried_at = time.monotonic()
+            return action()
+
         retrying = tenacity.Retrying(
             wait=tenacity.wait_random_exponential(multiplier=0.1, max=1.0),
             stop=tenacity.stop_after_delay(FULL_PATIENCE),
             retry=tenacity.retry_if_exception_type(RedisOutOfMemory),
-            before=lambda _: self.through_outage(lambda: self._receiver.read(())),  # delete what is settled
             sleep=time.sleep,
             reraise=True,
         )
         try:
-            return retrying(action)
+            return retrying(again)
         except RedisOutOfMemory as error:
             kept = self._receiver.unsettled()
             if not kept:

@@ -4,7 +4,7 @@ Owns that exactly what Redis lacks of a content is sent. It must not know messag
 """
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -43,7 +43,7 @@ class Uploader:
             self._session.transactions.withdraw(payload, written)
             raise
 
-    def _upload(self, payload: Payload, persist: Callable[[Callable[[], Any]], Any], written: list[int]) -> None:
+    def _upload(self, payload: Payload, persist: Callable[..., Any], written: list[int]) -> None:
         for _ in range(_MOST_PASSES):
             windows = persist(lambda: self._lacking(payload))
             if not windows:
@@ -51,7 +51,7 @@ class Uploader:
             until = time.monotonic() + TRIAL / 2
             for window in windows:
                 written += window
-                persist(partial(self._upload_window, payload, window))
+                persist(partial(self._upload_window, payload, window), self._sizes(payload, window))
                 if time.monotonic() > until:  # a slow link: those that are there are to stay
                     persist(lambda: self._lacking(payload))
                     until = time.monotonic() + TRIAL / 2
@@ -81,6 +81,12 @@ class Uploader:
             if not self._session.is_stale:  # here, for heartbeat and sweep skip it while a long upload is writing
                 self._blobs.release()
 
+    def _sizes(self, payload: Payload, window: list[int]) -> dict[str, int]:
+        """Return how many bytes the chunks of a window have, by their keys."""
+        owner = self._session.transactions.owner
+        names = payload.manifest.chunks
+        return {owner.connection.keys.blob(owner.run.run_id, names[index]): payload.size(index) for index in window}
+
     def manifest(self, content: bytes) -> Manifest | None:
         """Return the manifest of a large content if, as far as this process knows, Redis has all of it."""
         with self._session.writing:
@@ -96,5 +102,5 @@ class Uploader:
         return self._blobs.contents
 
 
-def _once(action: Callable[[], Any]) -> Any:
+def _once(action: Callable[[], Any], wanted: Mapping[str, int] | None = None) -> Any:
     return action()

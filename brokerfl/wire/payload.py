@@ -58,6 +58,11 @@ class Payload:
     def __len__(self) -> int:
         return len(self._places)
 
+    def size(self, index: int) -> int:
+        """Return the bytes of one chunk."""
+        piece, place = self._places[index]
+        return place.stop - place.start if len(piece.offsets) == 1 else piece.size
+
     def chunk(self, index: int) -> memoryview:
         """Return one chunk; one that several small arrays share is a copy."""
         piece, place = self._places[index]

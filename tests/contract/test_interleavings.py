@@ -11,7 +11,7 @@ import pytest
 from brokerfl.broker import blobs
 from brokerfl.broker.data import add_data
 from brokerfl.broker.outbox import Outboxes, Outgoing, Reply, Settled, publish
-from brokerfl.client import ClientApp, payloads
+from brokerfl.client import ClientApp, payloads, upload
 from brokerfl.common import Context, ErrorCode, Message, Metadata, RecordSet
 from brokerfl.wire.frame import MANIFEST
 from brokerfl.wire.manifest import Manifest
@@ -243,7 +243,8 @@ class Room:
         self.chunks = chunks
         self.stream = ""
         self._admin = backend.admin
-        monkeypatch.setattr(payloads, "add_data", self.add_data)
+        monkeypatch.setattr(upload, "HOLD", 0.0)
+        monkeypatch.setattr(upload, "add_data", self.add_data)
 
     def add_data(self, connection: Any, node_id: int, run_id: int, chunks: list[memoryview]) -> list[str | None] | None:
         """As a full Redis: what has no room is refused."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from brokerfl.broker.connection import Connection
-from brokerfl.client import ClientApp, payloads
+from brokerfl.client import ClientApp, payloads, upload
 from brokerfl.client.payloads import Payloads
 from brokerfl.common import Context, ErrorCode, Message
 from brokerfl.wire.frame import MANIFEST
@@ -291,7 +291,7 @@ def test_a_held_reply_that_the_app_changed_is_not_sent_again(backend: Backend) -
 
 def test_the_entries_of_a_reply_rise_with_its_chunks(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of four chunks a full Redis refused the second: those behind it go again, after it, and none is left over."""
-    add, refused = payloads.add_data, []
+    add, refused = upload.add_data, []
 
     def add_some(
         connection: Connection, node_id: int, run_id: int, chunks: list[memoryview]
@@ -303,7 +303,7 @@ def test_the_entries_of_a_reply_rise_with_its_chunks(backend: Backend, monkeypat
             added[1] = None
         return added
 
-    monkeypatch.setattr(payloads, "add_data", add_some)
+    monkeypatch.setattr(upload, "add_data", add_some)
     with serving(backend, Counter().app) as node, driving(backend) as driver:
         streams = Streams(backend, driver, node)
         message_id = ask(driver, node, LAYER)

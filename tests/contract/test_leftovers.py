@@ -12,7 +12,7 @@ from brokerfl.broker.connection import Connection
 from brokerfl.broker.data import add_data
 from brokerfl.broker.nodes import Registration
 from brokerfl.broker.stream import milliseconds_of
-from brokerfl.client import payloads
+from brokerfl.client import payloads, upload
 from brokerfl.client.node import Node
 from brokerfl.client.payloads import Payloads
 from brokerfl.common import ErrorCode, RedisOutOfMemory, RedisUnreachable
@@ -266,7 +266,7 @@ def test_deletions_that_were_refused_are_repeated(backend: Backend) -> None:
 
 def test_a_reply_names_no_chunk_that_its_node_deleted(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full Redis, and the answer to the deletion of what it has is lost: all is uploaded anew."""
-    add, remove, calls = payloads.add_data, payloads.remove_data, [0]
+    add, remove, calls = upload.add_data, upload.remove_data, [0]
 
     def full_once(connection: Connection, node: int, run: int, chunks: Iterable[memoryview]) -> list[str | None] | None:
         calls[0] += 1
@@ -276,8 +276,9 @@ def test_a_reply_names_no_chunk_that_its_node_deleted(backend: Backend, monkeypa
         remove(*arguments)
         raise RedisUnreachable("the answer was lost")
 
-    monkeypatch.setattr(payloads, "add_data", full_once)
-    monkeypatch.setattr(payloads, "remove_data", answer_is_lost)
+    monkeypatch.setattr(upload, "HOLD", 0.0)
+    monkeypatch.setattr(upload, "add_data", full_once)
+    monkeypatch.setattr(upload, "remove_data", answer_is_lost)
     with driving(backend) as driver:
         node, run = silent(backend), driver.run.run_id
         push(driver, node, number(1))
@@ -289,7 +290,7 @@ def test_a_reply_names_no_chunk_that_its_node_deleted(backend: Backend, monkeypa
 
 def test_a_reply_that_waits_for_room_makes_room(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of several that do not fit together one gets through: the others take out what they have already uploaded."""
-    add, lengths = payloads.add_data, []
+    add, lengths = upload.add_data, []
     with driving(backend) as driver:
         node, run = silent(backend), driver.run.run_id
         push(driver, node, number(1))
@@ -300,7 +301,8 @@ def test_a_reply_that_waits_for_room_makes_room(backend: Backend, monkeypatch: p
             lengths.append(chunks_of_node(backend, driver, node))
             return [None for _ in chunks] if len(lengths) == 2 else add(connection, node, run, chunks)
 
-        monkeypatch.setattr(payloads, "add_data", full_once)
+        monkeypatch.setattr(upload, "HOLD", 0.0)
+        monkeypatch.setattr(upload, "add_data", full_once)
         uploading = Payloads(backend.connect(), node)
         payload = Payload(encode_content(model(layer(1, 40 * CHUNK))))
         manifest = uploading.upload(run, "m", "1", payload, lambda: True)

@@ -21,7 +21,7 @@ WITHOUT = ("redis-tls", "sentinel")
 
 
 #: What looks, and what another test's connection may do just now.
-CONNECTING = ("_info", "_hello", "|setinfo", "_role")
+CONNECTING = ("_info", "_hello", "|setinfo", "|setname", "_role")
 
 
 def calls(backend: Backend) -> dict[str, int]:
