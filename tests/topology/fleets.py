@@ -254,6 +254,13 @@ class SentinelFleet(Fleet):
         port = max(named, key=named.count)
         return int(port if named.count(port) == 3 and self._role(port) == "master" else 0)
 
+    def successor(self, key: str, former: int) -> int:
+        """As of any fleet; behind it, nobody but the successor takes writes."""
+        port = super().successor(key, former)
+        others = [each for each in self._living() if each != port]
+        until(lambda: all(self._role(each) == "slave" for each in others), "the others follow it")
+        return port
+
     def fail_over(self, key: str) -> int:
         former = self.primary_of(key)
         until(lambda: self.client(self.sentinels[0]).execute_command("SENTINEL", "FAILOVER", SERVICE), "it may begin")
