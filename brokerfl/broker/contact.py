@@ -17,6 +17,9 @@ from brokerfl.broker.keys import BELL_LENGTH, GROUP, Keys, milliseconds, parse_i
 #: follow: only its inbox has them.
 READ_ON = "on"
 
+#: What a ring says if the node was paused or resumed: it is to look at what operators want of it.
+STEER = f"{READ_ON} steer"
+
 
 def open_streams(pipe: Pipeline, keys: Keys, node_id: int, run_id: int, retention: float) -> None:
     """Put the inbox and the outbox of a node into ``pipe``. Safe to repeat: BUSYGROUP does not stop the rest.

@@ -55,6 +55,7 @@ class Payloads:
         self._connection = connection
         self._node_id = node_id
         self._stopping = stopping
+        self.is_full = False  # a large reply waits for room in a full Redis
         self.limit = limit
         self._lock = threading.Lock()
         self._received: OrderedDict[int, dict[bytes, memoryview]] = OrderedDict()
@@ -182,7 +183,9 @@ class Payloads:
 
     def _persist(self, action: Callable[[], bool]) -> bool:
         def wait(state: tenacity.RetryCallState) -> None:
-            if state.outcome is not None and isinstance(state.outcome.exception(), RedisUnreachable):
+            error = None if state.outcome is None else state.outcome.exception()
+            self.is_full = isinstance(error, RedisOutOfMemory)
+            if isinstance(error, RedisUnreachable):
                 self._connection.wait_until_up(float("inf"), self._stopping)
 
         retrying = tenacity.Retrying(
@@ -193,7 +196,10 @@ class Payloads:
             sleep=time.sleep,
             reraise=True,
         )
-        return retrying(action)
+        try:
+            return retrying(action)
+        finally:
+            self.is_full = False
 
     # Releasing.
 

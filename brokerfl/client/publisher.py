@@ -58,6 +58,7 @@ class Publisher:
         self._worklist = worklist
         self._stop = stop
         self._note = note
+        self.is_full = False  # finished replies wait for room in a full Redis
         # The first `_noted` of them are in the journal. Threads append; all else is under a lock.
         self._executed: list[tuple[Work, Fields]] = []
         self._noted = 0
@@ -136,6 +137,7 @@ class Publisher:
             return action()
         except RedisOutOfMemory as error:
             log(WARNING, "%s; finished replies wait until there is room", error)
+        self.is_full = True
         retrying = tenacity.Retrying(
             wait=tenacity.wait_random_exponential(multiplier=0.1, max=5.0),
             retry=tenacity.retry_if_exception_type(RedisOutOfMemory),
@@ -144,6 +146,7 @@ class Publisher:
             reraise=True,
         )
         taken = retrying(action)
+        self.is_full = False
         log(INFO, "There is room again; replies are published")
         return taken
 
