@@ -1350,7 +1350,7 @@ NODE = (
     Mutant(
         "a node that Redis forgot does not enter again",
         "broker/nodes.py",
-        "if not is_ours or known != 2 or identity != self.identity:",
+        "if not is_ours or known != [1, 1] or identity != self.identity:",
         "if not is_ours:",
         "contract/test_nodes",
     ),
@@ -1561,7 +1561,7 @@ NODE = (
     Mutant(
         "an outage does not hold up the workers",
         "client/worklist.py",
-        "(self._waiting and not self._held)",
+        "(self._waiting and not self._held and not self.is_paused)",
         "bool(self._waiting)",
         "unit/test_worklist",
     ),
@@ -2099,7 +2099,7 @@ READS = (
     Mutant(
         "workers are given ever more runs",
         "client/node.py",
-        "count = 0 if is_full else ",
+        "count = 0 if is_full or self._worklist.is_paused else ",
         "count = ",
         "contract/test_bounded_reads",
     ),

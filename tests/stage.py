@@ -6,6 +6,7 @@ it is kept.
 
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ from brokerfl.broker.inbox import Delivery
 from brokerfl.broker.keys import Keys
 from brokerfl.broker.nodes import Registration
 from brokerfl.broker.outbox import Reply
-from brokerfl.client import ClientApp, publisher
+from brokerfl.client import ClientApp, activity, publisher, stuck, wanted
 from brokerfl.client.journal import Journal
 from brokerfl.client.node import _MOST_READ, Node
 from brokerfl.client.publisher import Publisher
@@ -173,11 +174,12 @@ def new_node(
     workers: int = 1,
     lease: float = 15.0,
     on_ready: Callable[[], None] = lambda: None,
+    **options: Any,
 ) -> Node:
     """A named node with its journal in ``folder``."""
     journal, connection = Journal(folder), backend.connect()
     registration = Registration(connection, name, lease=lease, home=journal.home)
-    return Node(app, connection, registration, on_ready=on_ready, journal=journal, workers=workers)
+    return Node(app, connection, registration, on_ready=on_ready, journal=journal, workers=workers, **options)
 
 
 @contextmanager
@@ -752,6 +754,38 @@ def cut_node(node: Node) -> None:
 def heartbeat(node: Node) -> None:
     """What its heartbeat does now and then."""
     node._beat()
+
+
+def pass_time(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Return what makes seconds pass for what nodes know of their executions, and for nothing else."""
+    passed = 0.0
+
+    class Later:
+        @staticmethod
+        def monotonic() -> float:
+            return time.monotonic() + passed
+
+    def go_on(seconds: float) -> None:
+        nonlocal passed
+        passed += seconds
+
+    for module in (activity, stuck, wanted):
+        monkeypatch.setattr(module, "time", Later)
+    return go_on
+
+
+def hang(node: Node, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Its loop stands still until the event is set."""
+    hangs, go = threading.Event(), threading.Event()
+
+    def turn(block: float) -> None:
+        hangs.set()
+        go.wait(50)
+
+    monkeypatch.setattr(node, "_turn", turn)
+    node._ring()  # it may be reading
+    assert hangs.wait(20)
+    return go
 
 
 def thaw(node: Node) -> None:

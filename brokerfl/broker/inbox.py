@@ -22,7 +22,7 @@ from redis.exceptions import ResponseError
 
 from brokerfl.broker.bounded import OversizeError
 from brokerfl.broker.connection import BLOCK, Connection
-from brokerfl.broker.contact import READ_ON, run_in, silence
+from brokerfl.broker.contact import READ_ON, STEER, run_in, silence
 from brokerfl.broker.failure import map_errors, meaning
 from brokerfl.broker.gather import Gather
 from brokerfl.broker.keys import BELL_LENGTH, GROUP, LEASE, Keys, milliseconds
@@ -114,6 +114,7 @@ class Inboxes:
         self._behind: dict[str, str] = {}  # of inboxes that have more: the last entry that was read again
         self._tour = Tour(connection)
         self._is_over = False
+        self.is_steered = False  # a ring said `STEER`
 
     def refresh(self, *, only_new: bool = False) -> bool:
         """Read again which runs there are. Returns whether anything changed.
@@ -282,6 +283,7 @@ class Inboxes:
         self, rung: Mapping[str, str], found: Sequence[Delivery], count: int, wanted: Collection[str]
     ) -> list[Delivery]:
         """Return what the rings announce besides what was ``found`` in the same read."""
+        self.is_steered |= STEER in rung.values()
         keys, node_id = self._connection.keys, self._node_id
         named = {keys.inbox(node_id, run) for word in rung.values() if (run := run_in(word)) is not None}
         new: set[str] = set()

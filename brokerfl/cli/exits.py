@@ -18,6 +18,7 @@ from brokerfl.common import (
     JournalError,
     MissingExtra,
     NodeNameTaken,
+    NodeNotFound,
     OutageLimit,
     PortInUse,
     RedisAuthError,
@@ -52,6 +53,8 @@ class Exit(IntEnum):
     PORT_IN_USE = 16
     NODE_NAME_TAKEN = 20
     JOURNAL = 21
+    NODE_STUCK = 22
+    NODE_NOT_FOUND = 23
     RUN_NOT_FOUND = 30
     RUN_STOPPED = 31
     RUN_LOST = 32
@@ -74,6 +77,7 @@ _CODES: tuple[tuple[type[Exception], Exit], ...] = (
     (PortInUse, Exit.PORT_IN_USE),
     (NodeNameTaken, Exit.NODE_NAME_TAKEN),
     (JournalError, Exit.JOURNAL),
+    (NodeNotFound, Exit.NODE_NOT_FOUND),
     (RunNotFound, Exit.RUN_NOT_FOUND),
     (RunStopped, Exit.RUN_STOPPED),
     (RunLost, Exit.RUN_LOST),

@@ -7,6 +7,7 @@ import threading
 import time
 from dataclasses import replace
 from logging import INFO, WARNING
+from pathlib import Path
 from types import FrameType
 
 import click
@@ -20,6 +21,7 @@ from brokerfl.cli.logs import adopt_log_of, log_options
 from brokerfl.cli.options import (
     CONNECTION,
     Bytes,
+    FilePath,
     RedisOptions,
     RunId,
     Seconds,
@@ -29,12 +31,14 @@ from brokerfl.cli.options import (
     run_config_option,
     typed_options,
 )
+from brokerfl.cli.runfile import RunFile
 from brokerfl.cli.signals import SIGNALS, handle, leave, on_second
 from brokerfl.common import (
     ConfigError,
     OutageLimit,
     RedisError,
     RunError,
+    RunNotFound,
     log,
 )
 from brokerfl.common.log_context import log_for
@@ -44,7 +48,7 @@ from brokerfl.server.app import ServerAppCallable
 from brokerfl.server.session import OUTAGE_LIMIT
 
 #: Options that the printed command for resuming a run leaves out.
-_OF_ONE_START = ("run_config", "resume", "takeover")
+_OF_ONE_START = ("run_config", "resume", "takeover", "run_file")
 
 
 class _Signalled(BaseException):
@@ -67,6 +71,13 @@ class _Signalled(BaseException):
 )
 @click.option("--takeover", is_flag=True, help="With --resume: take the run from a ServerApp that seems to be alive.")
 @click.option("--another-app", is_flag=True, help="With --resume: the app had another name when the run was started.")
+@click.option(
+    "--run-file",
+    type=FilePath(dir_okay=False, path_type=Path),
+    envvar="BROKERFL_RUN_FILE",
+    help="File that holds the run's id until the run is over. If it is there, that run is resumed, and otherwise a new "
+    "one is started: for services that are started again.",
+)
 @app_dir_option
 @click.option(
     "--lease",
@@ -128,6 +139,7 @@ def main(
     resume: int | None,
     takeover: bool,
     another_app: bool,
+    run_file: Path | None,
     app_dir: str | None,
     lease: float,
     retention: float,
@@ -143,6 +155,10 @@ def main(
     APP is module:attribute, such as server:app, or a directory whose pyproject.toml names the app, such as the
     current one: brokerfl-server .
     """
+    if resume is not None and run_file is not None:
+        raise ConfigError("--resume and --run-file both say which run to resume: give only one")
+    file = None if run_file is None else RunFile(run_file)
+    resume = resume if file is None else file.read()
     if resume is None and (takeover or another_app):
         option = "--takeover" if takeover else "--another-app"
         raise ConfigError(f"{option} needs --resume RUN, the run to continue")
@@ -177,9 +193,17 @@ def main(
             origin=replace(origin, app=reference),
             overrides=None if given is None or project.defaults is None else tuple(given),
         )
+        if file is not None:
+            file.write(driver.run.run_id)
         code = _run(driver, server_app, signals, retention, "started" if resume is None else "resumed")
     except _Signalled as signalled:  # while detaching; if that was not finished, the lease lapses
         code = 128 + signalled.number
+    except RunNotFound:
+        if file is not None:
+            file.leave(Exit.RUN_NOT_FOUND)
+        raise
+    if file is not None:
+        file.leave(code)
     sys.exit(code)
 
 

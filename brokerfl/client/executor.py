@@ -10,12 +10,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from logging import ERROR, WARNING
 
+from brokerfl.client.activity import Activity, Execution
 from brokerfl.client.journal import Answer, Journal
 from brokerfl.client.payloads import Payloads
 from brokerfl.client.reply import encode_refusal
 from brokerfl.client.runner import NoStateError, Result, Runner, Task
 from brokerfl.client.runs import Runs
-from brokerfl.client.wanted import Wanted
+from brokerfl.client.wanted import Wanted, Watch
 from brokerfl.client.worklist import Work
 from brokerfl.common import ErrorCode, FrameError, Metadata, log
 from brokerfl.common.logger import trace
@@ -54,11 +55,15 @@ class Executor:
         payloads: fetches and uploads large contents.
         wanted: says whether a message is still wanted.
         max_crashes: how often a message may kill the node before it is answered with Error 8.
+
+    Attributes:
+        activity: what is being executed.
     """
 
     def __init__(
         self, runner: Runner, journal: Journal, payloads: Payloads, wanted: Wanted, max_crashes: int = MAX_CRASHES
     ) -> None:
+        self.activity = Activity()
         self._runner = runner
         self._journal = journal
         self._payloads = payloads
@@ -106,6 +111,10 @@ class Executor:
         """Whether a large reply waits for room in a full Redis."""
         return self._payloads.is_full
 
+    def free_disk(self) -> int:
+        """Return the free bytes of the journal's disk; 0 if it is in memory."""
+        return self._journal.free()
+
     # One message.
 
     def has_answered(self, work: Work) -> bool:
@@ -142,11 +151,15 @@ class Executor:
             if refusal is not None:
                 return self._refuse(work, ErrorCode.LOAD_CLIENT_APP_EXCEPTION, refusal)
             state = None if self._runner.has_state_of(work.run_id) else self._load_state(work.run_id, commit)
+            watch = self._wanted.watch(work)
+            self.activity.begin(worker, Execution(work, metadata, watch))
             crashes = self._journal.begin(work.run_id, work.message_id, worker)
             try:  # a payload that is too large for this machine also kills the node
                 if crashes >= self._max_crashes:
                     return self._set_aside(work, metadata, crashes)
-                result = self._run(work, metadata, run, state)
+                result = self._run(work, metadata, run, state, watch)
+                if result is not None:
+                    self.activity.answered(worker, result.error)
             finally:
                 self._journal.forgive(worker)  # from here on the app is not to blame if the node is killed
         except FrameError as error:
@@ -161,12 +174,12 @@ class Executor:
         commit()
         return {**(self._journal.state_of(run_id) or {})}
 
-    def _run(self, work: Work, metadata: Metadata, run: Run, state: Fields | None) -> Result | None:
+    def _run(self, work: Work, metadata: Metadata, run: Run, state: Fields | None, watch: Watch) -> Result | None:
         """Return the runner's result for a message; None if it is no longer wanted."""
         content = self._fetch(work, metadata.group_id)
         if content is None:
             return None
-        watch, started = self._wanted.watch(work), time.monotonic()
+        started = time.monotonic()
         trace("executing", "Executing a %s message of group %r", metadata.message_type, metadata.group_id)
         try:
             result = self._runner.run(Task(run, work.message_id, metadata, content, state, watch.is_cancelled))

@@ -68,11 +68,13 @@ class Result(NamedTuple):
         head: the reply's fields without its content.
         content: its content, empty for an error. It may share memory with the app.
         state: the state's fields if it changed, else None. They may share memory with the app.
+        error: the class of what the app raised; "" for nothing.
     """
 
     head: Fields
     content: Fields
     state: Fields | None
+    error: str = ""
 
 
 class Runner:
@@ -123,7 +125,7 @@ class Runner:
             raise
         except BaseException as error:  # SystemExit and asyncio's CancelledError come from the app, too
             self.drop(task.run.run_id)
-            return Result(self._refuse(task, error), {}, None)
+            return Result(self._refuse(task, error), {}, None, type(error).__name__)
 
     def _context_of(self, task: Task) -> "_RunContext":
         if task.state is None:

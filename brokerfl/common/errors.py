@@ -86,6 +86,10 @@ class NodeNameTaken(BrokerflError):
     """Another live process uses this node's name."""
 
 
+class NodeNotFound(BrokerflError):
+    """No node is meant by a name or an id, or several are."""
+
+
 class RunError(BrokerflError):
     """The run cannot continue in this process, or does not exist."""
 

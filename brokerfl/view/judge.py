@@ -73,7 +73,8 @@ def judge_node(is_online: bool, status: NodeStatus | None, now: float, others: I
 def _state_of(status: NodeStatus, now: float, busy: float, usually: float) -> NodeState:
     over = [now - each.over_since for each in status.doing if each.over_since]
     # Compared with what it wrote: a Redis that was full or away took no status, and that says nothing of the loop.
-    stands_still = status.turned > 0 and status.at - status.turned > STUCK_AFTER and not status.doing
+    waits = bool(status.doing) or status.is_full
+    stands_still = status.turned > 0 and status.at - status.turned > STUCK_AFTER and not waits
     if stands_still or any(seconds > STUCK_AFTER for seconds in over):
         return NodeState.STUCK
     if status.doing and usually and busy > max(LATE_AFTER, LATE_FACTOR * usually):
@@ -187,6 +188,8 @@ def _stuck(node: Seer) -> str:
     who, judged = node_of(node.node_id, node.name), node.judged
     if judged.state is NodeState.LOST:
         return f"{who} is offline"
+    if judged.state is NodeState.PAUSED and judged.doing is None:
+        return f"{who} is paused"
     if judged.state is not NodeState.STUCK:
         return ""
     return f"{who} stuck for {lasting(judged.busy)}" if judged.doing is not None else f"{who} stuck"

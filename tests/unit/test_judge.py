@@ -43,6 +43,7 @@ def busy(seconds: float, **more: float) -> NodeStatus:
         (busy(5, over_since=NOW - STUCK_AFTER + 1), NodeState.TRAINING),
         (busy(5, over_since=NOW - STUCK_AFTER - 1), NodeState.STUCK),
         (replace(READY, turned=NOW - 2 - STUCK_AFTER), NodeState.STUCK),
+        (replace(READY, turned=NOW - 2 - STUCK_AFTER, is_full=True), NodeState.READY),  # its loop waits for room
         (replace(READY, at=NOW - 500, turned=NOW - 500), NodeState.READY),  # Redis was full, and took no status
     ],
 )
@@ -86,6 +87,8 @@ NODES = {
         seer(4, NodeState.LOST),
         seer(5, NodeState.TRAINING, 22.0, 30.0),
         seer(6, NodeState.TRAINING, 2.0),
+        seer(9, NodeState.PAUSED),
+        seer(10, NodeState.PAUSED, 2.0),
     )
 }
 
@@ -126,6 +129,8 @@ def awaiting(*nodes: int, seconds: float = 60.0) -> RunStatus:
         ),
         (awaiting(2, 3), RunState.STUCK, Reason.NODE_STUCK, "site-3 (3) stuck for 1m30s", (3, 2)),
         (awaiting(4), RunState.STUCK, Reason.NODE_STUCK, "site-4 (4) is offline", (4,)),
+        (awaiting(1, 9, seconds=1), RunState.STUCK, Reason.NODE_STUCK, "site-9 (9) is paused", (9, 1)),
+        (awaiting(10), RunState.WAITING, Reason.WAITING_REPLY, "waiting for site-10 (10) (1m00s, usually 4s)", (10,)),
         (awaiting(5), RunState.STUCK, Reason.NODE_LATE, "site-5 (5) 10 times slower than the others", (5,)),
         (awaiting(6), RunState.WAITING, Reason.WAITING_REPLY, "waiting for site-6 (6) (1m00s, usually 4s)", (6,)),
         (
