@@ -22,12 +22,14 @@ from brokerfl.cli.options import (
     RedisOptions,
     RunId,
     Seconds,
+    Text,
     app_dir_option,
     max_message_option,
     redis_options,
     run_config_option,
     typed_options,
 )
+from brokerfl.cli.progress_line import progress_line
 from brokerfl.cli.signals import SIGNALS, handle, leave, on_second
 from brokerfl.common import (
     ConfigError,
@@ -39,10 +41,11 @@ from brokerfl.common import (
 from brokerfl.flower import keeps_something
 from brokerfl.server import Driver
 from brokerfl.server.app import ServerAppCallable
+from brokerfl.server.outcome import Outcome
 from brokerfl.server.session import OUTAGE_LIMIT
 
 #: Options that the printed command for resuming a run leaves out.
-_OF_ONE_START = ("run_config", "resume", "takeover")
+_OF_ONE_START = ("run_config", "run_name", "resume", "takeover")
 
 
 class _Signalled(BaseException):
@@ -64,6 +67,12 @@ class _Signalled(BaseException):
 )
 @click.option("--takeover", is_flag=True, help="With --resume: take the run from a ServerApp that seems to be alive.")
 @click.option("--another-app", is_flag=True, help="With --resume: the app had another name when the run was started.")
+@click.option(
+    "--run-name",
+    type=Text(),
+    envvar="BROKERFL_RUN_NAME",
+    help="What this run is called, for whoever lists runs; with --resume, its new name. [default: no name]",
+)
 @app_dir_option
 @click.option(
     "--lease",
@@ -125,6 +134,7 @@ def main(
     resume: int | None,
     takeover: bool,
     another_app: bool,
+    run_name: str | None,
     app_dir: str | None,
     lease: float,
     retention: float,
@@ -144,7 +154,8 @@ def main(
         option = "--takeover" if takeover else "--another-app"
         raise ConfigError(f"{option} needs --resume RUN, the run to continue")
     # The environment is for new runs.
-    is_typed = click.get_current_context().get_parameter_source("run_config") is click.core.ParameterSource.COMMANDLINE
+    source = click.get_current_context().get_parameter_source
+    is_typed, is_named = (source(each) is click.core.ParameterSource.COMMANDLINE for each in ("run_config", "run_name"))
     reference, project = find_project(app, app_dir)
     given = parse_config(run_config, "--run-config", project.defaults) if is_typed or resume is None else None
     config = None if given is None else project.run_config(given)
@@ -170,6 +181,7 @@ def main(
             max_message=max_message,
             max_run=max_run,
             origin=replace(origin, app=reference),
+            name=run_name if is_named or resume is None else None,
             overrides=None if given is None or project.defaults is None else tuple(given),
         )
         code = _run(driver, server_app, signals, retention, "started" if resume is None else "resumed")
@@ -189,7 +201,8 @@ def _run(driver: Driver, server_app: ServerAppCallable, signals: "_Signals", ret
         )
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        server_app(driver, driver.context)
+        with progress_line(driver.report):
+            server_app(driver, driver.context)
         if signals.number:
             raise _Signalled(signals.number)
         driver.end()
@@ -209,8 +222,19 @@ def _run(driver: Driver, server_app: ServerAppCallable, signals: "_Signals", ret
         print_traceback(error)
         _detach(driver, retention, f"main raised {type(error).__name__}: {error}")
         return Exit.APP_RAISED
-    log(INFO, "Run %s completed after %.1f s", run_id, time.monotonic() - started)
-    return Exit.OK
+    return _complete(run_id, time.monotonic() - started, driver.report.outcome)
+
+
+def _complete(run_id: int, seconds: float, outcome: Outcome) -> Exit:
+    """Say that a run has completed; return the exit code."""
+    replies, errors = outcome.replies, outcome.errors
+    text = f": {errors} of {_replies(replies)} were errors" if errors else f": {_replies(replies)}" if replies else ""
+    log(WARNING if errors else INFO, "Run %s completed after %.1f s%s", run_id, seconds, text)
+    return Exit.ALL_ERRORS if errors and errors == replies else Exit.OK
+
+
+def _replies(count: int) -> str:
+    return "1 reply" if count == 1 else f"{count} replies"
 
 
 def _detach(driver: Driver, retention: float, reason: str) -> None:

@@ -41,6 +41,7 @@ from brokerfl.common import (
     UserConfig,
     log,
 )
+from brokerfl.view.words import node_of
 from brokerfl.wire.frame import MAX_MESSAGE_BYTES
 from brokerfl.wire.message import received_id_of
 
@@ -124,6 +125,7 @@ class Node:
         connection, node_id = self._connection, self.node_id
         origin = None if options.any_app else self._registration.origin
         runner = Runner(app, node_id, options.node_config, self._stop.is_set, origin)
+        runner.called = node_of(node_id, self._registration.name)
         wanted = Wanted(connection, node_id)
         executor = Executor(runner, self._journal, self._payloads, wanted, options.max_crashes)
         publisher = Publisher(connection, node_id, self._worklist, self._stop, self._journal.commit)

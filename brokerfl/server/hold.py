@@ -5,10 +5,10 @@ know which calls an app makes; the Driver does.
 """
 
 import time
-from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from logging import DEBUG
 from typing import TypedDict
 
 from brokerfl.broker.blobs import Blobs
@@ -33,19 +33,28 @@ from brokerfl.common import (
     RunError,
     RunStopped,
     UserConfig,
+    log,
 )
-from brokerfl.server.book import Book, Event, Step
+from brokerfl.server.announcer import Announcer
+from brokerfl.server.book import Book, Event
 from brokerfl.server.commit import Committer
+from brokerfl.server.outcome import Outcome
+from brokerfl.server.progress import Progress
 from brokerfl.server.push import Pusher
 from brokerfl.server.receive import Receiver
 from brokerfl.server.reconcile import Reconciler
 from brokerfl.server.replies import Replies
+from brokerfl.server.report import Report
 from brokerfl.server.session import OUTAGE_LIMIT, Session
 from brokerfl.server.upload import Uploader
 from brokerfl.server.verdict import Verdicts
 from brokerfl.server.wait import Waits
 from brokerfl.wire.frame import MAX_MESSAGE_BYTES
 from brokerfl.wire.origin import Origin
+from brokerfl.wire.status import encode_status
+
+#: Seconds between two looks at what the run waits for.
+_TICK = 1.0
 
 
 class Options(TypedDict, total=False):
@@ -61,6 +70,7 @@ class Options(TypedDict, total=False):
     overrides: tuple[str, ...] | None
     round_timeout: float | None
     wait_replicas: int
+    name: str | None
 
 
 @dataclass(frozen=True)
@@ -77,6 +87,7 @@ class Settings:
     wait_replicas: int = 0  # how many replicas are to have a transaction before the app goes on
     origin: Origin | None = None  # where the ServerApp comes from; None for a script's, which nodes of any app serve
     overrides: tuple[str, ...] | None = None  # of a new run: the keys of its config that are no defaults; None for all
+    name: str | None = None  # what the user calls the run; None for nothing, and for the name that a resumed run has
 
 
 class Hold:
@@ -104,7 +115,7 @@ class Hold:
         )
         outboxes = Outboxes(connection, run_id)
         transactions = Transactions(owner, saved, blobs)
-        self.steps: Counter[Step] = Counter()  # how many messages took each
+        self.progress = progress = Progress()
         self.book = book = Book(snapshot, state_key, self._count, connection.clock)
         receiver = Receiver(outboxes, book)
         liveness = Liveness(settings.offline_grace, settings.lease)
@@ -112,17 +123,22 @@ class Hold:
         self.session = session = Session(transactions, receiver, liveness, reconciler, settings.outage_limit)
         uploader = Uploader(session, blobs)
         self.committer = Committer(session, book, receiver, uploader, self.context)
-        self.pusher = Pusher(session, book, self.committer, uploader)
+        self.pusher = Pusher(session, book, self.committer, uploader, progress)
         self.verdicts = Verdicts(book, session, receiver, liveness, blobs)
-        self.waits = Waits(book, session, receiver, self.verdicts)
-        self.replies = Replies(book, session, self.waits, self.committer, settings.max_message)
+        self.waits = Waits(book, session, receiver, self.verdicts, progress)
+        self.outcome = Outcome(session.names.of)
+        self.replies = Replies(session, self.waits, self.committer, self.outcome, settings.max_message)
+        self.report = Report(session, book, progress, self.outcome, blobs)
         self._is_closed = False
+        announcer = Announcer(progress, self.report, session)
+        self._ticks = Heartbeat(f"waits of run {run_id}", _TICK, announcer.tick, _give_up_saying)
+        self._ticks.start()
         interval = min(settings.lease / 3, settings.retention / 4)
         self._heartbeat = Heartbeat(f"heartbeat of run {run_id}", interval, self._renew, self.waits.end)
         self._heartbeat.start()
 
     def _count(self, event: Event) -> None:
-        self.steps[event.step] += 1
+        self.progress.note(event)
 
     def take_up(self) -> None:
         """Look up what Redis has of a resumed run; detach from it if that fails."""
@@ -139,7 +155,7 @@ class Hold:
     def _renew(self) -> None:
         try:
             try:
-                self.owner.renew(self.footprint)
+                self.owner.renew(self.footprint, encode_status(self.report.status()))
                 self.session.is_up()
                 self.session.when_quiet(self.blobs.release)
             except RedisForgot:
@@ -157,6 +173,7 @@ class Hold:
     def end(self) -> None:
         """End the run: all its keys are deleted."""
         self._heartbeat.stop()
+        self._ticks.stop(0)
         if self._is_closed:
             return
         self.session.check()
@@ -191,6 +208,7 @@ class Hold:
     def detach(self) -> None:
         """Detach from the run without ending it: its keys stay for the retention time. Redis may be unreachable."""
         self._is_closed = True
+        self._ticks.stop(0)
         self.abandon()  # first, so that nothing, the heartbeat included, waits for a Redis that does not answer
         if self._heartbeat.stop(STEP):
             with suppress(BrokerflError):  # the lease lapses by itself
@@ -199,6 +217,10 @@ class Hold:
     def _give_up(self) -> None:
         self.owner.connection.reset()
         self.owner.detach(self.footprint())
+
+
+def _give_up_saying(error: Exception) -> None:
+    log(DEBUG, "Nothing more is said of what the run waits for: %r", error)
 
 
 def create(connection: Connection, app: str, run_config: UserConfig, settings: Settings) -> Hold:
@@ -211,6 +233,7 @@ def create(connection: Connection, app: str, run_config: UserConfig, settings: S
         retention=settings.retention,
         origin=settings.origin,
         overrides=settings.overrides,
+        name=settings.name or "",
     )
     return Hold(owner, settings)
 
@@ -228,6 +251,7 @@ def take_over(
         lease=settings.lease,
         retention=settings.retention,
         origin=settings.origin,
+        name=settings.name,
     )
     hold = Hold(owner, settings)
     hold.take_up()

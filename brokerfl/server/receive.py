@@ -11,6 +11,7 @@ from brokerfl.broker.data import Settled
 from brokerfl.broker.outbox import Outboxes, Reply
 from brokerfl.common import log
 from brokerfl.server.book import Book
+from brokerfl.view.words import node_of
 from brokerfl.wire.manifest import entries_of
 from brokerfl.wire.message import message_id_of
 
@@ -61,7 +62,7 @@ class Receiver:
                 unfit = self._book.answers.answer(node_id, entry_id, message_id, fields, data)  # type: ignore[arg-type]
                 if unfit is not None:
                     self._dropped[unfit] = None
-                    log(DEBUG, "Dropped a reply of node %s that matches no open message", node_id)
+                    log(DEBUG, "Dropped a reply of %s that matches no open message", node_of(node_id))
                 self._outboxes.advance(node_id, entry_id, generation)  # last: what interrupts this has it matched again
 
     def unsettled(self) -> int:

@@ -20,6 +20,7 @@ from brokerfl.broker.liveness import Liveness
 from brokerfl.broker.patience import OutOfTime, holding, time_is_up
 from brokerfl.broker.transactions import Transactions
 from brokerfl.common import OutageLimit, RedisOutOfMemory, RedisUnreachable, RunLost
+from brokerfl.server.names import Names
 from brokerfl.server.receive import Receiver
 from brokerfl.server.reconcile import Reconciler
 
@@ -47,6 +48,8 @@ class Session:
         writing: held from before a transaction until its outcome is in the book, so that book and Redis are not
             compared in between.
         compared_at: local monotonic time of the last comparison.
+        is_full: Redis has had no room for what this process wrote last.
+        names: what nodes are called.
     """
 
     def __init__(
@@ -59,6 +62,8 @@ class Session:
     ) -> None:
         self.writing = threading.RLock()
         self.compared_at = 0.0
+        self.is_full = False
+        self.names = Names(transactions.owner.connection)
         self.transactions = transactions
         self._connection = transactions.owner.connection
         self._fence = transactions.owner.fence
@@ -94,6 +99,11 @@ class Session:
     def is_stale(self) -> bool:
         """Whether Redis may have forgotten something since the last comparison."""
         return self._is_stale or self._connection.losses != self._losses
+
+    @property
+    def down_since(self) -> float | None:
+        """Local monotonic time since which Redis has been unreachable; None while it answers."""
+        return self._down_since
 
     def distrust(self) -> None:
         """Compare before doing anything else: Redis has forgotten something."""
@@ -153,7 +163,10 @@ class Session:
         try:
             return action()
         except RedisOutOfMemory:
-            return self._when_there_is_room(action)
+            self.is_full = True
+            answer = self._when_there_is_room(action)
+        self.is_full = False
+        return answer
 
     def _when_there_is_room(self, action: Callable[[], Answer]) -> Answer:
         retrying = tenacity.Retrying(
