@@ -5,6 +5,7 @@ import click
 from brokerfl import __version__
 from brokerfl.cli.dead import dead
 from brokerfl.cli.demo import demo
+from brokerfl.cli.draining import drain
 from brokerfl.cli.operations import nodes, runs, stop
 from brokerfl.cli.up import up
 
@@ -15,5 +16,5 @@ def main() -> None:
     """Federated learning over Redis: start a server, list runs and nodes, stop runs, inspect dead messages."""
 
 
-for command in (up, demo, runs, nodes, stop, dead):
+for command in (up, demo, runs, nodes, drain, stop, dead):
     main.add_command(command)

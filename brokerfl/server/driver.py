@@ -148,9 +148,10 @@ class Driver:
         Keep the ids while you may still ask for the replies: once the app has let go of one, a reply that nobody took
         is deleted when the run moves on (docs/guarantees.md, "What is left behind").
 
-        A message is refused if its node is not registered, if its ttl has passed, or if the run is over. Contents are
-        frozen now: what the caller changes afterwards is not sent. In a resumed run, a message adopts an unsettled one
-        of the same group, node and type: that one's id is returned, and the node does not execute it again.
+        A message is refused if its node is not registered, if its ttl has passed, or if the run is over or is being
+        drained. Contents are frozen now: what the caller changes afterwards is not sent. In a resumed run, a message
+        adopts an unsettled one of the same group, node and type: that one's id is returned, and the node does not
+        execute it again.
 
         Args:
             messages: made by `create_message`.
@@ -308,7 +309,7 @@ class Driver:
         batch, form = list(messages), Form.of(like)
         ids = self.push_messages(batch, deliver_when_online=deliver_when_online, checkpoint=checkpoint)
         self._session.check()
-        refused = self._replies.refused(batch, self._hold.pusher.is_registered)
+        refused = self._replies.refused(batch, self._hold.pusher.refused)
         accepted, _ = self._sort(ids)
         until = _until(self._round_timeout if timeout is None else timeout)
         return refused + self._replies.all(accepted, until, form)

@@ -38,6 +38,7 @@ from brokerfl.common import (
 from brokerfl.server.announcer import Announcer
 from brokerfl.server.book import Book, Event
 from brokerfl.server.commit import Committer
+from brokerfl.server.drain import Drain
 from brokerfl.server.outcome import Outcome
 from brokerfl.server.progress import Progress
 from brokerfl.server.push import Pusher
@@ -130,6 +131,8 @@ class Hold:
         self.replies = Replies(session, self.waits, self.committer, self.outcome, settings.max_message)
         self.report = Report(session, book, progress, self.outcome, blobs)
         self._is_closed = False
+        self._drain = Drain(owner, progress)
+        progress.rung = self._drain.look
         announcer = Announcer(progress, self.report, session)
         self._ticks = Heartbeat(f"waits of run {run_id}", _TICK, announcer.tick, _give_up_saying)
         self._ticks.start()
@@ -145,6 +148,7 @@ class Hold:
         try:
             self.session.through_outage(lambda: self.owner.renew_lifetimes(self.footprint()))
             self.session.take_up()
+            self._drain.look()
             if self.owner.has_new_frame:
                 with suppress(RedisOutOfMemory):  # then its nodes go by what they were told before
                     self.session.transact(lambda: self.session.transactions.announce(self.book.contacts.all()))
@@ -158,6 +162,7 @@ class Hold:
                 self.owner.renew(self.footprint, encode_status(self.report.status()))
                 self.session.is_up()
                 self.session.when_quiet(self.blobs.release)
+                self._drain.look()
             except RedisForgot:
                 self.session.reconcile(always=True)
         except RunError:

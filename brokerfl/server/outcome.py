@@ -9,15 +9,19 @@ from collections.abc import Callable
 from logging import DEBUG, WARNING
 
 from brokerfl.common import ErrorCode, Message, log
+from brokerfl.wire.reply import DRAINED
 
 #: The reason of an Error that the app asked for.
 CANCELLED = "the message was cancelled"
+
+#: The reasons of Errors that somebody asked for: nothing went wrong.
+_ASKED_FOR = {(ErrorCode.MESSAGE_UNAVAILABLE, reason) for reason in (CANCELLED, DRAINED)}
 
 
 class Outcome:
     """Counts the replies that an app got. Safe to share between threads.
 
-    What the app cancelled itself counts as no reply.
+    What the app cancelled itself, or a drained run refused, counts as no reply.
 
     Args:
         name_of: returns a node in words.
@@ -42,7 +46,7 @@ class Outcome:
     def note(self, reply: Message) -> None:
         """The app gets a reply."""
         is_error = reply.has_error()
-        if is_error and (reply.error.code, reply.error.reason) == (ErrorCode.MESSAGE_UNAVAILABLE, CANCELLED):
+        if is_error and (reply.error.code, reply.error.reason) in _ASKED_FOR:
             return
         with self._lock:
             self.replies += 1

@@ -75,12 +75,14 @@ class Progress:
 
     Attributes:
         ended: is called with each wait that has ended, by the thread that waited.
+        rung: is called when somebody rang who is no node.
         bytes_out: what was pushed, each content once for each node.
         is_draining: the run is to push nothing any more.
     """
 
     def __init__(self) -> None:
         self.ended: Callable[[Activity], object] = lambda activity: None
+        self.rung: Callable[[], object] = lambda: None
         self.bytes_out = 0
         self.is_draining = False
         self._groups: OrderedDict[str, Group] = OrderedDict()  # by their first push

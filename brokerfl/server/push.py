@@ -25,6 +25,7 @@ from brokerfl.wire.contents import Contents
 from brokerfl.wire.frame import MANIFEST, Fields, size_of
 from brokerfl.wire.message import encode_message, new_message_id
 from brokerfl.wire.payload import EncodedContent
+from brokerfl.wire.reply import drained_reply, refused_reply
 from brokerfl.wire.run import LedgerEntry
 from brokerfl.wire.status import Phase
 
@@ -74,6 +75,8 @@ class Pusher:
     def push(self, batch: list[Message], *, waits: bool = False, moves_on: bool = False) -> list[str]:
         """Push messages of this run; return their ids, ``""`` if the node is not registered or the ttl has passed.
 
+        A run that is being drained accepts nothing, neither new messages nor adopted ones.
+
         Args:
             batch: the messages.
             waits: they wait for nodes that are offline or not registered yet.
@@ -88,6 +91,8 @@ class Pusher:
     def _push(self, batch: list[Message], waits: bool, moves_on: bool) -> list[str]:
         with self._pushing:
             self._session.check()
+            if self._progress.is_draining:
+                return [""] * len(batch)
             if not waits:
                 self._look_up({message.metadata.dst_node_id for message in batch})
             contents = Contents(self._uploads_as)
@@ -145,6 +150,12 @@ class Pusher:
     def is_registered(self, node_id: int) -> bool:
         """Return whether the node was registered when it was looked up."""
         return node_id in self._registered
+
+    def refused(self, message: Message) -> Message:
+        """Return the Error reply to a message that was refused."""
+        if self._progress.is_draining:
+            return drained_reply(self._run_id, message)
+        return refused_reply(self._run_id, message, self.is_registered(message.metadata.dst_node_id))
 
     def _look_up(self, node_ids: set[int]) -> None:
         unknown = node_ids - self._registered

@@ -21,7 +21,7 @@ from brokerfl.server.wait import Waits
 from brokerfl.wire.frame import Fields, size_of
 from brokerfl.wire.manifest import manifest_of
 from brokerfl.wire.payload import MissingChunkError, assemble
-from brokerfl.wire.reply import decode_reply, error_reply, refused_reply
+from brokerfl.wire.reply import decode_reply, error_reply
 
 
 class Loop(map):  # type: ignore[type-arg]
@@ -111,13 +111,9 @@ class Replies:
             self._give_up(wanted)
             raise
 
-    def refused(self, messages: Iterable[Message], is_registered: Callable[[int], bool]) -> list[Message]:
+    def refused(self, messages: Iterable[Message], refuse: Callable[[Message], Message]) -> list[Message]:
         """Return the Error replies to those of these messages that a push has refused."""
-        refused = [
-            refused_reply(self._run_id, message, is_registered(message.metadata.dst_node_id))
-            for message in messages
-            if not message.metadata.message_id
-        ]
+        refused = [refuse(message) for message in messages if not message.metadata.message_id]
         for reply in refused:
             self._outcome.note(reply)
         return refused

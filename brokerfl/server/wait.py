@@ -145,6 +145,8 @@ class Waits:
             is_due = time.monotonic() - self._swept >= SWEEP or self._session.compared_at > self._swept
             if rung is None or is_due:
                 self._sweep()
+                if rung is None:
+                    self._progress.rung()
             else:
                 self._receiver.read(self._book.contacts.among(rung))
             if lacking := self._receiver.lacking():

@@ -7,12 +7,14 @@ from contextlib import contextmanager
 
 import pytest
 
+from brokerfl.broker.draining import drain_run
 from brokerfl.broker.nodes import STATUS
-from brokerfl.common import ErrorCode
+from brokerfl.common import ErrorCode, RunNotFound
 from brokerfl.server import Driver, announcer
 from brokerfl.view.overview import read_overview
-from brokerfl.view.reasons import Reason
+from brokerfl.view.reasons import Reason, RunState
 from brokerfl.view.words import node_of
+from brokerfl.wire.reply import DRAINED
 from brokerfl.wire.status import Doing, NodeStatus, Phase, RunStatus, decode_status, encode_status
 from tests.apps import Gate, driving, eventually, federation, number
 from tests.conftest import Backend
@@ -141,7 +143,7 @@ def test_a_timeout_ends_what_was_said(backend: Backend, caplog: pytest.LogCaptur
     caplog.set_level(logging.INFO, "brokerfl")
     with driving(backend) as driver:
         ids = [push(driver, silent(backend), number(1), "warm-up")]
-        with waiting(lambda: list(driver.replies(ids, timeout=3))):
+        with waiting(lambda: list(driver.replies(ids, timeout=1))):
             eventually(lambda: driver.report.status().phase == Phase.REPLIES)
             tick(driver)
         first, *_, last = lines(caplog, "warm-up")
@@ -169,14 +171,55 @@ def test_a_run_keeps_its_name(backend: Backend) -> None:
     """Over a resume, unless it gets another one; who looks from outside sees it."""
     first = start(backend, name="lr 0.1")
     assert first.run.name == "lr 0.1"
-    with resumed(backend, first) as second:
-        assert second.run.name == "lr 0.1"
-        with resumed(backend, second, name="lr 0.2") as third:
-            assert third.run.name == "lr 0.2"
-            [run] = read_overview(backend.connect()).runs
-            assert run.run is not None
-            assert run.run.name == "lr 0.2"
-            third.end()
+    second = start(backend, resume=first.run.run_id, takeover=True)
+    assert second.run.name == "lr 0.1"
+    with resumed(backend, second, name="lr 0.2") as third:
+        assert third.run.name == "lr 0.2"
+        [run] = read_overview(backend.connect()).runs
+        assert run.run == third.run
+
+
+def refuses(driver: Driver, node: int) -> None:
+    """It pushes nothing, and says so to the app; that is no Error of a node."""
+    again = [driver.create_message(number(2), "train", node, "2")]
+    assert driver.push_messages(again) == [""]
+    [reply] = driver.send_and_receive(again)
+    assert reply.error.reason == DRAINED
+    assert driver.report.outcome.errors == 0
+
+
+def test_a_drained_run_finishes_what_is_out(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
+    """It pushes nothing any more, as its log says once, also after a resume; what was pushed is answered."""
+    caplog.set_level(logging.INFO, "brokerfl")
+    gate = Gate()
+    with serving(backend, gate.app) as node:
+        first = start(backend)
+        ids = [push(first, node.node_id, number(1))]
+        with waiting(lambda: list(first.replies(ids))):
+            eventually(lambda: first.report.status().phase == Phase.REPLIES)
+            drain_run(backend.connect(), first.run.run_id)
+            eventually(lambda: first.report.status().is_draining)
+            gate.go.set()
+        refuses(first, node.node_id)
+        assert told(backend, first).is_draining
+        [run] = read_overview(backend.connect()).runs
+        assert run.state is RunState.DRAINING
+        with resumed(backend, first) as second:
+            refuses(second, node.node_id)
+        assert len(lines(caplog, "is being drained")) == 2
+    assert gate.calls == 1
+    with pytest.raises(RunNotFound):
+        drain_run(backend.connect(), first.run.run_id)
+
+
+def test_a_redis_that_forgot_a_drain_hears_of_it_again(backend: Backend) -> None:
+    """As of everything that the ServerApp knows of its run."""
+    with driving(backend) as driver:
+        drain_run(backend.connect(), driver.run.run_id)
+        beat(driver)
+        backend.admin.delete(*driver.connection.keys.of_run(driver.run.run_id))
+        beat(driver)
+        assert backend.admin.hexists(driver.connection.keys.meta(driver.run.run_id), "drained")
 
 
 def test_errors_are_counted(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
