@@ -6,6 +6,7 @@ Owns when there is one, and that log lines and the app's own output go above it.
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -19,6 +20,9 @@ from brokerfl.wire.status import Phase, RunStatus
 
 #: Seconds between two looks.
 _PAUSE = 0.25
+
+#: The part of the time that a look may take: with very many messages they are rarer.
+_SHARE = 0.01
 
 #: Nodes that the line names.
 _NAMED = 2
@@ -67,10 +71,13 @@ def _is_shown() -> bool:
 
 def _show(bar: Progress, report: Report, over: threading.Event) -> None:
     task: TaskID | None = None
-    while not over.wait(_PAUSE):
+    pause = _PAUSE
+    while not over.wait(pause):
         with suppress(Exception):  # a line that cannot be shown stops nothing
-            status = report.status()
-            task = _update(bar, task, status, report.lasted(status.group), report.name_of)
+            began = time.monotonic()
+            status = report.status(weighs=False)
+            pause = max(_PAUSE, (time.monotonic() - began) / _SHARE)
+            task = _update(bar, task, status, report.lasted(status), report.name_of)
             bar.refresh()
 
 

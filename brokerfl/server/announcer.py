@@ -92,8 +92,9 @@ class Announcer:
             if said is None or activity.phase is not said.phase:
                 return
             text = self._end_of(said, activity)
-            if text is not None:
+            if text is not None or activity.phase is Phase.PUSHING:
                 self._said = None
+            if text is not None:
                 log(INFO, "%s", text)
 
     def _end_of(self, said: _Said, activity: Activity) -> str | None:
@@ -107,7 +108,7 @@ class Announcer:
         is_over = activity.is_over and status.phase != Phase.REPLIES
         if status.group != said.group or (status.answered < status.sent and not is_over):
             return None
-        return f"{_counted(status)} after {lasting(self._report.lasted(said.group))}"
+        return f"{_counted(status)} after {lasting(self._report.lasted(status))}"
 
     # What holds it up.
 

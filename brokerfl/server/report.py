@@ -29,8 +29,12 @@ class Report:
         self._blobs = blobs
         self._clock = session.transactions.owner.connection.clock
 
-    def status(self) -> RunStatus:
-        """Return what the run is doing now. It takes longer the more messages are open, and asks nobody."""
+    def status(self, *, weighs: bool = True) -> RunStatus:
+        """Return what the run is doing now. It takes longer the more messages are open, and asks nobody.
+
+        Args:
+            weighs: look what the run has in Redis, too, which takes longer the more replies are not settled.
+        """
         activity, oldest, still_open = self._progress.now(), dict[int, float](), Counter[str]()
         with self._book.lock:
             for message in self._book.awaited():
@@ -38,7 +42,7 @@ class Report:
                 node_id, pushed_at = message.node_id, message.pushed_at
                 oldest[node_id] = min(pushed_at, oldest.get(node_id, pushed_at))
             group, usually = self._progress.latest(still_open), self._progress.usually
-            rounds, weight = self._progress.rounds(still_open), self._book.answers.weight()
+            rounds, weight = self._progress.rounds(still_open), self._book.answers.weight() if weighs else 0
         awaited = sorted((since, node) for node, since in oldest.items())[:MOST_TOLD]
         sent = group.sent if group is not None else 0
         return RunStatus(
@@ -66,14 +70,13 @@ class Report:
         """Return a node in words; the first time, Redis is asked for its name."""
         return self._session.names.of(node_id)
 
-    def lasted(self, name: str) -> float:
-        """Return for how many seconds a group has been under way: to its last reply, or until now; 0 if unknown."""
-        with self._book.lock:
-            group = self._progress.group(name)
-            is_open = any(message.entry.group_id == name for message in self._book.awaited())
-            if group is None:
-                return 0.0
-            return (time.monotonic() if is_open or not group.ended else group.ended) - group.began
+    def lasted(self, status: RunStatus) -> float:
+        """Return for how many seconds its group has been under way: to the last reply, or until now; 0 if unknown."""
+        group = self._progress.group(status.group)
+        if group is None:
+            return 0.0
+        is_open = status.answered < status.sent or not group.ended
+        return (time.monotonic() if is_open else group.ended) - group.began
 
     def _told(self, monotonic: float) -> float:
         """Return a local time by Redis' clock."""

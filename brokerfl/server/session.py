@@ -48,7 +48,7 @@ class Session:
         writing: held from before a transaction until its outcome is in the book, so that book and Redis are not
             compared in between.
         compared_at: local monotonic time of the last comparison.
-        is_full: Redis has had no room for what this process wrote last.
+        is_full: a thread waits because Redis has no room for what it writes.
         names: what nodes are called.
     """
 
@@ -163,10 +163,11 @@ class Session:
         try:
             return action()
         except RedisOutOfMemory:
-            self.is_full = True
-            answer = self._when_there_is_room(action)
-        self.is_full = False
-        return answer
+            try:
+                self.is_full = True
+                return self._when_there_is_room(action)
+            finally:
+                self.is_full = False
 
     def _when_there_is_room(self, action: Callable[[], Answer]) -> Answer:
         retrying = tenacity.Retrying(
