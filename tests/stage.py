@@ -878,3 +878,8 @@ def judge_with(node: Node, monkeypatch: pytest.MonkeyPatch, judge: Callable[[Wor
 def claim_as(registration: Registration, token: str) -> None:
     """Let a node claim its id with this token, as another process."""
     registration._token = token
+
+
+def tick(driver: Driver) -> None:
+    """What the thread does that says what the run waits for."""
+    driver._hold._ticks._beat()

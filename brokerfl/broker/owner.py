@@ -40,6 +40,7 @@ def create_run(
     retention: float = RETENTION,
     origin: Origin | None = None,
     overrides: tuple[str, ...] | None = None,
+    name: str = "",
 ) -> "Owner":
     """Create a run with a random id and own it.
 
@@ -48,7 +49,7 @@ def create_run(
         ValueError: the run config holds a value that cannot be sent.
     """
     keys = connection.keys
-    run = Run(new_id(), app, dict(run_config), connection.read_time(), origin, overrides)
+    run = Run(new_id(), app, dict(run_config), connection.read_time(), origin, overrides, name)
     connection.introduce(f"brokerfl-server:{run.run_id}")
     owner = Owner(connection, run, Fence(connection, run.run_id, 1, new_token(), retention), lease, retention)
     redis = connection.at(keys.owner(run.run_id)).redis
@@ -74,6 +75,7 @@ def resume_run(
     lease: float = LEASE,
     retention: float = RETENTION,
     origin: Origin | None = None,
+    name: str | None = None,
 ) -> "Owner":
     """Become the owner of a run whose ServerApp is gone; from then on the former owner can write nothing.
 
@@ -86,6 +88,7 @@ def resume_run(
         lease: seconds after which a silent ServerApp counts as gone.
         retention: seconds that the run's keys live without a ServerApp.
         origin: where the app comes from now; None keeps what the run says. Without ``app``, it may be another project.
+        name: what the user calls the run now; None keeps its name.
 
     Raises:
         RunNotFound: there is no such run, or it has ended.
@@ -105,8 +108,8 @@ def resume_run(
             "--another-app if that was only renamed"
         )
     origin = run.origin if origin is None else replace(origin, app=run.app)
-    has_new_frame = origin != run.origin
-    run = replace(run, origin=origin)
+    renamed = replace(run, origin=origin, name=run.name if name is None else name)
+    has_new_frame, run = renamed != run, renamed
     if run_config is not None and run_config != run.run_config:
         raise ConfigError(
             f"run {run_id} was started with the run config {run.run_config}, not {run_config}: "

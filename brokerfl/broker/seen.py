@@ -13,6 +13,7 @@ from brokerfl.broker.books import Summary, summary_commands, summary_of
 from brokerfl.broker.bounded import OversizeError
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import found_or_none, map_errors
+from brokerfl.broker.fields import read_fields
 from brokerfl.broker.keys import MOST_RETENTION, milliseconds, parse_id
 from brokerfl.broker.nodes import LONGEST_FIELD, SHOWN, NodeInfo, node_info_of
 from brokerfl.broker.presence import members, online_among
@@ -120,6 +121,23 @@ def look(connection: Connection) -> Seen:
         tuple(_ended(found_or_none(ended, connection.url), at)),
         tuple(sorted(seen_nodes, key=lambda node: (not node.name, node.name, node.node_id))),
     )
+
+
+def look_at_nodes(connection: Connection, node_ids: Sequence[int]) -> list[NodeInfo]:
+    """Return what a few nodes say of themselves, in three round trips.
+
+    Raises:
+        RedisUnreachable, RedisAuthError: Redis could not be asked.
+    """
+    online = online_among(connection, node_ids)
+    infos = read_fields(connection, list(map(connection.keys.node_info, node_ids)), SHOWN, LONGEST_FIELD)
+    return [node_info_of(node, node in online, info) for node, info in zip(node_ids, infos, strict=True)]
+
+
+def look_at_servers(connection: Connection) -> list[SeenServer]:
+    """Return what the servers say of themselves, in one round trip; errors are those of `look_at_nodes`."""
+    with map_errors(connection.url):
+        return list(map(_server, connection.scatter([], _INFO)))
 
 
 def _registered(connection: Connection, page: Any) -> list[int]:

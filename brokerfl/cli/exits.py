@@ -44,6 +44,7 @@ class Exit(IntEnum):
     USAGE = 2
     APP_LOAD = 3
     APP_RAISED = 4
+    ALL_ERRORS = 5
     REDIS_UNREACHABLE = 10
     REDIS_AUTH = 11
     REDIS_TLS = 12

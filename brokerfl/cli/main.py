@@ -6,6 +6,7 @@ from brokerfl import __version__
 from brokerfl.cli.dead import dead
 from brokerfl.cli.demo import demo
 from brokerfl.cli.doctor import doctor
+from brokerfl.cli.draining import drain
 from brokerfl.cli.operations import nodes, runs, stop
 from brokerfl.cli.steering import node_health, pause, resume
 from brokerfl.cli.up import up
@@ -17,5 +18,5 @@ def main() -> None:
     """Federated learning over Redis: start a server and check it, list runs and nodes, stop runs, see dead messages."""
 
 
-for command in (up, demo, runs, nodes, stop, pause, resume, node_health, doctor, dead):
+for command in (up, demo, runs, nodes, drain, stop, pause, resume, node_health, doctor, dead):
     main.add_command(command)

@@ -25,12 +25,14 @@ from brokerfl.cli.options import (
     RedisOptions,
     RunId,
     Seconds,
+    Text,
     app_dir_option,
     max_message_option,
     redis_options,
     run_config_option,
     typed_options,
 )
+from brokerfl.cli.progress_line import progress_line
 from brokerfl.cli.runfile import RunFile
 from brokerfl.cli.signals import SIGNALS, handle, leave, on_second
 from brokerfl.common import (
@@ -45,10 +47,11 @@ from brokerfl.common.log_context import log_for
 from brokerfl.flower import keeps_something
 from brokerfl.server import Driver
 from brokerfl.server.app import ServerAppCallable
+from brokerfl.server.outcome import Outcome
 from brokerfl.server.session import OUTAGE_LIMIT
 
 #: Options that the printed command for resuming a run leaves out.
-_OF_ONE_START = ("run_config", "resume", "takeover", "run_file")
+_OF_ONE_START = ("run_config", "run_name", "resume", "takeover", "run_file")
 
 
 class _Signalled(BaseException):
@@ -77,6 +80,12 @@ class _Signalled(BaseException):
     envvar="BROKERFL_RUN_FILE",
     help="File that holds the run's id until the run is over. If it is there, that run is resumed, and otherwise a new "
     "one is started: for services that are started again.",
+)
+@click.option(
+    "--run-name",
+    type=Text(),
+    envvar="BROKERFL_RUN_NAME",
+    help="What this run is called, for whoever lists runs; with --resume, its new name. [default: no name]",
 )
 @app_dir_option
 @click.option(
@@ -140,6 +149,7 @@ def main(
     takeover: bool,
     another_app: bool,
     run_file: Path | None,
+    run_name: str | None,
     app_dir: str | None,
     lease: float,
     retention: float,
@@ -163,7 +173,8 @@ def main(
         option = "--takeover" if takeover else "--another-app"
         raise ConfigError(f"{option} needs --resume RUN, the run to continue")
     # The environment is for new runs.
-    is_typed = click.get_current_context().get_parameter_source("run_config") is click.core.ParameterSource.COMMANDLINE
+    source = click.get_current_context().get_parameter_source
+    is_typed, is_named = (source(each) is click.core.ParameterSource.COMMANDLINE for each in ("run_config", "run_name"))
     log_for(run=resume)
     reference, project = find_project(app, app_dir)
     given = parse_config(run_config, "--run-config", project.defaults) if is_typed or resume is None else None
@@ -191,6 +202,7 @@ def main(
             max_message=max_message,
             max_run=max_run,
             origin=replace(origin, app=reference),
+            name=run_name if is_named or resume is None else None,
             overrides=None if given is None or project.defaults is None else tuple(given),
         )
         if file is not None:
@@ -219,7 +231,8 @@ def _run(driver: Driver, server_app: ServerAppCallable, signals: "_Signals", ret
         )
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        server_app(driver, driver.context)
+        with progress_line(driver.report):
+            server_app(driver, driver.context)
         if signals.number:
             raise _Signalled(signals.number)
         driver.end()
@@ -239,8 +252,19 @@ def _run(driver: Driver, server_app: ServerAppCallable, signals: "_Signals", ret
         print_traceback(error)
         _detach(driver, retention, f"main raised {type(error).__name__}: {error}")
         return Exit.APP_RAISED
-    log(INFO, "Run %s completed after %.1f s", run_id, time.monotonic() - started)
-    return Exit.OK
+    return _complete(run_id, time.monotonic() - started, driver.report.outcome)
+
+
+def _complete(run_id: int, seconds: float, outcome: Outcome) -> Exit:
+    """Say that a run has completed; return the exit code."""
+    replies, errors = outcome.replies, outcome.errors
+    text = f": {errors} of {_replies(replies)} were errors" if errors else f": {_replies(replies)}" if replies else ""
+    log(WARNING if errors else INFO, "Run %s completed after %.1f s%s", run_id, seconds, text)
+    return Exit.ALL_ERRORS if errors and errors == replies else Exit.OK
+
+
+def _replies(count: int) -> str:
+    return "1 reply" if count == 1 else f"{count} replies"
 
 
 def _detach(driver: Driver, retention: float, reason: str) -> None:

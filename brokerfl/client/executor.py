@@ -70,7 +70,7 @@ class Executor:
         self._wanted = wanted
         self._max_crashes = max_crashes
         self._lacked: OrderedDict[str, int] = OrderedDict()
-        self._runs = Runs(runner.node_id, runner.origin)
+        self._runs = Runs(runner.called, runner.origin)
 
     def keep_only(self, frames: dict[int, bytes]) -> None:
         """Serve these runs: add new ones, forget those that are over, and their states later."""
@@ -164,7 +164,7 @@ class Executor:
                 self._journal.forgive(worker)  # from here on the app is not to blame if the node is killed
         except FrameError as error:
             log(WARNING, "A message of run %s cannot be read: %s", work.run_id, shown(str(error)))
-            reason = f"node {self._runner.node_id} cannot read the message: {error}"
+            reason = f"{self._runner.called} cannot read the message: {error}"
             return self._refuse(work, ErrorCode.MESSAGE_UNAVAILABLE, reason)
         except NoStateError:  # its run was over in the meantime, perhaps only for a moment
             return self.execute(work, worker, commit)
@@ -192,7 +192,7 @@ class Executor:
 
     def _set_aside(self, work: Work, metadata: Metadata, crashes: int) -> Fields:
         log(ERROR, "Message %s killed this node %s times; it is set aside (brokerfl dead)", work.message_id, crashes)
-        reason = f"the message killed node {self._runner.node_id} {crashes} times; the node has set it aside"
+        reason = f"the message killed {self._runner.called} {crashes} times; the node has set it aside"
         reply = self._refuse(work, ErrorCode.CLIENT_APP_CRASHED, reason)
         manifest, content = manifest_of(work.fields, self._payloads.limit), None
         if manifest is not None and manifest.size <= MOST_KEPT:
@@ -228,18 +228,18 @@ class Executor:
     def _repeat(self, work: Work, reply: Fields) -> Fields | None:
         """Return the reply that the journal has; None if its payload is gone and it is no longer wanted."""
         trace("repeated", "Executed before; its reply is published again")
-        node_id = self._runner.node_id
+        called = self._runner.called
         try:
             manifest = manifest_of(reply)
             if manifest is None or self._payloads.has_uploaded(work.run_id, manifest):
                 return reply
             payload = self._payloads.held(work.run_id, work.message_id)
             if payload is None:
-                reason = f"node {node_id} answered, but the content of its reply is gone from Redis"
+                reason = f"{called} answered, but the content of its reply is gone from Redis"
                 return self._refuse(work, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, reason)
             uploaded = self._upload(work, decode_header(reply)[0].group_id, payload)
         except FrameError as error:  # another version made it
-            reason = f"node {node_id} cannot read the reply that it keeps: {error}"
+            reason = f"{called} cannot read the reply that it keeps: {error}"
             return self._refuse(work, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, reason)
         if uploaded is None:
             return None

@@ -23,6 +23,7 @@ from brokerfl.common import (
     log,
 )
 from brokerfl.common.text import shown
+from brokerfl.view.words import node_of
 from brokerfl.wire.frame import Fields
 from brokerfl.wire.origin import Origin
 from brokerfl.wire.record import decode_content, digest_of, encode_content
@@ -89,6 +90,7 @@ class Runner:
 
     Attributes:
         node_id, origin: as given.
+        called: the node in words.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class Runner:
         origin: Origin | None = None,
     ) -> None:
         self.node_id = node_id
+        self.called = node_of(node_id)
         self.origin = origin
         self._app = app
         self._node_config = dict(node_config)

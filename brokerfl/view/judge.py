@@ -176,11 +176,17 @@ def waiting(status: RunStatus, now: float, nodes: Mapping[int, Seer]) -> Waiting
     ):
         if held_up := [node_id for node_id, sentence in sentences.items() if sentence]:
             return Waiting(reason, _joined([sentences[each] for each in held_up]), _first(held_up, owing))
-    if not is_long:
-        return Waiting()
+    return awaiting(status, now, nodes) if is_long else Waiting()
+
+
+def awaiting(status: RunStatus, now: float, nodes: Mapping[int, Seer]) -> Waiting:
+    """Return for whose replies a run waits, none of whom is known to hold it up; see `waiting`."""
+    longest = now - min((each.since for each in status.awaited if each.since), default=now)
     usually = f", usually {lasting(status.usually)}" if status.usually else ""
-    named = _joined([node_of(node.node_id, node.name) for node in owing], status.owing)
-    return Waiting(Reason.WAITING_REPLY, f"waiting for {named} ({lasting(longest)}{usually})", _first([], owing))
+    owing = [(each.node, nodes[each.node].name if each.node in nodes else "") for each in status.awaited]
+    named = _joined([node_of(*node) for node in owing], status.owing)
+    why = f"waiting for {named} ({lasting(longest)}{usually})"
+    return Waiting(Reason.WAITING_REPLY, why, tuple(node for node, _ in owing))
 
 
 def _stuck(node: Seer) -> str:

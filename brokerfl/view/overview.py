@@ -124,7 +124,7 @@ class Overview:
     @property
     def full(self) -> str:
         """How full Redis is, in words; "" if it has room."""
-        return _full(self.servers)
+        return fullness(self.servers)
 
 
 def read_overview(connection: Connection) -> Overview:
@@ -143,7 +143,7 @@ def overview_of(seen: Seen) -> Overview:
         node.info.node_id: Seer(node.info.node_id, node.info.name, node.judged, node.status.median) for node in nodes
     }
     ids = [each.summary.run.run_id for each in seen.runs] + [each.run_id for each in seen.ended]
-    full = _full(seen.servers)
+    full = fullness(seen.servers)
     runs = [_run(each, ids, seen.at, seers, full) for each in seen.runs]
     ended = [_ended(each, ids) for each in seen.ended]
     newest = sorted(runs, key=lambda view: -(view.run.created_at if view.run else 0.0))
@@ -180,7 +180,8 @@ def _ended(ended: EndedRun, ids: Sequence[int]) -> RunView:
     return RunView(ended.run_id, short_among(ended.run_id, ids), RunJudged(state), ended_at=ended.ended_at)
 
 
-def _full(servers: Sequence[SeenServer]) -> str:
+def fullness(servers: Sequence[SeenServer]) -> str:
+    """Return how full Redis is, in words; "" if it has room."""
     full = [server for server in servers if server.most and server.used >= FULL_FROM * server.most]
     if not full:
         return ""

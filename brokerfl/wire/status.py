@@ -118,7 +118,7 @@ class RunStatus(_Told):
         at: when this was written.
         phase: one of `Phase`, or what another version writes.
         since: when that began.
-        group: the group of the latest push, usually the round.
+        group: the group that was pushed last, usually the round; of those with open messages, if there are any.
         sent: how many messages of that group were pushed.
         answered: how many of them were answered.
         errors: how many replies of the run were Errors.
