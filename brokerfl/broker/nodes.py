@@ -14,11 +14,11 @@ from logging import WARNING
 
 from brokerfl import __version__
 from brokerfl.broker.bounded import OversizeError
-from brokerfl.broker.connection import Connection, Pipeline
+from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import execute_unless_changed, foreign, map_errors, translate
 from brokerfl.broker.fields import read_fields
 from brokerfl.broker.gather import Gather
-from brokerfl.broker.keys import BELL_LENGTH, GROUP, LEASE, RETENTION, milliseconds
+from brokerfl.broker.keys import BELL_LENGTH, GROUP, LEASE, MOST_RETENTION, RETENTION, milliseconds
 from brokerfl.broker.lease import await_lapse
 from brokerfl.broker.mend import is_forged, mend
 from brokerfl.broker.origins import FIELD, decode_origin, info_of
@@ -179,7 +179,8 @@ class Registration:
                 pipe.hget(keys.node_info(node), "home")
                 pipe.hset(keys.node_info(node), mapping=self._info())
                 pipe.xgroup_create(keys.ctl(node), GROUP, id="0", mkstream=True)
-                self._renew_ttls(pipe)
+                for key, lives in self._lifetimes():
+                    pipe.pexpire(key, lives)
                 home, *results = pipe.execute(raise_on_error=False)
             for error in (home, *results):
                 if isinstance(error, Exception) and not str(error).startswith("BUSYGROUP"):
@@ -205,11 +206,11 @@ class Registration:
             **info_of(self.origin),
         }
 
-    def _renew_ttls(self, pipe: Pipeline) -> None:
+    def _lifetimes(self) -> tuple[tuple[str, int], ...]:
+        """Return how long what the node keeps in the registry lives from now on, in milliseconds."""
         keys, node = self._connection.keys, self.node_id
-        lives = milliseconds(RETENTION if self.name else self.lease)
-        for key in (keys.node_info(node), keys.ctl(node)):
-            pipe.pexpire(key, lives)
+        lives = ((keys.node_info(node), MOST_RETENTION), (keys.ctl(node), RETENTION))
+        return tuple((key, milliseconds(seconds if self.name else self.lease)) for key, seconds in lives)
 
     def renew(self) -> bool:
         """Renew lease and registry, and set the clock. Returns False if another process holds the id now.
@@ -218,7 +219,6 @@ class Registration:
         """
         keys, node, asked_at = self._connection.keys, self.node_id, time.monotonic()
         lease, info, ctl = keys.node_lease(node), keys.node_info(node), keys.ctl(node)
-        lives = milliseconds(RETENTION if self.name else self.lease)
         with map_errors(self._connection.url):
             gather = Gather(self._connection)
             gather.at(lease).get(lease)
@@ -227,8 +227,8 @@ class Registration:
             gather.at(keys.identity).getrange(keys.identity, 0, LONGEST_IDENTITY)
             gather.at(keys.nodes).sadd(keys.nodes, str(node))
             gather.at(keys.identity).time()
-            gather.at(info).pexpire(info, lives)
-            gather.at(ctl).pexpire(ctl, lives)
+            for key, lives in self._lifetimes():
+                gather.at(key).pexpire(key, lives)
             holder, _, known, identity, _, now, *_ = gather.execute(raise_on_error=False)
         if isinstance(holder, Exception):
             raise translate(holder, self._connection.url) or holder

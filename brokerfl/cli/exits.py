@@ -17,6 +17,8 @@ from brokerfl.common import (
     JournalError,
     MissingExtra,
     NodeNameTaken,
+    NodeNotFound,
+    NodeOnline,
     OutageLimit,
     PortInUse,
     RedisAuthError,
@@ -51,6 +53,8 @@ class Exit(IntEnum):
     PORT_IN_USE = 16
     NODE_NAME_TAKEN = 20
     JOURNAL = 21
+    NODE_NOT_FOUND = 22
+    NODE_ONLINE = 23
     RUN_NOT_FOUND = 30
     RUN_STOPPED = 31
     RUN_LOST = 32
@@ -72,6 +76,8 @@ _CODES: tuple[tuple[type[Exception], Exit], ...] = (
     (PortInUse, Exit.PORT_IN_USE),
     (NodeNameTaken, Exit.NODE_NAME_TAKEN),
     (JournalError, Exit.JOURNAL),
+    (NodeNotFound, Exit.NODE_NOT_FOUND),
+    (NodeOnline, Exit.NODE_ONLINE),
     (RunNotFound, Exit.RUN_NOT_FOUND),
     (RunStopped, Exit.RUN_STOPPED),
     (RunLost, Exit.RUN_LOST),
@@ -109,7 +115,7 @@ def clear_errors() -> Iterator[None]:
         sys.exit(128 + signal.SIGINT)
 
 
-class Command(click.Command):
+class _Clear(click.Command):
     """A command whose errors are one line, and whose help names the environment variables of its options."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -125,10 +131,9 @@ class Command(click.Command):
             return super().invoke(ctx)
 
 
-class Group(click.Group):
-    """A group that is also a command, and whose errors are one line."""
+class Command(_Clear):
+    """A command."""
 
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the group inside `clear_errors`."""
-        with clear_errors():
-            return super().invoke(ctx)
+
+class Group(_Clear, click.Group):
+    """A group that is also a command."""

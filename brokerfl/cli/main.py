@@ -5,15 +5,18 @@ import click
 from brokerfl import __version__
 from brokerfl.cli.dead import dead
 from brokerfl.cli.demo import demo
-from brokerfl.cli.operations import nodes, runs, stop
+from brokerfl.cli.nodes import nodes
+from brokerfl.cli.runs import runs, stop
+from brokerfl.cli.show import show
+from brokerfl.cli.top import top
 from brokerfl.cli.up import up
 
 
 @click.group()
 @click.version_option(__version__)
 def main() -> None:
-    """Federated learning over Redis: start a server, list runs and nodes, stop runs, inspect dead messages."""
+    """Federated learning over Redis: start a server, see what happens, stop runs, inspect dead messages."""
 
 
-for command in (up, demo, runs, nodes, stop, dead):
+for command in (up, demo, top, runs, nodes, show, stop, dead):
     main.add_command(command)

@@ -20,14 +20,15 @@ from brokerfl.cli.options import (
     CONNECTION,
     Bytes,
     RedisOptions,
-    RunId,
     Seconds,
+    Text,
     app_dir_option,
     max_message_option,
     redis_options,
     run_config_option,
     typed_options,
 )
+from brokerfl.cli.references import find_run
 from brokerfl.cli.signals import SIGNALS, handle, leave, on_second
 from brokerfl.common import (
     ConfigError,
@@ -58,9 +59,10 @@ class _Signalled(BaseException):
 @run_config_option
 @click.option(
     "--resume",
-    type=RunId(min=2),
+    type=Text(),
     metavar="RUN",
-    help="Resume this detached run: context.state is restored, and no node trains twice.",
+    help="Resume this detached run, named by its id, the beginning of it, or its name: context.state is restored, and "
+    "no node trains twice.",
 )
 @click.option("--takeover", is_flag=True, help="With --resume: take the run from a ServerApp that seems to be alive.")
 @click.option("--another-app", is_flag=True, help="With --resume: the app had another name when the run was started.")
@@ -122,7 +124,7 @@ def main(
     app: str,
     redis: RedisOptions,
     run_config: tuple[str, ...],
-    resume: int | None,
+    resume: str | None,
     takeover: bool,
     another_app: bool,
     app_dir: str | None,
@@ -151,6 +153,7 @@ def main(
     origin = project.origin
     reference, server_app = load_server_app(reference, project)
     connection = redis.connect()
+    run_id = None if resume is None else find_run(connection, resume)
     if resume is None:  # a signal that comes while the run is created waits until there is something to detach
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     signals = _Signals()
@@ -159,7 +162,7 @@ def main(
             connection,
             "" if another_app else reference,
             config,
-            resume=resume,
+            resume=run_id,
             takeover=takeover,
             lease=lease,
             retention=retention,
