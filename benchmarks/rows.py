@@ -27,6 +27,7 @@ from benchmarks.models import LARGE, MEGABYTE, WARM_UP, Floats, new_model
 from benchmarks.processes import call
 from benchmarks.stage import Stage
 from benchmarks.two_runs import measure_two_runs
+from benchmarks.view import measure_view
 from brokerfl.server import Driver
 
 BARE = "bare redis-py"
@@ -212,5 +213,6 @@ ROWS = {
             "two-runs", "p95 of a tiny round, while another run moves 100 MB models over the same 5 nodes (2 workers)",
             "alone", 5.0, "s", measure_two_runs,
         ),
+        Row("view", "Redis' time for a look at 20 runs and 1,000 nodes", "1 ms", 1.0, "s", measure_view),
     )
 }  # fmt: skip

@@ -26,7 +26,7 @@ from brokerfl.broker.lease import await_lapse
 from brokerfl.broker.nodes import LONGEST_IDENTITY, new_id
 from brokerfl.broker.ownership import ownership_in
 from brokerfl.broker.process import is_dead, new_token, text_of
-from brokerfl.broker.runs import absent, prune
+from brokerfl.broker.runs import absent, prune, tidy
 from brokerfl.common import ConfigError, RedisOutOfMemory, RunAttached, RunNotFound, RunStopped, UserConfig
 from brokerfl.wire.origin import Origin
 from brokerfl.wire.run import Run
@@ -51,6 +51,7 @@ def create_run(
     keys = connection.keys
     run = Run(new_id(), app, dict(run_config), connection.read_time(), origin, overrides)
     owner = Owner(connection, run, Fence(connection, run.run_id, 1, new_token(), retention), lease, retention)
+    tidy(connection, run.created_at)
     redis = connection.at(keys.owner(run.run_id)).redis
     with map_errors(connection.url, keys.runs), redis.pipeline(transaction=True) as creation:
         creation.set(keys.owner(run.run_id), owner.fence.value)

@@ -122,7 +122,7 @@ def test_it_goes_on_while_redis_is_away(broker: Broker, terminal: Terminal) -> N
     terminal.wait_for("redis_away: ")
     terminal.press("f")
     terminal.wait_for("(?s)Valkey .*list: failures")
-    termios.tcsetwinsize(terminal.descriptor, (12, 40))
+    termios.tcsetwinsize(terminal.descriptor, (16, 60))
     terminal.process.send_signal(signal.SIGWINCH)
     terminal.press("?")
     terminal.wait_for("these lines")
