@@ -5,9 +5,8 @@ Owns the streams `P:{run:R}:in:N` and what a node does with its hash `P:{N}:runs
 Only a ServerApp creates an inbox, together with the outbox, so that no node revives a run that ended. The node hears of
 it by an echo, which is repeated as long as the node owes a reply.
 
-Where all keys share a slot, one blocking XREADGROUP reads the doorbell and all inboxes, as far as one command takes
-them (`reach`). On a Cluster it reads the doorbell and what shares its slot; each message rings, and the other inboxes
-are read when they have rung.
+Where all keys share a slot, one blocking XREADGROUP reads the doorbell and all inboxes (`reach` says which). On a
+Cluster it reads the doorbell and what shares its slot; each message rings, and the others are read when they have rung.
 """
 
 import time

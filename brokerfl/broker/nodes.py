@@ -14,11 +14,11 @@ from logging import WARNING
 
 from brokerfl import __version__
 from brokerfl.broker.bounded import OversizeError
-from brokerfl.broker.connection import Connection, Pipeline
+from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import execute_unless_changed, foreign, map_errors, translate
 from brokerfl.broker.fields import read_fields
 from brokerfl.broker.gather import Gather
-from brokerfl.broker.keys import BELL_LENGTH, GROUP, LEASE, RETENTION, milliseconds
+from brokerfl.broker.keys import BELL_LENGTH, GROUP, LEASE, MOST_RETENTION, RETENTION, milliseconds
 from brokerfl.broker.lease import await_lapse
 from brokerfl.broker.mend import is_forged, mend
 from brokerfl.broker.origins import FIELD, decode_origin, info_of
@@ -186,7 +186,8 @@ class Registration:
                 pipe.hexists(keys.node_info(node), PAUSED)
                 pipe.hset(keys.node_info(node), mapping=self._info())
                 pipe.xgroup_create(keys.ctl(node), GROUP, id="0", mkstream=True)
-                self._renew_lifetimes(lambda _: pipe)
+                for key, lives in self._lifetimes():
+                    pipe.pexpire(key, lives)
                 home, paused, *results = pipe.execute(raise_on_error=False)
             for error in (home, paused, *results):
                 if isinstance(error, Exception) and not str(error).startswith("BUSYGROUP"):
@@ -212,10 +213,11 @@ class Registration:
             **info_of(self.origin),
         }
 
-    def _renew_lifetimes(self, at: Callable[[str], Pipeline]) -> None:
+    def _lifetimes(self) -> tuple[tuple[str, int], ...]:
+        """Return how long what the node keeps in the registry lives from now on, in milliseconds."""
         keys, node = self._connection.keys, self.node_id
-        for key in (keys.node_info(node), keys.ctl(node)):
-            at(key).pexpire(key, milliseconds(RETENTION if self.name else self.lease))
+        lives = ((keys.node_info(node), MOST_RETENTION), (keys.ctl(node), RETENTION))
+        return tuple((key, milliseconds(seconds if self.name else self.lease)) for key, seconds in lives)
 
     def renew(self, status: NodeStatus | None = None) -> bool:
         """Renew lease and registry, and set the clock. Returns False if another process holds the id now.
@@ -240,7 +242,8 @@ class Registration:
             gather.at(info).hexists(info, PAUSED)
             if status is not None:
                 gather.at(info).hset(info, STATUS, encode_status(status))
-            self._renew_lifetimes(gather.at)
+            for key, lives in self._lifetimes():
+                gather.at(key).pexpire(key, lives)
             holder, _, *known, identity, _, now, paused = gather.execute(raise_on_error=False)[:8]
         if isinstance(holder, Exception):
             raise translate(holder, self._connection.url) or holder

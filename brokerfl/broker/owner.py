@@ -25,7 +25,7 @@ from brokerfl.broker.keys import GROUP, LEASE, MOST_RETENTION, RETENTION, millis
 from brokerfl.broker.lease import await_lapse
 from brokerfl.broker.nodes import LONGEST_IDENTITY, new_id
 from brokerfl.broker.process import is_dead, new_token, text_of
-from brokerfl.broker.runs import absent, prune
+from brokerfl.broker.runs import absent, prune, tidy
 from brokerfl.common import ConfigError, RedisOutOfMemory, RunAttached, RunNotFound, RunStopped, UserConfig
 from brokerfl.wire.origin import Origin
 from brokerfl.wire.run import Run
@@ -52,6 +52,7 @@ def create_run(
     run = Run(new_id(), app, dict(run_config), connection.read_time(), origin, overrides, name)
     connection.introduce(f"brokerfl-server:{run.run_id}")
     owner = Owner(connection, run, Fence(connection, run.run_id, 1, new_token(), retention), lease, retention)
+    tidy(connection, run.created_at)
     redis = connection.at(keys.owner(run.run_id)).redis
     with map_errors(connection.url, keys.runs), redis.pipeline(transaction=True) as creation:
         creation.set(keys.owner(run.run_id), owner.fence.value)

@@ -6,22 +6,27 @@ import click
 
 from brokerfl.broker.draining import drain_run
 from brokerfl.cli.exits import Command
-from brokerfl.cli.options import RedisOptions, RunId, redis_options
+from brokerfl.cli.options import RedisOptions, Text, redis_options
+from brokerfl.cli.references import find_run
 from brokerfl.cli.tables import format_option
+from brokerfl.view.reasons import RunState
 
 
 @click.command(cls=Command)
-@click.argument("run", type=RunId(min=2))
+@click.argument("run", type=Text())
 @redis_options
 @format_option
-def drain(run: int, redis: RedisOptions, form: str) -> None:
+def drain(run: str, redis: RedisOptions, form: str) -> None:
     """Let the run RUN push nothing any more, and finish what it has pushed.
 
-    Its nodes finish their messages, its ServerApp gets the replies, and every later push is refused. It cannot be taken
-    back. A detached run heeds it when it is resumed.
+    RUN is its id, at least four digits with which only its id begins, or its name. Its nodes finish their messages, its
+    ServerApp gets the replies, and every later push is refused. It cannot be taken back. A detached run heeds it when
+    it is resumed.
     """
-    drain_run(redis.connect(), run)
+    connection = redis.connect()
+    run_id = find_run(connection, run)
+    drain_run(connection, run_id)
     if form == "json":
-        click.echo(json.dumps({"run": str(run), "status": "draining"}))
+        click.echo(json.dumps({"run": str(run_id), "state": RunState.DRAINING}))
     else:
-        click.echo(f"Run {run} is being drained: it pushes nothing any more.")
+        click.echo(f"Run {run_id} is being drained: it pushes nothing any more.")

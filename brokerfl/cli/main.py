@@ -7,16 +7,19 @@ from brokerfl.cli.dead import dead
 from brokerfl.cli.demo import demo
 from brokerfl.cli.doctor import doctor
 from brokerfl.cli.draining import drain
-from brokerfl.cli.operations import nodes, runs, stop
+from brokerfl.cli.nodes import nodes
+from brokerfl.cli.runs import runs, stop
+from brokerfl.cli.show import show
 from brokerfl.cli.steering import node_health, pause, resume
+from brokerfl.cli.top import top
 from brokerfl.cli.up import up
 
 
 @click.group()
 @click.version_option(__version__)
 def main() -> None:
-    """Federated learning over Redis: start a server and check it, list runs and nodes, stop runs, see dead messages."""
+    """Federated learning over Redis: start a server, see what happens, steer runs and nodes."""
 
 
-for command in (up, demo, runs, nodes, drain, stop, pause, resume, node_health, doctor, dead):
+for command in (up, demo, top, runs, nodes, show, drain, stop, pause, resume, node_health, doctor, dead):
     main.add_command(command)

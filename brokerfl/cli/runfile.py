@@ -24,7 +24,7 @@ class RunFile:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def read(self) -> int | None:
+    def read(self) -> str | None:
         """Return the run's id; None if there is no file.
 
         Raises:
@@ -38,7 +38,7 @@ class RunFile:
             raise ConfigError(f"the run file {self._path} cannot be read: {error}") from None
         if not text.isascii() or not text.isdecimal() or not 2 <= int(text) < 2**64:
             raise ConfigError(f"the run file {self._path} holds no run id: delete it, and a new run is started")
-        return int(text)
+        return text
 
     def write(self, run_id: int) -> None:
         """Note a run; a kill in between leaves no half of it.

@@ -23,7 +23,6 @@ from brokerfl.cli.options import (
     Bytes,
     FilePath,
     RedisOptions,
-    RunId,
     Seconds,
     Text,
     app_dir_option,
@@ -33,6 +32,7 @@ from brokerfl.cli.options import (
     typed_options,
 )
 from brokerfl.cli.progress_line import progress_line
+from brokerfl.cli.references import find_run
 from brokerfl.cli.runfile import RunFile
 from brokerfl.cli.signals import SIGNALS, handle, leave, on_second
 from brokerfl.common import (
@@ -68,9 +68,10 @@ class _Signalled(BaseException):
 @run_config_option
 @click.option(
     "--resume",
-    type=RunId(min=2),
+    type=Text(),
     metavar="RUN",
-    help="Resume this detached run: context.state is restored, and no node trains twice.",
+    help="Resume this detached run, named by its id, the beginning of it, or its name: context.state is restored, and "
+    "no node trains twice.",
 )
 @click.option("--takeover", is_flag=True, help="With --resume: take the run from a ServerApp that seems to be alive.")
 @click.option("--another-app", is_flag=True, help="With --resume: the app had another name when the run was started.")
@@ -145,7 +146,7 @@ def main(
     app: str,
     redis: RedisOptions,
     run_config: tuple[str, ...],
-    resume: int | None,
+    resume: str | None,
     takeover: bool,
     another_app: bool,
     run_file: Path | None,
@@ -175,7 +176,6 @@ def main(
     # The environment is for new runs.
     source = click.get_current_context().get_parameter_source
     is_typed, is_named = (source(each) is click.core.ParameterSource.COMMANDLINE for each in ("run_config", "run_name"))
-    log_for(run=resume)
     reference, project = find_project(app, app_dir)
     given = parse_config(run_config, "--run-config", project.defaults) if is_typed or resume is None else None
     config = None if given is None else project.run_config(given)
@@ -183,6 +183,8 @@ def main(
     reference, server_app = load_server_app(reference, project)
     adopt_log_of("flwr")
     connection = redis.connect()
+    run_id = None if resume is None else find_run(connection, resume)
+    log_for(run=run_id)
     if resume is None:  # a signal that comes while the run is created waits until there is something to detach
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     signals = _Signals()
@@ -191,7 +193,7 @@ def main(
             connection,
             "" if another_app else reference,
             config,
-            resume=resume,
+            resume=run_id,
             takeover=takeover,
             lease=lease,
             retention=retention,

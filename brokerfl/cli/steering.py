@@ -7,11 +7,11 @@ import click
 
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.nodes import NodeInfo
-from brokerfl.broker.pausing import find_node
 from brokerfl.broker.pausing import pause as pause_node
 from brokerfl.broker.pausing import resume as resume_node
 from brokerfl.cli.exits import Command, Exit
 from brokerfl.cli.options import RedisOptions, Text, redis_options
+from brokerfl.cli.references import find_node
 from brokerfl.cli.tables import format_option
 from brokerfl.view.judge import NodeJudged, judge_node
 from brokerfl.view.reasons import NodeState
@@ -30,7 +30,7 @@ _HEALTHY = frozenset(NodeState) - {NodeState.LOST, NodeState.STUCK}
 def pause(node: str, redis: RedisOptions, form: str) -> None:
     """Have the node NODE begin no more messages.
 
-    NODE is its name, its id, or a beginning of either that no other node has. It finishes the messages that it is
+    NODE is its id, at least four digits with which only its id begins, or its name. It finishes the messages that it is
     executing; all others wait for `brokerfl resume`, also if the node is started again.
     """
     connection = redis.connect()
@@ -53,7 +53,7 @@ def resume(node: str, redis: RedisOptions, form: str) -> None:
 
 def _show(node: NodeInfo, form: str, status: str, text: str) -> None:
     if form == "json":
-        click.echo(json.dumps({"node": str(node.node_id), "name": node.name, "status": status}))
+        click.echo(json.dumps({"node": str(node.node_id), "name": node.name, "state": status}))
     else:
         click.echo(f"{_called(node)} {text}")
 

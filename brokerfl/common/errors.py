@@ -87,7 +87,11 @@ class NodeNameTaken(BrokerflError):
 
 
 class NodeNotFound(BrokerflError):
-    """No node is meant by a name or an id, or several are."""
+    """No node is called so, or several are."""
+
+
+class NodeOnline(BrokerflError):
+    """The node is online, and only one that is offline can be forgotten."""
 
 
 class RunError(BrokerflError):
@@ -95,7 +99,7 @@ class RunError(BrokerflError):
 
 
 class RunNotFound(RunError):
-    """No run has this id, or it has ended."""
+    """No run has this id or name, several may be meant, or it has ended."""
 
 
 class RunAttached(RunError):

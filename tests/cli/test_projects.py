@@ -102,7 +102,9 @@ def test_the_list_of_nodes_says_what_they_run(commands: Commands, broker: Broker
     """Name, version and digest of the project; the app's own name if it stands alone."""
     node_of(commands, project(commands, "mnist", "1.2"), "--name", "a")
     node_of(commands, project(commands, ""), "--name", "b")
-    apps = {row["name"]: str(row["app"]) for row in listed(commands)}
-    assert apps["b"] == "client:app"
-    name, version, digest = apps["a"].split()
-    assert (name, version, len(digest)) == ("mnist", "1.2", 10)
+    [row, alone] = listed(commands)
+    assert (alone["app"], alone["project"], alone["project_version"], alone["digest"]) == ("client:app", *[None] * 3)
+    assert (row["project"], row["project_version"], len(str(row["digest"]))) == ("mnist", "1.2", 16)
+    text = commands.run("brokerfl", "nodes").out
+    assert f"mnist 1.2 ({str(row['digest'])[:8]})" in text
+    assert "client:app" in text

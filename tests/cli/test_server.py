@@ -132,7 +132,7 @@ def test_a_run_ends_with_main(commands: Commands, broker: Broker) -> None:
     assert f" INFO     Run {run_id(server)} completed after " in server.err
     assert remaining(broker) == set()
     ended = json.loads(commands.run("brokerfl", "runs", "--all", "--format", "json").out)
-    assert [(row["run"], row["status"]) for row in ended] == [(run_id(server), "completed")]
+    assert [(row["run"], row["state"]) for row in ended] == [(run_id(server), "completed")]
 
 
 def test_a_run_of_errors_only(commands: Commands, broker: Broker) -> None:
@@ -263,7 +263,7 @@ def test_stop_ends_a_living_server(commands: Commands, broker: Broker) -> None:
     server = commands.server("--run-config", "nodes=1", "--lease", NEVER)
     node.wait_for("Training begins")
     stopped = commands.run("brokerfl", "stop", run_id(server), "--format", "json")
-    assert json.loads(stopped.out) == {"run": run_id(server), "status": "stopped"}
+    assert json.loads(stopped.out) == {"run": run_id(server), "state": "stopped"}
     assert server.ends(31).err.splitlines()[-1] == f"Error: run {run_id(server)} was stopped"
     assert "Traceback" not in server.text
     commands.write("gate", "")
@@ -296,7 +296,7 @@ def test_a_killed_server_can_be_stopped(commands: Commands, broker: Broker, when
     assert commands.run("brokerfl", "stop", run).out == f"Run {run} is stopped and its keys are deleted.\n"
     assert remaining(broker) == set()
     ended = json.loads(commands.run("brokerfl", "runs", "--all", "--format", "json").out)
-    assert [(row["run"], row["status"]) for row in ended] == [(run, "stopped")]
+    assert [(row["run"], row["state"]) for row in ended] == [(run, "stopped")]
 
 
 def test_only_what_there_is_can_be_stopped(commands: Commands, broker: Broker) -> None:

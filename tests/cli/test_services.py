@@ -204,9 +204,9 @@ def test_a_stuck_node_ends_and_goes_on(commands: Commands, broker: Broker, gate:
 
 
 def test_a_node_is_paused_and_resumed(commands: Commands, broker: Broker, gate: Path) -> None:
-    """By its name or a beginning of it; it is paused when it is started again, and healthy all the time."""
+    """By its name; it is paused when it is started again, and healthy all the time."""
     node = commands.node("--name", "site-9", "--lease", "0.9")
-    assert "site-9 (" in commands.run("brokerfl", "pause", "site").out
+    assert "site-9 (" in commands.run("brokerfl", "pause", "site-9").out
     node.wait_for("Paused")
     node.kill()
     lost = commands.run("brokerfl", "node-health", "site-9", code=1)

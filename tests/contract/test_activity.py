@@ -9,7 +9,8 @@ import pytest
 
 from brokerfl.broker.ending import stop_run
 from brokerfl.broker.nodes import PAUSED, STATUS, list_nodes, read_node
-from brokerfl.broker.pausing import find_node, pause, resume
+from brokerfl.broker.pausing import pause, resume
+from brokerfl.cli.references import find_node
 from brokerfl.client.node import Node
 from brokerfl.client.publisher import Publisher
 from brokerfl.common import NodeNotFound
@@ -322,7 +323,7 @@ def test_a_run_stands_still_because_of_a_paused_node(backend: Backend) -> None:
 
 
 def test_which_node_is_meant(backend: Backend) -> None:
-    """A name, an id, or a beginning of either that no other has."""
+    """A name, an id, or the beginning of an id that no other has."""
     ids = {name: silent(backend, name) for name in ("site-1", "site-12", "site-2")}
     connection = backend.connect()
 
@@ -333,10 +334,8 @@ def test_which_node_is_meant(backend: Backend) -> None:
         "site-1", "site-12", "site-2", "site-1"
     ]  # fmt: skip
     assert found(str(ids["site-2"])[:12]) == "site-2"
-    with pytest.raises(NodeNotFound, match=r"3 nodes begin with 'site' \(site-\d+, site-\d+, site-\d+, …\)"):
-        found("site")
-    for nobody in ("", "site-3", "berlin"):
-        with pytest.raises(NodeNotFound, match="no node has the name or id"):
+    for nobody in ("", "site", "site-3", str(ids["site-2"])[:3]):
+        with pytest.raises(NodeNotFound, match="there is no node"):
             found(nobody)
 
 

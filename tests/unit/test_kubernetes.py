@@ -120,7 +120,7 @@ def test_a_run_is_started_once() -> None:
 def test_a_run_is_resumed_again_and_again() -> None:
     """Until it has ended: the Job gives up where another attempt would end in the same way."""
     pod, container = pod_of("resume")
-    assert parsed(container)["resume"] == int(RUN)
+    assert parsed(container)["resume"] == RUN
     assert pod["restartPolicy"] == "Never"
     spec = load("resume")["spec"]
     assert spec["backoffLimit"] > 0
