@@ -181,6 +181,8 @@ def test_a_short_soak(lab: FleetLab) -> None:
 
 def trained(demo: Process) -> list[str]:
     """What a demo says of its accuracy and of what travelled, without what differs each time."""
+    for words in ("nodes ready", "What travelled"):
+        demo.wait_for(words)
     demo.ends(0)
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in demo.out.splitlines() if line.startswith("│")]
     accuracy, travelled = rows[:2], [row[:-1] for row in rows[2:]]
@@ -189,7 +191,7 @@ def trained(demo: Process) -> list[str]:
 
 
 def start_demo(commands: Commands, url: str) -> Process:
-    return commands.start("brokerfl", "demo", "--redis", url, "--rounds", "80", COLUMNS="200")
+    return commands.start("brokerfl", "demo", "--redis", url, "--rounds", "60", COLUMNS="200")
 
 
 def ledgers(fleet: Fleet) -> list[str]:
