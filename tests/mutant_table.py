@@ -1277,7 +1277,7 @@ WAITS = (
     Mutant(
         "a run exceeds its limit in Redis",
         "broker/blobs.py",
-        "if self._size + more > self._limit:",
+        "if self.size + more > self._limit:",
         "if more > self._limit:",
         "contract/test_content_limits",
     ),
@@ -1897,7 +1897,7 @@ GROWTH = (
     Mutant(
         "an iterator does not learn what left the book",
         "server/wait.py",
-        "            wanted.left += self._answers.left(gone)\n",
+        "            wanted.left += self.answers.left(gone)\n",
         "",
         "contract/test_left_behind",
     ),
@@ -2116,14 +2116,14 @@ STEPS = (
     Mutant(
         "an iterator looks through all that it waits for whenever another takes",
         "server/wait.py",
-        "if (self._answers.takes - wanted.seen) * _LOOK > len(wanted.ids):",
-        "if self._answers.takes != wanted.seen:",
+        "if (self.answers.takes - wanted.seen) * _LOOK > len(wanted.ids):",
+        "if self.answers.takes != wanted.seen:",
         "unit/test_growth",
     ),
     Mutant(
         "an iterator never looks what others took",
         "server/wait.py",
-        "if (self._answers.takes - wanted.seen) * _LOOK > len(wanted.ids):",
+        "if (self.answers.takes - wanted.seen) * _LOOK > len(wanted.ids):",
         "if wanted.seen < 0:",
         "contract/test_waits",
     ),

@@ -52,6 +52,21 @@ def kill(driver: Driver) -> None:
     driver._hold._heartbeat.stop()
 
 
+def tell(driver: Driver, told: bytes) -> None:
+    """A heartbeat that says this of the run."""
+    driver._hold.owner.renew(driver._hold.footprint, told)
+
+
+def tell_again(driver: Driver) -> None:
+    """What the last heartbeat said once more, when the run may be over."""
+    driver._hold.owner._tell()
+
+
+def calls_in_progress(driver: Driver) -> int:
+    """How many calls of the app wait or push."""
+    return len(driver._hold.progress._activities)
+
+
 @contextmanager
 def resumed(backend: Backend, former: Driver, **options: Any) -> Iterator[Driver]:
     """The Driver of another process that takes the run up; the run ends with the block."""

@@ -1,5 +1,6 @@
 """Runs and nodes as a view shows them, made by hand, for tests of what is shown."""
 
+from brokerfl.broker.capacity import ServerMemory
 from brokerfl.broker.nodes import NodeInfo
 from brokerfl.broker.seen import SeenServer
 from brokerfl.view.judge import NodeJudged, RunJudged
@@ -39,5 +40,5 @@ def node_view(node_id: int, name: str = "", state: NodeState = NodeState.READY) 
 
 def overview_of(runs: list[RunView], nodes: list[NodeView], used: int = 100 * 2**20) -> Overview:
     """Everything, on one server of 400 MiB."""
-    server = SeenServer("Redis 7.0.15", used, 400 * 2**20, 51, 450, "ok")
+    server = SeenServer("Redis 7.0.15", ServerMemory("", used, 400 * 2**20, "noeviction"), 51, 450, "ok")
     return Overview(NOW, (server,), tuple(runs), tuple(nodes))

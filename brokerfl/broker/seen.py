@@ -11,6 +11,7 @@ from typing import Any
 
 from brokerfl.broker.books import Summary, summary_commands, summary_of
 from brokerfl.broker.bounded import OversizeError
+from brokerfl.broker.capacity import ServerMemory, memory_in
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import found_or_none, map_errors
 from brokerfl.broker.fields import read_fields
@@ -36,22 +37,23 @@ _INFO: tuple[Command, ...] = tuple(
 )
 
 
+_UNKNOWN = ServerMemory("", 0, 0, "")
+
+
 @dataclass(frozen=True)
 class SeenServer:
     """One primary, as its INFO tells; 0 and "" for what it does not tell. Sizes are bytes.
 
     Attributes:
         product: ``Redis 7.0.15`` or ``Valkey 9.1.2``.
-        used: what its data take.
-        most: its ``maxmemory``; 0 for no limit.
+        memory: how much of it is in use.
         clients: how many clients are connected.
         operations: how many commands it executed in the last second.
         aof: whether it keeps an append-only file: ``ok``, ``off``, or ``failing`` if it could not write.
     """
 
     product: str = ""
-    used: int = 0
-    most: int = 0
+    memory: ServerMemory = _UNKNOWN
     clients: int = 0
     operations: int = 0
     aof: str = ""
@@ -239,8 +241,7 @@ def _server(answers: Sequence[Any]) -> SeenServer:
     version = found.get(f"{name.lower()}_version")
     return SeenServer(
         f"{name} {version}" if version else "",
-        number("used_memory"),
-        number("maxmemory"),
+        memory_in("", found),
         number("connected_clients"),
         number("instantaneous_ops_per_sec"),
         _aof(found),

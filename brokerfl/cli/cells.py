@@ -9,7 +9,7 @@ from rich.text import Text
 
 from brokerfl.cli.tables import NOTHING
 from brokerfl.common import UserConfig
-from brokerfl.common.text import shown
+from brokerfl.common.text import short, shown
 from brokerfl.view.overview import NodeRef, NodeView, RunView
 from brokerfl.view.reasons import NodeState, RunState
 from brokerfl.view.words import lasting, short

@@ -19,9 +19,9 @@ from brokerfl.cli.cells import (
     style_of,
 )
 from brokerfl.cli.tables import NOTHING, local_time
-from brokerfl.common.text import shown
+from brokerfl.common.text import short, shown
 from brokerfl.view.overview import NodeView, Overview, RunView
-from brokerfl.view.words import lasting, short, sized
+from brokerfl.view.words import lasting, sized
 from brokerfl.wire.origin import Origin
 
 #: Columns of what a line is about.

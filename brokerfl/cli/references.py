@@ -11,9 +11,8 @@ from brokerfl.broker.keys import parse_id
 from brokerfl.broker.nodes import NodeInfo, node_id_of, read_node
 from brokerfl.broker.runs import absent
 from brokerfl.common import BrokerflError, NodeNotFound, RunNotFound
-from brokerfl.common.text import shown
+from brokerfl.common.text import shown, shown_node
 from brokerfl.view.overview import NodeView, Overview, RunView, read_overview
-from brokerfl.view.words import node_of
 
 #: Digits of an id that name it, if they are the beginning of no other: fewer may be a slip.
 _LEAST = 4
@@ -63,7 +62,7 @@ def node_called(connection: Connection, overview: Overview, text: str) -> NodeVi
         raise NodeNotFound(
             f"there is no node {shown(text)!r} under the prefix {connection.keys.prefix!r}; see brokerfl nodes"
         )
-    return _only(text, found, "nodes", lambda node: node_of(node.info.node_id, node.info.name), NodeNotFound)
+    return _only(text, found, "nodes", lambda node: shown_node(node.info.node_id, node.info.name), NodeNotFound)
 
 
 def find_node(connection: Connection, text: str) -> NodeInfo:

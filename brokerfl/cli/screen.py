@@ -29,7 +29,6 @@ from brokerfl.cli.columns import Column, lines_of
 from brokerfl.cli.details import node_lines, run_lines
 from brokerfl.cli.picture import Page, Picture, chosen_of, nodes_of, runs_of
 from brokerfl.cli.tables import NOTHING, cell_of
-from brokerfl.view.judge import FULL_FROM
 from brokerfl.view.overview import NodeView, Overview, RunView
 from brokerfl.view.reasons import NodeState, RunState
 from brokerfl.view.words import lasting, sized
@@ -123,15 +122,14 @@ def _header(picture: Picture, width: int) -> Text:
 
 
 def _of_servers(servers: Sequence[SeenServer]) -> list[tuple[int, Text]]:
-    fullest = max(servers, key=lambda each: each.used / each.most if each.most else 0.0)
-    count = f"{len(servers)} x " if len(servers) > 1 else ""
-    parts = [(4, Text(f"{count}{fullest.product}"))] if fullest.product else []
-    if fullest.most:
-        is_full = fullest.used >= FULL_FROM * fullest.most
-        used = f"mem {bar(fullest.used, fullest.most, 10)} {sized(fullest.used)}/{sized(fullest.most)}"
-        parts.append((0, Text(f"{used} FULL", style="bold red") if is_full else Text(used)))
-    elif fullest.used:
-        parts.append((3, Text(f"mem {sized(max(each.used for each in servers))}")))
+    memory = max((each.memory for each in servers), key=lambda each: each.used / each.most if each.most else 0.0)
+    count, product = f"{len(servers)} x " if len(servers) > 1 else "", servers[0].product
+    parts = [(4, Text(f"{count}{product}"))] if product else []
+    if memory.most:
+        used = f"mem {bar(memory.used, memory.most, 10)} {sized(memory.used)}/{sized(memory.most)}"
+        parts.append((0, Text(f"{used} FULL", style="bold red") if memory.is_full else Text(used)))
+    elif memory.used:
+        parts.append((3, Text(f"mem {sized(max(each.memory.used for each in servers))}")))
     states = {each.aof for each in servers} - {""}
     if states:
         is_failing = "failing" in states

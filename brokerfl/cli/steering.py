@@ -13,9 +13,10 @@ from brokerfl.cli.exits import Command, Exit
 from brokerfl.cli.options import RedisOptions, Text, redis_options
 from brokerfl.cli.references import find_node
 from brokerfl.cli.tables import format_option
+from brokerfl.common.text import shown_node
 from brokerfl.view.judge import NodeJudged, judge_node
 from brokerfl.view.reasons import NodeState
-from brokerfl.view.words import lasting, node_of
+from brokerfl.view.words import lasting
 
 _node = click.argument("node", type=Text())
 
@@ -59,7 +60,7 @@ def _show(node: NodeInfo, form: str, status: str, text: str) -> None:
 
 
 def _called(node: NodeInfo) -> str:
-    called = node_of(node.node_id, node.name)
+    called = shown_node(node.node_id, node.name)
     return called[0].upper() + called[1:] if not node.name else called
 
 

@@ -36,7 +36,7 @@ from brokerfl.client.worklist import Work, Worklist
 from brokerfl.common import BrokerflError, JournalError, NodeNameTaken, RedisOutOfMemory, RedisUnreachable, log
 from brokerfl.common.log_context import log_context, name_node
 from brokerfl.common.logger import trace
-from brokerfl.view.words import node_of
+from brokerfl.common.text import shown_node
 from brokerfl.wire.message import received_id_of
 
 #: Most messages of one run that are read at once.
@@ -82,7 +82,7 @@ class Node:
         self._payloads = Payloads(connection, self.node_id, self._stop.is_set, chosen.max_message)
         self._service = self._make_service(app, chosen)
         self._activity = self._service.executor.activity
-        who = node_of(self.node_id, registration.name)
+        who = shown_node(self.node_id, registration.name)
         self._stuck = Stuck(self._activity, who, chosen.stuck_limit, chosen.on_stuck)
         self._inboxes = Inboxes(connection, self.node_id, self._service.keep_only, self._worklist.entries)
         self._workers: Workers | None = None
@@ -94,7 +94,7 @@ class Node:
         connection, node_id = self._connection, self.node_id
         origin = None if options.any_app else self._registration.origin
         runner = Runner(app, node_id, options.node_config, self._stop.is_set, origin)
-        runner.called = node_of(node_id, self._registration.name)
+        runner.called = shown_node(node_id, self._registration.name)
         wanted = Wanted(connection, node_id)
         executor = Executor(runner, self._journal, self._payloads, wanted, options.max_crashes)
         publisher = Publisher(connection, node_id, self._worklist, self._stop, self._journal.commit)

@@ -22,8 +22,7 @@ from brokerfl.common import (
     UserConfig,
     log,
 )
-from brokerfl.common.text import shown
-from brokerfl.view.words import node_of
+from brokerfl.common.text import shown, shown_node
 from brokerfl.wire.frame import Fields
 from brokerfl.wire.origin import Origin
 from brokerfl.wire.record import decode_content, digest_of, encode_content
@@ -102,7 +101,7 @@ class Runner:
         origin: Origin | None = None,
     ) -> None:
         self.node_id = node_id
-        self.called = node_of(node_id)
+        self.called = shown_node(node_id)
         self.origin = origin
         self._app = app
         self._node_config = dict(node_config)

@@ -12,7 +12,7 @@ from brokerfl.broker.nodes import LONGEST_FIELD, NodeInfo
 from brokerfl.broker.patience import within
 from brokerfl.common import BrokerflError
 from brokerfl.common.log_context import name_node
-from brokerfl.view.words import node_of
+from brokerfl.common.text import shown_node
 
 
 class Names:
@@ -28,7 +28,7 @@ class Names:
 
     def of(self, node_id: int) -> str:
         """Return a node in words, ``site-7 (6239…)``; without its name if Redis does not say it now."""
-        return node_of(node_id, self._name(node_id))
+        return shown_node(node_id, self._name(node_id))
 
     def learn(self, nodes: Iterable[NodeInfo]) -> None:
         """Note what the registry says."""

@@ -10,15 +10,15 @@ import pytest
 from brokerfl.broker.draining import drain_run
 from brokerfl.broker.nodes import STATUS
 from brokerfl.common import ErrorCode, RunNotFound
+from brokerfl.common.text import shown_node
 from brokerfl.server import Driver, announcer
 from brokerfl.view.overview import read_overview
 from brokerfl.view.reasons import Reason, RunState
-from brokerfl.view.words import node_of
 from brokerfl.wire.reply import DRAINED
 from brokerfl.wire.status import Doing, NodeStatus, Phase, RunStatus, decode_status, encode_status
 from tests.apps import Gate, driving, eventually, federation, number
 from tests.conftest import Backend
-from tests.stage import NAME, beat, layer, model, push, resumed, send, serving, silent, start, tick
+from tests.stage import NAME, beat, calls_in_progress, layer, model, push, resumed, send, serving, silent, start, tick
 
 
 @pytest.fixture(autouse=True)
@@ -118,9 +118,9 @@ def test_the_log_says_whose_reply_is_missing(backend: Backend, caplog: pytest.Lo
     with serving(backend, gate.app) as node, driving(backend, lease=600.0) as driver:
         ids = [push(driver, node.node_id, number(n), "3") for n in range(2)]
         with waiting(lambda: list(driver.replies(ids[:1]))), waiting(lambda: list(driver.replies(ids[1:]))):
-            eventually(lambda: len(driver._hold.progress._activities) == 2)
+            eventually(lambda: calls_in_progress(driver) == 2)
             tick(driver)
-            name = node_of(node.node_id, NAME)
+            name = shown_node(node.node_id, NAME)
             [line] = lines(caplog, "round 3")
             assert line.startswith(f"round 3: 0 of 2 answered, waiting for {name} (")
             assert line.endswith(" [waiting_reply]")

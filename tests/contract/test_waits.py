@@ -10,10 +10,10 @@ from brokerfl.broker.ending import stop_run
 from brokerfl.broker.nodes import Registration
 from brokerfl.broker.runs import list_runs
 from brokerfl.common import ErrorCode, RunNotFound, RunStopped
+from brokerfl.common.text import shown_node
 from brokerfl.server import Driver
 from brokerfl.server import push as push_module
 from brokerfl.server import wait as waiting
-from brokerfl.view.words import node_of
 from tests.apps import Clock, Gate, driving, echo_app, eventually, federation, number, number_in
 from tests.conftest import Backend, keys_of
 from tests.stage import (
@@ -55,7 +55,7 @@ def test_a_dead_unnamed_node_is_error_5(backend: Backend) -> None:
         [error] = [reply for reply in replies if reply.has_error()]
         assert error.error.code == ErrorCode.NODE_UNAVAILABLE
         assert error.metadata.src_node_id == dead
-        assert error.error.reason == f"{node_of(dead)} is unavailable: its lease has lapsed"
+        assert error.error.reason == f"{shown_node(dead)} is unavailable: its lease has lapsed"
         [reply] = [reply for reply in replies if reply.has_content()]
         assert number_in(reply) == 1
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from brokerfl.common.text import shown_node
 from brokerfl.view.judge import (
     LATE_AFTER,
     STUCK_AFTER,
@@ -14,7 +15,7 @@ from brokerfl.view.judge import (
     judge_run,
 )
 from brokerfl.view.reasons import NodeState, Reason, RunState
-from brokerfl.view.words import lasting, node_of, short_among, sized
+from brokerfl.view.words import lasting, short_among, sized
 from brokerfl.wire.status import Awaited, Doing, NodeStatus, Phase, RunStatus
 
 NOW = 1_000_000.0
@@ -186,7 +187,7 @@ def test_a_detached_run_says_for_how_long() -> None:
 def test_words() -> None:
     """How ids, durations and sizes are written."""
     assert [short_among(12345, others) for others in ([], [12345, 99999], [12349])] == ["1234…", "1234…", "12345"]
-    assert (node_of(6239123456, "site-7"), node_of(6239123456), node_of(62)) == (
+    assert (shown_node(6239123456, "site-7"), shown_node(6239123456), shown_node(62)) == (
         "site-7 (6239…)",
         "node 6239…",
         "node 62",
