@@ -12,7 +12,7 @@ from brokerfl.common import UserConfig
 from brokerfl.common.text import short, shown
 from brokerfl.view.overview import NodeRef, NodeView, RunView
 from brokerfl.view.reasons import NodeState, RunState
-from brokerfl.view.words import lasting, short
+from brokerfl.view.words import lasting
 
 #: Characters of a config, or of an error, that are shown.
 _LONGEST = 40
