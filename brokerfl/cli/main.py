@@ -3,8 +3,10 @@
 import click
 
 from brokerfl import __version__
+from brokerfl.cli.dashboard import dashboard
 from brokerfl.cli.dead import dead
 from brokerfl.cli.demo import demo
+from brokerfl.cli.metrics import metrics
 from brokerfl.cli.operations import nodes, runs, stop
 from brokerfl.cli.up import up
 
@@ -15,5 +17,5 @@ def main() -> None:
     """Federated learning over Redis: start a server, list runs and nodes, stop runs, inspect dead messages."""
 
 
-for command in (up, demo, runs, nodes, stop, dead):
+for command in (up, demo, runs, nodes, stop, dead, dashboard, metrics):
     main.add_command(command)
