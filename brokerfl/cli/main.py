@@ -3,10 +3,12 @@
 import click
 
 from brokerfl import __version__
+from brokerfl.cli.dashboard import dashboard
 from brokerfl.cli.dead import dead
 from brokerfl.cli.demo import demo
 from brokerfl.cli.doctor import doctor
 from brokerfl.cli.draining import drain
+from brokerfl.cli.metrics import metrics
 from brokerfl.cli.nodes import nodes
 from brokerfl.cli.runs import runs, stop
 from brokerfl.cli.show import show
@@ -21,5 +23,8 @@ def main() -> None:
     """Federated learning over Redis: start a server, see what happens, steer runs and nodes."""
 
 
-for command in (up, demo, top, runs, nodes, show, drain, stop, pause, resume, node_health, doctor, dead):
+for command in (
+    *(up, demo, top, runs, nodes, show, drain, stop, pause, resume, node_health),
+    *(doctor, dead, dashboard, metrics),
+):
     main.add_command(command)

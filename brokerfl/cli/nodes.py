@@ -1,4 +1,4 @@
-"""`brokerfl nodes` and `nodes forget`. Owns what is told of each node, in a row and in JSON."""
+"""`brokerfl nodes` and `nodes forget`. Owns what is told of each node in a row."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,10 +10,10 @@ from brokerfl.cli.cells import cut, doing, has_said, lasted, since, state_cell
 from brokerfl.cli.exits import Command, Group
 from brokerfl.cli.options import RedisOptions, Text, redis_options, typed_options
 from brokerfl.cli.references import node_called
-from brokerfl.cli.runs import origin_record
-from brokerfl.cli.tables import format_option, local_time, show
+from brokerfl.cli.tables import format_option, show
 from brokerfl.common import ConfigError
 from brokerfl.view.overview import NodeView, RunView, read_overview
+from brokerfl.view.shape import node_to_json
 from brokerfl.view.words import short_among
 
 
@@ -29,7 +29,7 @@ def nodes(ctx: click.Context, redis: RedisOptions, form: str) -> None:
         return
     found = read_overview(redis.connect())
     if form == "json":
-        show([node_record(node, found.at) for node in found.nodes], form, "")
+        show([node_to_json(node, found.at) for node in found.nodes], form, "")
         return
     ids = [node.info.node_id for node in found.nodes]
     rows = [node_row(node, found.at, ids, found.runs) for node in found.nodes]
@@ -75,42 +75,5 @@ def node_row(node: NodeView, now: float, ids: Sequence[int], runs: Sequence[RunV
         "last error": cut(status.error),
         "app": "" if info.origin is None else str(info.origin),
         "host": status.host,
-        "labels": info.labels,
-    }
-
-
-def node_record(node: NodeView, now: float) -> dict[str, Any]:
-    """Return a node for JSON, as docs/commands.md describes it."""
-    status, info, is_told = node.status, node.info, has_said(node)
-    return {
-        "node": str(info.node_id),
-        "name": info.name or None,
-        "state": node.state,
-        "online": info.online,
-        "seen": local_time(status.at),
-        "started": local_time(info.since),
-        "doing": [
-            {
-                "run": str(each.run),
-                "message": each.message,
-                "type": each.type,
-                "round": each.group or None,
-                "since": local_time(each.since),
-                "seconds": round(now - each.since, 3) if each.since else None,
-                "is_awaited": not each.over_since,
-            }
-            for each in status.doing
-        ],
-        "queue": status.queue if is_told else None,
-        "done": status.done if is_told else None,
-        "last": status.last or None,
-        "median": status.median or None,
-        "errors": status.errors if is_told else None,
-        "last_error": status.error or None,
-        **origin_record(info.origin.app if info.origin else None, info.origin),
-        "version": info.version or None,
-        "host": status.host or None,
-        "pid": status.pid or None,
-        "disk_free": status.disk or None,
         "labels": info.labels,
     }

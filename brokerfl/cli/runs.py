@@ -1,4 +1,4 @@
-"""`brokerfl runs` and `brokerfl stop`. Owns what is told of each run, in a row and in JSON."""
+"""`brokerfl runs` and `brokerfl stop`. Owns what is told of each run in a row."""
 
 import json
 from typing import Any
@@ -10,11 +10,11 @@ from brokerfl.cli.cells import answered, has_said, name_of, since, state_cell, w
 from brokerfl.cli.exits import Command
 from brokerfl.cli.options import RedisOptions, Text, redis_options
 from brokerfl.cli.references import find_run
-from brokerfl.cli.tables import format_option, local_time, show
+from brokerfl.cli.tables import format_option, show
 from brokerfl.view.overview import RunView, read_overview
 from brokerfl.view.reasons import OVER, RunState
+from brokerfl.view.shape import run_to_json
 from brokerfl.view.words import sized
-from brokerfl.wire.origin import Origin
 
 
 @click.command(cls=Command)
@@ -34,7 +34,7 @@ def runs(redis: RedisOptions, form: str, ended_too: bool, states: tuple[str, ...
     wanted = set(states or [state for state in RunState if ended_too or state not in OVER])
     listed = [run for run in found.runs if run.state in wanted]
     nothing = "no runs" if ended_too else "no runs; --all also lists those that have ended"
-    tell = run_record if form == "json" else run_row
+    tell = run_to_json if form == "json" else run_row
     show([tell(run, found.at) for run in listed], form, "no runs in this state" if states else nothing)
 
 
@@ -72,57 +72,4 @@ def run_row(run: RunView, now: float) -> dict[str, Any]:
         "age": since(run.run.created_at if run.run else 0.0, now),
         "memory": sized(status.memory) if is_told else None,
         "why": why(run, now),
-    }
-
-
-def run_record(run: RunView, now: float) -> dict[str, Any]:
-    """Return a run for JSON, as docs/commands.md describes it."""
-    status, is_told, known = run.status, has_said(run), run.run
-    awaited = {each.node: each.since for each in status.awaited if each.since}
-    return {
-        "run": str(run.run_id),
-        "name": (known.name if known else "") or None,
-        "state": run.state,
-        "reason": run.reason or None,
-        "why": run.judged.why,
-        **origin_record(known.app if known else None, known.origin if known else None),
-        "config": dict(run.config),
-        "holder": run.holder or None,
-        "started": local_time(known.created_at) if known else None,
-        "age": round(now - known.created_at, 3) if known and known.created_at else None,
-        "ended": local_time(run.ended_at),
-        "round": status.group or None,
-        "phase": status.phase or None,
-        "sent": status.sent if is_told else None,
-        "answered": status.answered if is_told else None,
-        "errors": status.errors if is_told else None,
-        "owing": status.owing if is_told else None,
-        "waiting_for": [
-            {
-                "node": str(ref.node_id),
-                "name": ref.name or None,
-                "since": local_time(awaited.get(ref.node_id, 0.0)),
-                "seconds": round(now - awaited[ref.node_id], 3) if ref.node_id in awaited else None,
-            }
-            for ref in run.waiting_for
-        ],
-        "usually": status.usually or None,
-        "rounds": list(status.rounds),
-        "nodes": run.nodes if known else None,
-        "messages": run.messages if known else None,
-        "replies": run.replies if known else None,
-        "bytes_out": status.bytes_out if is_told else None,
-        "bytes_in": status.bytes_in if is_told else None,
-        "memory": status.memory if is_told else None,
-        "told": local_time(status.at),
-    }
-
-
-def origin_record(app: str | None, origin: Origin | None) -> dict[str, Any]:
-    """Return where an app comes from for JSON."""
-    return {
-        "app": app or None,
-        "project": (origin.project if origin else "") or None,
-        "project_version": (origin.version if origin else "") or None,
-        "digest": (origin.digest if origin else "") or None,
     }

@@ -4,13 +4,12 @@ import click
 
 from brokerfl.cli.details import node_lines, run_lines
 from brokerfl.cli.exits import Command
-from brokerfl.cli.nodes import node_record
 from brokerfl.cli.options import RedisOptions, Text, redis_options
 from brokerfl.cli.references import node_called, run_called
-from brokerfl.cli.runs import run_record
 from brokerfl.cli.tables import format_option, show_lines, show_text, to_json
 from brokerfl.common import ConfigError
 from brokerfl.view.overview import read_overview
+from brokerfl.view.shape import node_to_json, run_to_json
 
 
 @click.command(cls=Command)
@@ -30,10 +29,10 @@ def show(words: tuple[str, ...], redis: RedisOptions, form: str) -> None:
     overview = read_overview(connection)
     if kind == "run":
         run = run_called(connection, overview, name)
-        lines, record = run_lines(run, overview), run_record(run, overview.at)
+        lines, record = run_lines(run, overview), run_to_json(run, overview.at)
     else:
         node = node_called(connection, overview, name)
-        lines, record = node_lines(node, overview), node_record(node, overview.at)
+        lines, record = node_lines(node, overview), node_to_json(node, overview.at)
     if form == "json":
         show_text(to_json(record))
     else:

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from brokerfl.cli.nodes import node_record
-from brokerfl.cli.runs import run_record
 from brokerfl.view.reasons import NodeState, Reason, RunState
+from brokerfl.view.shape import node_to_json, run_to_json
 from tests.views import NOW, node_view, run_view
 
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "commands.md").read_text()
@@ -45,10 +44,10 @@ def test_the_closed_lists(title: str, words: list[str]) -> None:
     ("title", "records"),
     [
         ("key of a run", [
-            run_record(EVERYTHING, NOW), run_record(run_view(5), NOW),
-            run_record(run_view(6, state=RunState.COMPLETED, ended=NOW - 9), NOW),
+            run_to_json(EVERYTHING, NOW), run_to_json(run_view(5), NOW),
+            run_to_json(run_view(6, state=RunState.COMPLETED, ended=NOW - 9), NOW),
         ]),
-        ("key of a node", [node_record(node_view(7, "n", state), NOW) for state in NodeState]),
+        ("key of a node", [node_to_json(node_view(7, "n", state), NOW) for state in NodeState]),
     ],
 )  # fmt: skip
 def test_json_has_the_keys_that_are_documented(title: str, records: list[dict[str, object]]) -> None:
@@ -68,7 +67,7 @@ def test_json_has_the_keys_that_are_documented(title: str, records: list[dict[st
 
 def test_what_is_unknown_is_null() -> None:
     """Of a run that has ended, all but three keys; of one that goes on, nothing that was said."""
-    ended = run_record(run_view(6, state=RunState.STOPPED, ended=NOW - 9), NOW)
+    ended = run_to_json(run_view(6, state=RunState.STOPPED, ended=NOW - 9), NOW)
     assert {key for key, value in ended.items() if value not in (None, [], {}, "")} == {"run", "state", "ended"}
-    [waits_for] = run_record(EVERYTHING, NOW)["waiting_for"]
+    [waits_for] = run_to_json(EVERYTHING, NOW)["waiting_for"]
     assert (waits_for["node"], waits_for["name"], waits_for["seconds"]) == ("7", "site-7", 50.0)
