@@ -264,7 +264,7 @@ class Owner:
     def _tell(self) -> None:
         """Replace the status. It is never made anew here: the run may have ended in the meantime."""
         key = self.connection.keys.run_status(self.run.run_id)
-        with map_errors(self.connection.url), suppress(RedisOutOfMemory):
+        with suppress(RedisOutOfMemory), map_errors(self.connection.url):
             self.connection.at(key).redis.set(key, self._told, xx=True, px=milliseconds(self.retention))
 
     def renew_lifetimes(self, footprint: Footprint) -> None:

@@ -21,9 +21,9 @@ from brokerfl.common.text import shown
 from brokerfl.server.progress import Activity, Progress
 from brokerfl.server.report import Report
 from brokerfl.server.session import Session
-from brokerfl.view.judge import Seer, Waiting, awaiting, judge_node, waiting
+from brokerfl.view.judge import NodeJudged, Seer, Waiting, awaiting, judge_node, waiting
 from brokerfl.view.overview import fullness
-from brokerfl.view.reasons import Reason
+from brokerfl.view.reasons import NodeState, Reason
 from brokerfl.view.words import lasting
 from brokerfl.wire.status import Phase, RunStatus
 
@@ -124,6 +124,7 @@ class Announcer:
         if status.phase != Phase.REPLIES or not status.awaited:
             return Waiting()
         nodes = {each.node_id: each for each in self._look(status)}
+        nodes[0] = Seer(0, "", NodeJudged(NodeState.READY), status.usually)  # stands for all others
         found = waiting(status, status.at, nodes)
         return found if found.reason is not Reason.NONE else awaiting(status, status.at, nodes)
 

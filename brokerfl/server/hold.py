@@ -172,7 +172,7 @@ class Hold:
                 self.owner.renew(self.footprint, encode_status(self.report.status()))
                 self.session.is_up()
                 self.session.when_quiet(self.blobs.release)
-                self.shortage.look()
+                self.session.is_short = self.shortage.look()
                 self._drain.look()
             except RedisForgot:
                 self.session.reconcile(always=True)

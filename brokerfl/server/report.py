@@ -62,7 +62,7 @@ class Report:
             bytes_out=self._progress.bytes_out,
             bytes_in=self.outcome.bytes_in,
             memory=self._blobs.size + weight,
-            is_full=self._session.is_full,
+            is_full=self._session.is_full or self._session.is_short,
             is_draining=self._progress.is_draining,
         )
 

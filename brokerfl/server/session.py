@@ -54,6 +54,7 @@ class Session:
         compared_at: local monotonic time of the last comparison.
         on_full: called when Redis is full.
         is_full: a thread waits because Redis has no room for what it writes.
+        is_short: the heartbeat saw that Redis has no room for what its nodes will write.
         names: what nodes are called.
     """
 
@@ -68,7 +69,7 @@ class Session:
         self.writing = threading.RLock()
         self.compared_at = 0.0
         self.on_full: Callable[[], None] = lambda: None
-        self.is_full = False
+        self.is_full = self.is_short = False
         self.names = Names(transactions.owner.connection)
         self.transactions = transactions
         self._connection = transactions.owner.connection

@@ -60,22 +60,28 @@ class Shortage:
             finally:
                 self._lock.release()
 
-    def look(self) -> None:
+    def look(self) -> bool:
         """Look whether there is room for the next reply; say so if there is none, and again when there is.
+
+        Returns:
+            Whether there is none.
 
         Raises:
             RedisUnreachable: Redis does not answer.
         """
-        if self._is_silent or not self._lock.acquire(blocking=False):
-            return
-        try:
-            servers = memory_of_server(self._connection)
-            self._is_silent = not servers
-            fullest = _fullest(servers)
-            if fullest is not None:
-                self._judge(fullest, len(servers))
-        finally:
-            self._lock.release()
+        if not self._is_silent and self._lock.acquire(blocking=False):
+            try:
+                servers = memory_of_server(self._connection)
+                self._is_silent = not servers
+                fullest = _fullest(servers)
+                if fullest is not None:
+                    self._judge(fullest, len(servers))
+                elif self._said_at is not None:  # somebody took the limit away
+                    self._said_at = None
+                    log(INFO, "Redis has room again: it has no limit any more")
+            finally:
+                self._lock.release()
+        return self._said_at is not None
 
     def _judge(self, fullest: ServerMemory, servers: int) -> None:
         run = self._measure() if fullest.used >= fullest.most * _MEASURED else RunMemory()

@@ -79,6 +79,21 @@ def test_a_status_goes_with_its_run(backend: Backend) -> None:
     assert not backend.admin.exists(key)
 
 
+def test_a_full_redis_refuses_nothing_but_the_status(backend: Backend) -> None:
+    """What else a heartbeat does is done."""
+    if not backend.is_real:
+        pytest.skip("fakeredis is never full")
+    with driving(backend) as driver:
+        key = driver.connection.keys.run_status(driver.run.run_id)
+        tell(driver, b"told")
+        backend.admin.config_set("maxmemory", 1)
+        try:
+            tell(driver, b"told later")
+        finally:
+            backend.admin.config_set("maxmemory", 0)
+        assert backend.admin.get(key) == b"told"
+
+
 def test_two_round_trips(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many runs and nodes there are."""
     trips: list[str] = []
