@@ -63,7 +63,8 @@ def test_a_node_of_another_project_refuses(commands: Commands, broker: Broker) -
 def test_a_node_of_a_project_serves_nobody_without_one(commands: Commands, broker: Broker) -> None:
     """A run that stands alone is not the node's; a node that stands alone serves it."""
     node_of(commands, project(commands, "mnist"), "--name", "mnist")
-    run_of(commands, project(commands, "")).wait_for("Error 1 .* to server:app, which belongs to no project: start")
+    run = run_of(commands, project(commands, ""), code=5)
+    run.wait_for("Error 1 .* to server:app, which belongs to no project: start")
     commands.started[0].kill()
     broker.admin.flushall()
     node_of(commands, "alone")
