@@ -260,13 +260,10 @@ def _run(driver: Driver, server_app: ServerAppCallable, signals: "_Signals", ret
 def _complete(run_id: int, seconds: float, outcome: Outcome) -> Exit:
     """Say that a run has completed; return the exit code."""
     replies, errors = outcome.replies, outcome.errors
-    text = f": {errors} of {_replies(replies)} were errors" if errors else f": {_replies(replies)}" if replies else ""
+    told = "1 reply" if replies == 1 else f"{replies} replies"
+    text = f": {errors} of {replies} replies were errors" if errors else f": {told}" if replies else ""
     log(WARNING if errors else INFO, "Run %s completed after %.1f s%s", run_id, seconds, text)
     return Exit.ALL_ERRORS if errors and errors == replies else Exit.OK
-
-
-def _replies(count: int) -> str:
-    return "1 reply" if count == 1 else f"{count} replies"
 
 
 def _detach(driver: Driver, retention: float, reason: str) -> None:

@@ -19,7 +19,7 @@ def test_the_doctor_says_what_is_wrong(commands: Commands, broker: Broker) -> No
         "no redis": commands.start("brokerfl", "doctor", "--redis", "redis://127.0.0.1:1"),
     }
     table = started["table"].ends(0).out
-    assert "check" in table.splitlines()[0]
+    assert table.startswith("CHECK ")
     assert "1 nodes: 1 online, 0 offline" in table
     assert "WARNING" not in started["table"].err, "what is in the table is not also logged"
     rows = {row["check"]: row for row in json.loads(started["json"].ends(0).out)}

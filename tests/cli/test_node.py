@@ -212,7 +212,7 @@ def test_sigterm_lets_every_worker_finish(commands: Commands, broker: Broker, ga
     node.ends(0)
     for server in servers:
         assert "Round 1: 1 of 1 replied" in server.ends(0).text
-    assert f"Round 1: Error 5 of {node_id(node)}" in third.ends(0).text
+    assert f"Round 1: Error 5 of {node_id(node)}" in third.ends(5).text
     assert node.text.count("Training begins") == 2
 
 
@@ -254,7 +254,7 @@ def test_a_node_leaves_when_its_grace_is_over(commands: Commands, broker: Broker
     node.wait_for("Training begins")
     node.send(signal.SIGTERM)
     assert "did not finish in 0.2 s; leaving without it" in node.ends(143).text
-    assert f"Round 1: Error 5 of {node_id(node)} [" in server.ends(0).text
+    assert f"Round 1: Error 5 of {node_id(node)} [" in server.ends(5).text
 
 
 def test_an_idle_node_ends_with_0(commands: Commands, broker: Broker) -> None:

@@ -187,13 +187,11 @@ def test_another_app_does_not_resume_a_run(commands: Commands, broker: Broker) -
 
 
 def test_options_that_make_no_sense(commands: Commands) -> None:
-    """What needs --resume, and a run id that is none, end with 2 before anything is asked of Redis."""
+    """What needs --resume ends with 2 before anything is asked of Redis."""
     closed = ("--redis", "redis://127.0.0.1:1")
     for option in ("--takeover", "--another-app"):
         alone = commands.run("brokerfl-server", "server:app", option, *closed, code=2)
         assert error_of(alone) == f"Error: {option} needs --resume RUN, the run to continue"
-    no_id = commands.run("brokerfl-server", "server:app", "--resume", "abc", *closed, code=2)
-    assert "Invalid value for '--resume': 'abc' is not a valid run id" in no_id.err
 
 
 def test_a_second_server_app_is_refused(commands: Commands, broker: Broker) -> None:

@@ -136,7 +136,7 @@ def test_a_node_waits_for_redis(commands: Commands) -> None:
     commands.run("brokerfl-node", "client:app", code=10)
     node = commands.start("brokerfl-node", "client:app", "--wait-for-redis")
     try:
-        node.wait_for(r"WARNING : +Redis at .* does not answer.*; waiting for it \(0 s so far\)")
+        node.wait_for(r"WARNING +Redis at .* does not answer.*; waiting for it \(0 s so far\)")
         server.start()
         node.wait_for("Redis at .* answers after")
         node.wait_for("serves client:app")
@@ -194,7 +194,7 @@ def test_a_stuck_node_ends_and_goes_on(commands: Commands, broker: Broker, gate:
     commands.run("brokerfl", "stop", run_id(servers[0]))
     servers[0].ends(31)
     assert "Traceback" not in node.ends(22).text
-    assert f"of run {run_id(servers[0])} for " in node.wait_for("WARNING : +(site-9 .* nobody waits for it any more)")
+    assert f"of run {run_id(servers[0])} for " in node.wait_for("WARNING +(site-9 .* nobody waits for it any more)")
     assert node.text.count("nobody waits") == 1
     commands.node(*name)
     assert "Round 1: 1 of 1 replied" in servers[1].ends(0).text
@@ -216,7 +216,7 @@ def test_a_node_is_paused_and_resumed(commands: Commands, broker: Broker, gate: 
     assert "is paused; its last heartbeat was " in commands.run("brokerfl", "node-health", "site-9").out
     server = commands.server("--run-config", "nodes=1")
     done = json.loads(commands.run("brokerfl", "resume", node_id(again), "--format", "json").out)
-    assert done == {"node": node_id(again), "name": "site-9", "status": "resumed"}
+    assert done == {"node": node_id(again), "name": "site-9", "state": "resumed"}
     assert "Round 1: 1 of 1 replied" in server.ends(0).text
     assert "Training begins" not in again.text.split("Resumed")[0]
 
@@ -236,7 +236,7 @@ def test_health_tells_busy_from_stuck(commands: Commands, broker: Broker, gate: 
     commands.run("brokerfl", "stop", run)
     eventually(lambda: "and nobody has waited for it for " in health(), DEADLINE)
     unknown = commands.run("brokerfl", "node-health", "site-8", code=23)
-    assert error_of(unknown) == "Error: no node has the name or id 'site-8': brokerfl nodes lists them"
+    assert error_of(unknown) == "Error: there is no node 'site-8' under the prefix 'test'; see brokerfl nodes"
 
 
 # Services that resume their run.
@@ -248,7 +248,7 @@ def test_a_service_resumes_its_run(commands: Commands, broker: Broker, gate: Pat
     options = ("--run-file", "run", "--run-config", "nodes=1 rounds=2")
     commands.node(*gated(gate))
     first = commands.server(*options)
-    assert RunFile(file).read() == int(run_id(first))
+    assert RunFile(file).read() == run_id(first)
     first.kill()
     second = commands.start("brokerfl-server", "server:app", "--run-file", "run", "--takeover")
     second.wait_for(f"Run {run_id(first)} of server:app resumed")
