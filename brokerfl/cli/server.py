@@ -120,6 +120,12 @@ class _Signalled(BaseException):
     envvar="BROKERFL_MAX_RUN",
     help="Most bytes of broadcast contents that the run may hold in Redis. [default: no limit]",
 )
+@click.option(
+    "--no-events",
+    is_flag=True,
+    envvar="BROKERFL_NO_EVENTS",
+    help="Note no events of the run in Redis, for brokerfl events, export and compare.",
+)
 @click.version_option(__version__)
 def main(
     app: str,
@@ -137,6 +143,7 @@ def main(
     outage_limit: float,
     max_message: int,
     max_run: int | None,
+    no_events: bool,
 ) -> None:
     """Run a ServerApp as a new run on this Redis, or resume one.
 
@@ -174,6 +181,7 @@ def main(
             outage_limit=outage_limit,
             max_message=max_message,
             max_run=max_run,
+            events=not no_events,
             origin=replace(origin, app=reference),
             overrides=None if given is None or project.defaults is None else tuple(given),
         )

@@ -121,6 +121,7 @@ class Replies:
             while (message := self._waits.next(wanted, until)) is not None:
                 decoded = self._decode(message, form)
                 if decoded is not None:
+                    self._session.diary.replied(decoded)
                     return message, decoded
                 wanted.taken.pop()
                 if not time_is_up():  # otherwise the next call gets it

@@ -21,6 +21,7 @@ from brokerfl.broker.patience import OutOfTime, holding, time_is_up
 from brokerfl.broker.room import Room, room_for
 from brokerfl.broker.transactions import Transactions
 from brokerfl.common import OutageLimit, RedisOutOfMemory, RedisUnreachable, RunLost
+from brokerfl.server.diary import Diary
 from brokerfl.server.receive import Receiver
 from brokerfl.server.reconcile import Reconciler
 
@@ -52,6 +53,7 @@ class Session:
             compared in between.
         compared_at: local monotonic time of the last comparison.
         on_full: called when Redis is full.
+        diary: notes what happens in the run.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Session:
         self.compared_at = 0.0
         self.on_full: Callable[[], None] = lambda: None
         self.transactions = transactions
+        self.diary = Diary(transactions.owner)
         self._connection = transactions.owner.connection
         self._fence = transactions.owner.fence
         self._owner_key = self._connection.keys.owner(transactions.owner.run.run_id)
