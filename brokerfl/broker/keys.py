@@ -19,6 +19,7 @@ first tag counts: with one in the prefix, all keys share a slot.
     P:{run:R}:in:N    stream            │ until the run ends; `RETENTION` after its ServerApp was last seen
     P:{run:R}:out:N   stream            │
     P:{run:R}:events  stream            │
+    P:{run:R}:log     stream            │
     P:{run:R}:*       hashes, strings   │
     P:bell:{run:R}    stream            ┘
     P:{run:R}:owner   string            as above, and `MOST_RETENTION` after the run ended, as a tombstone
@@ -175,6 +176,9 @@ class Keys:
     def events(self, run_id: int) -> str:
         return self._run(run_id, "events")
 
+    def log(self, run_id: int) -> str:
+        return self._run(run_id, "log")
+
     def past(self, run_id: int) -> str:
         return self._run(run_id, "past")
 
@@ -202,6 +206,7 @@ class Keys:
             self.groups(run_id),
             self.run_status(run_id),
             self.events(run_id),
+            self.log(run_id),
             self.bell(run_id),
             self.meta(run_id),
             self.owner(run_id),

@@ -291,7 +291,7 @@ class Owner:
         """Whether this process was silent so long that the run's keys may have expired, and its end be forgotten."""
         return time.monotonic() - self._seen > self.retention
 
-    def detach(self, footprint: Footprint, pages: Sequence[Page] = ()) -> None:
+    def detach(self, footprint: Footprint, pages: Sequence[Page] = (), lines: Sequence[str] = ()) -> None:
         """Give up the lease and keep everything else: the run is detached, or deleted if it is being stopped.
 
         Its keys have the full retention time from now on.
@@ -299,12 +299,13 @@ class Owner:
         Args:
             footprint: what the run may have outside its slot.
             pages: the last events to write.
+            lines: the last lines of its log.
         """
         key = self.connection.keys.run_lease(self.run.run_id)
         with map_errors(self.connection.url):
             if self.connection.at(key).redis.get(key) == self.fence.name.encode():
                 self.renew_lifetimes(footprint)
                 if self.events is not None:
-                    self.events.send(pages)
+                    self.events.send(pages, lines)
                 self.connection.at(key).redis.unlink(key)
         self.fence.close()

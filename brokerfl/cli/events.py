@@ -1,4 +1,4 @@
-"""`brokerfl events`, `export` and `compare`: what happened in runs. Owns how it is printed."""
+"""`brokerfl events`, `log`, `export` and `compare`: what happened in runs. Owns how it is printed."""
 
 import csv
 import io
@@ -11,10 +11,13 @@ from typing import Any
 import click
 
 from brokerfl.broker.connection import Connection
-from brokerfl.broker.events import read_events
+from brokerfl.broker.events import read_events, read_log
+from brokerfl.broker.runs import absent
 from brokerfl.cli.exits import Command
 from brokerfl.cli.options import RedisOptions, RunId, redis_options
 from brokerfl.cli.tables import accept_any_text, format_option, local_time, show, show_text
+from brokerfl.common import RunNotFound
+from brokerfl.common.text import shown
 from brokerfl.view.history import ended, metrics_of, record_of, said
 from brokerfl.wire.event import Event, Kind
 from brokerfl.wire.past import Past
@@ -50,6 +53,29 @@ def events(run: int, redis: RedisOptions, follow: bool) -> None:
             return
         time.sleep(_LOOK)
         past = record_of(connection, run)
+
+
+@click.command("log", cls=Command)
+@click.argument("run", type=RunId(min=2))
+@redis_options
+@click.option("-f", "--follow", is_flag=True, help="Go on with what is logged from now on, until the run ends.")
+def log_(run: int, redis: RedisOptions, follow: bool) -> None:
+    """Show what the ServerApp of the run RUN logged, about the last 5,000 lines.
+
+    The log is kept until the run ends.
+    """
+    connection = redis.connect()
+    accept_any_text()
+    if record_of(connection, run).ended_at:
+        raise RunNotFound(absent(connection, run))
+    last = ""
+    while True:
+        for entry_id, line in [*read_log(connection, run, last)]:
+            show_text(shown(line, keep="\n\t"))
+            last = entry_id
+        if not follow or record_of(connection, run).ended_at:
+            return
+        time.sleep(_LOOK)
 
 
 def _end_of(past: Past) -> Event:

@@ -6,7 +6,7 @@ from brokerfl import __version__
 from brokerfl.cli.dead import dead
 from brokerfl.cli.demo import demo
 from brokerfl.cli.doctor import doctor
-from brokerfl.cli.events import compare, events, export
+from brokerfl.cli.events import compare, events, export, log_
 from brokerfl.cli.operations import nodes, runs, stop
 from brokerfl.cli.up import up
 
@@ -17,5 +17,5 @@ def main() -> None:
     """Federated learning over Redis: start a server and check it, see runs and nodes, stop runs, see dead messages."""
 
 
-for command in (up, demo, runs, nodes, events, compare, export, stop, doctor, dead):
+for command in (up, demo, runs, nodes, events, log_, compare, export, stop, doctor, dead):
     main.add_command(command)

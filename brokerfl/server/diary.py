@@ -17,6 +17,7 @@ from typing import Any
 from brokerfl.broker.events import AT_ONCE, Events, Page, pages_of
 from brokerfl.broker.owner import Owner
 from brokerfl.common import Message
+from brokerfl.common.shared_log import SharedLog
 from brokerfl.server.book import Sending
 from brokerfl.wire.event import LONGEST_NAME, MOST_VALUES, Event, Kind, encode_event
 
@@ -48,9 +49,13 @@ class Diary:
 
     Args:
         owner: the run's owner. Without its events, nothing is noted.
+
+    Attributes:
+        log: the lines of this process's log that go to Redis, too; None for none.
     """
 
     def __init__(self, owner: Owner) -> None:
+        self.log: SharedLog | None = None
         self._events = owner.events
         self._lock = threading.Lock()
         self._waiting: list[bytes] = []
@@ -142,10 +147,16 @@ class Diary:
     # What is to be written.
 
     def write(self) -> None:
-        """Write all events in a round trip of their own."""
-        pages = self.pages()
-        if self._events is not None and self._events.send(pages):
+        """Write all events and log lines in a round trip of their own."""
+        pages, lines = self.pages(), self.lines()
+        if self._events is not None and self._events.send(pages, lines):
             self.written()
+            if self.log is not None:
+                self.log.sent(lines)
+
+    def lines(self) -> list[str]:
+        """Return the lines of the log that are to be written."""
+        return [] if self.log is None else self.log.lines()
 
     def page(self, sending: Iterable[Sending] = (), *, has_room: bool = True) -> Page:
         """Return the events of a commit; `written` says that it was executed.

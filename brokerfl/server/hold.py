@@ -37,6 +37,7 @@ from brokerfl.common import (
 )
 from brokerfl.common.log_context import log_context
 from brokerfl.common.logger import is_tracing
+from brokerfl.common.shared_log import SharedLog
 from brokerfl.server.book import Book, Event, Step
 from brokerfl.server.commit import Committer
 from brokerfl.server.push import Pusher
@@ -67,6 +68,7 @@ class Options(TypedDict, total=False):
     round_timeout: float | None
     wait_replicas: int
     events: bool
+    log: SharedLog | None
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ class Settings:
     round_timeout: float | None = None  # how long `replies` and `send_and_receive` wait if the app does not say
     wait_replicas: int = 0  # how many replicas are to have a transaction before the app goes on
     events: bool = True  # note what happens in the run, for whoever looks later
+    log: SharedLog | None = None  # lines of this process's log that go to Redis with its events
     origin: Origin | None = None  # where the ServerApp comes from; None for a script's, which nodes of any app serve
     overrides: tuple[str, ...] | None = None  # of a new run: the keys of its config that are no defaults; None for all
 
@@ -117,6 +120,7 @@ class Hold:
         liveness = Liveness(settings.offline_grace, settings.lease)
         reconciler = Reconciler(transactions, book, receiver, blobs, identity)
         self.session = session = Session(transactions, receiver, liveness, reconciler, settings.outage_limit)
+        session.diary.log = settings.log
         self.shortage = Shortage(connection, run_id, book.contacts.all, book.owing)
         session.on_full = self.shortage.met
         uploader = Uploader(session, blobs)
@@ -221,7 +225,7 @@ class Hold:
     def _give_up(self) -> None:
         self.owner.connection.reset()
         self.session.diary.left()
-        self.owner.detach(self.footprint(), self.session.diary.pages())
+        self.owner.detach(self.footprint(), self.session.diary.pages(), self.session.diary.lines())
 
 
 def create(connection: Connection, app: str, run_config: UserConfig, settings: Settings) -> Hold:

@@ -9,11 +9,12 @@ from tests.cli.conftest import Broker, Commands, error_of, run_id
 
 pytestmark = pytest.mark.timeout(180)
 
-TELLING = '''
+TELLING = r'''
 import time
+from logging import INFO
 from pathlib import Path
 
-from brokerfl.common import Context, MessageType, MetricsRecord, RecordSet
+from brokerfl.common import log, Context, MessageType, MetricsRecord, RecordSet
 from brokerfl.server import Driver, ServerApp
 
 app = ServerApp()
@@ -27,6 +28,7 @@ def main(driver: Driver, context: Context) -> None:
         content = RecordSet(metrics_records={"m": MetricsRecord({"n": round})})
         driver.send_and_receive([driver.create_message(content, MessageType.TRAIN, node, str(round))])
         driver.log_metrics(round, loss=context.run_config["lr"] / round)
+        log(INFO, "The loss\x1b falls")
         if round == 2:
             driver.log_metrics(round, gap=float("nan"))
     driver.checkpoint()
@@ -54,11 +56,16 @@ def test_what_is_told_of_runs(commands: Commands, broker: Broker) -> None:
     kinds = [event["kind"] for event in told]
     assert kinds == ["started", "begun", "answered", "metrics", "begun", "answered", "metrics", "metrics"]
     assert [event.get("values") for event in told[-3:]] == [{"n": 2.0}, {"loss": 0.5}, {"gap": None}]
+    logger = commands.start("brokerfl", "log", second, "-f")
+    logger.wait_for("INFO .* started")
+    logger.wait_for(r"INFO     The loss\\x1b falls \[run ")
     commands.write("go", "")
     for server in servers:
         server.ends(0)
     follower.wait_for("completed, train/n=2, loss=0.5, gap=nan$")
     follower.ends(0)
+    logger.ends(0)
+    assert "has already ended" in error_of(commands.run("brokerfl", "log", second, code=30))
     rows = [*csv.DictReader(commands.run("brokerfl", "export", first, "--format", "csv").out.splitlines())]
     assert [(row["group"], row["value"]) for row in rows if (row["kind"], row["name"]) == ("metrics", "loss")] == [
         ("1", "1.0"),
