@@ -2377,7 +2377,7 @@ ENDING = (
         "a chunk whose deletion is forgotten stays when the run ends",
         "broker/transactions.py",
         "footprint | Footprint(chunks=self._blobs.leaving())",
-        "footprint)",
+        "footprint",
         "contract/test_content_freed",
     ),
     Mutant(

@@ -2,12 +2,17 @@
 
 import csv
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from tests.cli.conftest import Broker, Commands, error_of, run_id
 
 pytestmark = pytest.mark.timeout(180)
+
+PLOTTED = Path(__file__).parent.parent.parent / "examples" / "tracking" / "to_gnuplot.py"
 
 TELLING = r'''
 import time
@@ -52,13 +57,16 @@ def test_what_is_told_of_runs(commands: Commands, broker: Broker) -> None:
     follower = commands.start("brokerfl", "events", first, "--follow")
     follower.wait_for("round 2, train: 1 of 1 answered in .*, n=2$")
     follower.wait_for("round 2: gap=nan$")
-    told = [json.loads(line) for line in commands.run("brokerfl", "export", first).out.splitlines()]
+    exported = commands.run("brokerfl", "export", first).out
+    told = [json.loads(line) for line in exported.splitlines()]
     kinds = [event["kind"] for event in told]
     assert kinds == ["started", "begun", "answered", "metrics", "begun", "answered", "metrics", "metrics"]
     assert [event.get("values") for event in told[-3:]] == [{"n": 2.0}, {"loss": 0.5}, {"gap": None}]
     logger = commands.start("brokerfl", "log", second, "-f")
     logger.wait_for("INFO .* started")
     logger.wait_for(r"INFO     The loss\\x1b falls \[run ")
+    drawn = subprocess.run([sys.executable, PLOTTED], input=exported, capture_output=True, text=True, check=True)
+    assert drawn.stdout == '"train/n"\n1 1.0\n2 2.0\n\n\n"loss"\n1 1.0\n2 0.5\n\n\n'
     commands.write("go", "")
     for server in servers:
         server.ends(0)

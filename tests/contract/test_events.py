@@ -14,7 +14,7 @@ from brokerfl.view.reasons import RunState
 from brokerfl.wire.event import MOST_VALUES, Event, Kind
 from tests.apps import driving, federation, number
 from tests.conftest import Backend, keys_of
-from tests.stage import push, push_numbers, silent, start, to_all
+from tests.stage import beat, cancel_answered, push, push_numbers, silent, start, tell_late, to_all
 
 WITHOUT = ("redis-tls",)
 
@@ -40,18 +40,13 @@ def kinds(backend: Backend, driver: Driver) -> list[str]:
     return [event.kind for event in events(backend, driver)]
 
 
-def beat(driver: Driver) -> None:
-    """What the heartbeat does."""
-    driver._hold._renew()
-
-
 def test_what_happens_in_a_run(backend: Backend) -> None:
     """Each group when it begins and when it is answered, with the means of its numbers, and what the app tells."""
     with federation(backend, nodes=2) as made, driving(backend) as driver:
-        push_numbers(driver, made.nodes[0], 1)
+        ids = push_numbers(driver, made.nodes[0], 1)
         assert kinds(backend, driver) == [Kind.STARTED, Kind.BEGUN]
-        ids = push_numbers(driver, made.nodes[1], 4)
-        assert len(list(driver.replies([*ids, *driver._book._index.messages]))) == 2
+        ids += push_numbers(driver, made.nodes[1], 4)
+        assert len(list(driver.replies(ids))) == 2
         driver.log_metrics(1, accuracy=0.25)
         assert kinds(backend, driver) == [Kind.STARTED, Kind.BEGUN]  # the next commit has them
         push(driver, made.nodes[0].node_id, number(3), "2")
@@ -148,21 +143,16 @@ def test_events_decide_nothing(backend: Backend) -> None:
         beat(driver)
         driver.checkpoint()
         assert events(backend, driver) == []
-        pages: list[object] = []
-        driver._hold.owner.events.add = lambda pipe, page: pages.append(page)  # type: ignore[method-assign, union-attr]
         driver.cancel_messages(push_numbers(driver, made.nodes[0], 1))
         driver.log_metrics(1, loss=1.0)
-        pages.clear()
-        driver._hold.committer._execute(cancelled=driver._book.unwanted())
-        assert pages == []
+        assert cancel_answered(driver) == []
 
 
 def test_a_run_that_has_ended_gets_no_events(backend: Backend) -> None:
     """What is still on its way does not make the stream anew."""
     driver = start(backend)
     driver.end()
-    driver._session.diary.tell("1", {"loss": 1.0})
-    driver._session.diary.write()
+    tell_late(driver, {"loss": 1.0})
     assert keys_of(backend.admin, driver.run.run_id) == []
 
 
