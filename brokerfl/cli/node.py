@@ -93,6 +93,14 @@ from brokerfl.common.log_context import log_for
     envvar="BROKERFL_ANY_APP",
     help="Serve the runs of other projects, too. Otherwise their messages are answered with Error 1.",
 )
+@click.option(
+    "--share-errors",
+    type=click.Choice(["class", "text"]),
+    default="class",
+    show_default=True,
+    envvar="BROKERFL_SHARE_ERRORS",
+    help="What the ServerApp is told of an exception of the ClientApp. A text may name data; this node's log has it.",
+)
 @click.version_option(__version__)
 def main(
     app: str,
@@ -108,6 +116,7 @@ def main(
     workers: int,
     max_message: int,
     any_app: bool,
+    share_errors: str,
 ) -> None:
     """Run a node, which serves all runs on this Redis with a ClientApp.
 
@@ -141,6 +150,7 @@ def main(
         workers=workers,
         max_message=max_message,
         any_app=any_app,
+        share_errors=share_errors,
     )
     _stop_on_signals(node, registration, grace)
     node.serve()

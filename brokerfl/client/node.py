@@ -64,6 +64,7 @@ class NodeOptions:
         workers: how many runs are served at once, one message of each at a time.
         max_message: the largest message that is accepted, in bytes.
         any_app: whether the runs of other projects are served, too.
+        share_errors: ``text`` if Error replies have the text of what the ClientApp raised, ``class`` if only its class.
     """
 
     node_config: UserConfig = field(default_factory=dict)
@@ -71,6 +72,7 @@ class NodeOptions:
     workers: int = 1
     max_message: int = MAX_MESSAGE_BYTES
     any_app: bool = False
+    share_errors: str = "text"
 
 
 class _Options(TypedDict, total=False):
@@ -81,6 +83,7 @@ class _Options(TypedDict, total=False):
     workers: int
     max_message: int
     any_app: bool
+    share_errors: str
 
 
 class Node:
@@ -127,6 +130,7 @@ class Node:
         connection, node_id = self._connection, self.node_id
         origin = None if options.any_app else self._registration.origin
         runner = Runner(app, node_id, options.node_config, self._stop.is_set, origin)
+        runner.shares_text = options.share_errors == "text"
         wanted = Wanted(connection, node_id)
         executor = Executor(runner, self._journal, self._payloads, wanted, options.max_crashes)
         publisher = Publisher(connection, node_id, self._worklist, self._stop, self._journal.commit)
