@@ -28,6 +28,7 @@ from benchmarks.processes import call
 from benchmarks.servers import compare_empty, compare_model, compare_waiting
 from benchmarks.stage import Stage
 from benchmarks.two_runs import measure_two_runs
+from benchmarks.view import measure_view
 from brokerfl.server import Driver
 
 BARE = "bare redis-py"
@@ -225,5 +226,6 @@ ROWS = {
             "empty-wait", "empty round, 5 nodes, with `--wait-replicas 1`, on a primary with one replica",
             "without it", None, "s", compare_waiting,
         ),
+        Row("view", "Redis' time for a look at 20 runs and 1,000 nodes", "1 ms", 1.0, "s", measure_view),
     )
 }  # fmt: skip

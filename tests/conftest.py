@@ -80,7 +80,8 @@ def pytest_report_header(config: pytest.Config) -> str:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out the backends that a module names in ``WITHOUT``: what it tests is the same on the others.
 
-    With --topology that one is the only backend, and the only fleet; else it is neither, but two fleets are.
+    With --topology that one is the only backend, and the only fleet; else it is neither, but two fleets are, for tests
+    that are not ``on_request``.
     """
     topology = config.option.topology
     backends = {topology} if topology else {*BACKENDS}
@@ -95,6 +96,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             or chosen.get("lab") in without
             or ("backend" in chosen and chosen["backend"] not in backends)
             or ("fleet" in chosen and chosen["fleet"] not in fleets)
+            or (not topology and item.get_closest_marker("on_request") is not None)
         )
 
     left_out = [item for item in items if is_left_out(item)]

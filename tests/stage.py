@@ -6,6 +6,7 @@ it is kept.
 
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ from brokerfl.broker.inbox import Delivery
 from brokerfl.broker.keys import Keys
 from brokerfl.broker.nodes import Registration
 from brokerfl.broker.outbox import Reply
-from brokerfl.client import ClientApp, publisher
+from brokerfl.client import ClientApp, activity, publisher, stuck, wanted
 from brokerfl.client.journal import Journal
 from brokerfl.client.node import _MOST_READ, Node
 from brokerfl.client.publisher import Publisher
@@ -49,6 +50,21 @@ def start(backend: Backend, **options: Any) -> Driver:
 def kill(driver: Driver) -> None:
     """What kill -9 leaves behind: a lease that nobody renews."""
     driver._hold._heartbeat.stop()
+
+
+def tell(driver: Driver, told: bytes) -> None:
+    """A heartbeat that says this of the run."""
+    driver._hold.owner.renew(driver._hold.footprint, told)
+
+
+def tell_again(driver: Driver) -> None:
+    """What the last heartbeat said once more, when the run may be over."""
+    driver._hold.owner._tell()
+
+
+def calls_in_progress(driver: Driver) -> int:
+    """How many calls of the app wait or push."""
+    return len(driver._hold.progress._activities)
 
 
 @contextmanager
@@ -173,11 +189,12 @@ def new_node(
     workers: int = 1,
     lease: float = 15.0,
     on_ready: Callable[[], None] = lambda: None,
+    **options: Any,
 ) -> Node:
     """A named node with its journal in ``folder``."""
     journal, connection = Journal(folder), backend.connect()
     registration = Registration(connection, name, lease=lease, home=journal.home)
-    return Node(app, connection, registration, on_ready=on_ready, journal=journal, workers=workers)
+    return Node(app, connection, registration, on_ready=on_ready, journal=journal, workers=workers, **options)
 
 
 @contextmanager
@@ -773,6 +790,38 @@ def heartbeat(node: Node) -> None:
     node._beat()
 
 
+def pass_time(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Return what makes seconds pass for what nodes know of their executions, and for nothing else."""
+    passed = 0.0
+
+    class Later:
+        @staticmethod
+        def monotonic() -> float:
+            return time.monotonic() + passed
+
+    def go_on(seconds: float) -> None:
+        nonlocal passed
+        passed += seconds
+
+    for module in (activity, stuck, wanted):
+        monkeypatch.setattr(module, "time", Later)
+    return go_on
+
+
+def hang(node: Node, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Its loop stands still until the event is set."""
+    hangs, go = threading.Event(), threading.Event()
+
+    def turn(block: float) -> None:
+        hangs.set()
+        go.wait(50)
+
+    monkeypatch.setattr(node, "_turn", turn)
+    node._ring()  # it may be reading
+    assert hangs.wait(20)
+    return go
+
+
 def thaw(node: Node) -> None:
     """It was frozen for so long that its lease may have lapsed."""
     node._registration.renewed_at = float("-inf")
@@ -863,3 +912,8 @@ def judge_with(node: Node, monkeypatch: pytest.MonkeyPatch, judge: Callable[[Wor
 def claim_as(registration: Registration, token: str) -> None:
     """Let a node claim its id with this token, as another process."""
     registration._token = token
+
+
+def tick(driver: Driver) -> None:
+    """What the thread does that says what the run waits for."""
+    driver._hold._ticks._beat()

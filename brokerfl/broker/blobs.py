@@ -95,7 +95,7 @@ class _Broadcast:
 class Blobs:
     """What one run has broadcast and may still have in Redis.
 
-    Only for the thread that holds the run's `Session.writing`, except for `chunks`.
+    Only for the thread that holds the run's `Session.writing`, except for `chunks` and `size`.
 
     Args:
         connection: to the run's Redis.
@@ -112,7 +112,7 @@ class Blobs:
         self._broadcasts: dict[bytes, _Broadcast] = {}
         self._users: dict[bytes, int] = {}
         self._counting = threading.Lock()  # other threads may read `chunks`
-        self._size = 0
+        self.size = 0  # bytes of these chunks
         self._present: set[bytes] = set()
         self._strays: set[bytes] = set()
         self._held: dict[bytes, tuple[memoryview, float]] = {}
@@ -184,9 +184,9 @@ class Blobs:
         if self._limit is None:
             return
         more = sum(size for chunk, size in manifest.chunk_sizes().items() if chunk not in self._users)
-        if self._size + more > self._limit:
+        if self.size + more > self._limit:
             raise MessageTooLarge(
-                f"the content needs {more:,} bytes and run {self._run_id} already has {self._size:,} in Redis, which "
+                f"the content needs {more:,} bytes and run {self._run_id} already has {self.size:,} in Redis, which "
                 f"together exceed its limit of {self._limit:,}"
             )
 
@@ -195,7 +195,7 @@ class Blobs:
         with self._counting:
             for chunk, size in manifest.chunk_sizes().items():
                 if chunk not in self._users:
-                    self._size += size
+                    self.size += size
                 self._users[chunk] = self._users.get(chunk, 0) + 1
         return found
 
@@ -286,7 +286,7 @@ class Blobs:
                     self._users[chunk] -= 1
                     if not self._users[chunk]:
                         del self._users[chunk]
-                        self._size -= size
+                        self.size -= size
                         self._present.discard(chunk)
                         self._held.pop(chunk, None)
 

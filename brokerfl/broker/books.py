@@ -48,6 +48,9 @@ class Parcel(NamedTuple):
 #: The status of a run whose keys are being deleted.
 _ENDING = b"ending"
 
+#: The field of meta that says that the run is to push nothing any more.
+_DRAINED = "drained"
+
 #: Of how many groups a run knows that it has pushed them.
 MOST_GROUPS = 1000
 
@@ -156,6 +159,7 @@ class Books:
         self._ledger, self._meta, self._nodes = keys.ledger(run_id), keys.meta(run_id), keys.run_nodes(run_id)
         self._groups = keys.groups(run_id)
         self._lives = milliseconds(retention)
+        self._is_drained = False
 
     def write(self, pipe: Pipeline, snapshot: Snapshot) -> None:
         """Write all of them again, without their lifetimes."""
@@ -163,6 +167,8 @@ class Books:
         self._enter(pipe, snapshot.entries)
         pipe.hset(self._meta, mapping={"frame": encode_run(self._run), "status": "running"})
         pipe.hset(self._meta, mapping={"messages": snapshot.messages, "replies": snapshot.replies})
+        if self._is_drained:
+            pipe.hset(self._meta, _DRAINED, "1")
         for nodes in batches(map(str, snapshot.nodes)):
             pipe.sadd(self._nodes, *nodes)
         self._add_groups(pipe, Groups(tuple(snapshot.groups), is_all=True, is_full=True))
@@ -220,6 +226,12 @@ class Books:
             message_id: encode_entry(entry._replace(deadline=entry.deadline + skew) if skew else entry)
             for message_id, entry in entries.items()
         }
+
+    def is_drained(self) -> bool:
+        """Return whether somebody asked that the run push nothing any more. Once seen, it is not forgotten."""
+        with map_errors(self._connection.url):
+            self._is_drained |= bool(self._connection.at(self._meta).redis.hexists(self._meta, _DRAINED))
+        return self._is_drained
 
     def has(self, message_id: str) -> bool:
         """Return whether a message is in the ledger in Redis."""
@@ -290,6 +302,11 @@ def note_ending(pipe: Pipeline, keys: Keys, run_id: int) -> None:
 def note_stop(pipe: Pipeline, keys: Keys, run_id: int) -> None:
     """Note that somebody stopped a run."""
     pipe.hset(keys.meta(run_id), "status", "stopping")
+
+
+def note_drain(pipe: Pipeline, keys: Keys, run_id: int) -> None:
+    """Note that a run is to push nothing any more."""
+    pipe.hset(keys.meta(run_id), _DRAINED, "1")
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,9 @@ from brokerfl.broker.stream import batches
 #: follow: only its inbox has them.
 READ_ON = "on"
 
+#: What a ring says if the node was paused or resumed: it is to look at what operators want of it.
+STEER = f"{READ_ON} steer"
+
 
 def open_streams(pipe: Pipeline, keys: Keys, node_id: int, run_id: int, retention: float) -> None:
     """Put the inbox and the outbox of a node into ``pipe``. Safe to repeat: BUSYGROUP does not stop the rest.

@@ -5,9 +5,8 @@ Owns the streams `P:{run:R}:in:N` and what a node does with its hash `P:{N}:runs
 Only a ServerApp creates an inbox, together with the outbox, so that no node revives a run that ended. The node hears of
 it by an echo, which is repeated as long as the node owes a reply.
 
-Where all keys share a slot, one blocking XREADGROUP reads the doorbell and all inboxes, as far as one command takes
-them (`reach`). On a Cluster it reads the doorbell and what shares its slot; each message rings, and the other inboxes
-are read when they have rung.
+Where all keys share a slot, one blocking XREADGROUP reads the doorbell and all inboxes (`reach` says which). On a
+Cluster it reads the doorbell and what shares its slot; each message rings, and the others are read when they have rung.
 """
 
 import time
@@ -22,7 +21,7 @@ from redis.exceptions import ResponseError
 
 from brokerfl.broker.bounded import OversizeError
 from brokerfl.broker.connection import BLOCK, Connection
-from brokerfl.broker.contact import READ_ON, run_in, silence
+from brokerfl.broker.contact import READ_ON, STEER, run_in, silence
 from brokerfl.broker.failure import map_errors, meaning
 from brokerfl.broker.gather import Gather
 from brokerfl.broker.keys import BELL_LENGTH, GROUP, LEASE, Keys, milliseconds
@@ -114,6 +113,7 @@ class Inboxes:
         self._behind: dict[str, str] = {}  # of inboxes that have more: the last entry that was read again
         self._tour = Tour(connection)
         self._is_over = False
+        self.is_steered = False  # a ring said `STEER`
 
     def refresh(self, *, only_new: bool = False) -> bool:
         """Read again which runs there are. Returns whether anything changed.
@@ -282,6 +282,7 @@ class Inboxes:
         self, rung: Mapping[str, str], found: Sequence[Delivery], count: int, wanted: Collection[str]
     ) -> list[Delivery]:
         """Return what the rings announce besides what was ``found`` in the same read."""
+        self.is_steered |= STEER in rung.values()
         keys, node_id = self._connection.keys, self._node_id
         named = {keys.inbox(node_id, run) for word in rung.values() if (run := run_in(word)) is not None}
         new: set[str] = set()

@@ -11,9 +11,10 @@ first tag counts: with one in the prefix, all keys share a slot.
     P:id              string            forever: the identity of this Redis data set
     P:nodes           set               forever; a member goes when its info is gone
     P:runs            sorted set        forever; a member goes `MOST_RETENTION` after its run ended
-    P:{N}:info        hash              a named node: `RETENTION` after it was last seen; an unnamed one: its lease
+    P:{N}:info        hash              a named node: `MOST_RETENTION` after it was last seen, or until it is forgotten;
+                                        an unnamed one: its lease
     P:{N}:lease       string            the node's lease
-    P:{N}:ctl         stream            as info
+    P:{N}:ctl         stream            a named node: `RETENTION` after it was last seen; an unnamed one: its lease
     P:{N}:runs        hash              as long as any of its runs
     P:{N}:data:R      stream            ┐
     P:{run:R}:in:N    stream            │ until the run ends; `RETENTION` after its ServerApp was last seen
@@ -37,10 +38,10 @@ from brokerfl.common import ConfigError
 #: Seconds that a detached run keeps its messages; an attached ServerApp renews four times in this time.
 RETENTION = 24 * 3600.0
 
-#: Seconds: the longest retention of a run, and how long its tombstone and `P:runs` say that it has ended. A ServerApp
-#: that was cut off for less than its own retention and finds no owner knows that Redis forgot the run, and writes it
-#: again. Its retention is unknown to whoever ends or prunes the run: a ServerApp that took the run over may have
-#: another one.
+#: Seconds: how long a named node is known after it was last seen; the longest retention of a run; and how long its
+#: tombstone and `P:runs` say that it has ended. A ServerApp that was cut off for less than its own retention and finds
+#: no owner knows that Redis forgot the run, and writes it again. Its retention is unknown to whoever ends or prunes the
+#: run: a ServerApp that took the run over may have another one.
 MOST_RETENTION = 30 * 24 * 3600.0
 
 #: Seconds that a lease lasts; it is renewed three times in this time.

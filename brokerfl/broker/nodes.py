@@ -14,11 +14,11 @@ from logging import WARNING
 
 from brokerfl import __version__
 from brokerfl.broker.bounded import OversizeError
-from brokerfl.broker.connection import Connection, Pipeline
+from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import execute_unless_changed, foreign, map_errors, translate
 from brokerfl.broker.fields import read_fields
 from brokerfl.broker.gather import Gather
-from brokerfl.broker.keys import BELL_LENGTH, GROUP, LEASE, RETENTION, milliseconds
+from brokerfl.broker.keys import BELL_LENGTH, GROUP, LEASE, MOST_RETENTION, RETENTION, milliseconds
 from brokerfl.broker.lease import await_lapse
 from brokerfl.broker.mend import is_forged, mend
 from brokerfl.broker.origins import FIELD, decode_origin, info_of
@@ -27,10 +27,13 @@ from brokerfl.broker.presence import members, online_among, remove
 from brokerfl.broker.process import home_of, is_dead, new_token, text_of
 from brokerfl.common import ConfigError, NodeNameTaken, log
 from brokerfl.wire.origin import Origin
-from brokerfl.wire.status import NodeStatus, decode_status
+from brokerfl.wire.status import NodeStatus, decode_status, encode_status
 
 #: The field of a node's info that says what the node is doing.
 STATUS = "status"
+
+#: The field that is there while the node is paused. Only operators write it.
+PAUSED = "paused"
 
 #: The fields of a node's info that are shown.
 SHOWN = ("name", "labels", "version", "since", FIELD, STATUS)
@@ -85,6 +88,7 @@ class Registration:
     Attributes:
         identity: the identity of the Redis data set, as last seen.
         renewed_at: local monotonic time at which the lease was last renewed.
+        is_paused: whether an operator paused the node, as last seen.
 
     Raises:
         ConfigError: the name, or all labels together, have more than 8,192 bytes.
@@ -110,6 +114,7 @@ class Registration:
         self._token = new_token(home)
         self._since = 0.0
         self.renewed_at = 0.0
+        self.is_paused = False
         for what in ("name", "labels"):
             if (size := len(self._info()[what].encode())) > LONGEST_FIELD:
                 raise ConfigError(f"the node's {what} would take {size} bytes; at most {LONGEST_FIELD} are shown")
@@ -178,15 +183,17 @@ class Registration:
             identity = self.read_identity()
             with self._connection.at(keys.ctl(node)).redis.pipeline(transaction=True) as pipe:
                 pipe.hget(keys.node_info(node), "home")
+                pipe.hexists(keys.node_info(node), PAUSED)
                 pipe.hset(keys.node_info(node), mapping=self._info())
                 pipe.xgroup_create(keys.ctl(node), GROUP, id="0", mkstream=True)
-                self._renew_lifetimes(lambda _: pipe)
-                home, *results = pipe.execute(raise_on_error=False)
-            for error in (home, *results):
+                for key, lives in self._lifetimes():
+                    pipe.pexpire(key, lives)
+                home, paused, *results = pipe.execute(raise_on_error=False)
+            for error in (home, paused, *results):
                 if isinstance(error, Exception) and not str(error).startswith("BUSYGROUP"):
                     raise error
             self._connection.at(keys.nodes).redis.sadd(keys.nodes, str(node))
-        self.identity = identity
+        self.identity, self.is_paused = identity, bool(paused)
         if home and text_of(home) != self._home:
             log(
                 WARNING,
@@ -206,15 +213,20 @@ class Registration:
             **info_of(self.origin),
         }
 
-    def _renew_lifetimes(self, at: Callable[[str], Pipeline]) -> None:
+    def _lifetimes(self) -> tuple[tuple[str, int], ...]:
+        """Return how long what the node keeps in the registry lives from now on, in milliseconds."""
         keys, node = self._connection.keys, self.node_id
-        for key in (keys.node_info(node), keys.ctl(node)):
-            at(key).pexpire(key, milliseconds(RETENTION if self.name else self.lease))
+        lives = ((keys.node_info(node), MOST_RETENTION), (keys.ctl(node), RETENTION))
+        return tuple((key, milliseconds(seconds if self.name else self.lease)) for key, seconds in lives)
 
-    def renew(self) -> bool:
+    def renew(self, status: NodeStatus | None = None) -> bool:
         """Renew lease and registry, and set the clock. Returns False if another process holds the id now.
 
-        PEXPIRE is allowed when memory is full, and the lease is read in the same round trip.
+        PEXPIRE is allowed when memory is full, and the lease is read in the same round trip. A full Redis refuses the
+        status, and nothing else.
+
+        Args:
+            status: what the node says of itself; None leaves what it last said.
         """
         keys, node, asked_at = self._connection.keys, self.node_id, time.monotonic()
         lease, info, ctl = keys.node_lease(node), keys.node_info(node), keys.ctl(node)
@@ -222,12 +234,17 @@ class Registration:
             gather = Gather(self._connection)
             gather.at(lease).get(lease)
             gather.at(lease).pexpire(lease, milliseconds(self.lease))
-            gather.at(info).exists(info, ctl)
+            gather.at(info).hexists(info, "name")  # a status alone makes no info
+            gather.at(ctl).exists(ctl)
             gather.at(keys.identity).getrange(keys.identity, 0, LONGEST_IDENTITY)
             gather.at(keys.nodes).sadd(keys.nodes, str(node))
             gather.at(keys.identity).time()
-            self._renew_lifetimes(gather.at)
-            holder, _, known, identity, _, now, *_ = gather.execute(raise_on_error=False)
+            gather.at(info).hexists(info, PAUSED)
+            if status is not None:
+                gather.at(info).hset(info, STATUS, encode_status(status))
+            for key, lives in self._lifetimes():
+                gather.at(key).pexpire(key, lives)
+            holder, _, *known, identity, _, now, paused = gather.execute(raise_on_error=False)[:8]
         if isinstance(holder, Exception):
             raise translate(holder, self._connection.url) or holder
         if isinstance(now, tuple):
@@ -238,7 +255,8 @@ class Registration:
             return False
         if not is_ours and not self._take_lease():
             return False
-        if not is_ours or known != 2 or identity != self.identity:
+        self.is_paused = paused == 1
+        if not is_ours or known != [1, 1] or identity != self.identity:
             self._enter()
         if self._is_spoilt(keys.ctl(node)):
             self._replace_doorbell()
@@ -287,6 +305,11 @@ def list_nodes(connection: Connection) -> list[NodeInfo]:
     for ids in members(connection):
         found.update((info.node_id, info) for info in _look_at(connection, ids))
     return sorted(found.values(), key=lambda info: (not info.online, info.node_id))
+
+
+def read_node(connection: Connection, node_id: int) -> NodeInfo | None:
+    """Return what `list_nodes` says of one node; None if it is not registered."""
+    return next(iter(_look_at(connection, [node_id])), None)
 
 
 def _look_at(connection: Connection, node_ids: list[int]) -> list[NodeInfo]:

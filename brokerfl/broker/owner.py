@@ -26,7 +26,7 @@ from brokerfl.broker.keys import GROUP, LEASE, MOST_RETENTION, RETENTION, millis
 from brokerfl.broker.lease import await_lapse
 from brokerfl.broker.nodes import LONGEST_IDENTITY, new_id
 from brokerfl.broker.process import is_dead, new_token, text_of
-from brokerfl.broker.runs import absent, prune
+from brokerfl.broker.runs import absent, prune, tidy
 from brokerfl.common import ConfigError, RedisOutOfMemory, RunAttached, RunNotFound, RunStopped, UserConfig
 from brokerfl.wire.event import Kind
 from brokerfl.wire.origin import Origin
@@ -42,6 +42,7 @@ def create_run(
     retention: float = RETENTION,
     origin: Origin | None = None,
     overrides: tuple[str, ...] | None = None,
+    name: str = "",
     events: bool = True,
 ) -> "Owner":
     """Create a run with a random id and own it.
@@ -51,9 +52,10 @@ def create_run(
         ValueError: the run config holds a value that cannot be sent.
     """
     keys = connection.keys
-    run = Run(new_id(), app, dict(run_config), connection.read_time(), origin, overrides)
+    run = Run(new_id(), app, dict(run_config), connection.read_time(), origin, overrides, name)
     connection.introduce(f"brokerfl-server:{run.run_id}")
     owner = Owner(connection, run, Fence(connection, run.run_id, 1, new_token(), retention), lease, retention)
+    tidy(connection, run.created_at)
     owner.events = Events(connection, run.run_id) if events else None
     redis = connection.at(keys.owner(run.run_id)).redis
     with map_errors(connection.url, keys.runs), redis.pipeline(transaction=True) as creation:
@@ -78,6 +80,7 @@ def resume_run(
     lease: float = LEASE,
     retention: float = RETENTION,
     origin: Origin | None = None,
+    name: str | None = None,
     events: bool = True,
 ) -> "Owner":
     """Become the owner of a run whose ServerApp is gone; from then on the former owner can write nothing.
@@ -91,6 +94,7 @@ def resume_run(
         lease: seconds after which a silent ServerApp counts as gone.
         retention: seconds that the run's keys live without a ServerApp.
         origin: where the app comes from now; None keeps what the run says. Without ``app``, it may be another project.
+        name: what the user calls the run now; None keeps its name.
         events: note what happens in the run.
 
     Raises:
@@ -111,8 +115,8 @@ def resume_run(
             "--another-app if that was only renamed"
         )
     origin = run.origin if origin is None else replace(origin, app=run.app)
-    has_new_frame = origin != run.origin
-    run = replace(run, origin=origin)
+    renamed = replace(run, origin=origin, name=run.name if name is None else name)
+    has_new_frame, run = renamed != run, renamed
     if run_config is not None and run_config != run.run_config:
         raise ConfigError(
             f"run {run_id} was started with the run config {run.run_config}, not {run_config}: "

@@ -38,6 +38,9 @@ _LONGEST_FRAME = 256 * 1024
 #: Members of `P:runs` that are looked at in one round trip.
 _AT_ONCE = 1000
 
+#: Members that a new run looks at, and seconds after which a run that was entered there has its keys, if it lives.
+_TIDIED, _SETTLED = 100, 3600.0
+
 
 @dataclass(frozen=True)
 class RunInfo:
@@ -57,6 +60,30 @@ class RunInfo:
 def prune(pipe: Pipeline, keys: Keys, now: float) -> None:
     """Forget the runs that ended longer ago than the longest retention. ``now`` is Redis TIME in seconds."""
     pipe.zremrangebyscore(keys.runs, -milliseconds(now - MOST_RETENTION), "(0")
+
+
+def tidy(connection: Connection, now: float) -> None:
+    """Take runs whose keys expired out of `P:runs`, of the oldest that have not ended, and note which of them have.
+
+    Every new run does, so that the index does not grow with those that nobody ended; who only looks changes nothing.
+
+    Args:
+        connection: to the index.
+        now: Redis TIME in seconds.
+    """
+    index = connection.keys.runs
+    redis = connection.at(index).redis
+    with map_errors(connection.url, index), redis.pipeline(transaction=True) as removal:
+        for _ in range(2):  # what the first look notes changes the index; what is left then is for the next run
+            removal.watch(index)  # a run that ends from here on keeps its mark
+            oldest = redis.zrangebyscore(index, 0, milliseconds(now - _SETTLED), start=0, num=_TIDIED)
+            expired = _look_at(connection, oldest)[1] if oldest else []
+            if not expired:
+                return
+            removal.multi()
+            removal.zrem(index, *expired)
+            if execute_unless_changed(removal):
+                return
 
 
 def mark_as_ended(pipe: Pipeline, keys: Keys, run_id: int, tombstone: Ownership) -> None:

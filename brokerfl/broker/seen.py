@@ -11,8 +11,10 @@ from typing import Any
 
 from brokerfl.broker.books import Summary, summary_commands, summary_of
 from brokerfl.broker.bounded import OversizeError
+from brokerfl.broker.capacity import ServerMemory, memory_in
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import found_or_none, map_errors
+from brokerfl.broker.fields import read_fields
 from brokerfl.broker.keys import MOST_RETENTION, milliseconds, parse_id
 from brokerfl.broker.nodes import LONGEST_FIELD, SHOWN, NodeInfo, node_info_of
 from brokerfl.broker.presence import members, online_among
@@ -37,22 +39,23 @@ _INFO: tuple[Command, ...] = tuple(
 )
 
 
+_UNKNOWN = ServerMemory("", 0, 0, "")
+
+
 @dataclass(frozen=True)
 class SeenServer:
     """One primary, as its INFO tells; 0 and "" for what it does not tell. Sizes are bytes.
 
     Attributes:
         product: ``Redis 7.0.15`` or ``Valkey 9.1.2``.
-        used: what its data take.
-        most: its ``maxmemory``; 0 for no limit.
+        memory: how much of it is in use.
         clients: how many clients are connected.
         operations: how many commands it executed in the last second.
         aof: whether it keeps an append-only file: ``ok``, ``off``, or ``failing`` if it could not write.
     """
 
     product: str = ""
-    used: int = 0
-    most: int = 0
+    memory: ServerMemory = _UNKNOWN
     clients: int = 0
     operations: int = 0
     aof: str = ""
@@ -124,6 +127,23 @@ def look(connection: Connection) -> Seen:
         tuple(replace(each, past=past) for each, past in zip(over, pasts, strict=True)),
         tuple(sorted(seen_nodes, key=lambda node: (not node.name, node.name, node.node_id))),
     )
+
+
+def look_at_nodes(connection: Connection, node_ids: Sequence[int]) -> list[NodeInfo]:
+    """Return what a few nodes say of themselves, in three round trips.
+
+    Raises:
+        RedisUnreachable, RedisAuthError: Redis could not be asked.
+    """
+    online = online_among(connection, node_ids)
+    infos = read_fields(connection, list(map(connection.keys.node_info, node_ids)), SHOWN, LONGEST_FIELD)
+    return [node_info_of(node, node in online, info) for node, info in zip(node_ids, infos, strict=True)]
+
+
+def look_at_servers(connection: Connection) -> list[SeenServer]:
+    """Return what the servers say of themselves, in one round trip; errors are those of `look_at_nodes`."""
+    with map_errors(connection.url):
+        return list(map(_server, connection.scatter([], _INFO)))
 
 
 def _registered(connection: Connection, page: Any) -> list[int]:
@@ -235,8 +255,7 @@ def _server(answers: Sequence[Any]) -> SeenServer:
     version = found.get(f"{name.lower()}_version")
     return SeenServer(
         f"{name} {version}" if version else "",
-        number("used_memory"),
-        number("maxmemory"),
+        memory_in("", found),
         number("connected_clients"),
         number("instantaneous_ops_per_sec"),
         _aof(found),

@@ -25,12 +25,13 @@ slots (`echoes`). It must not know what a message's state is, or what became of 
     delete       everything goes; a tombstone, and what    index                               `ending`
                  remains
     stop         owner, status, a ring                     -                                   `ending.stop_run`
+    drain        books: drained; a ring                    -                                   `draining.drain_run`
     publish      replies in, messages out, a ring          -                                   `outbox.publish`
     forget       -                                         runs of a node whose inboxes are gone   `inbox.Inboxes`
     register     -                                         a node's identity, info, doorbell       `nodes.Registration`
     mend         a stream that takes no more entries       -                                   `mend.mend`
 
-All except create, take over, stop, mend and those of nodes go through the fence.
+All except create, take over, stop, drain, mend and those of nodes go through the fence.
 """
 
 from collections.abc import Collection, Iterable, Sequence

@@ -14,7 +14,8 @@ from brokerfl.broker.connection import Connection
 from brokerfl.broker.events import read_events, read_log
 from brokerfl.broker.runs import absent
 from brokerfl.cli.exits import Command
-from brokerfl.cli.options import RedisOptions, RunId, redis_options
+from brokerfl.cli.options import RedisOptions, Text, redis_options
+from brokerfl.cli.references import find_run
 from brokerfl.cli.tables import accept_any_text, format_option, local_time, show, show_text
 from brokerfl.common import RunNotFound
 from brokerfl.common.text import shown
@@ -32,19 +33,20 @@ _COLUMNS = (
 
 
 @click.command(cls=Command)
-@click.argument("run", type=RunId(min=2))
+@click.argument("run", type=Text())
 @redis_options
 @click.option("-f", "--follow", is_flag=True, help="Go on with what happens from now on, until the run ends.")
-def events(run: int, redis: RedisOptions, follow: bool) -> None:
+def events(run: str, redis: RedisOptions, follow: bool) -> None:
     """Show what happened in the run RUN.
 
     Its start, its groups of messages, the first Error of each node, and the numbers that its app told.
     """
     connection = redis.connect()
     accept_any_text()
-    last, past = "", record_of(connection, run)
+    run_id = find_run(connection, run)
+    last, past = "", record_of(connection, run_id)
     while True:
-        for entry_id, event in [*read_events(connection, run, last)]:
+        for entry_id, event in [*read_events(connection, run_id, last)]:
             show_text(f"{_time(event.at)}  {said(event)}")
             last = entry_id
         if past.ended_at:
@@ -52,28 +54,29 @@ def events(run: int, redis: RedisOptions, follow: bool) -> None:
         if past.ended_at or not follow:
             return
         time.sleep(_LOOK)
-        past = record_of(connection, run)
+        past = record_of(connection, run_id)
 
 
 @click.command("log", cls=Command)
-@click.argument("run", type=RunId(min=2))
+@click.argument("run", type=Text())
 @redis_options
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is logged from now on, until the run ends.")
-def log_(run: int, redis: RedisOptions, follow: bool) -> None:
+def log_(run: str, redis: RedisOptions, follow: bool) -> None:
     """Show what the ServerApp of the run RUN logged, about the last 5,000 lines.
 
     The log is kept until the run ends.
     """
     connection = redis.connect()
     accept_any_text()
-    if record_of(connection, run).ended_at:
-        raise RunNotFound(absent(connection, run))
+    run_id = find_run(connection, run)
+    if record_of(connection, run_id).ended_at:
+        raise RunNotFound(absent(connection, run_id))
     last = ""
     while True:
-        for entry_id, line in [*read_log(connection, run, last)]:
+        for entry_id, line in [*read_log(connection, run_id, last)]:
             show_text(shown(line, keep="\n\t"))
             last = entry_id
-        if not follow or record_of(connection, run).ended_at:
+        if not follow or record_of(connection, run_id).ended_at:
             return
         time.sleep(_LOOK)
 
@@ -88,7 +91,7 @@ def _time(seconds: float) -> str:
 
 
 @click.command(cls=Command)
-@click.argument("run", type=RunId(min=2))
+@click.argument("run", type=Text())
 @redis_options
 @click.option(
     "--format",
@@ -98,13 +101,13 @@ def _time(seconds: float) -> str:
     show_default=True,
     help="One JSON object a line, or a table for spreadsheets with one row for each number.",
 )
-def export(run: int, redis: RedisOptions, form: str) -> None:
+def export(run: str, redis: RedisOptions, form: str) -> None:
     """Print the events and numbers of the run RUN for other programs.
 
     Of a run that has ended, its numbers remain for 30 days, and how it ended.
     """
     connection = redis.connect()
-    past = record_of(connection, run)
+    past = record_of(connection, find_run(connection, run))
     rows = [_row(event) for event in _told(connection, past)]
     if past.ended_at:
         rows.append(_row(_end_of(past)))
@@ -157,14 +160,14 @@ def _csv(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
 
 
 @click.command(cls=Command)
-@click.argument("run", type=RunId(min=2))
-@click.argument("other", type=RunId(min=2))
+@click.argument("run", type=Text())
+@click.argument("other", type=Text())
 @redis_options
 @format_option
-def compare(run: int, other: int, redis: RedisOptions, form: str) -> None:
+def compare(run: str, other: str, redis: RedisOptions, form: str) -> None:
     """Compare two runs: where their configs differ, how they ended, and the last value of each number."""
     connection = redis.connect()
-    one, two = (record_of(connection, each) for each in (run, other))
+    one, two = (record_of(connection, find_run(connection, each)) for each in (run, other))
     rows = [
         {"name": name, "what": what, "first": str(values[0]), "second": str(values[1])}
         for what, name, *values in _compared(one, two)

@@ -18,6 +18,8 @@ from brokerfl.common import (
     JournalError,
     MissingExtra,
     NodeNameTaken,
+    NodeNotFound,
+    NodeOnline,
     OutageLimit,
     PortInUse,
     RedisAuthError,
@@ -43,6 +45,7 @@ class Exit(IntEnum):
     USAGE = 2
     APP_LOAD = 3
     APP_RAISED = 4
+    ALL_ERRORS = 5
     REDIS_UNREACHABLE = 10
     REDIS_AUTH = 11
     REDIS_TLS = 12
@@ -52,6 +55,9 @@ class Exit(IntEnum):
     PORT_IN_USE = 16
     NODE_NAME_TAKEN = 20
     JOURNAL = 21
+    NODE_STUCK = 22
+    NODE_NOT_FOUND = 23
+    NODE_ONLINE = 24
     RUN_NOT_FOUND = 30
     RUN_STOPPED = 31
     RUN_LOST = 32
@@ -74,6 +80,8 @@ _CODES: tuple[tuple[type[Exception], Exit], ...] = (
     (PortInUse, Exit.PORT_IN_USE),
     (NodeNameTaken, Exit.NODE_NAME_TAKEN),
     (JournalError, Exit.JOURNAL),
+    (NodeNotFound, Exit.NODE_NOT_FOUND),
+    (NodeOnline, Exit.NODE_ONLINE),
     (RunNotFound, Exit.RUN_NOT_FOUND),
     (RunStopped, Exit.RUN_STOPPED),
     (RunLost, Exit.RUN_LOST),
@@ -112,7 +120,7 @@ def clear_errors() -> Iterator[None]:
         sys.exit(128 + signal.SIGINT)
 
 
-class Command(click.Command):
+class _Clear(click.Command):
     """A command whose errors are one line, and whose help names the environment variables of its options."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -128,10 +136,9 @@ class Command(click.Command):
             return super().invoke(ctx)
 
 
-class Group(click.Group):
-    """A group that is also a command, and whose errors are one line."""
+class Command(_Clear):
+    """A command."""
 
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the group inside `clear_errors`."""
-        with clear_errors():
-            return super().invoke(ctx)
+
+class Group(_Clear, click.Group):
+    """A group that is also a command."""

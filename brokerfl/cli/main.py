@@ -3,19 +3,29 @@
 import click
 
 from brokerfl import __version__
+from brokerfl.cli.dashboard import dashboard
 from brokerfl.cli.dead import dead
 from brokerfl.cli.demo import demo
 from brokerfl.cli.doctor import doctor
+from brokerfl.cli.draining import drain
 from brokerfl.cli.events import compare, events, export, log_
-from brokerfl.cli.operations import nodes, runs, stop
+from brokerfl.cli.metrics import metrics
+from brokerfl.cli.nodes import nodes
+from brokerfl.cli.runs import runs, stop
+from brokerfl.cli.show import show
+from brokerfl.cli.steering import node_health, pause, resume
+from brokerfl.cli.top import top
 from brokerfl.cli.up import up
 
 
 @click.group()
 @click.version_option(__version__)
 def main() -> None:
-    """Federated learning over Redis: start a server and check it, see runs and nodes, stop runs, see dead messages."""
+    """Federated learning over Redis: start a server, see what happens, steer runs and nodes."""
 
 
-for command in (up, demo, runs, nodes, events, log_, compare, export, stop, doctor, dead):
+for command in (
+    *(up, demo, top, runs, nodes, show, events, log_, compare, export, drain, stop, pause, resume, node_health),
+    *(doctor, dead, dashboard, metrics),
+):
     main.add_command(command)

@@ -1,8 +1,10 @@
 """`brokerfl-node`: serves all runs with one ClientApp. Owns the node's options and signals."""
 
+import math
 import signal
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from logging import INFO, WARNING
 from pathlib import Path
@@ -11,11 +13,12 @@ from types import FrameType
 import click
 
 from brokerfl import __version__
+from brokerfl.broker.arrival import await_redis
 from brokerfl.broker.keys import LEASE
 from brokerfl.broker.nodes import Registration, node_id_of
 from brokerfl.cli.apps import find_project, load_client_app
 from brokerfl.cli.configs import parse_config, parse_labels
-from brokerfl.cli.exits import Command
+from brokerfl.cli.exits import Command, Exit
 from brokerfl.cli.logs import adopt_log_of, log_options
 from brokerfl.cli.options import (
     Name,
@@ -28,7 +31,8 @@ from brokerfl.cli.options import (
     redis_options,
     state_dir_option,
 )
-from brokerfl.cli.signals import handle, leave, on_second
+from brokerfl.cli.signals import end_at_once, handle, leave, on_second
+from brokerfl.cli.systemd import Systemd
 from brokerfl.client.executor import MAX_CRASHES
 from brokerfl.client.folder import default_state_dir, node_folder
 from brokerfl.client.journal import Journal
@@ -101,6 +105,20 @@ from brokerfl.common.log_context import log_for
     envvar="BROKERFL_SHARE_ERRORS",
     help="What the ServerApp is told of an exception of the ClientApp. A text may name data; this node's log has it.",
 )
+@click.option(
+    "--wait-for-redis",
+    is_flag=True,
+    envvar="BROKERFL_WAIT_FOR_REDIS",
+    help="Wait for a Redis that does not answer when the node starts. Otherwise it ends with 10.",
+)
+@click.option(
+    "--exit-when-stuck",
+    type=Seconds(1.0),
+    metavar="SECONDS",
+    envvar="BROKERFL_EXIT_WHEN_STUCK",
+    help="End with 22 when the node has executed for so long a message that nobody waits for any more, so that a "
+    "service manager starts it again. [default: it only warns]",
+)
 @click.version_option(__version__)
 def main(
     app: str,
@@ -117,6 +135,8 @@ def main(
     max_message: int,
     any_app: bool,
     share_errors: str,
+    wait_for_redis: bool,
+    exit_when_stuck: float | None,
 ) -> None:
     """Run a node, which serves all runs on this Redis with a ClientApp.
 
@@ -130,7 +150,9 @@ def main(
     origin = project.origin  # before the import: code that is edited from now on is not what the node runs
     reference, client_app = load_client_app(reference, project)
     adopt_log_of("flwr")
-    connection = redis.connect()
+    systemd = Systemd()
+    systemd.tell(STATUS="connecting to Redis")
+    connection = await_redis(redis.connect) if wait_for_redis else redis.connect()
     journal = Journal(node_folder(states, node_id_of(connection.keys.prefix, name)) if name and states else None)
     registration = Registration(connection, name or "", labels, lease, journal.home, replace(origin, app=reference))
     log_for(node=registration.node_id)
@@ -138,6 +160,8 @@ def main(
 
     def ready() -> None:
         log(INFO, "%s serves %s on %s", title, reference, connection.url)
+        systemd.tell(READY=1, STATUS=f"{title} serves {reference} on {connection.url}")
+        systemd.watch(node.is_alive)
 
     node = Node(
         client_app,
@@ -151,13 +175,25 @@ def main(
         max_message=max_message,
         any_app=any_app,
         share_errors=share_errors,
+        wait_for_redis=wait_for_redis,
+        stuck_limit=exit_when_stuck or math.inf,
+        on_stuck=lambda: _give_up(node, registration, Exit.NODE_STUCK),
     )
-    _stop_on_signals(node, registration, grace)
+    _stop_on_signals(node, registration, grace, lambda: systemd.tell(STOPPING=1, STATUS="leaving"))
     node.serve()
     log(INFO, "%s has left", title)
 
 
-def _stop_on_signals(node: Node, registration: Registration, grace: float) -> None:
+def _give_up(node: Node, registration: Registration, code: int) -> None:
+    """End the process in the middle of its messages, for which it is not to blame: the node keeps them."""
+    node.abandon()
+    try:
+        registration.leave()
+    finally:  # Redis may be unreachable
+        end_at_once(code)
+
+
+def _stop_on_signals(node: Node, registration: Registration, grace: float, tell: Callable[[], None]) -> None:
     """The first signal ends the node after its current messages or the grace period; a second one ends it at once."""
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -171,14 +207,11 @@ def _stop_on_signals(node: Node, registration: Registration, grace: float) -> No
 
     def give_up_after_grace(number: int) -> None:
         # Logged here because the signal may have interrupted a write of the main thread.
+        tell()
         until, name = time.monotonic() + grace, signal.Signals(number).name
         log(INFO, "Got %s; leaving (the current message has %g s to finish; a second signal ends it)", name, grace)
         time.sleep(max(0.0, until - time.monotonic()))
         log(WARNING, "The current message did not finish in %g s; leaving without it", grace)
-        node.abandon()
-        try:
-            registration.leave()
-        finally:  # Redis may be unreachable
-            leave(number)
+        _give_up(node, registration, 128 + number)
 
     handle(stop)

@@ -193,12 +193,6 @@ def typed_options(*, only: Sequence[str] | None = None, but: Sequence[str] = ())
     return words
 
 
-class RunId(click.IntRange):
-    """The id of a run."""
-
-    name = "run id"  # what click calls it in errors
-
-
 class Bytes(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.3
     """A number of bytes: ``1000000``, ``500MB`` (powers of 1000) or ``4GiB`` (of 1024)."""
 

@@ -7,6 +7,7 @@ import threading
 import time
 from dataclasses import replace
 from logging import INFO, WARNING
+from pathlib import Path
 from types import FrameType
 
 import click
@@ -20,31 +21,37 @@ from brokerfl.cli.logs import adopt_log_of, log_options, share_log
 from brokerfl.cli.options import (
     CONNECTION,
     Bytes,
+    FilePath,
     RedisOptions,
-    RunId,
     Seconds,
+    Text,
     app_dir_option,
     max_message_option,
     redis_options,
     run_config_option,
     typed_options,
 )
+from brokerfl.cli.progress_line import progress_line
+from brokerfl.cli.references import find_run
+from brokerfl.cli.runfile import RunFile
 from brokerfl.cli.signals import SIGNALS, handle, leave, on_second
 from brokerfl.common import (
     ConfigError,
     OutageLimit,
     RedisError,
     RunError,
+    RunNotFound,
     log,
 )
 from brokerfl.common.log_context import log_for
 from brokerfl.flower import keeps_something
 from brokerfl.server import Driver
 from brokerfl.server.app import ServerAppCallable
+from brokerfl.server.outcome import Outcome
 from brokerfl.server.session import OUTAGE_LIMIT
 
 #: Options that the printed command for resuming a run leaves out.
-_OF_ONE_START = ("run_config", "resume", "takeover")
+_OF_ONE_START = ("run_config", "run_name", "resume", "takeover", "run_file")
 
 
 class _Signalled(BaseException):
@@ -61,12 +68,26 @@ class _Signalled(BaseException):
 @run_config_option
 @click.option(
     "--resume",
-    type=RunId(min=2),
+    type=Text(),
     metavar="RUN",
-    help="Resume this detached run: context.state is restored, and no node trains twice.",
+    help="Resume this detached run, named by its id, the beginning of it, or its name: context.state is restored, and "
+    "no node trains twice.",
 )
 @click.option("--takeover", is_flag=True, help="With --resume: take the run from a ServerApp that seems to be alive.")
 @click.option("--another-app", is_flag=True, help="With --resume: the app had another name when the run was started.")
+@click.option(
+    "--run-file",
+    type=FilePath(dir_okay=False, path_type=Path),
+    envvar="BROKERFL_RUN_FILE",
+    help="File that holds the run's id until the run is over. If it is there, that run is resumed, and otherwise a new "
+    "one is started: for services that are started again.",
+)
+@click.option(
+    "--run-name",
+    type=Text(),
+    envvar="BROKERFL_RUN_NAME",
+    help="What this run is called, for whoever lists runs; with --resume, its new name. [default: no name]",
+)
 @app_dir_option
 @click.option(
     "--lease",
@@ -137,9 +158,11 @@ def main(
     app: str,
     redis: RedisOptions,
     run_config: tuple[str, ...],
-    resume: int | None,
+    resume: str | None,
     takeover: bool,
     another_app: bool,
+    run_file: Path | None,
+    run_name: str | None,
     app_dir: str | None,
     lease: float,
     retention: float,
@@ -157,12 +180,16 @@ def main(
     APP is module:attribute, such as server:app, or a directory whose pyproject.toml names the app, such as the
     current one: brokerfl-server .
     """
+    if resume is not None and run_file is not None:
+        raise ConfigError("--resume and --run-file both say which run to resume: give only one")
+    file = None if run_file is None else RunFile(run_file)
+    resume = resume if file is None else file.read()
     if resume is None and (takeover or another_app):
         option = "--takeover" if takeover else "--another-app"
         raise ConfigError(f"{option} needs --resume RUN, the run to continue")
     # The environment is for new runs.
-    is_typed = click.get_current_context().get_parameter_source("run_config") is click.core.ParameterSource.COMMANDLINE
-    log_for(run=resume)
+    source = click.get_current_context().get_parameter_source
+    is_typed, is_named = (source(each) is click.core.ParameterSource.COMMANDLINE for each in ("run_config", "run_name"))
     reference, project = find_project(app, app_dir)
     given = parse_config(run_config, "--run-config", project.defaults) if is_typed or resume is None else None
     config = None if given is None else project.run_config(given)
@@ -170,6 +197,8 @@ def main(
     reference, server_app = load_server_app(reference, project)
     adopt_log_of("flwr")
     connection = redis.connect()
+    run_id = None if resume is None else find_run(connection, resume)
+    log_for(run=run_id)
     if resume is None:  # a signal that comes while the run is created waits until there is something to detach
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     signals = _Signals()
@@ -178,7 +207,7 @@ def main(
             connection,
             "" if another_app else reference,
             config,
-            resume=resume,
+            resume=run_id,
             takeover=takeover,
             lease=lease,
             retention=retention,
@@ -191,11 +220,20 @@ def main(
             events=not no_events,
             log=None if no_share_log else share_log(),
             origin=replace(origin, app=reference),
+            name=run_name if is_named or resume is None else None,
             overrides=None if given is None or project.defaults is None else tuple(given),
         )
+        if file is not None:
+            file.write(driver.run.run_id)
         code = _run(driver, server_app, signals, retention, "started" if resume is None else "resumed")
     except _Signalled as signalled:  # while detaching; if that was not finished, the lease lapses
         code = 128 + signalled.number
+    except RunNotFound:
+        if file is not None:
+            file.leave(Exit.RUN_NOT_FOUND)
+        raise
+    if file is not None:
+        file.leave(code)
     sys.exit(code)
 
 
@@ -211,7 +249,8 @@ def _run(driver: Driver, server_app: ServerAppCallable, signals: "_Signals", ret
         )
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        server_app(driver, driver.context)
+        with progress_line(driver.report):
+            server_app(driver, driver.context)
         if signals.number:
             raise _Signalled(signals.number)
         driver.end()
@@ -231,8 +270,19 @@ def _run(driver: Driver, server_app: ServerAppCallable, signals: "_Signals", ret
         print_traceback(error)
         _detach(driver, retention, f"main raised {type(error).__name__}: {error}")
         return Exit.APP_RAISED
-    log(INFO, "Run %s completed after %.1f s", run_id, time.monotonic() - started)
-    return Exit.OK
+    return _complete(run_id, time.monotonic() - started, driver.report.outcome)
+
+
+def _complete(run_id: int, seconds: float, outcome: Outcome) -> Exit:
+    """Say that a run has completed; return the exit code."""
+    replies, errors = outcome.replies, outcome.errors
+    text = f": {errors} of {_replies(replies)} were errors" if errors else f": {_replies(replies)}" if replies else ""
+    log(WARNING if errors else INFO, "Run %s completed after %.1f s%s", run_id, seconds, text)
+    return Exit.ALL_ERRORS if errors and errors == replies else Exit.OK
+
+
+def _replies(count: int) -> str:
+    return "1 reply" if count == 1 else f"{count} replies"
 
 
 def _detach(driver: Driver, retention: float, reason: str) -> None:

@@ -75,7 +75,12 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 
 def leave(number: int) -> None:
-    """End the process because of a signal. User code cannot be interrupted safely, so this does not unwind it."""
+    """End the process because of a signal."""
+    end_at_once(128 + number)
+
+
+def end_at_once(code: int) -> None:
+    """End the process with this exit code. User code cannot be interrupted safely, so this does not unwind it."""
     for call in before_leaving:
         with suppress(Exception):
             call()
@@ -84,7 +89,7 @@ def leave(number: int) -> None:
         with suppress(Exception):  # nobody else would: its children may ignore Ctrl-C
             for child in sys.modules["multiprocessing"].active_children():
                 child.terminate()
-    os._exit(128 + number)
+    os._exit(code)
 
 
 def on_second(end: Callable[[int], None]) -> Handler:

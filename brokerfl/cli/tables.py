@@ -2,23 +2,26 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from io import TextIOWrapper
 from typing import Any
 
 import click
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from brokerfl.cli.columns import Column, lines_of
 from brokerfl.cli.exits import Exit
 from brokerfl.cli.streams import failure
 from brokerfl.common import BrokerflError
 from brokerfl.common.text import shown
 
+#: What an empty cell has, so that a script finds every column at its place.
+NOTHING = "-"
+
 #: Columns of numbers.
-_COUNTS = ("nodes", "messages", "replies", "bytes", "crashes")
+_NUMBERS = ("bytes", "crashes", "errors", "queue", "last", "median", "memory", "answered")
 
 format_option = click.option(
     "--format",
@@ -38,8 +41,8 @@ def local_time(seconds: float) -> datetime | None:
         return None
 
 
-def show(rows: Sequence[dict[str, Any]], form: str, nothing: str) -> None:
-    """Print rows, all with the same columns; the table leaves out empty columns.
+def show(rows: Sequence[Mapping[str, Any]], form: str, nothing: str) -> None:
+    """Print rows, all with the same columns.
 
     Args:
         rows: what to print.
@@ -51,17 +54,17 @@ def show(rows: Sequence[dict[str, Any]], form: str, nothing: str) -> None:
     elif not rows:
         show_text(nothing)
     else:
-        columns = [name for name in rows[0] if any(row[name] for row in rows)]
-        table = Table(box=None, header_style="bold", pad_edge=False)
-        for name in columns:
-            table.add_column(name, justify="right" if name in _COUNTS else "left")
-        for row in rows:
-            table.add_row(*(Text(_text(row[name])) for name in columns))
-        # As wide as the table, in a pipe and on a terminal: an id that is cut or wrapped cannot be copied.
-        width = sum(2 * max(len(_text(row[name])) for row in rows) + len(name) + 2 for name in columns)
-        accept_any_text()
-        Console(width=width, soft_wrap=True).print(table)
-        _check()
+        columns = [Column(name.upper(), is_number=name in _NUMBERS) for name in rows[0]]
+        show_lines(lines_of(columns, [[cell_of(value) for value in row.values()] for row in rows]))
+
+
+def show_lines(lines: Sequence[Text]) -> None:
+    """Print lines as wide as they are, in a pipe and on a terminal: an id that is cut or wrapped cannot be copied."""
+    accept_any_text()
+    console = Console(highlight=False)
+    for line in lines:
+        console.print(line, soft_wrap=True)
+    _check()
 
 
 def show_text(text: str) -> None:
@@ -90,9 +93,16 @@ def to_json(value: object) -> str:
     return json.dumps(value, indent=2, default=lambda time: time.isoformat(timespec="seconds"))
 
 
-def _text(value: object) -> str:
+def cell_of(value: object) -> Text:
+    """Return a value as a cell of a table: one line, in which no two blanks follow each other."""
+    if isinstance(value, Text):
+        return value
+    return Text(" ".join(shown(_words(value)).split()) or NOTHING)
+
+
+def _words(value: object) -> str:
     if isinstance(value, dict):
-        return shown(" ".join(f"{key}={text}" for key, text in value.items()))
+        return " ".join(f"{key}={text}" for key, text in value.items())
     if isinstance(value, datetime):
         return f"{value:%Y-%m-%d %H:%M:%S}"
-    return "" if value is None else shown(str(value))
+    return "" if value is None else str(value)

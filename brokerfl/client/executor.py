@@ -10,12 +10,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from logging import ERROR, WARNING
 
+from brokerfl.client.activity import Activity, Execution
 from brokerfl.client.journal import Answer, Journal
 from brokerfl.client.payloads import Payloads
 from brokerfl.client.reply import encode_refusal
 from brokerfl.client.runner import NoStateError, Result, Runner, Task
 from brokerfl.client.runs import Runs
-from brokerfl.client.wanted import Wanted
+from brokerfl.client.wanted import Wanted, Watch
 from brokerfl.client.worklist import Work
 from brokerfl.common import ErrorCode, FrameError, Metadata, log
 from brokerfl.common.logger import trace
@@ -54,18 +55,22 @@ class Executor:
         payloads: fetches and uploads large contents.
         wanted: says whether a message is still wanted.
         max_crashes: how often a message may kill the node before it is answered with Error 8.
+
+    Attributes:
+        activity: what is being executed.
     """
 
     def __init__(
         self, runner: Runner, journal: Journal, payloads: Payloads, wanted: Wanted, max_crashes: int = MAX_CRASHES
     ) -> None:
+        self.activity = Activity()
         self._runner = runner
         self._journal = journal
         self._payloads = payloads
         self._wanted = wanted
         self._max_crashes = max_crashes
         self._lacked: OrderedDict[str, int] = OrderedDict()
-        self._runs = Runs(runner.node_id, runner.origin)
+        self._runs = Runs(runner.called, runner.origin)
 
     def keep_only(self, frames: dict[int, bytes]) -> None:
         """Serve these runs: add new ones, forget those that are over, and their states later."""
@@ -106,6 +111,10 @@ class Executor:
         """Whether a large reply waits for room in a full Redis."""
         return self._payloads.is_full
 
+    def free_disk(self) -> int:
+        """Return the free bytes of the journal's disk; 0 if it is in memory."""
+        return self._journal.free()
+
     # One message.
 
     def has_answered(self, work: Work) -> bool:
@@ -142,16 +151,20 @@ class Executor:
             if refusal is not None:
                 return self._refuse(work, ErrorCode.LOAD_CLIENT_APP_EXCEPTION, refusal)
             state = None if self._runner.has_state_of(work.run_id) else self._load_state(work.run_id, commit)
+            watch = self._wanted.watch(work)
+            self.activity.begin(worker, Execution(work, metadata, watch))
             crashes = self._journal.begin(work.run_id, work.message_id, worker)
             try:  # a payload that is too large for this machine also kills the node
                 if crashes >= self._max_crashes:
                     return self._set_aside(work, metadata, crashes)
-                result = self._run(work, metadata, run, state)
+                result = self._run(work, metadata, run, state, watch)
+                if result is not None:
+                    self.activity.answered(worker, result.error)
             finally:
                 self._journal.forgive(worker)  # from here on the app is not to blame if the node is killed
         except FrameError as error:
             log(WARNING, "A message of run %s cannot be read: %s", work.run_id, shown(str(error)))
-            reason = f"node {self._runner.node_id} cannot read the message: {error}"
+            reason = f"{self._runner.called} cannot read the message: {error}"
             return self._refuse(work, ErrorCode.MESSAGE_UNAVAILABLE, reason)
         except NoStateError:  # its run was over in the meantime, perhaps only for a moment
             return self.execute(work, worker, commit)
@@ -161,12 +174,12 @@ class Executor:
         commit()
         return {**(self._journal.state_of(run_id) or {})}
 
-    def _run(self, work: Work, metadata: Metadata, run: Run, state: Fields | None) -> Result | None:
+    def _run(self, work: Work, metadata: Metadata, run: Run, state: Fields | None, watch: Watch) -> Result | None:
         """Return the runner's result for a message; None if it is no longer wanted."""
         content = self._fetch(work, metadata.group_id)
         if content is None:
             return None
-        watch, started = self._wanted.watch(work), time.monotonic()
+        started = time.monotonic()
         trace("executing", "Executing a %s message of group %r", metadata.message_type, metadata.group_id)
         try:
             result = self._runner.run(Task(run, work.message_id, metadata, content, state, watch.is_cancelled))
@@ -179,7 +192,7 @@ class Executor:
 
     def _set_aside(self, work: Work, metadata: Metadata, crashes: int) -> Fields:
         log(ERROR, "Message %s killed this node %s times; it is set aside (brokerfl dead)", work.message_id, crashes)
-        reason = f"the message killed node {self._runner.node_id} {crashes} times; the node has set it aside"
+        reason = f"the message killed {self._runner.called} {crashes} times; the node has set it aside"
         reply = self._refuse(work, ErrorCode.CLIENT_APP_CRASHED, reason)
         manifest, content = manifest_of(work.fields, self._payloads.limit), None
         if manifest is not None and manifest.size <= MOST_KEPT:
@@ -215,18 +228,18 @@ class Executor:
     def _repeat(self, work: Work, reply: Fields) -> Fields | None:
         """Return the reply that the journal has; None if its payload is gone and it is no longer wanted."""
         trace("repeated", "Executed before; its reply is published again")
-        node_id = self._runner.node_id
+        called = self._runner.called
         try:
             manifest = manifest_of(reply)
             if manifest is None or self._payloads.has_uploaded(work.run_id, manifest):
                 return reply
             payload = self._payloads.held(work.run_id, work.message_id)
             if payload is None:
-                reason = f"node {node_id} answered, but the content of its reply is gone from Redis"
+                reason = f"{called} answered, but the content of its reply is gone from Redis"
                 return self._refuse(work, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, reason)
             uploaded = self._upload(work, decode_header(reply)[0].group_id, payload)
         except FrameError as error:  # another version made it
-            reason = f"node {node_id} cannot read the reply that it keeps: {error}"
+            reason = f"{called} cannot read the reply that it keeps: {error}"
             return self._refuse(work, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, reason)
         if uploaded is None:
             return None

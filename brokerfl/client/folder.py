@@ -6,6 +6,7 @@ it.
 
 import os
 import secrets
+import shutil
 from pathlib import Path
 
 from brokerfl.client.trouble import trouble
@@ -89,6 +90,13 @@ class Folder:
                 os.close(open_private(path))
         except OSError as error:
             raise trouble("the node's journal", journal, "cannot be opened", error) from None
+
+    def free(self) -> int:
+        """Return the free bytes of its disk; 0 if that is unknown."""
+        try:
+            return shutil.disk_usage(self.path).free
+        except OSError:
+            return 0
 
     def close(self) -> None:
         """Unlock it."""

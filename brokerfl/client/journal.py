@@ -133,6 +133,10 @@ class Journal:
         self._known.update(self._answered.runs, (run for run, _ in self._crashes))
         self._absent = dict(db.execute("SELECT run, absent_since FROM runs"))
 
+    def free(self) -> int:
+        """Return the free bytes of the disk; 0 in memory, or if that is unknown."""
+        return 0 if self._folder is None else self._folder.free()
+
     def close(self) -> None:
         """Close the file and unlock the directory."""
         with self._using:

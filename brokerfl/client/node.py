@@ -11,9 +11,8 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
-from logging import WARNING
-from typing import TypedDict, Unpack
+from logging import INFO, WARNING
+from typing import Unpack
 
 from brokerfl.broker.connection import BLOCK, Connection
 from brokerfl.broker.contact import READ_ON, ring_doorbell
@@ -22,28 +21,22 @@ from brokerfl.broker.inbox import Delivery, Inboxes, discard_message
 from brokerfl.broker.nodes import Registration
 from brokerfl.broker.patience import STEP, within
 from brokerfl.client.app import ClientAppCallable
-from brokerfl.client.executor import MAX_CRASHES, Executor
+from brokerfl.client.executor import Executor
 from brokerfl.client.journal import Journal
+from brokerfl.client.options import GivenOptions, NodeOptions
 from brokerfl.client.payloads import Payloads
 from brokerfl.client.publisher import Publisher
 from brokerfl.client.runner import Runner
 from brokerfl.client.service import Service
 from brokerfl.client.stop import Stop
+from brokerfl.client.stuck import Stuck
 from brokerfl.client.wanted import READ_AHEAD, Wanted
 from brokerfl.client.workers import Workers
 from brokerfl.client.worklist import Work, Worklist
-from brokerfl.common import (
-    BrokerflError,
-    JournalError,
-    NodeNameTaken,
-    RedisOutOfMemory,
-    RedisUnreachable,
-    UserConfig,
-    log,
-)
+from brokerfl.common import BrokerflError, JournalError, NodeNameTaken, RedisOutOfMemory, RedisUnreachable, log
 from brokerfl.common.log_context import log_context, name_node
 from brokerfl.common.logger import trace
-from brokerfl.wire.frame import MAX_MESSAGE_BYTES
+from brokerfl.common.text import shown_node
 from brokerfl.wire.message import received_id_of
 
 #: Most messages of one run that are read at once.
@@ -52,38 +45,6 @@ _MOST_READ = 64
 #: Bytes of messages in hand from which on only runs that have none are read. With twice as many, nothing is read until
 #: a worker is done.
 _MOST_IN_HAND = 64 * 1024 * 1024
-
-
-@dataclass(frozen=True)
-class NodeOptions:
-    """The options of a node.
-
-    Attributes:
-        node_config: for every Context.
-        max_crashes: how often a message may kill the node before it is answered with Error 8.
-        workers: how many runs are served at once, one message of each at a time.
-        max_message: the largest message that is accepted, in bytes.
-        any_app: whether the runs of other projects are served, too.
-        share_errors: ``text`` if Error replies have the text of what the ClientApp raised, ``class`` if only its class.
-    """
-
-    node_config: UserConfig = field(default_factory=dict)
-    max_crashes: int = MAX_CRASHES
-    workers: int = 1
-    max_message: int = MAX_MESSAGE_BYTES
-    any_app: bool = False
-    share_errors: str = "text"
-
-
-class _Options(TypedDict, total=False):
-    """The same, as keyword arguments."""
-
-    node_config: UserConfig
-    max_crashes: int
-    workers: int
-    max_message: int
-    any_app: bool
-    share_errors: str
 
 
 class Node:
@@ -105,7 +66,7 @@ class Node:
         registration: Registration,
         journal: Journal | None = None,
         on_ready: Callable[[], None] = lambda: None,
-        **options: Unpack[_Options],
+        **options: Unpack[GivenOptions],
     ) -> None:
         self.node_id = registration.node_id
         name_node(self.node_id, registration.name)
@@ -117,9 +78,12 @@ class Node:
         self._losses = -1
         self._stop = Stop()
         self._worklist = Worklist()
-        chosen = NodeOptions(**options)
+        self._options = chosen = NodeOptions(**options)
         self._payloads = Payloads(connection, self.node_id, self._stop.is_set, chosen.max_message)
         self._service = self._make_service(app, chosen)
+        self._activity = self._service.executor.activity
+        who = shown_node(self.node_id, registration.name)
+        self._stuck = Stuck(self._activity, who, chosen.stuck_limit, chosen.on_stuck)
         self._inboxes = Inboxes(connection, self.node_id, self._service.keep_only, self._worklist.entries)
         self._workers: Workers | None = None
         if chosen.workers > 1:
@@ -130,7 +94,7 @@ class Node:
         connection, node_id = self._connection, self.node_id
         origin = None if options.any_app else self._registration.origin
         runner = Runner(app, node_id, options.node_config, self._stop.is_set, origin)
-        runner.shares_text = options.share_errors == "text"
+        runner.shares_text, runner.called = options.share_errors == "text", shown_node(node_id, self._registration.name)
         wanted = Wanted(connection, node_id)
         executor = Executor(runner, self._journal, self._payloads, wanted, options.max_crashes)
         publisher = Publisher(connection, node_id, self._worklist, self._stop, self._journal.commit)
@@ -144,6 +108,10 @@ class Node:
     def is_full(self) -> bool:
         """Whether a reply of this node waits for room in a full Redis."""
         return self._service.is_full
+
+    def is_alive(self, within: float) -> bool:
+        """Whether loop and heartbeat took a turn in the last ``within`` seconds, or the loop executes or waits."""
+        return self._service.is_full or self._activity.is_turning(within, loop_executes=self._workers is None)
 
     def stop(self) -> None:
         """Finish the messages in hand, publish their replies, and leave. Safe in a signal handler and any thread."""
@@ -165,7 +133,7 @@ class Node:
             self._serve_until_stopped()
 
     def _serve_until_stopped(self) -> None:
-        self.register()
+        self._arrive()
         heartbeat = Heartbeat(
             f"heartbeat of node {self.node_id}", self._registration.lease / 3, self._beat, self._stop.fail
         )
@@ -186,6 +154,15 @@ class Node:
             self.leave()
         if self._stop.failure is not None:
             raise self._stop.failure
+
+    def _arrive(self) -> None:
+        while True:
+            try:
+                return self.register()
+            except RedisUnreachable as error:
+                if not self._options.wait_for_redis or self.is_stopping():
+                    raise
+                self._connection.wait_until_up(float("inf"), self.is_stopping, error)
 
     def register(self) -> None:
         """Take the node's id, and open the journal that belongs to this Redis.
@@ -234,11 +211,14 @@ class Node:
             self._stop.failure = self._stop.failure or error
 
     def _beat(self) -> None:
+        self._activity.beat()
         self._renew()
+        self._activity.learn()
+        self._stuck.look()
         self._service.executor.tidy()
 
     def _renew(self) -> None:
-        if not self._registration.renew():
+        if not self._registration.renew(self._service.status(self._connection.clock)):
             raise NodeNameTaken(f"another process took over node {self.node_id} while this one did not respond")
         if self._connection.losses == self._losses:  # else the loop has to call `hold_on` first
             self._payloads.release()  # the loop does not while it executes
@@ -247,15 +227,21 @@ class Node:
 
     def turn(self, block: float) -> None:
         """Read, waiting ``block`` seconds for a message; without workers, execute one. Wait out an outage."""
+        self._activity.turn()
         try:
             self._turn(block)
         except (RedisUnreachable, RedisOutOfMemory) as error:
             self._hold()
-            self._connection.wait_until_up(float("inf"), self.is_stopping, error)
+            self._connection.wait_until_up(float("inf"), self._waits_no_more, error)
         except NodeNameTaken as error:
             self._stop.fail(error)
 
+    def _waits_no_more(self) -> bool:
+        self._activity.turn()  # it stands for one: nothing else is to be done in an outage
+        return self.is_stopping()
+
     def _turn(self, block: float) -> None:
+        self._heed_operators()
         losses = self._connection.losses
         if losses != self._losses:
             self._payloads.hold_on()  # before the heartbeat may release anything
@@ -267,11 +253,22 @@ class Node:
             self._worklist.resume()
         if self._workers is not None:
             self._read_for_workers(block)
-        elif not self._worklist:
+        elif self._worklist.is_paused or not self._worklist:
             self._queue(self._inboxes.read(self._read_ahead(), block))
-        if self._is_current() and self._workers is None and self._worklist and not self.is_stopping():
+        executes = self._workers is None and not self._worklist.is_paused
+        if self._is_current() and executes and self._worklist and not self.is_stopping():
             self._service.work(self._worklist.next())
         self._payloads.release()
+
+    def _heed_operators(self) -> None:
+        """A paused node finishes what is being executed, and begins nothing: what it has read waits, as all else."""
+        if self._inboxes.is_steered:
+            self._inboxes.is_steered = False
+            self._renew()
+        if (is_paused := self._registration.is_paused) != self._worklist.is_paused:
+            self._worklist.pause(is_paused)
+            log(INFO, "Paused: no message is begun until this node is resumed" if is_paused else "Resumed")
+            self._renew()  # says so
 
     def _hold(self) -> None:
         """Redis is unreachable or lost its data: start nothing new until the loop has recovered."""
@@ -311,6 +308,8 @@ class Node:
         self._identity = identity
 
     def _read_ahead(self) -> int:
+        if self._worklist.is_paused:
+            return 0
         if self._worklist.size > _MOST_IN_HAND:
             return 1
         return max(1, min(_MOST_READ, int(READ_AHEAD / self._service.pace)))
@@ -318,10 +317,11 @@ class Node:
     def _read_for_workers(self, block: float) -> None:
         """Leave out runs of which enough is queued; a worker rings when one has room again."""
         is_full = self._worklist.size > 2 * _MOST_IN_HAND
-        count = 0 if is_full else max(1, self._read_ahead() // 2)
+        count = 0 if is_full or self._worklist.is_paused else max(1, self._read_ahead() // 2)
         self._queue(self._inboxes.read(count, block, self._worklist.leave_out(count)))
 
     def _queue(self, deliveries: list[Delivery]) -> None:
+        self._heed_operators()  # before a worker begins one of them
         for delivery in deliveries:
             message_id = received_id_of(delivery.fields)
             if message_id:

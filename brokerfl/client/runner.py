@@ -22,7 +22,7 @@ from brokerfl.common import (
     UserConfig,
     log,
 )
-from brokerfl.common.text import shown
+from brokerfl.common.text import shown, shown_node
 from brokerfl.wire.frame import Fields
 from brokerfl.wire.origin import Origin
 from brokerfl.wire.record import decode_content, digest_of, encode_content
@@ -72,11 +72,13 @@ class Result(NamedTuple):
         head: the reply's fields without its content.
         content: its content, empty for an error. It may share memory with the app.
         state: the state's fields if it changed, else None. They may share memory with the app.
+        error: the class of what the app raised; "" for nothing.
     """
 
     head: Fields
     content: Fields
     state: Fields | None
+    error: str = ""
 
 
 class Runner:
@@ -92,6 +94,7 @@ class Runner:
     Attributes:
         node_id, origin: as given.
         shares_text: an Error reply has the text of what the app raised; else only its class.
+        called: the node in words.
     """
 
     def __init__(
@@ -103,6 +106,7 @@ class Runner:
         origin: Origin | None = None,
     ) -> None:
         self.node_id = node_id
+        self.called = shown_node(node_id)
         self.origin = origin
         self.shares_text = True
         self._app = app
@@ -129,7 +133,7 @@ class Runner:
             raise
         except BaseException as error:  # SystemExit and asyncio's CancelledError come from the app, too
             self.drop(task.run.run_id)
-            return Result(self._refuse(task, error), {}, None)
+            return Result(self._refuse(task, error), {}, None, type(error).__name__)
 
     def _context_of(self, task: Task) -> "_RunContext":
         if task.state is None:

@@ -16,12 +16,12 @@ class Runs:
     """The runs that contacted one node and are not over, by id.
 
     Args:
-        node_id: the node.
+        called: the node in words.
         origin: where its app comes from; None serves every run.
     """
 
-    def __init__(self, node_id: int, origin: Origin | None) -> None:
-        self._node_id = node_id
+    def __init__(self, called: str, origin: Origin | None) -> None:
+        self._called = called
         self._origin = origin
         self._frames: dict[int, bytes] = {}
         self._runs: dict[int, Run] = {}
@@ -75,7 +75,7 @@ class Runs:
         if self._origin is None or not self._origin.is_foreign_to(run.origin):
             return None
         return (
-            f"node {self._node_id} runs {_named(self._origin)}, but the run belongs to {_named(run.origin)}: start the "
+            f"{self._called} runs {_named(self._origin)}, but the run belongs to {_named(run.origin)}: start the "
             "node in the run's project, or with --any-app"
         )
 

@@ -7,6 +7,7 @@ to another Redis. It must not know how messages are read, or who holds the lease
 import time
 from logging import INFO
 
+from brokerfl.broker.clock import Clock
 from brokerfl.client.executor import Executor, LackingContent
 from brokerfl.client.publisher import Publisher
 from brokerfl.client.runner import InterruptedExecution
@@ -16,6 +17,7 @@ from brokerfl.common import RedisOutOfMemory, RedisUnreachable, log
 from brokerfl.common.log_context import log_context
 from brokerfl.common.logger import trace
 from brokerfl.wire.frame import Fields
+from brokerfl.wire.status import NodeStatus
 
 
 class Service:
@@ -43,6 +45,11 @@ class Service:
     def is_full(self) -> bool:
         """Whether a reply waits for room in a full Redis."""
         return self.executor.is_full or self.publisher.is_full
+
+    def status(self, clock: Clock) -> NodeStatus:
+        """Return what the node says of itself; ``clock`` is what is known of Redis' clock."""
+        disk, paused = self.executor.free_disk(), self._worklist.is_paused
+        return self.executor.activity.status(clock, self._worklist.queued, disk, is_paused=paused, is_full=self.is_full)
 
     def keep_only(self, frames: dict[int, bytes]) -> None:
         """Serve these runs: add new ones, and drop what is queued for those that are over."""
@@ -102,6 +109,9 @@ class Service:
             if not self.executor.has_answered(work):  # it was answered while its entry was read again
                 log(INFO, "A message of run %s was cancelled before it was executed", work.run_id)
             return None
-        reply = self.executor.execute(work, worker, self.publisher.commit)
+        try:
+            reply = self.executor.execute(work, worker, self.publisher.commit)
+        finally:
+            self.executor.activity.end(worker)
         self.pace = max(1e-6, time.monotonic() - started)
         return reply

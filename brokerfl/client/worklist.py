@@ -44,7 +44,8 @@ class Work:
 class Worklist:
     """Messages by run. Runs take turns, with one message at a time.
 
-    A run whose message was handed out has no turn until it is released. Safe to share between threads: it calls nothing
+    A run whose message was handed out has no turn until it is released. While the node `is_paused`, `wait` hands out
+    nothing. Safe to share between threads: it calls nothing
     with its lock held. Methods whose names begin with an underscore need the lock.
     """
 
@@ -54,13 +55,19 @@ class Worklist:
         self._served: dict[int, deque[Work]] = {}
         self._in_hand: dict[tuple[int, str], Work] = {}
         self._left_out: dict[int, int] = {}
-        self._held = self._closed = False
+        self._held = self._closed = self.is_paused = False
         self._size = 0
 
     @property
     def size(self) -> int:
         """How many bytes the messages in hand have."""
         return self._size
+
+    @property
+    def queued(self) -> int:
+        """How many messages were not handed out yet."""
+        with self._changed:
+            return sum(map(len, (*self._waiting.values(), *self._served.values())))
 
     def __bool__(self) -> bool:
         return bool(self._waiting) or any(self._served.values())
@@ -119,7 +126,7 @@ class Worklist:
     def wait(self) -> Work | None:
         """Like `next`, but wait until there is a message and nothing is held back; None after `close`."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or (self._waiting and not self._held))
+            self._changed.wait_for(lambda: self._closed or (self._waiting and not self._held and not self.is_paused))
             return None if self._closed else self._next()
 
     def has_more(self, work: Work) -> bool:
@@ -150,6 +157,12 @@ class Worklist:
         """Let `wait` hand out messages again."""
         with self._changed:
             self._held = False
+            self._changed.notify_all()
+
+    def pause(self, is_paused: bool) -> None:
+        """Note whether the node is paused."""
+        with self._changed:
+            self.is_paused = is_paused
             self._changed.notify_all()
 
     def close(self) -> None:

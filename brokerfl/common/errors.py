@@ -86,12 +86,20 @@ class NodeNameTaken(BrokerflError):
     """Another live process uses this node's name."""
 
 
+class NodeNotFound(BrokerflError):
+    """No node is called so, or several are."""
+
+
+class NodeOnline(BrokerflError):
+    """The node is online, and only one that is offline can be forgotten."""
+
+
 class RunError(BrokerflError):
     """The run cannot continue in this process, or does not exist."""
 
 
 class RunNotFound(RunError):
-    """No run has this id, or it has ended."""
+    """No run has this id or name, several may be meant, or it has ended."""
 
 
 class RunAttached(RunError):

@@ -5,7 +5,7 @@ them.
 """
 
 #: How much of an id is shown: digits of a run's or a node's, hex digits of a message's, of which there are many more.
-_DIGITS, _HEX_DIGITS = 4, 8
+DIGITS, _HEX_DIGITS = 4, 8
 
 
 def shown(text: str, keep: str = "") -> str:
@@ -24,7 +24,7 @@ def shown(text: str, keep: str = "") -> str:
 
 def short(whole: int | str) -> str:
     """Return the id of a run or a node, or the hex id of a message, cut to what can be read: ``1141…``."""
-    text, length = shown(str(whole)), _HEX_DIGITS if isinstance(whole, str) else _DIGITS
+    text, length = shown(str(whole)), _HEX_DIGITS if isinstance(whole, str) else DIGITS
     return text if len(text) <= length else f"{text[:length]}…"
 
 

@@ -161,7 +161,8 @@ class Committer:
             again = self._send(applied.vanished)
             refused += [*again.refused, *((parcel, Exception("it vanished")) for parcel in again.vanished)]
         if refused:
-            self._book.answers.fail((parcel.message_id, _refusal(parcel, problem)) for parcel, problem in refused)
+            names = self._session.names
+            self._book.answers.fail([(each.message_id, _refusal(names.of(each.node_id), why)) for each, why in refused])
 
     def _send(self, parcels: Sequence[Parcel]) -> Applied:
         results = self._session.transact(lambda: self._transactions.send(parcels))
@@ -193,5 +194,5 @@ class Committer:
         return True
 
 
-def _refusal(parcel: Parcel, problem: Exception) -> Error:
-    return Error(ErrorCode.NODE_UNAVAILABLE, f"the inbox of node {parcel.node_id} does not accept messages: {problem}")
+def _refusal(name: str, problem: Exception) -> Error:
+    return Error(ErrorCode.NODE_UNAVAILABLE, f"the inbox of {name} does not accept messages: {problem}")

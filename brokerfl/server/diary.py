@@ -19,6 +19,7 @@ from brokerfl.broker.owner import Owner
 from brokerfl.common import Message
 from brokerfl.common.shared_log import SharedLog
 from brokerfl.server.book import Sending
+from brokerfl.server.outcome import is_failure
 from brokerfl.wire.event import LONGEST_NAME, MOST_VALUES, Event, Kind, encode_event
 
 #: Most events that wait to be written; more are left out.
@@ -84,14 +85,14 @@ class Diary:
         """The app gets a reply. This is on the path of every message."""
         if self._events is None:
             return
-        meta, is_error = reply.metadata, reply.has_error()
+        meta, is_error = reply.metadata, is_failure(reply)
         key = meta.group_id, meta.message_type
         with self._lock:
             tally = self._tally(key)
             tally.answered += 1
             tally.errors += is_error
             tally.latest = time.monotonic()
-            if not is_error:
+            if not reply.has_error():
                 _add(tally.sums, reply)
             is_complete = tally.answered == tally.sent
         if is_error:

@@ -15,8 +15,9 @@ from brokerfl.common.forked import belong_here
 from brokerfl.common.form import Form, Like
 from brokerfl.server.hold import Options, Settings, create, take_over
 from brokerfl.server.online import OnlineNodes
+from brokerfl.server.report import Report
 from brokerfl.wire.message import check_message, check_metadata, is_message_id
-from brokerfl.wire.reply import refused_reply, unknown_reply
+from brokerfl.wire.reply import unknown_reply
 from brokerfl.wire.run import Run
 
 
@@ -67,7 +68,7 @@ class Driver:
             self._hold = take_over(connection, resume, app, run_config, settings, takeover=takeover)
         self._connection, self._run_id = connection, self._hold.run.run_id
         self._session, self._replies, self._book = self._hold.session, self._hold.replies, self._hold.book
-        self._nodes = OnlineNodes(connection, self._session)
+        self._nodes = OnlineNodes(connection, self._session, self._hold.progress)
         self.context = self._hold.context
         belong_here(self, self._replies, self._book.answers)
 
@@ -78,6 +79,11 @@ class Driver:
     def run(self) -> Run:
         """The run: run_id, app, run_config, created_at."""
         return self._hold.run
+
+    @property
+    def report(self) -> Report:
+        """What the run is doing, and what became of its messages so far."""
+        return self._hold.report
 
     @property
     def connection(self) -> Connection:
@@ -142,9 +148,10 @@ class Driver:
         Keep the ids while you may still ask for the replies: once the app has let go of one, a reply that nobody took
         is deleted when the run moves on (docs/guarantees.md, "What is left behind").
 
-        A message is refused if its node is not registered, if its ttl has passed, or if the run is over. Contents are
-        frozen now: what the caller changes afterwards is not sent. In a resumed run, a message adopts an unsettled one
-        of the same group, node and type: that one's id is returned, and the node does not execute it again.
+        A message is refused if its node is not registered, if its ttl has passed, or if the run is over or is being
+        drained. Contents are frozen now: what the caller changes afterwards is not sent. In a resumed run, a message
+        adopts an unsettled one of the same group, node and type: that one's id is returned, and the node does not
+        execute it again.
 
         Args:
             messages: made by `create_message`.
@@ -302,11 +309,7 @@ class Driver:
         batch, form = list(messages), Form.of(like)
         ids = self.push_messages(batch, deliver_when_online=deliver_when_online, checkpoint=checkpoint)
         self._session.check()
-        refused = [
-            refused_reply(self._run_id, message, self._hold.pusher.is_registered(message.metadata.dst_node_id))
-            for message, message_id in zip(batch, ids, strict=True)
-            if not message_id
-        ]
+        refused = self._replies.refused(batch, self._hold.pusher.refused)
         accepted, _ = self._sort(ids)
         until = ends_at(self._round_timeout if timeout is None else timeout)
         return refused + self._replies.all(accepted, until, form)

@@ -5,11 +5,11 @@ know which calls an app makes; the Driver does.
 """
 
 import time
-from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from logging import DEBUG
 from typing import TypedDict
 
 from brokerfl.broker.blobs import Blobs
@@ -34,16 +34,22 @@ from brokerfl.common import (
     RunError,
     RunStopped,
     UserConfig,
+    log,
 )
 from brokerfl.common.log_context import log_context
 from brokerfl.common.logger import is_tracing
 from brokerfl.common.shared_log import SharedLog
-from brokerfl.server.book import Book, Event, Step
+from brokerfl.server.announcer import Announcer
+from brokerfl.server.book import Book, Event
 from brokerfl.server.commit import Committer
+from brokerfl.server.drain import Drain
+from brokerfl.server.outcome import Outcome
+from brokerfl.server.progress import Progress
 from brokerfl.server.push import Pusher
 from brokerfl.server.receive import Receiver
 from brokerfl.server.reconcile import Reconciler
 from brokerfl.server.replies import Replies
+from brokerfl.server.report import Report
 from brokerfl.server.session import OUTAGE_LIMIT, Session
 from brokerfl.server.shortage import Shortage
 from brokerfl.server.steps import trace_step
@@ -52,6 +58,10 @@ from brokerfl.server.verdict import Verdicts
 from brokerfl.server.wait import Waits
 from brokerfl.wire.frame import MAX_MESSAGE_BYTES
 from brokerfl.wire.origin import Origin
+from brokerfl.wire.status import encode_status
+
+#: Seconds between two looks at what the run waits for.
+_TICK = 1.0
 
 
 class Options(TypedDict, total=False):
@@ -69,6 +79,7 @@ class Options(TypedDict, total=False):
     wait_replicas: int
     events: bool
     log: SharedLog | None
+    name: str | None
 
 
 @dataclass(frozen=True)
@@ -87,6 +98,7 @@ class Settings:
     log: SharedLog | None = None  # lines of this process's log that go to Redis with its events
     origin: Origin | None = None  # where the ServerApp comes from; None for a script's, which nodes of any app serve
     overrides: tuple[str, ...] | None = None  # of a new run: the keys of its config that are no defaults; None for all
+    name: str | None = None  # what the user calls the run; None for nothing, and for the name that a resumed run has
 
 
 class Hold:
@@ -114,7 +126,7 @@ class Hold:
         )
         outboxes = Outboxes(connection, run_id)
         transactions = Transactions(owner, saved, blobs)
-        self.steps: Counter[Step] = Counter()  # how many messages took each
+        self.progress = progress = Progress()
         self.book = book = Book(snapshot, state_key, self._count, connection.clock)
         receiver = Receiver(outboxes, book)
         liveness = Liveness(settings.offline_grace, settings.lease)
@@ -125,18 +137,25 @@ class Hold:
         session.on_full = self.shortage.met
         uploader = Uploader(session, blobs)
         self.committer = Committer(session, book, receiver, uploader, self.context)
-        self.pusher = Pusher(session, book, self.committer, uploader)
+        self.pusher = Pusher(session, book, self.committer, uploader, progress)
         self.verdicts = Verdicts(book, session, receiver, liveness, blobs)
-        self.waits = Waits(book, session, receiver, self.verdicts)
-        self.replies = Replies(book, session, self.waits, self.committer, settings.max_message)
+        self.waits = Waits(book, session, receiver, self.verdicts, progress)
+        self.outcome = Outcome(session.names.of)
+        self.replies = Replies(session, self.waits, self.committer, self.outcome, settings.max_message)
+        self.report = Report(session, book, progress, self.outcome, blobs)
         self._is_closed = False
+        self._drain = Drain(owner, progress)
+        progress.rung = self._drain.look
+        announcer = Announcer(progress, self.report, session)
+        self._ticks = Heartbeat(f"waits of run {run_id}", _TICK, announcer.tick, _give_up_saying)
+        self._ticks.start()
         interval = min(settings.lease / 3, settings.retention / 4)
         with log_context(run=run_id):
             self._heartbeat = Heartbeat(f"heartbeat of run {run_id}", interval, self._renew, self.waits.end)
         self._heartbeat.start()
 
     def _count(self, event: Event) -> None:
-        self.steps[event.step] += 1
+        self.progress.note(event)
         if is_tracing():
             trace_step(self.run.run_id, event)
 
@@ -145,6 +164,7 @@ class Hold:
         try:
             self.session.through_outage(lambda: self.owner.renew_lifetimes(self.footprint()))
             self.session.take_up()
+            self._drain.look()
             if self.owner.has_new_frame:
                 with suppress(RedisOutOfMemory):  # then its nodes go by what they were told before
                     self.session.transact(lambda: self.session.transactions.announce(self.book.contacts.all()))
@@ -155,11 +175,12 @@ class Hold:
     def _renew(self) -> None:
         try:
             try:
-                self.owner.renew(self.footprint)
+                self.owner.renew(self.footprint, encode_status(self.report.status()))
                 self.session.is_up()
                 self.session.when_quiet(self.blobs.release)
                 self.session.when_quiet(self.session.diary.write)
                 self.shortage.look()
+                self._drain.look()
             except RedisForgot:
                 self.session.reconcile(always=True)
         except RunError:
@@ -175,6 +196,7 @@ class Hold:
     def end(self) -> None:
         """End the run: all its keys are deleted."""
         self._heartbeat.stop()
+        self._ticks.stop(0)
         if self._is_closed:
             return
         self.session.check()
@@ -217,6 +239,7 @@ class Hold:
     def detach(self) -> None:
         """Detach from the run without ending it: its keys stay for the retention time. Redis may be unreachable."""
         self._is_closed = True
+        self._ticks.stop(0)
         self.abandon()  # first, so that nothing, the heartbeat included, waits for a Redis that does not answer
         if self._heartbeat.stop(STEP):
             with suppress(BrokerflError):  # the lease lapses by itself
@@ -226,6 +249,10 @@ class Hold:
         self.owner.connection.reset()
         self.session.diary.left()
         self.owner.detach(self.footprint(), self.session.diary.pages(), self.session.diary.lines())
+
+
+def _give_up_saying(error: Exception) -> None:
+    log(DEBUG, "Nothing more is said of what the run waits for: %r", error)
 
 
 def create(connection: Connection, app: str, run_config: UserConfig, settings: Settings) -> Hold:
@@ -239,6 +266,7 @@ def create(connection: Connection, app: str, run_config: UserConfig, settings: S
         origin=settings.origin,
         events=settings.events,
         overrides=settings.overrides,
+        name=settings.name or "",
     )
     return Hold(owner, settings)
 
@@ -257,6 +285,7 @@ def take_over(
         retention=settings.retention,
         origin=settings.origin,
         events=settings.events,
+        name=settings.name,
     )
     hold = Hold(owner, settings)
     hold.take_up()

@@ -10,8 +10,9 @@ from brokerfl.broker.nodes import NodeInfo, list_nodes
 from brokerfl.broker.patience import within
 from brokerfl.broker.presence import count_online, online_nodes
 from brokerfl.common import RedisUnreachable
-from brokerfl.common.log_context import name_node
+from brokerfl.server.progress import Activity, Progress
 from brokerfl.server.session import Session
+from brokerfl.wire.status import Phase
 
 #: Seconds until the online nodes are counted again, at first and after a while.
 _SOON, _LATER = 0.05, 1.0
@@ -20,9 +21,10 @@ _SOON, _LATER = 0.05, 1.0
 class OnlineNodes:
     """Looks up which nodes are online. Safe to share between threads."""
 
-    def __init__(self, connection: Connection, session: Session) -> None:
+    def __init__(self, connection: Connection, session: Session, progress: Progress) -> None:
         self._connection = connection
         self._session = session
+        self._progress = progress
 
     def ids(self) -> list[int]:
         """Return their ids, in ascending order."""
@@ -33,8 +35,7 @@ class OnlineNodes:
         """Return what the registry says of them."""
         self._session.check()
         found = self._session.through_outage(lambda: [node for node in list_nodes(self._connection) if node.online])
-        for node in found:
-            name_node(node.node_id, node.name)
+        self._session.names.learn(found)
         return found
 
     def wait(self, n: int, timeout: float | None) -> list[int]:
@@ -43,12 +44,25 @@ class OnlineNodes:
         Raises:
             TimeoutError: fewer came online in time.
         """
+        activity, is_over = self._progress.begin(Phase.NODES, n), False
+        try:
+            found = self._wait(n, timeout, activity)
+            is_over = True
+            return found
+        except TimeoutError:
+            is_over = True
+            raise
+        finally:
+            self._progress.finish(activity, is_over=is_over)
+
+    def _wait(self, n: int, timeout: float | None, activity: Activity) -> list[int]:
         until, pause = None if timeout is None else time.monotonic() + timeout, _SOON
         while True:
             try:
                 online, found = within(until, lambda: self._look(n))
             except RedisUnreachable as error:
                 raise TimeoutError(f"fewer than {n} nodes were seen online in {timeout:g} s: {error}") from error
+            activity.online = online
             if online >= n:
                 return found
             left = pause if until is None else min(pause, until - time.monotonic())

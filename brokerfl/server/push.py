@@ -18,13 +18,16 @@ from brokerfl.common.text import shown
 from brokerfl.server.book import Book, OpenMessage, Sending
 from brokerfl.server.book.state import LOST, NEW
 from brokerfl.server.commit import Committer
+from brokerfl.server.progress import Progress
 from brokerfl.server.session import Session
 from brokerfl.server.upload import Uploader
 from brokerfl.wire.contents import Contents
 from brokerfl.wire.frame import MANIFEST, Fields, size_of
 from brokerfl.wire.message import encode_message, new_message_id
 from brokerfl.wire.payload import EncodedContent
+from brokerfl.wire.reply import drained_reply, refused_reply
 from brokerfl.wire.run import LedgerEntry
+from brokerfl.wire.status import Phase
 
 #: Most bytes in one transaction of a push. Redis keeps a MULTI in its query buffer, and closes the connection if that
 #: exceeds 1 GB (``client-query-buffer-limit``); all other clients wait while it is executed.
@@ -54,7 +57,9 @@ class _Draft:
 class Pusher:
     """Pushes the messages of one run; one push at a time, from any thread. What only settles does not wait for it."""
 
-    def __init__(self, session: Session, book: Book, committer: Committer, uploader: Uploader) -> None:
+    def __init__(
+        self, session: Session, book: Book, committer: Committer, uploader: Uploader, progress: Progress
+    ) -> None:
         self._session = session
         self._connection = session.transactions.owner.connection
         self._run_id = session.transactions.owner.run.run_id
@@ -63,19 +68,31 @@ class Pusher:
         self._book = book
         self._committer = committer
         self._uploader = uploader
+        self._progress = progress
         self._registered: set[int] = set()
         self._pushing = threading.Lock()
 
     def push(self, batch: list[Message], *, waits: bool = False, moves_on: bool = False) -> list[str]:
         """Push messages of this run; return their ids, ``""`` if the node is not registered or the ttl has passed.
 
+        A run that is being drained accepts nothing, neither new messages nor adopted ones.
+
         Args:
             batch: the messages.
             waits: they wait for nodes that are offline or not registered yet.
             moves_on: move the run on, as a new group does; and adopt only orphans of equal content.
         """
+        activity = self._progress.begin(Phase.PUSHING)
+        try:
+            return self._push(batch, waits, moves_on)
+        finally:
+            self._progress.finish(activity)
+
+    def _push(self, batch: list[Message], waits: bool, moves_on: bool) -> list[str]:
         with self._pushing:
             self._session.check()
+            if self._progress.is_draining:
+                return [""] * len(batch)
             if not waits:
                 self._look_up({message.metadata.dst_node_id for message in batch})
             contents = Contents(self._uploads_as)
@@ -104,8 +121,10 @@ class Pusher:
         for content in large:
             self._uploader.upload(content)
         due = _postponed((draft for draft in drafts if draft.is_due), time.monotonic() - began)
-        for part in _parts(due):
+        sizes = {content.key: content.payload.manifest.size for content in large if content.payload is not None}
+        for part, size in _parts(due):
             self._committer.commit(part, large, moves_on=moves_on)
+            self._progress.bytes_out += size + sum(sizes.get(one.entry.content_key, 0) for one in part if sizes)
         if moves_on and not due:
             self._committer.commit()
         if self._book.adopt((draft.message, draft.fields) for draft in drafts if not draft.is_new):
@@ -132,6 +151,12 @@ class Pusher:
         """Return whether the node was registered when it was looked up."""
         return node_id in self._registered
 
+    def refused(self, message: Message) -> Message:
+        """Return the Error reply to a message that was refused."""
+        if self._progress.is_draining:
+            return drained_reply(self._run_id, message)
+        return refused_reply(self._run_id, message, self.is_registered(message.metadata.dst_node_id))
+
     def _look_up(self, node_ids: set[int]) -> None:
         unknown = node_ids - self._registered
         if unknown:
@@ -146,8 +171,8 @@ class Pusher:
             if origin.is_other_code_than(self._origin):
                 log(
                     WARNING,
-                    "Node %s has other code of this run's project: %s there, %s here",
-                    node_id,
+                    "Other code of this run's project on %s: %s there, %s here",
+                    self._session.names.of(node_id),
                     shown(str(origin)),
                     shown(str(self._origin)),
                 )
@@ -212,20 +237,20 @@ def _postponed(drafts: Iterable[_Draft], elapsed: float) -> list[_Draft]:
     return [draft.postponed(milliseconds(elapsed)) if draft.is_new else draft for draft in drafts]
 
 
-def _parts(due: Iterable[_Draft]) -> Iterator[list[Sending]]:
-    """Divide a push so that no transaction exceeds `MOST_BYTES`."""
+def _parts(due: Iterable[_Draft]) -> Iterator[tuple[list[Sending], int]]:
+    """Divide a push so that no transaction exceeds `MOST_BYTES`; yield each part, and its size in bytes."""
     part: list[Sending] = []
     size = 0
     for draft in due:
         fields = draft.fields or {}
         more = size_of(fields)
         if part and size + more > MOST_BYTES:
-            yield part
+            yield part, size
             part, size = [], 0
         part.append(Sending(draft.message, draft.entry, fields))
         size += more
     if part:
-        yield part
+        yield part, size
 
 
 def _is_expired(message: Message) -> bool:

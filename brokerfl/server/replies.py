@@ -4,7 +4,7 @@ Owns when a large reply is fetched, what happens if its payload is gone, and whe
 not know how replies are awaited, or how outboxes are read.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 
 from brokerfl.broker.data import read_data
@@ -13,11 +13,12 @@ from brokerfl.broker.patience import time_is_up, within
 from brokerfl.common import Error, ErrorCode, FrameError, Message, RedisUnreachable
 from brokerfl.common.form import Form
 from brokerfl.common.job import current_job
-from brokerfl.server.book import Book, OpenMessage, Wanted
+from brokerfl.server.book import OpenMessage, Wanted
 from brokerfl.server.commit import Committer
+from brokerfl.server.outcome import Outcome
 from brokerfl.server.session import Session
 from brokerfl.server.wait import Waits
-from brokerfl.wire.frame import Fields
+from brokerfl.wire.frame import Fields, size_of
 from brokerfl.wire.manifest import manifest_of
 from brokerfl.wire.payload import MissingChunkError, assemble
 from brokerfl.wire.reply import decode_reply, error_reply
@@ -42,15 +43,16 @@ class Replies:
     """Hands over the replies of one run. Safe to use from many threads.
 
     Args:
-        book: the run's messages.
         session: reaches Redis.
         waits: waits for replies.
         committer: asks again for a reply whose payload is missing.
+        outcome: is told of each reply.
         limit: the largest reply that is accepted, in bytes.
     """
 
-    def __init__(self, book: Book, session: Session, waits: Waits, committer: Committer, limit: int) -> None:
-        self._answers = book.answers
+    def __init__(self, session: Session, waits: Waits, committer: Committer, outcome: Outcome, limit: int) -> None:
+        self._answers = waits.answers
+        self._outcome = outcome
         self._session = session
         self._owner = session.transactions.owner
         self._run_id = session.transactions.owner.run.run_id
@@ -109,6 +111,13 @@ class Replies:
             self._give_up(wanted)
             raise
 
+    def refused(self, messages: Iterable[Message], refuse: Callable[[Message], Message]) -> list[Message]:
+        """Return the Error replies to those of these messages that a push has refused."""
+        refused = [refuse(message) for message in messages if not message.metadata.message_id]
+        for reply in refused:
+            self._outcome.note(reply)
+        return refused
+
     def _give_up(self, wanted: Wanted) -> None:
         """An exception ends the call, maybe one of a signal handler: the app has nothing of what it took."""
         self._session.distrust()
@@ -121,6 +130,7 @@ class Replies:
             while (message := self._waits.next(wanted, until)) is not None:
                 decoded = self._decode(message, form)
                 if decoded is not None:
+                    self._outcome.note(decoded)
                     self._session.diary.replied(decoded)
                     return message, decoded
                 wanted.taken.pop()
@@ -153,6 +163,7 @@ class Replies:
             fields = fields or self._read_again(message)
             fetched = self._fetch(message, fields)
             fields = {**fields, **fetched} if fetched else fields
+            self._outcome.weigh(size_of(fields))
             reply = decode_reply(self._run_id, message.message_id, message.entry, fields)
             misfit = form.misfit(reply.content) if form is not None and reply.has_content() else None
             return reply if misfit is None else self._refused(message, f"the reply does not fit: {misfit}")

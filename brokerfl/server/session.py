@@ -22,6 +22,7 @@ from brokerfl.broker.room import Room, room_for
 from brokerfl.broker.transactions import Transactions
 from brokerfl.common import OutageLimit, RedisOutOfMemory, RedisUnreachable, RunLost
 from brokerfl.server.diary import Diary
+from brokerfl.server.names import Names
 from brokerfl.server.receive import Receiver
 from brokerfl.server.reconcile import Reconciler
 
@@ -54,6 +55,8 @@ class Session:
         compared_at: local monotonic time of the last comparison.
         on_full: called when Redis is full.
         diary: notes what happens in the run.
+        is_full: a thread waits because Redis has no room for what it writes.
+        names: what nodes are called.
     """
 
     def __init__(
@@ -67,6 +70,8 @@ class Session:
         self.writing = threading.RLock()
         self.compared_at = 0.0
         self.on_full: Callable[[], None] = lambda: None
+        self.is_full = False
+        self.names = Names(transactions.owner.connection)
         self.transactions = transactions
         self.diary = Diary(transactions.owner)
         self._connection = transactions.owner.connection
@@ -104,6 +109,11 @@ class Session:
     def is_stale(self) -> bool:
         """Whether Redis may have forgotten something since the last comparison."""
         return self._is_stale or self._connection.losses != self._losses
+
+    @property
+    def down_since(self) -> float | None:
+        """Local monotonic time since which Redis has been unreachable; None while it answers."""
+        return self._down_since
 
     def distrust(self) -> None:
         """Compare before doing anything else: Redis has forgotten something."""
@@ -169,7 +179,11 @@ class Session:
             return action()
         except RedisOutOfMemory as error:
             self.on_full()
-            return self._when_there_is_room(action, wanted or {self._owner_key: 0}, error)
+            try:
+                self.is_full = True
+                return self._when_there_is_room(action, wanted or {self._owner_key: 0}, error)
+            finally:
+                self.is_full = False
 
     def _when_there_is_room(
         self, action: Callable[[], Answer], wanted: Mapping[str, int], refusal: RedisOutOfMemory

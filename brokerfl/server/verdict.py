@@ -15,6 +15,8 @@ from brokerfl.broker.transactions import Transactions
 from brokerfl.common import Error, ErrorCode
 from brokerfl.common.logger import trace
 from brokerfl.server.book import Book, OpenMessage, State
+from brokerfl.server.names import Names
+from brokerfl.server.outcome import CANCELLED
 from brokerfl.server.receive import Receiver
 from brokerfl.server.session import Session
 
@@ -42,7 +44,7 @@ class Verdicts:
         self._transactions.contact(self._rings.due(self._book.owing()))
         gone = self._liveness.unavailable(looked_at, absences, owner.connection.clock.steps)
         now = owner.connection.clock.time() * 1000
-        verdicts = [(message, _verdict(message, now, gone)) for message in self._book.awaited()]
+        verdicts = [(message, _verdict(message, now, gone, self._session.names)) for message in self._book.awaited()]
         self._pass([(message, error) for message, error in verdicts if error is not None])
         self._session.when_quiet(self._blobs.release)
 
@@ -83,7 +85,7 @@ class Verdicts:
             RedisUnreachable: Redis was away at the local monotonic time ``until``; nothing was cancelled.
         """
         self._session.check()
-        wanted, reason = set(message_ids), Error(ErrorCode.MESSAGE_UNAVAILABLE, "the message was cancelled")
+        wanted, reason = set(message_ids), Error(ErrorCode.MESSAGE_UNAVAILABLE, CANCELLED)
 
         def cancel() -> None:
             self._session.reconcile()
@@ -92,7 +94,7 @@ class Verdicts:
         within(until, lambda: self._session.through_outage(cancel))
 
 
-def _verdict(message: OpenMessage, now: float, gone: set[int]) -> Error | None:
+def _verdict(message: OpenMessage, now: float, gone: set[int], names: Names) -> Error | None:
     """Return why no reply will come; None if one still may."""
     if message.entry.deadline <= now:
         return Error(ErrorCode.MESSAGE_UNAVAILABLE, "the message expired before a reply came")
@@ -100,5 +102,5 @@ def _verdict(message: OpenMessage, now: float, gone: set[int]) -> Error | None:
         reason = "Redis lost the message, and the resumed ServerApp did not push it again"
         return Error(ErrorCode.MESSAGE_UNAVAILABLE, reason)
     if message.node_id in gone and not message.entry.waits:
-        return Error(ErrorCode.NODE_UNAVAILABLE, f"node {message.node_id} is unavailable: its lease has lapsed")
+        return Error(ErrorCode.NODE_UNAVAILABLE, f"{names.of(message.node_id)} is unavailable: its lease has lapsed")
     return None

@@ -13,9 +13,11 @@ from logging import WARNING
 from brokerfl.broker.fence import RedisForgot
 from brokerfl.common import OutageLimit, RedisOutOfMemory, RedisUnreachable, RunError, log
 from brokerfl.server.book import Book, OpenMessage, Wanted
+from brokerfl.server.progress import Activity, Progress
 from brokerfl.server.receive import Receiver
 from brokerfl.server.session import Session
 from brokerfl.server.verdict import Verdicts
+from brokerfl.wire.status import Phase
 
 #: An iterator looks through all ids that it waits for after so many takes by others, as a part of them.
 _LOOK = 16
@@ -25,15 +27,22 @@ SWEEP = 1.0
 
 
 class Waits:
-    """Waits for the replies of one run, in any thread."""
+    """Waits for the replies of one run, in any thread.
 
-    def __init__(self, book: Book, session: Session, receiver: Receiver, verdicts: Verdicts) -> None:
+    Attributes:
+        answers: the replies.
+    """
+
+    def __init__(
+        self, book: Book, session: Session, receiver: Receiver, verdicts: Verdicts, progress: Progress
+    ) -> None:
         self._lock, self._changed = book.lock, book.changed
-        self._answers = book.answers
+        self.answers = book.answers
         self._book = book
         self._session = session
         self._receiver = receiver
         self._verdicts = verdicts
+        self._progress = progress
         self._leader: object | None = None  # of the thread that collects
         self._is_full = False
         self._swept = time.monotonic()
@@ -49,6 +58,21 @@ class Waits:
 
         Removes from ``wanted`` what was found, and what another call took. None means that none is left, or time is up.
         """
+        waits: list[Activity] = []
+        try:
+            message = self._next(wanted, until, waits)
+        except BaseException:
+            self._end(waits, is_over=False)
+            raise
+        self._end(waits, is_over=message is None or not wanted.ids)
+        return message
+
+    def _end(self, waits: list[Activity], *, is_over: bool) -> None:
+        if waits:
+            self._progress.finish(waits[0], is_over=is_over)
+
+    def _next(self, wanted: Wanted, until: float | None, waits: list[Activity]) -> OpenMessage | None:
+        """Like `next`; put into ``waits`` that it waits, if it does."""
         while True:
             with self._lock:
                 message = self._take(wanted)
@@ -62,28 +86,30 @@ class Waits:
                 if not wanted.ids or left <= 0:
                     return None
                 seconds = min(left, SWEEP)
+                if not waits:
+                    waits.append(self._progress.begin(Phase.REPLIES))
                 if self._leader is not None:
                     self._changed.wait(seconds)
                     continue
             self._lead(seconds)
 
     def _take(self, wanted: Wanted) -> OpenMessage | None:
-        message = self._answers.take_left(wanted) if wanted.left else None
+        message = self.answers.take_left(wanted) if wanted.left else None
         if message is not None:
             return message
-        message = self._answers.take(wanted)
+        message = self.answers.take(wanted)
         if message is not None:
             wanted.ids.discard(message.message_id)
-            wanted.seen += wanted.seen == self._answers.takes - 1
+            wanted.seen += wanted.seen == self.answers.takes - 1
         return message
 
     def _leave_out(self, wanted: Wanted) -> None:
         """Remove from ``wanted`` what another call took, or what left the book."""
-        if (self._answers.takes - wanted.seen) * _LOOK > len(wanted.ids):
-            wanted.seen = self._answers.takes
-            gone = [each for each in wanted.ids if not self._answers.waits(each)]
+        if (self.answers.takes - wanted.seen) * _LOOK > len(wanted.ids):
+            wanted.seen = self.answers.takes
+            gone = [each for each in wanted.ids if not self.answers.waits(each)]
             wanted.ids.difference_update(gone)
-            wanted.left += self._answers.left(gone)
+            wanted.left += self.answers.left(gone)
 
     def poll(self) -> None:
         """Collect what has arrived, without waiting. Does nothing while another thread collects."""
@@ -101,7 +127,7 @@ class Waits:
         except BaseException as error:
             if isinstance(error, RunError | OutageLimit):
                 self._session.end(error)
-            self._answers.put_back()  # for a signal handler's exception may have interrupted a step
+            self.answers.put_back()  # for a signal handler's exception may have interrupted a step
             raise
         finally:
             if self._leader is me:  # no call comes before this, so no signal handler either
@@ -119,12 +145,15 @@ class Waits:
             is_due = time.monotonic() - self._swept >= SWEEP or self._session.compared_at > self._swept
             if rung is None or is_due:
                 self._sweep()
+                if rung is None:
+                    self._progress.rung()
             else:
                 self._receiver.read(self._book.contacts.among(rung))
             if lacking := self._receiver.lacking():
                 self._verdicts.supply(lacking)
             self._session.is_up()
-            self._is_full = False
+            if self._is_full:
+                self._is_full = self._session.is_full = False
         except RedisForgot:
             self._session.distrust()
         except RedisOutOfMemory as error:
@@ -140,7 +169,7 @@ class Waits:
         """While Redis is full, what it forgot cannot be restored; still receive replies and pass verdicts."""
         if not self._is_full:
             log(WARNING, "%s; waiting until there is room", error)
-        self._is_full = True
+        self._is_full = self._session.is_full = True
         try:
             self._sweep()
         except (RedisUnreachable, RedisForgot):

@@ -7,8 +7,8 @@ from brokerfl.broker.connection import Connection
 from brokerfl.broker.remains import read_curves, read_past, read_remains
 from brokerfl.broker.runs import absent
 from brokerfl.common import RunNotFound
-from brokerfl.common.text import shown
-from brokerfl.view.words import lasting, node_of
+from brokerfl.common.text import shown, shown_node
+from brokerfl.view.words import lasting
 from brokerfl.wire.event import Event, Kind
 from brokerfl.wire.past import Past
 
@@ -56,7 +56,7 @@ def said(event: Event) -> str:
             errors = [f"{event.errors} error{'s' if event.errors > 1 else ''}"] if event.errors else []
             words = [f"{event.answered} of {event.sent} answered in {lasting(event.seconds)}", *errors, *numbers]
         case Kind.ERROR:
-            words = [f"{node_of(event.node)}: {event.text}"]
+            words = [f"{shown_node(event.node)}: {event.text}"]
         case Kind.METRICS:
             words = numbers
         case _:

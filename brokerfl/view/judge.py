@@ -10,8 +10,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from brokerfl.common.text import shown_node
 from brokerfl.view.reasons import STANDING_STILL, NodeState, Reason, RunState
-from brokerfl.view.words import lasting, node_of
+from brokerfl.view.words import lasting
 from brokerfl.wire.status import Doing, NodeStatus, Phase, RunStatus
 
 #: A node is late from so many medians on, and not before so many seconds.
@@ -25,9 +26,6 @@ SLOW_FACTOR = 3.0
 
 #: Seconds that a ServerApp may wait before its run counts as waiting: rounds that are faster get on.
 WAITS_AFTER = 3.0
-
-#: The part of its ``maxmemory`` from which on a server counts as full: the next chunk of 1 MiB may not fit.
-FULL_FROM = 0.98
 
 #: Nodes that a sentence names.
 _NAMED = 3
@@ -73,7 +71,8 @@ def judge_node(is_online: bool, status: NodeStatus | None, now: float, others: I
 def _state_of(status: NodeStatus, now: float, busy: float, usually: float) -> NodeState:
     over = [now - each.over_since for each in status.doing if each.over_since]
     # Compared with what it wrote: a Redis that was full or away took no status, and that says nothing of the loop.
-    stands_still = status.turned > 0 and status.at - status.turned > STUCK_AFTER and not status.doing
+    waits = bool(status.doing) or status.is_full
+    stands_still = status.turned > 0 and status.at - status.turned > STUCK_AFTER and not waits
     if stands_still or any(seconds > STUCK_AFTER for seconds in over):
         return NodeState.STUCK
     if status.doing and usually and busy > max(LATE_AFTER, LATE_FACTOR * usually):
@@ -175,18 +174,26 @@ def waiting(status: RunStatus, now: float, nodes: Mapping[int, Seer]) -> Waiting
     ):
         if held_up := [node_id for node_id, sentence in sentences.items() if sentence]:
             return Waiting(reason, _joined([sentences[each] for each in held_up]), _first(held_up, owing))
-    if not is_long:
-        return Waiting()
+    return awaiting(status, now, nodes) if is_long else Waiting()
+
+
+def awaiting(status: RunStatus, now: float, nodes: Mapping[int, Seer]) -> Waiting:
+    """Return for whose replies a run waits, none of whom is known to hold it up; see `waiting`."""
+    longest = now - min((each.since for each in status.awaited if each.since), default=now)
     usually = f", usually {lasting(status.usually)}" if status.usually else ""
-    named = _joined([node_of(node.node_id, node.name) for node in owing], status.owing)
-    return Waiting(Reason.WAITING_REPLY, f"waiting for {named} ({lasting(longest)}{usually})", _first([], owing))
+    owing = [(each.node, nodes[each.node].name if each.node in nodes else "") for each in status.awaited]
+    named = _joined([shown_node(*node) for node in owing], status.owing)
+    why = f"waiting for {named} ({lasting(longest)}{usually})"
+    return Waiting(Reason.WAITING_REPLY, why, tuple(node for node, _ in owing))
 
 
 def _stuck(node: Seer) -> str:
     """Return why a node will not answer; "" if it may."""
-    who, judged = node_of(node.node_id, node.name), node.judged
+    who, judged = shown_node(node.node_id, node.name), node.judged
     if judged.state is NodeState.LOST:
         return f"{who} is offline"
+    if judged.state is NodeState.PAUSED and judged.doing is None:
+        return f"{who} is paused"
     if judged.state is not NodeState.STUCK:
         return ""
     return f"{who} stuck for {lasting(judged.busy)}" if judged.doing is not None else f"{who} stuck"
@@ -196,7 +203,7 @@ def _late(node: Seer) -> str:
     judged = node.judged
     if judged.state is not NodeState.LATE:
         return ""
-    return f"{node_of(node.node_id, node.name)} busy {lasting(judged.busy)}, usually {lasting(judged.usually)}"
+    return f"{shown_node(node.node_id, node.name)} busy {lasting(judged.busy)}, usually {lasting(judged.usually)}"
 
 
 def _slow(node: Seer, nodes: Mapping[int, Seer]) -> str:
@@ -204,7 +211,7 @@ def _slow(node: Seer, nodes: Mapping[int, Seer]) -> str:
     others = [each.median for each in nodes.values() if each.median and each.node_id != node.node_id]
     if node.judged.doing is None or not others or node.median < SLOW_FACTOR * median(others):
         return ""
-    return f"{node_of(node.node_id, node.name)} {node.median / median(others):.0f} times slower than the others"
+    return f"{shown_node(node.node_id, node.name)} {node.median / median(others):.0f} times slower than the others"
 
 
 def _joined(sentences: Sequence[str], count: int = 0) -> str:

@@ -5,15 +5,17 @@ Owns how what is seen becomes what is shown. It must not know Redis commands, ta
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import median
 from typing import NamedTuple
 
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.nodes import NodeInfo
 from brokerfl.broker.seen import EndedRun, Seen, SeenRun, SeenServer, look
 from brokerfl.common import UserConfig
-from brokerfl.view.judge import FULL_FROM, NodeJudged, RunJudged, Seer, judge_node, judge_run
+from brokerfl.common.text import shown_node
+from brokerfl.view.judge import NodeJudged, RunJudged, Seer, judge_node, judge_run
 from brokerfl.view.reasons import OVER, NodeState, Reason, RunState
-from brokerfl.view.words import node_of, short_among, sized
+from brokerfl.view.words import short_among, sized
 from brokerfl.wire.run import Run
 from brokerfl.wire.status import NodeStatus, RunStatus
 
@@ -25,7 +27,7 @@ class NodeRef(NamedTuple):
     name: str
 
     def __str__(self) -> str:
-        return node_of(*self)
+        return shown_node(*self)
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ class Overview:
     @property
     def full(self) -> str:
         """How full Redis is, in words; "" if it has room."""
-        return _full(self.servers)
+        return fullness(self.servers)
 
 
 def read_overview(connection: Connection) -> Overview:
@@ -140,22 +142,22 @@ def read_overview(connection: Connection) -> Overview:
 
 def overview_of(seen: Seen) -> Overview:
     """Return what is to be shown of what was seen."""
-    nodes = tuple(_node(node, seen) for node in seen.nodes)
+    medians = [node.status.median for node in seen.nodes if node.status is not None and node.status.median]
+    usually = median(medians or [0.0])
+    nodes = tuple(_node(node, seen.at, usually) for node in seen.nodes)
     seers = {
         node.info.node_id: Seer(node.info.node_id, node.info.name, node.judged, node.status.median) for node in nodes
     }
     ids = [each.summary.run.run_id for each in seen.runs] + [each.run_id for each in seen.ended]
-    full = _full(seen.servers)
+    full = fullness(seen.servers)
     runs = [_run(each, ids, seen.at, seers, full) for each in seen.runs]
     ended = [_ended(each, ids) for each in seen.ended]
     newest = sorted(runs, key=lambda view: -(view.run.created_at if view.run else 0.0))
     return Overview(seen.at, seen.servers, (*newest, *ended), nodes)
 
 
-def _node(info: NodeInfo, seen: Seen) -> NodeView:
-    status = info.status or NodeStatus()
-    others = [each.status.median for each in seen.nodes if each.status is not None and each is not info]
-    judged = judge_node(info.online, info.status, seen.at, others if not status.median else ())
+def _node(info: NodeInfo, now: float, usually: float) -> NodeView:
+    status, judged = info.status or NodeStatus(), judge_node(info.online, info.status, now, [usually])
     return NodeView(info, judged, status, judged.doing.run if judged.doing else None)
 
 
@@ -194,8 +196,9 @@ def _ended(ended: EndedRun, ids: Sequence[int]) -> RunView:
     )
 
 
-def _full(servers: Sequence[SeenServer]) -> str:
-    full = [server for server in servers if server.most and server.used >= FULL_FROM * server.most]
+def fullness(servers: Sequence[SeenServer]) -> str:
+    """Return how full Redis is, in words; "" if it has room."""
+    full = [server.memory for server in servers if server.memory.is_full]
     if not full:
         return ""
     which = "Redis is full" if len(servers) == 1 else f"{len(full)} of {len(servers)} Redis servers are full"

@@ -30,7 +30,7 @@ class NodeState(StrEnum):
     TRAINING = "training"  # it executes one, whatever its type
     LATE = "late"  # it has executed one for much longer than usual
     STUCK = "stuck"  # it executes what nobody waits for, or its loop stands still
-    PAUSED = "paused"  # it takes nothing new
+    PAUSED = "paused"  # it begins nothing new
     LOST = "lost"  # its lease has lapsed
 
 
@@ -43,7 +43,7 @@ class Reason(StrEnum):
     REDIS_AWAY = "redis_away"  # its ServerApp does not reach Redis; only its own log can say so
     REDIS_FULL = "redis_full"  # Redis has no room
     WAITING_NODES = "waiting_nodes"  # fewer nodes are online than it needs
-    NODE_STUCK = "node_stuck"  # a node that owes a reply is stuck, or lost
+    NODE_STUCK = "node_stuck"  # a node that owes a reply is stuck, lost or paused
     NODE_LATE = "node_late"  # a node that owes a reply takes much longer than usual
     WAITING_REPLY = "waiting_reply"  # nodes owe replies, and none of them is late
 

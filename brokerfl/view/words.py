@@ -1,31 +1,17 @@
-"""Words: how nodes, runs, durations and sizes are written. Owns that; must not know who reads them."""
+"""Words: how ids among others, durations and sizes are written. Owns that; must not know who reads them."""
 
 from collections.abc import Iterable
 
-from brokerfl.common.text import shown
-
-#: Digits of an id that are shown, if they tell it from all others.
-_DIGITS = 4
-
-
-def short(number: int, digits: int = _DIGITS) -> str:
-    """Return the beginning of an id: ``1141…``."""
-    text = str(number)
-    return text if len(text) <= digits else f"{text[:digits]}…"
+from brokerfl.common.text import DIGITS
 
 
 def short_among(number: int, others: Iterable[int]) -> str:
     """Return as much of an id as tells it from ``others``, at least four digits."""
-    text, digits = str(number), _DIGITS
+    text, digits = str(number), DIGITS
     for other in map(str, others):
         while other != text and digits < len(text) and other.startswith(text[:digits]):
             digits += 1
-    return short(number, digits)
-
-
-def node_of(node_id: int, name: str = "") -> str:
-    """Return a node as people know it: ``site-7 (6239…)``, or ``node 6239…`` without a name."""
-    return f"{shown(name)} ({short(node_id)})" if name else f"node {short(node_id)}"
+    return text if len(text) <= digits else f"{text[:digits]}…"
 
 
 def lasting(seconds: float) -> str:

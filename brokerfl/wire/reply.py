@@ -57,6 +57,17 @@ def unknown_reply(run_id: int, message_id: str) -> Message:
     return error_reply(run_id, message_id, LedgerEntry(0, "", "", 0), Error(ErrorCode.MESSAGE_UNAVAILABLE, reason))
 
 
+#: The reason of the Error that a message becomes whose run pushes nothing any more.
+DRAINED = "the run is being drained: it pushes nothing any more"
+
+
+def drained_reply(run_id: int, message: Message) -> Message:
+    """Return the Error reply to a message that the push refused because the run is being drained."""
+    meta = message.metadata
+    entry = LedgerEntry(meta.dst_node_id, meta.group_id, meta.message_type, 0)
+    return error_reply(run_id, "", entry, Error(ErrorCode.MESSAGE_UNAVAILABLE, DRAINED))
+
+
 def refused_reply(run_id: int, message: Message, is_registered: bool) -> Message:
     """Return the Error reply to a message that the push refused."""
     meta = message.metadata

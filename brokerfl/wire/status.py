@@ -65,7 +65,7 @@ class NodeStatus(_Told):
         turned: when the node's loop last took a turn.
         host: the name of its machine.
         pid: its process there.
-        is_paused: it finishes what it has, and takes nothing new.
+        is_paused: it finishes what it executes, and begins nothing new.
         is_full: Redis has no room for a reply of it.
         doing: what it is executing, at most `MOST_TOLD`.
         queue: how many messages it has received and not begun.
@@ -73,7 +73,7 @@ class NodeStatus(_Told):
         errors: how many of them the ClientApp answered with an exception.
         error: the class of the last exception.
         last: how long the last execution took.
-        median: the median of the last executions.
+        median: the median of the last 50 executions.
         disk: free bytes where its journal is; 0 if unknown, or without a journal.
     """
 
@@ -118,7 +118,7 @@ class RunStatus(_Told):
         at: when this was written.
         phase: one of `Phase`, or what another version writes.
         since: when that began.
-        group: the group of the latest push, usually the round.
+        group: the group that was pushed last, usually the round; of those with open messages, if there are any.
         sent: how many messages of that group were pushed.
         answered: how many of them were answered.
         errors: how many replies of the run were Errors.

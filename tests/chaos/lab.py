@@ -1,15 +1,17 @@
 """A lab: one server with an append-only file, a lossy proxy before it, and real nodes and ServerApps behind the proxy.
 
-Owns what the scenarios and the soak share: how processes are started, how Redis dies, and the books that must be right
-in the end. The apps are those of ``apps/``.
+Owns what the scenarios and the soak share: how processes are started, how Redis dies, what may happen to it at random,
+and the books that must be right in the end. The apps are those of ``apps/``.
 """
 
 import json
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from types import TracebackType
 from typing import Any
 
@@ -33,6 +35,26 @@ LEASE = 2.0
 MOMENT = 0.1
 
 KEYS = Keys(PREFIX)
+
+#: Of a hundred requests and answers, so many are delayed, lost, cut or late in bad weather.
+WEATHER = 0.01
+
+
+@dataclass(frozen=True)
+class Disturbance:
+    """What may happen to the servers, or on the way to them.
+
+    Attributes:
+        what: as the soak counts it.
+        weight: how often it comes, as compared with the others.
+        happen: does it; returns what else is to be counted.
+        forgets: whether it may cost Redis its last writes: then all processes must be well before and after it.
+    """
+
+    what: str
+    weight: int
+    happen: Callable[[], Mapping[str, int]]
+    forgets: bool = False
 
 
 class Lab:
@@ -109,6 +131,37 @@ class Lab:
         for name in names:
             self.commands.write(f"{name}.gate.{message}", "")
 
+    # Disturbances, for the soak.
+
+    def disturbances(self, chance: Random) -> list[Disturbance]:
+        """What may happen, as ``chance`` has it."""
+        return [
+            Disturbance("all connections cut", 4, self._cut),
+            Disturbance("all connections stalled", 1, lambda: self._stall(chance.uniform(0.0, 9.0))),
+            Disturbance("Redis killed", 2, lambda: self._crash(chance.choice((0.0, 4.0))), forgets=True),
+        ]
+
+    def _cut(self) -> Mapping[str, int]:
+        self.proxy.cut()
+        return {}
+
+    def _stall(self, seconds: float) -> Mapping[str, int]:
+        self.proxy.stall()
+        time.sleep(seconds)
+        self.proxy.release()
+        return {}
+
+    def _crash(self, patience: float) -> Mapping[str, int]:
+        return {"Redis forgot": 1} if self.crash_redis_at_work(patience) else {}
+
+    def set_weather(self, is_bad: bool) -> None:
+        """From now on requests and answers suffer at random, or no more."""
+        self.proxy.weather = WEATHER if is_bad else 0.0
+
+    def faults(self) -> int:
+        """How often they did."""
+        return sum(self.proxy.faults.values())
+
     # Redis.
 
     def kill_redis(self) -> None:
@@ -148,31 +201,18 @@ class Lab:
         until = time.monotonic() + patience
         while True:
             size = self.file_size()
-            before = self._last_entries()
+            before = last_entries(self.admin)
             time.sleep(MOMENT)
-            seen = self._last_entries()
+            seen = last_entries(self.admin)
             if any(before.get(key, (0, 0)) < entry for key, entry in seen.items()) or time.monotonic() >= until:
                 break
         self.kill_redis()
         self.proxy.down()
         os.truncate(append_only_file(self.data), size)
         self.restart_redis()
-        kept = self._last_entries()
+        kept = last_entries(self.admin)
         self.proxy.up()
         return [key for key, entry in seen.items() if kept.get(key, (0, 0)) < entry]
-
-    def _last_entries(self) -> dict[str, tuple[int, ...]]:
-        """The last entry's id of every inbox and outbox."""
-        keys = [key for key in self.admin.scan_iter(count=1000) if b":in:" in key or b":out:" in key]
-        pipe = self.admin.pipeline(transaction=False)
-        for key in keys:
-            pipe.xinfo_stream(key)
-        found = zip(keys, pipe.execute(raise_on_error=False), strict=True)
-        return {
-            key.decode(): tuple(map(int, info["last-generated-id"].split(b"-")))
-            for key, info in found
-            if isinstance(info, dict)
-        }
 
     # The books.
 
@@ -196,6 +236,20 @@ class Lab:
         keys = {key.decode() for key in self.admin.scan_iter(count=1000)}
         hashes = {key for key in keys if key.endswith(":runs") and self.admin.type(key) == b"hash"}
         return set(keys_of(self.admin, run)) | {key for key in hashes if self.admin.hexists(key, run)}
+
+
+def last_entries(client: Any) -> dict[str, tuple[int, ...]]:
+    """The last entry's id of every inbox and outbox of a server."""
+    keys = [key for key in client.scan_iter(count=1000) if b":in:" in key or b":out:" in key]
+    pipe = client.pipeline(transaction=False)
+    for key in keys:
+        pipe.xinfo_stream(key)
+    found = zip(keys, pipe.execute(raise_on_error=False), strict=True)
+    return {
+        key.decode(): tuple(map(int, info["last-generated-id"].split(b"-")))
+        for key, info in found
+        if isinstance(info, dict)
+    }
 
 
 def expected(*folded: int) -> dict[str, Any]:

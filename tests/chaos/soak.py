@@ -1,8 +1,11 @@
 """The soak: two runs over four nodes while everything is killed, frozen and cut at random; the books must be exact.
 
-``scripts/soak --minutes 10 --seed 7``. A seed decides what happens in which order, not when: processes are as fast as
-they are. A process that could not connect (exit code 10) is started again, as a supervisor would. Redis is killed only
-while all processes run, for that is the promise: of what it forgets, both sides together know everything.
+``scripts/soak --minutes 10 --seed 7``, and ``--topology`` for several servers. A seed decides what happens in which
+order, not when: processes are as fast as they are. A process that could not connect (exit code 10) is started again, as
+a supervisor would. What may cost Redis its last writes happens only while all processes run, for that is the promise:
+of what it forgets, both sides together know everything.
+
+Owns what happens to processes, and when. What happens to servers is the lab's.
 """
 
 import argparse
@@ -14,15 +17,19 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from redis.exceptions import RedisError
 
 from brokerfl.broker.embedded import find_server
 from brokerfl.common import BrokerflError
-from tests.chaos.lab import Lab, exit_code, expected
+from tests.chaos.lab import Disturbance, Lab, exit_code, expected
 from tests.cli.conftest import Process, run_id
+from tests.topology.fleets import fleet_called
+from tests.topology.lab import FleetLab
 
 NODES = ("n0", "n1", "n2", "n3")
 APPS = ("app", "stream")
@@ -30,12 +37,9 @@ APPS = ("app", "stream")
 #: Seconds: how long the runs may take to end when nothing is killed any more.
 DEADLINE = 90.0
 
-#: Seconds that everything has run undisturbed before Redis is killed, and goes on so after it is back: everything has
+#: Seconds that everything has run undisturbed before Redis forgets, and goes on so after it is back: everything has
 #: compared its memory with Redis then.
 QUIET = 3.0
-
-#: Of a hundred requests and answers, so many are delayed, lost, cut or late.
-WEATHER = 0.01
 
 CONNECTION_LOST = 10  # exit code REDIS_UNREACHABLE
 
@@ -61,6 +65,7 @@ class Soak:
         self._runs: dict[str, str] = {}
         self._logs: dict[str, list[Process]] = {}
         self._started = 0.0
+        self._disturbances = lab.disturbances(self._random)
 
     def soak(self, seconds: float) -> None:
         """Start everything, disturb it for so long, let the runs end, and check.
@@ -70,12 +75,12 @@ class Soak:
         """
         try:
             self._start_all()
-            self._lab.proxy.weather = WEATHER
+            self._lab.set_weather(True)
             until = time.monotonic() + seconds
             while time.monotonic() < until:
                 self._disturb()
                 self._revive()
-            self._lab.proxy.weather = 0.0
+            self._lab.set_weather(False)
             self._lab.commands.write("finish", "")
             self._await_end()
             self._check()
@@ -113,15 +118,14 @@ class Soak:
     # Disturbances.
 
     def _disturb(self) -> None:
-        kinds: dict[Callable[[], None], int] = {
-            self._kill_node: 6,
-            self._kill_server_app: 4,
-            self._freeze: 3,
-            self._cut: 4,
-            self._stall: 1,
-            self._kill_redis: 2,
-        }
-        self._random.choices(list(kinds), list(kinds.values()))[0]()
+        own: list[tuple[Callable[[], None], int]] = [
+            (self._kill_node, 6),
+            (self._kill_server_app, 4),
+            (self._freeze, 3),
+        ]
+        lab = [(partial(self._let_happen, each), each.weight) for each in self._disturbances]
+        kinds, weights = zip(*own, *lab, strict=True)
+        self._random.choices(kinds, weights)[0]()
         time.sleep(self._random.uniform(0.0, 0.5))
 
     def _kill_node(self) -> None:
@@ -133,7 +137,7 @@ class Soak:
     def _kill(self, name: str) -> None:
         self.counts["ServerApp killed" if name in APPS else "node killed"] += 1
         self._processes[name].kill()
-        time.sleep(self._random.choice((0.0, self._random.uniform(0.0, 1.0))))
+        self._let_pass(self._random.choice((0.0, self._random.uniform(0.0, 1.0))))
         self._restart(name)
         # Half of the time it gets to its work; else the next disturbance may meet it while it starts.
         time.sleep(self._random.choice((0.0, 1.0)))
@@ -142,28 +146,27 @@ class Soak:
         name = self._random.choice(NODES + APPS)
         self.counts["frozen"] += 1
         self._processes[name].send(signal.SIGSTOP)
-        time.sleep(self._random.uniform(0.0, 4.0))  # longer than a lease, now and then
+        self._let_pass(self._random.uniform(0.0, 4.0))  # longer than a lease, now and then
         self._processes[name].send(signal.SIGCONT)
 
-    def _cut(self) -> None:
-        self.counts["all connections cut"] += 1
-        self._lab.proxy.cut()
+    def _let_pass(self, seconds: float) -> None:
+        """Some time, in which something may happen to the servers, too."""
+        harmless = [each for each in self._disturbances if not each.forgets]
+        time.sleep(seconds / 2)
+        if harmless and self._random.random() < 0.3:
+            self._let_happen(self._random.choice(harmless))
+        time.sleep(seconds / 2)
 
-    def _stall(self) -> None:
-        self.counts["all connections stalled"] += 1
-        self._lab.proxy.stall()
-        time.sleep(self._random.uniform(0.0, 9.0))
-        self._lab.proxy.release()
-
-    def _kill_redis(self) -> None:
-        self.counts["Redis killed"] += 1
-        self._lab.proxy.weather = 0.0
-        self._await_quiet()
-        if self._lab.crash_redis_at_work(patience=self._random.choice((0.0, 4.0))):
-            self.counts["Redis forgot"] += 1
-        self._started = time.monotonic()
-        self._await_quiet()
-        self._lab.proxy.weather = WEATHER
+    def _let_happen(self, disturbance: Disturbance) -> None:
+        self.counts[disturbance.what] += 1
+        if disturbance.forgets:
+            self._lab.set_weather(False)
+            self._await_quiet()
+        self.counts.update(disturbance.happen())
+        if disturbance.forgets:
+            self._started = time.monotonic()
+            self._await_quiet()
+            self._lab.set_weather(True)
 
     def _await_quiet(self) -> None:
         until = time.monotonic() + DEADLINE
@@ -205,6 +208,10 @@ class Soak:
             assert executed == sent, f"{app}: {len(executed)} messages were executed, {len(sent)} sent"
             keys = self._lab.keys_of(run)
             assert not keys, f"{app} left {sorted(keys)}"
+        self._lab.run(nodes=len(NODES), rounds=3, result="last").ends(0)
+        assert self._lab.results("last") == [expected(*[3] * len(NODES))], "a node is deaf"
+        for process in self._lab.commands.started:
+            assert "Traceback" not in process.text, process.text
 
     def evidence(self, lines: int = 12) -> str:
         """The last lines of every process."""
@@ -225,31 +232,40 @@ def pushed(server_app: Process) -> list[str]:
     return [word for ids in re.findall(r"Pushed ([\w ]+)", server_app.err) for word in ids.split()]
 
 
-def soak(folder: Path, binary: Path, seed: int, seconds: float) -> str:
+def soak(lab: Lab, seed: int, seconds: float) -> str:
     """Soak with one seed; return a line that says what happened.
 
     Raises:
         MismatchError: with the evidence.
     """
     started = time.monotonic()
-    with Lab(folder, binary, seed) as lab:
-        made = Soak(lab, seed)
-        try:
-            made.soak(seconds)
-            verdict = "exact"
-        except MismatchError as error:
-            verdict = f"WRONG: {error}"
-            evidence = made.evidence()
-        happened = ", ".join(f"{what} {count}" for what, count in sorted(made.counts.items()))
-        rounds = ", ".join(f"{app} {sum(result['folded'])}" for app, result in made.results.items())
-        faults = sum(lab.proxy.faults.values())
-        line = (
-            f"seed {seed}: {verdict}; {time.monotonic() - started:.0f} s; replies: {rounds}; {happened}; "
-            f"faults of the proxy {faults}"
-        )
+    made = Soak(lab, seed)
+    try:
+        made.soak(seconds)
+        verdict = "exact"
+    except MismatchError as error:
+        verdict = f"WRONG: {error}"
+        evidence = made.evidence()
+    happened = ", ".join(f"{what} {count}" for what, count in sorted(made.counts.items()))
+    rounds = ", ".join(f"{app} {sum(result['folded'])}" for app, result in made.results.items())
+    line = (
+        f"seed {seed}: {verdict}; {time.monotonic() - started:.0f} s; replies: {rounds}; {happened}; "
+        f"faults of the proxy {lab.faults()}"
+    )
     if verdict != "exact":
         raise MismatchError(f"{line}\n{evidence}")
     return line
+
+
+@contextmanager
+def lab_on(topology: str, folder: Path, binary: Path, seed: int) -> Iterator[Lab]:
+    """A lab on one server, or on a fleet."""
+    if topology == "one":
+        with Lab(folder, binary, seed) as lab:
+            yield lab
+    else:
+        with fleet_called(topology, binary) as fleet, FleetLab(folder, fleet) as lab:
+            yield lab
 
 
 def main() -> int:
@@ -258,16 +274,26 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=1.0, help="of each seed (default: 1)")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="the first (default: random)")
     parser.add_argument("--seeds", type=int, default=1, help="how many, one after the other (default: 1)")
-    parser.add_argument("--server", choices=("valkey", "redis"), default="valkey")
+    parser.add_argument(
+        "--topology",
+        choices=("one", "sentinel", "cluster", "valkey-cluster"),
+        default="one",
+        help="the servers: one behind a lossy proxy (the default), or several, as scripts/test has them",
+    )
+    parser.add_argument("--server", choices=("valkey", "redis"), help="the one (default: valkey)")
     options = parser.parse_args()
-    binary = shutil.which("redis-server") if options.server == "redis" else find_server()
+    if options.server and options.topology != "one":
+        parser.error("--server is for one server: --topology says whose the others are")
+    is_redis = options.server == "redis" or options.topology in ("sentinel", "cluster")
+    binary = shutil.which("redis-server") if is_redis else find_server()
     if binary is None:
         parser.error("there is no redis-server")
     wrong = 0
     for seed in range(options.seed, options.seed + options.seeds):
         folder = Path(tempfile.mkdtemp(prefix=f"brokerfl-soak-{seed}-"))
         try:
-            print(soak(folder, Path(binary), seed, options.minutes * 60), flush=True)
+            with lab_on(options.topology, folder, Path(binary), seed) as lab:
+                print(soak(lab, seed, options.minutes * 60), flush=True)
             shutil.rmtree(folder)
         except MismatchError as error:
             wrong += 1

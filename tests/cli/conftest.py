@@ -263,7 +263,7 @@ def listed(commands: Commands) -> list[dict[str, object]]:
 def runs(commands: Commands) -> dict[str, str]:
     """The status of each run that has not ended."""
     rows = json.loads(commands.run("brokerfl", "runs", "--format", "json").out)
-    return {row["run"]: row["status"] for row in rows}
+    return {row["run"]: row["state"] for row in rows}
 
 
 #: For `stand_in`.

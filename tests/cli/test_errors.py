@@ -63,7 +63,6 @@ USAGE = {
         (*NODE, "--redis", "rediss://127.0.0.1:1", "--key", "client.py"),
         "--key is given without --cert: mutual TLS needs both",
     ),
-    "run id": (("brokerfl", "stop", "abc"), "Invalid value for 'RUN': 'abc' is not a valid run id"),
     "format": (("brokerfl", "runs", "--format", "xml"), "Invalid value for '--format': 'xml' is not one of"),
     "up's port": (("brokerfl", "up", "--port", "70000"), "Invalid value for '--port': 70000 is not in the range"),
 }

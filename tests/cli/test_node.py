@@ -138,7 +138,7 @@ def test_a_child_of_the_app_is_not_the_node(commands: Commands, broker: Broker) 
     server = commands.run("brokerfl-server", "server:app", "--run-config", "nodes=1 rounds=2")
     assert "Round 2: 1 of 1 replied" in server.text
     assert re.findall(r"Ended with (\S+)", node.text) == ["-15", "-15"]
-    assert [row["status"] for row in listed(commands)] == ["online"]
+    assert [row["state"] for row in listed(commands)] == ["ready"]
 
 
 def test_a_child_of_the_app_asks_without_redis(commands: Commands, broker: Broker) -> None:
@@ -195,7 +195,7 @@ def test_sigterm_lets_a_node_finish_and_leave(commands: Commands, broker: Broker
     gate.touch()
     assert f"Node {node_id(node)}" in node.ends(0).text.splitlines()[-1]
     assert "Round 1: 1 of 1 replied" in server.ends(0).text
-    assert [(row["name"], row["status"]) for row in listed(commands)] == ([(name, "offline")] if name else [])
+    assert [(row["name"], row["state"]) for row in listed(commands)] == ([(name, "lost")] if name else [])
     assert broker.scan(f"{PREFIX}:*lease") == set()
 
 

@@ -37,8 +37,8 @@ def node_of(commands: Commands, folder: str, *options: str) -> Process:
     return commands.node("--app-dir", folder, *options)
 
 
-def run_of(commands: Commands, folder: str) -> Process:
-    return commands.run("brokerfl-server", "server:app", "--app-dir", folder, "--run-config", "nodes=1")
+def run_of(commands: Commands, folder: str, code: int = 0) -> Process:
+    return commands.run("brokerfl-server", "server:app", "--app-dir", folder, "--run-config", "nodes=1", code=code)
 
 
 def test_a_node_of_another_project_refuses(commands: Commands, broker: Broker) -> None:
@@ -46,10 +46,9 @@ def test_a_node_of_another_project_refuses(commands: Commands, broker: Broker) -
     mnist, speech, alone = (project(commands, name) for name in ("mnist", "speech", ""))
     for folder, name in ((mnist, r"client:app of project mnist 1\.0 \(\w{8}\)"), (alone, "client:app, which belongs")):
         node = node_of(commands, folder)
-        run = run_of(commands, speech)
-        reason = (
-            rf"node {node_id(node)} runs {name}.*, but the run belongs to server:app of project speech 1\.0 \(\w+\)"
-        )
+        run = run_of(commands, speech, code=5)
+        belongs = r"but the run belongs to server:app of project speech 1\.0 \(\w+\)"
+        reason = rf"node {node_id(node)[:4]}… runs {name}.*, {belongs}"
         run.wait_for(f"Round 1: Error 1 {reason}: start")
         run.wait_for("Round 1: 0 of 1 replied")
         node.wait_for(f"WARNING.*Run {run_id(run)} is refused: {reason}|Run {run_id(run)} is refused: {reason}")
@@ -80,7 +79,7 @@ def test_an_edited_app_is_said(commands: Commands, broker: Broker) -> None:
     commands.write(f"{folder}/models/layers.py", "SIZE = 3\n")
     run = run_of(commands, folder)
     codes = r"mnist 1\.0 \(\w{8}\) there, mnist 1\.0 \(\w{8}\) here"
-    run.wait_for(f"Node {node_id(node)} has other code of this run's project: {codes}")
+    run.wait_for(f"Other code of this run's project on node {node_id(node)[:4]}…: {codes}")
     node.wait_for(f"Run {run_id(run)} has other code of its project than this node: {codes}")
     run.wait_for("Round 1: 1 of 1 replied")
 
@@ -103,7 +102,9 @@ def test_the_list_of_nodes_says_what_they_run(commands: Commands, broker: Broker
     """Name, version and digest of the project; the app's own name if it stands alone."""
     node_of(commands, project(commands, "mnist", "1.2"), "--name", "a")
     node_of(commands, project(commands, ""), "--name", "b")
-    apps = {row["name"]: str(row["app"]) for row in listed(commands)}
-    assert apps["b"] == "client:app"
-    name, version, digest = apps["a"].split()
-    assert (name, version, len(digest)) == ("mnist", "1.2", 10)
+    [row, alone] = listed(commands)
+    assert (alone["app"], alone["project"], alone["project_version"], alone["digest"]) == ("client:app", *[None] * 3)
+    assert (row["project"], row["project_version"], len(str(row["digest"]))) == ("mnist", "1.2", 16)
+    text = commands.run("brokerfl", "nodes").out
+    assert f"mnist 1.2 ({str(row['digest'])[:8]})" in text
+    assert "client:app" in text

@@ -65,7 +65,7 @@ def resumed(commands: Commands, run: str, *options: str, app: str = "server:app"
 
 def statuses(commands: Commands) -> dict[str, str]:
     rows = json.loads(commands.run("brokerfl", "runs", "--format", "json").out)
-    return {row["run"]: row["status"] for row in rows}
+    return {row["run"]: row["state"] for row in rows}
 
 
 def test_a_killed_server_is_resumed_in_mid_round(commands: Commands, broker: Broker) -> None:

@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from tests.apps import eventually
-from tests.cli.conftest import DEADLINE, NEVER, Broker, Commands, Process, gated, run_id, runs
+from tests.cli.conftest import DEADLINE, NEVER, Broker, Commands, Process, gated, node_id, run_id, runs
 from tests.conftest import PREFIX, keys_of
 
 pytestmark = pytest.mark.timeout(180)
@@ -34,6 +34,18 @@ def main(driver: Driver, context: Context) -> None:
     if context.run_config.get("cancel"):
         raise asyncio.CancelledError("enough")
     divide(3)
+"""
+
+FAILING = """
+from brokerfl.client import ClientApp
+from brokerfl.common import Context, Message
+
+app = ClientApp()
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    raise ValueError("no data")
 """
 
 STUBBORN = """
@@ -120,7 +132,35 @@ def test_a_run_ends_with_main(commands: Commands, broker: Broker) -> None:
     assert f" INFO     Run {run_id(server)} completed after " in server.err
     assert remaining(broker) == set()
     ended = json.loads(commands.run("brokerfl", "runs", "--all", "--format", "json").out)
-    assert [(row["run"], row["status"]) for row in ended] == [(run_id(server), "completed")]
+    assert [(row["run"], row["state"]) for row in ended] == [(run_id(server), "completed")]
+
+
+def test_a_run_of_errors_only(commands: Commands, broker: Broker) -> None:
+    """The log names the node and its exception once, the run's end has another code, and no key remains."""
+    commands.write("client.py", FAILING)
+    node = commands.node("--name", "site-3")
+    server = commands.run("brokerfl-server", "server:app", "--run-config", "nodes=1 rounds=2", code=5)
+    warnings = [line for line in server.err.splitlines() if line.startswith("WARNING")]
+    assert warnings[0] == f"WARNING :   Error 2 from site-3 ({node_id(node)[:4]}…): ValueError: no data"
+    assert warnings[1].endswith(" s: 2 of 2 replies were errors")
+    assert len(warnings) == 2
+    assert "\033" not in server.err  # no progress line in a pipe
+    assert remaining(broker) == set()
+
+
+def test_a_drained_run_comes_to_its_end(commands: Commands, broker: Broker) -> None:
+    """Its app goes on without its messages, and what was replied counts; there is nothing to drain after that."""
+    commands.node()
+    server = commands.server("--run-config", f"nodes=1 until='{commands.folder / 'enough'}'")
+    run = run_id(server)
+    server.wait_for("Round 1: 1 of 1 replied")
+    assert commands.run("brokerfl", "drain", run).out == f"Run {run} is being drained: it pushes nothing any more.\n"
+    server.wait_for(f"Run {run} is being drained: its app can push nothing any more")
+    server.wait_for("Error 3 of")
+    commands.write("enough", "")
+    server.ends(0)
+    assert remaining(broker) == set()
+    commands.run("brokerfl", "drain", run, code=30)
 
 
 def test_an_exception_in_main_detaches_the_run(commands: Commands, broker: Broker) -> None:
@@ -223,7 +263,7 @@ def test_stop_ends_a_living_server(commands: Commands, broker: Broker) -> None:
     server = commands.server("--run-config", "nodes=1", "--lease", NEVER)
     node.wait_for("Training begins")
     stopped = commands.run("brokerfl", "stop", run_id(server), "--format", "json")
-    assert json.loads(stopped.out) == {"run": run_id(server), "status": "stopped"}
+    assert json.loads(stopped.out) == {"run": run_id(server), "state": "stopped"}
     assert server.ends(31).err.splitlines()[-1] == f"Error: run {run_id(server)} was stopped"
     assert "Traceback" not in server.text
     commands.write("gate", "")
@@ -256,7 +296,7 @@ def test_a_killed_server_can_be_stopped(commands: Commands, broker: Broker, when
     assert commands.run("brokerfl", "stop", run).out == f"Run {run} is stopped and its keys are deleted.\n"
     assert remaining(broker) == set()
     ended = json.loads(commands.run("brokerfl", "runs", "--all", "--format", "json").out)
-    assert [(row["run"], row["status"]) for row in ended] == [(run, "stopped")]
+    assert [(row["run"], row["state"]) for row in ended] == [(run, "stopped")]
 
 
 def test_only_what_there_is_can_be_stopped(commands: Commands, broker: Broker) -> None:

@@ -10,6 +10,7 @@ from brokerfl.broker.connection import Connection
 from brokerfl.client import ClientApp, payloads, upload
 from brokerfl.client.payloads import Payloads
 from brokerfl.common import Context, ErrorCode, Message
+from brokerfl.common.text import shown_node
 from brokerfl.wire.frame import MANIFEST
 from brokerfl.wire.manifest import Manifest, decode_manifest
 from tests.apps import Counter, driving, eventually, number_in
@@ -17,6 +18,7 @@ from tests.conftest import Backend
 from tests.stage import (
     INLINE,
     LAYER,
+    NAME,
     Streams,
     ask,
     before_lost_is_looked_for,
@@ -246,7 +248,7 @@ def test_a_forgotten_payload_is_uploaded_again(backend: Backend, held: bool, mon
             assert reply.content.parameters_records["p"]["a"].data == bytes(LAYER)
         else:
             reason = reason_of(reply, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
-            assert f"node {node.node_id} answered, but the content" in reason
+            assert f"{shown_node(node.node_id, NAME)} answered, but the content" in reason
     assert counter.calls == 1
 
 

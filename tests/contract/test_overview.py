@@ -9,7 +9,7 @@ from brokerfl.view.reasons import NodeState, Reason, RunState
 from brokerfl.wire.status import Awaited, Doing, NodeStatus, Phase, RunStatus, encode_status
 from tests.apps import driving, federation
 from tests.conftest import Backend
-from tests.stage import kill, push_numbers, start
+from tests.stage import kill, push_numbers, start, tell, tell_again
 
 WITHOUT = ("redis-tls",)
 
@@ -68,14 +68,14 @@ def test_why_a_run_stands_still(backend: Backend) -> None:
 def test_a_status_goes_with_its_run(backend: Backend) -> None:
     """The heartbeat replaces it and never makes it anew; a detached run keeps it, and the end deletes it."""
     driver = start(backend)
-    key, owner = driver.connection.keys.run_status(driver.run.run_id), driver._hold.owner
-    owner.renew(driver._hold.footprint, b"told")
+    key = driver.connection.keys.run_status(driver.run.run_id)
+    tell(driver, b"told")
     assert backend.admin.get(key) == b"told"
     kill(driver)
     assert backend.admin.pttl(key) > 3600_000
     driver.end()
     assert not backend.admin.exists(key)
-    owner._tell()
+    tell_again(driver)
     assert not backend.admin.exists(key)
 
 

@@ -363,3 +363,20 @@ def test_a_heartbeat_always_gets_a_socket(backend: Backend) -> None:
     for _ in range(150):
         connection.sockets.take()
     assert connection.read_time() > 0
+
+
+def test_a_new_run_tidies_the_index(backend: Backend) -> None:
+    """Runs that expired without an end leave it, and those that ended are marked; those that live, and new ones, stay.
+
+    A run is entered before its keys are there, so a young one without keys is not touched.
+    """
+    with driving(backend) as alive:
+        keys, now = alive.connection.keys, backend.admin.time()[0] * 1000
+        ended_at = now - 5000
+        backend.admin.set(keys.owner(13), f"1:ended:{ended_at}", px=60_000)
+        long_ago = {"11": now - 7200_000, "13": now - 7200_000, str(alive.run.run_id): now - 7200_000, "abc": 5}
+        backend.admin.zadd(keys.runs, {**long_ago, "12": now - 60_000})
+        with driving(backend) as new:
+            scores = dict(backend.admin.zrange(keys.runs, 0, -1, withscores=True))
+            assert {int(member) for member in scores} == {12, 13, alive.run.run_id, new.run.run_id}
+            assert scores[b"13"] == -ended_at

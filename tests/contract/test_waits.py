@@ -10,6 +10,7 @@ from brokerfl.broker.ending import stop_run
 from brokerfl.broker.nodes import Registration
 from brokerfl.broker.runs import list_runs
 from brokerfl.common import ErrorCode, RunNotFound, RunStopped
+from brokerfl.common.text import shown_node
 from brokerfl.server import Driver
 from brokerfl.server import push as push_module
 from brokerfl.server import wait as waiting
@@ -54,7 +55,7 @@ def test_a_dead_unnamed_node_is_error_5(backend: Backend) -> None:
         [error] = [reply for reply in replies if reply.has_error()]
         assert error.error.code == ErrorCode.NODE_UNAVAILABLE
         assert error.metadata.src_node_id == dead
-        assert str(dead) in (error.error.reason or "")
+        assert error.error.reason == f"{shown_node(dead)} is unavailable: its lease has lapsed"
         [reply] = [reply for reply in replies if reply.has_content()]
         assert number_in(reply) == 1
 

@@ -161,13 +161,13 @@ def test_contents_in_hand_are_read_once(backend: Backend, monkeypatch: pytest.Mo
 
     bench, few, many = Bench(), 250, 2_000
     costs = []
+    monkeypatch.setattr(inbox.Inboxes, "pending", count(ask))
+    monkeypatch.setattr(inbox.Inboxes, "read", count(read))  # before a read begins that would not be counted
     with serving(backend, bench.app, workers=2) as node, driving(backend) as slow, driving(backend) as quick:
         for driver in (slow, quick):
             assert numbers(driver, push_numbers(driver, node, 0)) == [1]
         go = bench.hold(slow)
         ids = push_numbers(slow, node, *range(200))
-        monkeypatch.setattr(inbox.Inboxes, "pending", count(ask))
-        monkeypatch.setattr(inbox.Inboxes, "read", count(read))
         for total in (few, many):
             before = entries
             assert len(numbers(quick, push_numbers(quick, node, *range(total)), timeout=60.0)) == total

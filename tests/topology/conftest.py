@@ -1,13 +1,13 @@
 """Fleets as fixtures: each test has one of its own if it kills servers, else one is shared."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from brokerfl.broker.embedded import find_server
 from tests.conftest import Backend, real_backend
-from tests.topology.fleets import ClusterFleet, Fleet, SentinelFleet
+from tests.topology.fleets import ClusterFleet, Fleet, SentinelFleet, fleet_called
 from tests.topology.lab import FleetLab
 
 
@@ -41,12 +41,8 @@ def valkey_binary(valkey_url: str) -> Path:
 @pytest.fixture
 def fleet(request: pytest.FixtureRequest) -> Iterator[Fleet]:
     """A fleet of the test's own: the parameter names it."""
-    kinds: dict[str, Callable[[], Fleet]] = {
-        "sentinel": lambda: SentinelFleet(request.getfixturevalue("redis_binary")),
-        "cluster": lambda: ClusterFleet(request.getfixturevalue("redis_binary"), replicas=1),
-        "valkey-cluster": lambda: ClusterFleet(request.getfixturevalue("valkey_binary"), replicas=1),
-    }
-    with kinds[request.param]() as made:
+    binary = "valkey_binary" if request.param == "valkey-cluster" else "redis_binary"
+    with fleet_called(request.param, request.getfixturevalue(binary)) as made:
         yield made
 
 

@@ -10,7 +10,8 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ class Fleet:
     def __init__(self, binary: Path) -> None:
         self.binary = binary
         self.servers: dict[int, EmbeddedServer] = {}
+        self._options: dict[int, tuple[str, ...]] = {}
         self._stack = ExitStack()
         self._clients: dict[int, redis_py.Redis] = {}
 
@@ -83,7 +85,7 @@ class Fleet:
     def _serve(self, *options: str, port: int | None = None) -> int:
         server = EmbeddedServer(port, binary=self.binary, options=(*_OPTIONS, *options))
         self._stack.enter_context(server)
-        self.servers[server.port] = server
+        self.servers[server.port], self._options[server.port] = server, options
         return server.port
 
     def client(self, port: int) -> Any:
@@ -117,7 +119,51 @@ class Fleet:
         """kill -9 of the primary that has a key; return the port of the replica that takes its place."""
         port = self.primary_of(key)
         self.kill(port)
-        return int(until(lambda: (found := self.primary_of(key)) != port and found, "a replica takes over"))
+        return self.successor(key, port)
+
+    def successor(self, key: str, former: int) -> int:
+        """Wait until a replica has taken the place of the primary that had a key; return its port."""
+        return int(until(lambda: (found := self.primary_of(key)) != former and found, "a replica takes over"))
+
+    def restart(self, port: int) -> None:
+        """Start a server that was killed, without its data, as a replica; wait until it is in step."""
+        self.servers[port].stop()
+        self._serve(*self._options_of_replica(port), port=port)
+        self.await_whole()
+
+    def _options_of_replica(self, port: int) -> Sequence[str]:
+        return self._options[port]
+
+    def await_whole(self) -> None:
+        """Wait until all servers are there, every replica is in step, and everybody knows it."""
+        until(self._is_whole, "all servers are there and in step")
+
+    def _is_whole(self) -> bool:
+        roles = {port: self.client(port).role() for port in self.servers}
+        primaries = {port for port, role in roles.items() if role[0] == b"master"}
+        replicas = [role for port, role in roles.items() if port not in primaries]
+        return all(role[2] in primaries and role[3] == b"connected" for role in replicas)
+
+    def cut_off(self, port: int) -> None:
+        """From now on no replica receives what a primary writes. It stays so until the primary dies."""
+        self.client(port).execute_command("ACL SETUSER", "default", "-psync", "-sync")
+        self.client(port).execute_command("CLIENT KILL", "TYPE", "replica")
+
+    def lacks(self, port: int) -> int:
+        """How many bytes of what a primary wrote its best replica has not received."""
+        written = int(self.client(port).info("replication")["master_repl_offset"])
+        replicas = [
+            found for other in self._living() if (found := self.client(other).info("replication"))["role"] == "slave"
+        ]
+        return written - max(int(each["slave_repl_offset"]) for each in replicas if int(each["master_port"]) == port)
+
+    def _living(self) -> Iterator[int]:
+        for port in self.servers:
+            try:
+                self.client(port).ping()
+            except redis_py.RedisError:
+                continue
+            yield port
 
     def scan(self, pattern: str = "*") -> set[str]:
         """All keys."""
@@ -134,6 +180,9 @@ class Fleet:
 
 class SentinelFleet(Fleet):
     """A primary with two replicas, and three Sentinels.
+
+    If a replica takes its place by `fail_over`, the former primary takes writes until the Sentinels have made a replica
+    of it, some ten seconds later, and forgets them then.
 
     Args:
         binary: the server to start.
@@ -184,6 +233,18 @@ class SentinelFleet(Fleet):
         known = self.client(port).sentinel_master(SERVICE)
         return bool(known["num-slaves"] == 2 and known["num-other-sentinels"] == 2)
 
+    def _options_of_replica(self, port: int) -> Sequence[str]:
+        return "--replicaof", f"127.0.0.1 {self.primary_of('')}", *self._more
+
+    def _is_whole(self) -> bool:
+        known = [self.client(port).sentinel_slaves(SERVICE) for port in self.sentinels]
+        return (
+            super()._is_whole()
+            and self.primary_of("") > 0
+            and sum(self._role(port) == "master" for port in self.servers) == 1
+            and all(each["master-link-status"] == "ok" and not each["is_sdown"] for each in chain(*known))
+        )
+
     def primaries(self) -> list[int]:
         return [self.primary_of("")]
 
@@ -192,6 +253,13 @@ class SentinelFleet(Fleet):
         named = [self.client(port).sentinel_get_master_addr_by_name(SERVICE)[1] for port in self.sentinels]
         port = max(named, key=named.count)
         return int(port if named.count(port) == 3 and self._role(port) == "master" else 0)
+
+    def successor(self, key: str, former: int) -> int:
+        """As of any fleet; behind it, nobody but the successor takes writes."""
+        port = super().successor(key, former)
+        others = [each for each in self._living() if each != port]
+        until(lambda: all(self._role(each) == "slave" for each in others), "the others follow it")
+        return port
 
     def fail_over(self, key: str) -> int:
         former = self.primary_of(key)
@@ -218,7 +286,7 @@ def start_sentinel(stack: ExitStack, binary: Path, *lines: str) -> None:
 
 
 class ClusterFleet(Fleet):
-    """Three primaries that have a third of the slots each.
+    """Three primaries that have a third of the slots each. A `fail_over` loses no write.
 
     Args:
         binary: the server to start.
@@ -236,12 +304,14 @@ class ClusterFleet(Fleet):
         self._first_port = first_port
 
     def _start(self) -> None:
+        folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="fleet-")))
         buses, known = {}, {}
         for number in range(3 * (1 + self._replicas)):
             chosen = self._first_port and self._first_port + number
             bus, tls = free_port(), free_port() if "--tls-cluster" in self._more else 0
             options = ("--cluster-enabled", "yes", "--cluster-node-timeout", str(_NODE_TIMEOUT))
             options = (*options, "--cluster-port", str(bus), "--tls-port", str(tls), *self._more)
+            options = (*options, "--cluster-config-file", str(folder / f"{bus}.conf"))  # who is killed stays who it is
             port = self._serve(*options, port=chosen)
             buses[port], known[port] = bus, tls or port
         ports = list(self.servers)
@@ -295,14 +365,6 @@ class ClusterFleet(Fleet):
         plain.set_response_callback("CLUSTER SLOTS", lambda answer, **_: answer)
         return {first: (owner[1], last) for first, last, owner, *_ in plain.execute_command("CLUSTER SLOTS")}
 
-    def _living(self) -> Iterator[int]:
-        for port in self.servers:
-            try:
-                self.client(port).ping()
-            except redis_py.RedisError:
-                continue
-            yield port
-
     def primaries(self) -> list[int]:
         return [port for port in self._living() if self._role(port) == "master"]
 
@@ -311,6 +373,16 @@ class ClusterFleet(Fleet):
         named = {self._owner(asked, key_slot(key.encode())) for asked in self._living()}
         port = named.pop() if len(named) == 1 else 0
         return int(port if port in self.primaries() else 0)
+
+    def _is_whole(self) -> bool:
+        return (
+            super()._is_whole()
+            and 2 * len(primaries := self.primaries()) == len(self.servers)
+            and all(map(self.replica_of, primaries))
+            and all(
+                self._info(port)["cluster_state"] == "ok" and b"fail" not in self._rows(port) for port in self.servers
+            )
+        )
 
     def replica_of(self, port: int) -> int:
         """The port of a replica that is in step."""
@@ -328,9 +400,17 @@ class ClusterFleet(Fleet):
 
     def move_slot(self, key: str, to: int) -> None:
         """Move a slot and its keys to another primary while it is in use, as `redis-cli --cluster reshard` does."""
+        with self.moving_slot(key, to):
+            pass
+
+    @contextmanager
+    def moving_slot(self, key: str, to: int) -> Iterator[None]:
+        """As `move_slot`; until the block ends, ``key`` has moved, and no other one."""
         slot, source = key_slot(key.encode()), self.primary_of(key)
         self._cluster(to, "SETSLOT", slot, "IMPORTING", self.id_of(source))
         self._cluster(source, "SETSLOT", slot, "MIGRATING", self.id_of(to))
+        self.client(source).migrate("127.0.0.1", to, key, 0, 5000)
+        yield
         while keys := self._cluster(source, "GETKEYSINSLOT", slot, 10):
             self.client(source).migrate("127.0.0.1", to, keys, 0, 5000)
         for port in (to, *(each for each in self.primaries() if each != to)):
@@ -348,3 +428,8 @@ class ClusterFleet(Fleet):
     def take_slot(self, key: str, port: int) -> None:
         """A primary takes a slot that nobody has."""
         self._cluster(port, "ADDSLOTS", key_slot(key.encode()))
+
+
+def fleet_called(name: str, binary: Path) -> Fleet:
+    """Return the fleet that ``--topology`` calls so, to be entered; each primary has a replica, or two."""
+    return SentinelFleet(binary) if name == "sentinel" else ClusterFleet(binary, replicas=1)

@@ -15,6 +15,7 @@ import brokerfl
 from brokerfl.broker.books import Snapshot
 from brokerfl.common import Array, Error, ErrorCode, ParametersRecord, RecordSet
 from brokerfl.server.book import Book, OpenMessage, Sending, Wanted
+from brokerfl.server.progress import Progress
 from brokerfl.server.wait import Waits
 from brokerfl.wire import payload
 from brokerfl.wire.contents import Contents
@@ -190,7 +191,7 @@ def waited_for_by_two(count: int) -> Callable[[], object]:
     """Two iterators take turns: what one takes does not make the other look through all that it waits for."""
     book = Book(Snapshot(), b"state")
     ids = push(book, range(count))
-    waits = Waits(book, _Session(), None, None)  # type: ignore[arg-type]
+    waits = Waits(book, _Session(), None, None, Progress())  # type: ignore[arg-type]
     two = [Wanted(set(ids[::2])), Wanted(set(ids[1::2]))]
 
     def take() -> None:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from brokerfl.common.text import shown_node
 from brokerfl.view.judge import (
     LATE_AFTER,
     STUCK_AFTER,
@@ -14,7 +15,7 @@ from brokerfl.view.judge import (
     judge_run,
 )
 from brokerfl.view.reasons import NodeState, Reason, RunState
-from brokerfl.view.words import lasting, node_of, short_among, sized
+from brokerfl.view.words import lasting, short_among, sized
 from brokerfl.wire.status import Awaited, Doing, NodeStatus, Phase, RunStatus
 
 NOW = 1_000_000.0
@@ -43,6 +44,7 @@ def busy(seconds: float, **more: float) -> NodeStatus:
         (busy(5, over_since=NOW - STUCK_AFTER + 1), NodeState.TRAINING),
         (busy(5, over_since=NOW - STUCK_AFTER - 1), NodeState.STUCK),
         (replace(READY, turned=NOW - 2 - STUCK_AFTER), NodeState.STUCK),
+        (replace(READY, turned=NOW - 2 - STUCK_AFTER, is_full=True), NodeState.READY),  # its loop waits for room
         (replace(READY, at=NOW - 500, turned=NOW - 500), NodeState.READY),  # Redis was full, and took no status
     ],
 )
@@ -86,6 +88,8 @@ NODES = {
         seer(4, NodeState.LOST),
         seer(5, NodeState.TRAINING, 22.0, 30.0),
         seer(6, NodeState.TRAINING, 2.0),
+        seer(9, NodeState.PAUSED),
+        seer(10, NodeState.PAUSED, 2.0),
     )
 }
 
@@ -126,6 +130,8 @@ def awaiting(*nodes: int, seconds: float = 60.0) -> RunStatus:
         ),
         (awaiting(2, 3), RunState.STUCK, Reason.NODE_STUCK, "site-3 (3) stuck for 1m30s", (3, 2)),
         (awaiting(4), RunState.STUCK, Reason.NODE_STUCK, "site-4 (4) is offline", (4,)),
+        (awaiting(1, 9, seconds=1), RunState.STUCK, Reason.NODE_STUCK, "site-9 (9) is paused", (9, 1)),
+        (awaiting(10), RunState.WAITING, Reason.WAITING_REPLY, "waiting for site-10 (10) (1m00s, usually 4s)", (10,)),
         (awaiting(5), RunState.STUCK, Reason.NODE_LATE, "site-5 (5) 10 times slower than the others", (5,)),
         (awaiting(6), RunState.WAITING, Reason.WAITING_REPLY, "waiting for site-6 (6) (1m00s, usually 4s)", (6,)),
         (
@@ -181,7 +187,7 @@ def test_a_detached_run_says_for_how_long() -> None:
 def test_words() -> None:
     """How ids, durations and sizes are written."""
     assert [short_among(12345, others) for others in ([], [12345, 99999], [12349])] == ["1234…", "1234…", "12345"]
-    assert (node_of(6239123456, "site-7"), node_of(6239123456), node_of(62)) == (
+    assert (shown_node(6239123456, "site-7"), shown_node(6239123456), shown_node(62)) == (
         "site-7 (6239…)",
         "node 6239…",
         "node 62",

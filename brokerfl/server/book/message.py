@@ -4,6 +4,7 @@ Owns what each step does to a message: only the methods here write it, and only 
 any other message, Redis, or threads.
 """
 
+import time
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,7 +13,8 @@ from brokerfl.broker.books import Parcel
 from brokerfl.broker.data import Settled
 from brokerfl.common import Error
 from brokerfl.server.book.state import GIVEN, OPEN, TRANSITIONS, State, Step
-from brokerfl.wire.frame import MANIFEST, Fields
+from brokerfl.wire.frame import MANIFEST, Fields, size_of
+from brokerfl.wire.manifest import CHUNK
 from brokerfl.wire.run import LedgerEntry
 
 #: How often a node is asked again for a reply whose payload is missing.
@@ -41,7 +43,10 @@ class IllegalStep(AssertionError):  # noqa: N818  (it says what was tried)
 
 
 class Event(NamedTuple):
-    """One step that one message took, from one state to another."""
+    """One step that one message took, from one state to another.
+
+    ``since`` is the local monotonic time of its push or adoption, before this step; 0 if there was none.
+    """
 
     step: Step
     message_id: str
@@ -49,6 +54,7 @@ class Event(NamedTuple):
     group_id: str
     before: State
     state: State
+    since: float = 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -61,6 +67,7 @@ class OpenMessage:
     state: State = State.UNSENT
     inbox_entries: tuple[str, ...] = ()  # its entries in its inbox, as far as known
     began: str | None = ""  # its first entry there; "" while it is unsent, None if unknown
+    pushed_at: float = 0.0  # local monotonic time at which it was accepted, or adopted; 0 before
     outbox_entry: str = ""  # where its reply is
     data_entries: Entries = ()  # where the chunks of a large reply are
     reply: Fields | Error | None = None  # what was read, or the verdict
@@ -97,6 +104,11 @@ class OpenMessage:
         """Whether the app has the reply that was taken: handed over, or yielded to this job."""
         return self.state not in GIVEN or (self.state is State.YIELDED and self.taken_by == job)
 
+    @property
+    def weight(self) -> int:
+        """About how many bytes Redis has of it and its reply, besides a content that others may share."""
+        return size_of(self.fields or {}) * self.is_open + self.held + CHUNK * len(self.data_entries)
+
     def parcel(self, fields: Fields) -> Parcel:
         """Return what goes into its inbox, replacing what is there."""
         return Parcel(self.node_id, self.message_id, fields, self.inbox_entries)
@@ -130,14 +142,14 @@ class OpenMessage:
         following = TRANSITIONS[before].get(step)
         if following is None:
             raise IllegalStep(f"message {self.message_id}, which is {before.value}, cannot be {step.value}")
-        return Event(step, self.message_id, entry.node_id, entry.group_id, before, following)
+        return Event(step, self.message_id, entry.node_id, entry.group_id, before, following, self.pushed_at)
 
     # In the inbox.
 
     def accept(self, entry: LedgerEntry) -> Event:
         """The transaction of its push was executed."""
-        event = self._event(_ACCEPTED)
-        self.entry, self.state = entry, event.state
+        event, now = self._event(_ACCEPTED), time.monotonic()
+        self.entry, self.pushed_at, self.state = entry, now, event.state
         return event
 
     def replace(self, entry: LedgerEntry) -> None:
@@ -160,7 +172,9 @@ class OpenMessage:
 
     def adopt(self) -> Event:
         """It is no longer an orphan."""
-        return self.go(Step.ADOPTED)
+        event, now = self._event(Step.ADOPTED), time.monotonic()
+        self.pushed_at, self.state = now, event.state
+        return event
 
     def keep(self, fields: Fields | None) -> None:
         """Keep what to send if it has to be sent again."""

@@ -8,6 +8,7 @@ import os
 import time
 from logging import INFO
 from pathlib import Path
+from random import Random
 
 from brokerfl.client import ClientApp
 from brokerfl.common import Array, Context, Message, MetricsRecord, ParametersRecord, RecordSet, log
@@ -36,6 +37,6 @@ def note_execution(name: str, message: Message) -> None:
 
 
 def content(payload: int, **metrics: MetricsRecord) -> RecordSet:
-    """Numbers, and beside them an array of ``payload`` bytes."""
-    array = Array("uint8", [payload], "numpy.ndarray", bytes(payload))
+    """Numbers, and beside them an array of ``payload`` bytes, as the numbers choose them."""
+    array = Array("uint8", [payload], "numpy.ndarray", Random(repr([*map(dict, metrics.values())])).randbytes(payload))
     return RecordSet({"payload": ParametersRecord({"array": array})} if payload else {}, metrics)

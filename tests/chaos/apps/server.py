@@ -2,8 +2,8 @@
 
 ``app`` works in rounds, ``stream`` sends each node its next integer as soon as the last one came back. Both go on where
 ``context.state`` says. Run config: ``nodes`` and ``rounds`` (how many; without ``rounds`` they go on until the file
-``finish`` is there), ``payload`` (bytes of a message beside the integer), ``result`` (a file that gets a line of JSON),
-``pause`` (after so many replies they wait until the file ``go`` is there).
+``finish`` is there), ``payload`` (bytes of a message beside the integer: others in each round), ``result`` (a file
+that gets a line of JSON), ``pause`` (after so many replies they wait until the file ``go`` is there).
 """
 
 import json
@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable
 from logging import INFO
 from pathlib import Path
+from random import Random
 
 from brokerfl.common import Array, Context, Message, MessageType, MetricsRecord, ParametersRecord, RecordSet, log
 from brokerfl.server import Driver, ServerApp
@@ -73,7 +74,7 @@ class Books:
 
     def _content(self, number: int, index: int) -> RecordSet:
         payload = int(self._config.get("payload", 0))
-        array = Array("uint8", [payload], "numpy.ndarray", bytes(payload))
+        array = Array("uint8", [payload], "numpy.ndarray", Random(number).randbytes(payload))
         return RecordSet(
             {"payload": ParametersRecord({"array": array})} if payload else {},
             {"sent": MetricsRecord({"value": value(number, index)})},
