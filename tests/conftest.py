@@ -337,14 +337,15 @@ def _make(name: str, request: pytest.FixtureRequest) -> Backend:
 
 
 def keys_of(admin: redis_py.Redis, run: int | str) -> list[str]:
-    """Every key with the run in its name, without the tombstone that it leaves."""
+    """Every key with the run in its name, without what it leaves: a tombstone, and a record of it."""
     found = [key.decode() for key in admin.scan_iter(count=1000) if str(run).encode() in key]
     return [key for key in found if not is_tombstone(admin, key)]
 
 
 def is_tombstone(admin: redis_py.Redis, key: str) -> bool:
-    """Whether it says that a run has ended."""
-    value: Any = admin.get(key) if key.endswith(":owner") else None
+    """Whether it says that a run has ended, or what it was."""
+    run, _, name = key.rpartition(":")
+    value: Any = admin.get(f"{run}:owner") if name in ("owner", "past", "curves") else None
     return value is not None and ownership_in(value).is_over
 
 

@@ -2376,8 +2376,8 @@ ENDING = (
     Mutant(
         "a chunk whose deletion is forgotten stays when the run ends",
         "broker/transactions.py",
-        "footprint | Footprint(chunks=self._blobs.leaving()))",
-        "footprint)",
+        "footprint | Footprint(chunks=self._blobs.leaving())",
+        "footprint",
         "contract/test_content_freed",
     ),
     Mutant(

@@ -415,9 +415,9 @@ def before_deletion(driver: Driver, monkeypatch: pytest.MonkeyPatch, hook: Calla
     transactions = driver._hold.session.transactions
     delete = transactions.delete
 
-    def hooked() -> Transaction:
+    def hooked(*remains: Any) -> Transaction:
         hook()
-        return delete()
+        return delete(*remains)
 
     monkeypatch.setattr(transactions, "delete", hooked)
 
@@ -465,6 +465,25 @@ def transact(driver: Driver) -> None:
 def beat(driver: Driver) -> None:
     """What its heartbeat does now and then."""
     driver._hold._renew()
+
+
+def tell_late(driver: Driver, values: dict[str, float]) -> None:
+    """Write numbers that were on their way when its run ended."""
+    driver._hold.session.diary.tell("1", values)
+    driver._hold.session.diary.write()
+
+
+def cancel_answered(driver: Driver) -> list[object]:
+    """Commit that what was cancelled leaves; return the events in that commit."""
+    found: list[object] = []
+    events = driver._hold.owner.events
+    assert events is not None
+    events.add = lambda pipe, pages: found.extend(pages)  # type: ignore[method-assign]
+    cancelled = driver._hold.book.unwanted()
+    assert cancelled
+    driver._hold.committer._execute(cancelled=cancelled)
+    del events.add
+    return found
 
 
 def cut_fence(driver: Driver) -> None:

@@ -3,10 +3,10 @@
 from brokerfl.broker.capacity import ServerMemory
 from brokerfl.broker.nodes import NodeInfo
 from brokerfl.broker.seen import SeenServer
+from brokerfl.common.text import short
 from brokerfl.view.judge import NodeJudged, RunJudged
 from brokerfl.view.overview import NodeRef, NodeView, Overview, RunView
 from brokerfl.view.reasons import NodeState, Reason, RunState
-from brokerfl.view.words import short
 from brokerfl.wire.run import Run
 from brokerfl.wire.status import Awaited, Doing, NodeStatus, Phase, RunStatus
 

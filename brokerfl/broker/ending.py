@@ -4,13 +4,14 @@ Owns the order in which its keys go, and how a run is stopped. It must not know 
 
     close    the run is ending: inboxes, outboxes and ledger go, so that no node finds or publishes anything
     echoes   what it has at its nodes and in chunks goes, and the nodes look at their runs again
-    delete   the rest goes; the owner key becomes a tombstone, which says that the run was not forgotten
+    delete   the rest goes; the owner key becomes a tombstone, which says that the run was not forgotten, and next to
+             it remains what the run was (`remains`)
 
 Who finds a run that is ending goes on there: close can be repeated.
 """
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -22,11 +23,13 @@ from brokerfl.broker.books import is_ending, nodes_of, note_ending, note_stop, r
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.contact import leave_node
 from brokerfl.broker.echoes import Echo, send_echoes
+from brokerfl.broker.events import Events, Page
 from brokerfl.broker.failure import execute_unless_changed, map_errors
 from brokerfl.broker.fence import Fence, RedisForgot, Transaction, watched_owner
 from brokerfl.broker.keys import BELL_LENGTH, LEASE, MOST_RETENTION, Keys, milliseconds
 from brokerfl.broker.ownership import ENDED, STOP, STOPPED, Ownership, ownership_in
 from brokerfl.broker.process import is_dead, new_token, text_of
+from brokerfl.broker.remains import Remains, read_remains, write_remains
 from brokerfl.broker.runs import absent, mark_as_ended
 from brokerfl.broker.stream import batches
 from brokerfl.common import RedisOutOfMemory, RunLost, RunNotFound
@@ -60,8 +63,10 @@ def remove_streams(pipe: Pipeline, keys: Keys, run_id: int, nodes: Collection[in
         pipe.unlink(*streams)
 
 
-def close(connection: Connection, run_id: int, footprint: Footprint, *, stopped: bool = False) -> Transaction:
-    """Return what begins the end of a run; one that is ``stopped`` says so already."""
+def close(
+    connection: Connection, run_id: int, footprint: Footprint, *, stopped: bool = False, pages: Sequence[Page] = ()
+) -> Transaction:
+    """Return what begins the end of a run; one that is ``stopped`` says so already. ``pages`` are its last events."""
     keys = connection.keys
 
     def run(pipe: Pipeline) -> None:
@@ -69,6 +74,7 @@ def close(connection: Connection, run_id: int, footprint: Footprint, *, stopped:
         pipe.unlink(*keys.of_messages(run_id))
         if not stopped:
             note_ending(pipe, keys, run_id)
+        Events(connection, run_id).add(pipe, pages)
 
     echoes = (*leave_nodes(keys, run_id, footprint.nodes), *remove_blobs(keys, run_id, footprint.chunks))
     return Transaction("close", run, echoes, frees=True)
@@ -86,16 +92,21 @@ def tombstone_of(connection: Connection, counter: int, *, stopped: bool) -> Owne
     return Ownership(counter, STOPPED if stopped else ENDED, ended_at)
 
 
-def delete(connection: Connection, run_id: int, tombstone: Ownership) -> Transaction:
-    """Return what ends a run that is closed. Answers whether there was room for the tombstone."""
+def delete(connection: Connection, run_id: int, tombstone: Ownership, remains: Remains | None = None) -> Transaction:
+    """Return what ends a run that is closed. The first answer is whether there was room for the tombstone.
+
+    Behind it comes what ``remains`` of the run, if there is room for that, too.
+    """
     keys = connection.keys
+    encoded = remains.encoded(keys, tombstone) if remains is not None else {}
 
     def run(pipe: Pipeline) -> None:
         pipe.unlink(keys.run_lease(run_id), *keys.of_run(run_id)[:-1])
         _write(pipe, keys, run_id, tombstone)
+        write_remains(pipe, encoded)
 
     mark = (keys.runs, lambda pipe: mark_as_ended(pipe, keys, run_id, tombstone))
-    return Transaction("delete", run, (mark,), answers=1, frees=True, ends=True)
+    return Transaction("delete", run, (mark,), answers=1 + len(encoded), frees=True, ends=True)
 
 
 def _write(pipe: Pipeline, keys: Keys, run_id: int, tombstone: Ownership) -> None:
@@ -121,7 +132,7 @@ def bury(connection: Connection, run_id: int, tombstone: Ownership) -> None:
         retrying(write)
     except RedisOutOfMemory:
         with map_errors(connection.url):
-            connection.at(owner).redis.unlink(owner)
+            connection.at(owner).redis.unlink(owner, *connection.keys.of_past(run_id))
 
 
 def finish(connection: Connection, run_id: int, fence: Fence, *, stopped: bool) -> None:
@@ -131,8 +142,8 @@ def finish(connection: Connection, run_id: int, fence: Fence, *, stopped: bool) 
         RunStopped, RunFenced, RunLost, RedisForgot, RedisUnreachable: somebody else does that, or it is to be repeated.
     """
     fence.execute(close(connection, run_id, read_footprint(connection, run_id), stopped=stopped))
-    tombstone = tombstone_of(connection, fence.counter, stopped=stopped)
-    [answer] = fence.execute(delete(connection, run_id, tombstone))
+    tombstone, remains = tombstone_of(connection, fence.counter, stopped=stopped), read_remains(connection, run_id)
+    [answer, *_] = fence.execute(delete(connection, run_id, tombstone, remains))
     if isinstance(answer, Exception):
         bury(connection, run_id, tombstone)
 
@@ -182,13 +193,13 @@ def _stop_unfenced(connection: Connection, run_id: int) -> None:
     counter = ownership_in(owner).counter if owner else 0
     closing = close(connection, run_id, read_footprint(connection, run_id), stopped=True)
     tombstone = tombstone_of(connection, counter, stopped=True)
-    deletion = delete(connection, run_id, tombstone)
+    deletion = delete(connection, run_id, tombstone, read_remains(connection, run_id))
     for transaction in (closing, deletion):
         with map_errors(connection.url), connection.at(key).redis.pipeline(transaction=False) as pipe:
             transaction.run(pipe)
-            *_, answer = pipe.execute(raise_on_error=False)
+            answers = pipe.execute(raise_on_error=False)
         send_echoes(connection, transaction.echoes)
-    if isinstance(answer, Exception):
+    if isinstance(answers[-deletion.answers], Exception):
         bury(connection, run_id, tombstone)
 
 

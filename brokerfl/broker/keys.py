@@ -19,9 +19,13 @@ first tag counts: with one in the prefix, all keys share a slot.
     P:{N}:data:R      stream            ┐
     P:{run:R}:in:N    stream            │ until the run ends; `RETENTION` after its ServerApp was last seen
     P:{run:R}:out:N   stream            │
+    P:{run:R}:events  stream            │
+    P:{run:R}:log     stream            │
     P:{run:R}:*       hashes, strings   │
     P:bell:{run:R}    stream            ┘
     P:{run:R}:owner   string            as above, and `MOST_RETENTION` after the run ended, as a tombstone
+    P:{run:R}:past    string            ┐ `MOST_RETENTION`, from the end of the run on
+    P:{run:R}:curves  string            ┘
     P:blob:R:c:{D}    string            as above, or until the last message that needs it is settled
     P:{run:R}:lease   string            the ServerApp's lease
 """
@@ -170,6 +174,22 @@ class Keys:
     def run_status(self, run_id: int) -> str:
         return self._run(run_id, "status")
 
+    def events(self, run_id: int) -> str:
+        return self._run(run_id, "events")
+
+    def log(self, run_id: int) -> str:
+        return self._run(run_id, "log")
+
+    def past(self, run_id: int) -> str:
+        return self._run(run_id, "past")
+
+    def curves(self, run_id: int) -> str:
+        return self._run(run_id, "curves")
+
+    def of_past(self, run_id: int) -> tuple[str, str]:
+        """Return the keys that remain of a run that has ended, besides its owner."""
+        return self.past(run_id), self.curves(run_id)
+
     def bell(self, run_id: int) -> str:
         return f"{self.prefix}:bell:{{run:{run_id}}}"
 
@@ -186,6 +206,8 @@ class Keys:
             self.run_nodes(run_id),
             self.groups(run_id),
             self.run_status(run_id),
+            self.events(run_id),
+            self.log(run_id),
             self.bell(run_id),
             self.meta(run_id),
             self.owner(run_id),

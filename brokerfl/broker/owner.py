@@ -6,7 +6,7 @@ travel.
 
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -18,6 +18,7 @@ from brokerfl.broker.connection import Connection
 from brokerfl.broker.contact import expire_at_node, expire_streams
 from brokerfl.broker.echoes import Echo, send_echoes
 from brokerfl.broker.ending import Footprint, finish, read_run
+from brokerfl.broker.events import Events, Page
 from brokerfl.broker.failure import execute_unless_changed, map_errors
 from brokerfl.broker.fence import Fence, Transaction, watched_owner
 from brokerfl.broker.gather import Gather
@@ -27,6 +28,7 @@ from brokerfl.broker.nodes import LONGEST_IDENTITY, new_id
 from brokerfl.broker.process import is_dead, new_token, text_of
 from brokerfl.broker.runs import absent, prune, tidy
 from brokerfl.common import ConfigError, RedisOutOfMemory, RunAttached, RunNotFound, RunStopped, UserConfig
+from brokerfl.wire.event import Kind
 from brokerfl.wire.origin import Origin
 from brokerfl.wire.run import Run
 
@@ -41,6 +43,7 @@ def create_run(
     origin: Origin | None = None,
     overrides: tuple[str, ...] | None = None,
     name: str = "",
+    events: bool = True,
 ) -> "Owner":
     """Create a run with a random id and own it.
 
@@ -53,10 +56,11 @@ def create_run(
     connection.introduce(f"brokerfl-server:{run.run_id}")
     owner = Owner(connection, run, Fence(connection, run.run_id, 1, new_token(), retention), lease, retention)
     tidy(connection, run.created_at)
+    owner.events = Events(connection, run.run_id) if events else None
     redis = connection.at(keys.owner(run.run_id)).redis
     with map_errors(connection.url, keys.runs), redis.pipeline(transaction=True) as creation:
         creation.set(keys.owner(run.run_id), owner.fence.value)
-        owner.write(creation, Snapshot())
+        owner.write(creation, Snapshot(), Kind.STARTED)
         index = Gather(connection)  # first: a run that is not in the index is not seen
         index.at(keys.identity).set(keys.identity, secrets.token_hex(16), nx=True)
         prune(index.at(keys.runs), keys, run.created_at)
@@ -77,6 +81,7 @@ def resume_run(
     retention: float = RETENTION,
     origin: Origin | None = None,
     name: str | None = None,
+    events: bool = True,
 ) -> "Owner":
     """Become the owner of a run whose ServerApp is gone; from then on the former owner can write nothing.
 
@@ -90,6 +95,7 @@ def resume_run(
         retention: seconds that the run's keys live without a ServerApp.
         origin: where the app comes from now; None keeps what the run says. Without ``app``, it may be another project.
         name: what the user calls the run now; None keeps its name.
+        events: note what happens in the run.
 
     Raises:
         RunNotFound: there is no such run, or it has ended.
@@ -122,7 +128,7 @@ def resume_run(
     def refusal(holder: str) -> Exception:
         return RunAttached(f"run {run_id} has another ServerApp, {holder}; --takeover takes the run from it")
 
-    while (owner := _try_to_take_over(connection, run, takeover, lease, retention)) is None:
+    while (owner := _try_to_take_over(connection, run, takeover, lease, retention, events)) is None:
         await_lapse(connection, connection.keys.run_lease(run_id), f"Run {run_id}", refusal)
     if is_ending(connection, run_id):  # whoever ended it died before it had deleted everything
         finish(connection, run_id, owner.fence, stopped=False)
@@ -132,7 +138,7 @@ def resume_run(
 
 
 def _try_to_take_over(
-    connection: Connection, run: Run, takeover: bool, lease: float, retention: float
+    connection: Connection, run: Run, takeover: bool, lease: float, retention: float, events: bool
 ) -> "Owner | None":
     """Take the run over in one transaction. Returns None if the holder of its lease may be alive."""
     keys, run_id = connection.keys, run.run_id
@@ -147,9 +153,12 @@ def _try_to_take_over(
                 return None
             fence = Fence(connection, run_id, former.counter + 1, new_token(), retention)
             owner = Owner(connection, run, fence, lease, retention)
+            owner.events = Events(connection, run_id) if events else None
             pipe.multi()
             pipe.set(keys.owner(run_id), fence.value)
             pipe.set(keys.run_lease(run_id), fence.name, px=milliseconds(lease))
+            if owner.events is not None:
+                owner.events.open(pipe, Kind.RESUMED)
             owner.expire(pipe)
             if execute_unless_changed(pipe):
                 return owner
@@ -167,6 +176,7 @@ class Owner:
 
     Attributes:
         books: the run's books.
+        events: writes what happens in the run; None if nobody wants to know.
         has_new_frame: what the run says of itself changed when it was resumed: its nodes do not know yet.
 
     Raises:
@@ -185,23 +195,27 @@ class Owner:
         self.lease = lease
         self.retention = retention
         self.books = Books(connection, run, retention)
+        self.events: Events | None = None
         self.has_new_frame = False
         self._told = b""
         self._renewed = time.monotonic()
         self._seen = time.monotonic()
 
-    def write(self, pipe: Pipeline, snapshot: Snapshot) -> None:
+    def write(self, pipe: Pipeline, snapshot: Snapshot, what: Kind = Kind.RESTORED) -> None:
         """Put into ``pipe`` what the run has in its slot besides owner, context and manifests. Safe to repeat.
 
         Args:
             pipe: the transaction that creates the run, or restores it if Redis forgot it.
             snapshot: what its books hold.
+            what: which of the two that is, for its events.
         """
         keys, run_id = self.connection.keys, self.run.run_id
         self.books.write(pipe, snapshot)
         pipe.set(keys.run_lease(run_id), self.fence.name, px=milliseconds(self.lease))
         pipe.set(keys.run_status(run_id), self._told)
         pipe.xgroup_create(keys.bell(run_id), GROUP, id="0", mkstream=True)
+        if self.events is not None:
+            self.events.open(pipe, what)
         self.expire(pipe)
 
     def enter(self, pipe: Pipeline) -> None:
@@ -281,14 +295,21 @@ class Owner:
         """Whether this process was silent so long that the run's keys may have expired, and its end be forgotten."""
         return time.monotonic() - self._seen > self.retention
 
-    def detach(self, footprint: Footprint) -> None:
+    def detach(self, footprint: Footprint, pages: Sequence[Page] = (), lines: Sequence[str] = ()) -> None:
         """Give up the lease and keep everything else: the run is detached, or deleted if it is being stopped.
 
         Its keys have the full retention time from now on.
+
+        Args:
+            footprint: what the run may have outside its slot.
+            pages: the last events to write.
+            lines: the last lines of its log.
         """
         key = self.connection.keys.run_lease(self.run.run_id)
         with map_errors(self.connection.url):
             if self.connection.at(key).redis.get(key) == self.fence.name.encode():
                 self.renew_lifetimes(footprint)
+                if self.events is not None:
+                    self.events.send(pages, lines)
                 self.connection.at(key).redis.unlink(key)
         self.fence.close()

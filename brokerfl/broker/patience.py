@@ -55,6 +55,11 @@ def time_left(most: float | None = None) -> float | None:
     return left if most is None else min(most, left)
 
 
+def ends_at(timeout: float | None) -> float | None:
+    """Return the local monotonic time at which ``timeout`` seconds have passed; None if there is no timeout."""
+    return None if timeout is None else time.monotonic() + timeout
+
+
 def end_of(until: float) -> float:
     """Return until when this thread may wait: until ``until``, or until its time is up."""
     return until if _thread.until is None else min(until, _thread.until)

@@ -217,7 +217,8 @@ def forget_registry(connection: Connection) -> None:
     keys = connection.keys
     with map_errors(connection.url, keys.runs):
         members = connection.at(keys.runs).redis.zrange(keys.runs, 0, -1)
-        tombstones = [keys.owner(run_id) for run_id in map(parse_id, members) if run_id is not None]
+        runs = [run_id for run_id in map(parse_id, members) if run_id is not None]
+        tombstones = [key for run_id in runs for key in (keys.owner(run_id), *keys.of_past(run_id))]
         gather = Gather(connection)
         for key in (*tombstones, keys.identity, keys.nodes, keys.runs):
             gather.at(key).unlink(key)

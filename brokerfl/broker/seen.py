@@ -1,12 +1,12 @@
 """What is seen of all runs and nodes at one moment, in two round trips.
 
-Owns what is asked for a view, and how little: one hash a node, two keys and two counts a run, whatever the number of
-runs and nodes. It changes nothing in Redis. It must not know what is concluded from it.
+Owns what is asked for a view, and how little: one hash a node, two keys and two counts a run, one key a run that has
+ended, whatever the number of runs and nodes. It changes nothing in Redis. It must not know what is concluded from it.
 """
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from brokerfl.broker.books import Summary, summary_commands, summary_of
@@ -19,8 +19,10 @@ from brokerfl.broker.keys import MOST_RETENTION, milliseconds, parse_id
 from brokerfl.broker.nodes import LONGEST_FIELD, SHOWN, NodeInfo, node_info_of
 from brokerfl.broker.presence import members, online_among
 from brokerfl.broker.process import describe, text_of
+from brokerfl.broker.remains import past_command
 from brokerfl.broker.sockets import Command
 from brokerfl.broker.stream import MOST_ARGUMENTS
+from brokerfl.wire.past import MAX_PAST_BYTES, Past, decode_past
 from brokerfl.wire.status import MAX_STATUS_BYTES, RunStatus, decode_status
 
 #: Most runs that have not ended, and most that have, of which a view tells; the latest.
@@ -76,11 +78,12 @@ class SeenRun:
 
 @dataclass(frozen=True)
 class EndedRun:
-    """A run that is over. ``ended_at`` is Unix time in seconds."""
+    """A run that is over, and what remains of it, if anything does. ``ended_at`` is Unix time in seconds."""
 
     run_id: int
     ended_at: float
     was_stopped: bool
+    past: Past | None = None
 
 
 @dataclass(frozen=True)
@@ -115,12 +118,13 @@ def look(connection: Connection) -> Seen:
         at = connection.clock.set((int(found[0]), int(found[1])), asked_at) if found else connection.clock.time()
         runs = [run_id for member in found_or_none(running, connection.url) or () if (run_id := parse_id(member))]
         nodes = _registered(connection, found_or_none(registered, connection.url))
-        seen_runs, seen_nodes = _read(connection, runs, nodes)
+        over = [*_ended(found_or_none(ended, connection.url), at)]
+        seen_runs, seen_nodes, pasts = _read(connection, runs, nodes, [each.run_id for each in over])
     return Seen(
         at,
         tuple(map(_server, infos)),
         tuple(seen_runs),
-        tuple(_ended(found_or_none(ended, connection.url), at)),
+        tuple(replace(each, past=past) for each, past in zip(over, pasts, strict=True)),
         tuple(sorted(seen_nodes, key=lambda node: (not node.name, node.name, node.node_id))),
     )
 
@@ -152,7 +156,9 @@ def _registered(connection: Connection, page: Any) -> list[int]:
     return [node for member in found if (node := parse_id(member)) is not None]
 
 
-def _read(connection: Connection, runs: Sequence[int], nodes: Sequence[int]) -> tuple[list[SeenRun], list[NodeInfo]]:
+def _read(
+    connection: Connection, runs: Sequence[int], nodes: Sequence[int], over: Sequence[int]
+) -> tuple[list[SeenRun], list[NodeInfo], list[Past | None]]:
     """The second round trip."""
     keys = connection.keys
     commands: list[Command] = []
@@ -176,11 +182,19 @@ def _read(connection: Connection, runs: Sequence[int], nodes: Sequence[int]) -> 
         ask(("GET", keys.run_status(run)), MAX_STATUS_BYTES)
         for command in summary_commands(keys, run):
             ask(command, _MOST_META)
+    for run in over:
+        ask(past_command(keys, run), MAX_PAST_BYTES)
     answers = connection.stream(commands, limits) if commands else iter(())
     online = _online(connection, nodes, [(part, next(answers)) for part in leases])
     seen_nodes = [node_info_of(node, node in online, _fields(next(answers))) for node in nodes]
     seen_runs = [_run(connection, run, [next(answers) for _ in range(4)]) for run in runs]
-    return [run for run in seen_runs if run is not None], [node for node in seen_nodes if node.online or node.name]
+    pasts = [_past(connection, run, next(answers)) for run in over]
+    known = [node for node in seen_nodes if node.online or node.name]
+    return [run for run in seen_runs if run is not None], known, pasts
+
+
+def _past(connection: Connection, run_id: int, answer: Any) -> Past | None:
+    return decode_past(run_id, None if isinstance(answer, OversizeError) else found_or_none(answer, connection.url))
 
 
 def _online(connection: Connection, nodes: Sequence[int], leases: Iterable[tuple[list[str], Any]]) -> set[int]:

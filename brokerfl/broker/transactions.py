@@ -4,22 +4,26 @@ Owns what a run's owner does in one MULTI … EXEC in the run's slot, which deci
 slots (`echoes`). It must not know what a message's state is, or what became of a transaction.
 
                  run's slot, in one MULTI                  elsewhere, as echoes
-    create       owner, books, lease, bell                 index                               `owner.create_run`
-    take over    owner, lease                              -                                   `owner.resume_run`
+    create       owner, books, lease, bell, events         index                               `owner.create_run`
+    take over    owner, lease, events                      -                                   `owner.resume_run`
     renew        lease, if it has lapsed                   -                                   `owner.Owner.renew`
     seal         owner: what is on its way has no effect   -                                   `fence.Fence.seal`
     upload       manifest                                  chunks                              `Transactions`, `blobs`
     commit       books, context, manifests, new streams,   unneeded chunks, contact of new nodes
-                 cancelled messages out, messages in
+                 cancelled messages out, messages in,
+                 events
     send         books: nodes; strays out, new streams,    contact of the messages' nodes
                  messages in
     announce     the run's frame                           contact of all nodes
     leave        books: nodes; streams of nodes that are   what else is at them
                  gone for good
     verdict      messages out                              -
-    restore      owner, books, context, manifests, bell    lifetimes, index
-    close        status; all streams and the ledger go     everything at nodes, chunks         `ending`
-    delete       everything goes; a tombstone              index                               `ending`
+    restore      owner, books, context, manifests, bell,   lifetimes, index
+                 events
+    close        status, events; the nodes' streams and    everything at nodes, chunks         `ending`
+                 the ledger go
+    delete       everything goes; a tombstone, and what    index                               `ending`
+                 remains
     stop         owner, status, a ring                     -                                   `ending.stop_run`
     drain        books: drained; a ring                    -                                   `draining.drain_run`
     publish      replies in, messages out, a ring          -                                   `outbox.publish`
@@ -51,12 +55,14 @@ from brokerfl.broker.ending import (
     remove_streams,
     tombstone_of,
 )
+from brokerfl.broker.events import Page
 from brokerfl.broker.fence import Transaction
 from brokerfl.broker.inbox import add_message, remove_message
 from brokerfl.broker.keys import milliseconds
 from brokerfl.broker.outbox import remove_replies
 from brokerfl.broker.owner import Owner
 from brokerfl.broker.ownership import Ownership
+from brokerfl.broker.remains import Remains, read_remains
 from brokerfl.wire.manifest import Manifest
 from brokerfl.wire.payload import Payload
 from brokerfl.wire.run import encode_run
@@ -80,14 +86,21 @@ class Transactions:
         self._run_id = owner.run.run_id
         self._frame = encode_run(owner.run)
 
-    def commit(self, change: Change) -> Transaction:
-        """Change the books, and what follows from that elsewhere. Answers with the entry of each parcel."""
+    def commit(self, change: Change, page: Page = ()) -> Transaction:
+        """Change the books, and what follows from that elsewhere. Answers with the entry of each parcel.
+
+        Args:
+            change: what changes.
+            page: events to add; none to a change that only deletes, which would then need room.
+        """
 
         def run(pipe: Pipeline) -> None:
             self.owner.books.change(pipe, change)
             if change.state is not None:
                 self._context.write(pipe, change.state)
             self._blobs.remove_manifests(pipe)
+            if page and self.owner.events is not None:
+                self.owner.events.add(pipe, [page])
             self._take_back(pipe, change.recalled)
             self._take_back(pipe, change.parcels)
             self._deliver(pipe, change.parcels, change.contacted)
@@ -207,9 +220,10 @@ class Transactions:
         strays = self._blobs.remove_strays()
         return Transaction("restore", run, (*self.owner.expire_elsewhere(footprint), *strays, self.owner.entry))
 
-    def close(self, footprint: Footprint) -> Transaction:
-        """Begin the end of the run."""
-        return close(self._connection, self._run_id, footprint | Footprint(chunks=self._blobs.leaving()))
+    def close(self, footprint: Footprint, pages: Sequence[Page] = ()) -> Transaction:
+        """Begin the end of the run, of which these are the last events."""
+        everything = footprint | Footprint(chunks=self._blobs.leaving())
+        return close(self._connection, self._run_id, everything, pages=pages)
 
     def close_again(self, footprint: Footprint) -> Transaction:
         """Begin the end of the run again: Redis forgot that, and perhaps what the run had left before."""
@@ -219,9 +233,13 @@ class Transactions:
         """Delete once more what the run, which has ended, had elsewhere: a server there may have forgotten that."""
         send_echoes(self._connection, self.close(footprint).echoes)
 
-    def delete(self) -> Transaction:
-        """End the run, which is closed. Answers whether there was room for the tombstone."""
-        return delete(self._connection, self._run_id, self._tombstone)
+    def read_remains(self) -> Remains | None:
+        """Return what is to remain of the run, which is closed."""
+        return read_remains(self._connection, self._run_id)
+
+    def delete(self, remains: Remains | None = None) -> Transaction:
+        """End the run, which is closed. Answers as `ending.delete`."""
+        return delete(self._connection, self._run_id, self._tombstone, remains)
 
     def bury(self) -> None:
         """There was no room for the tombstone: make some, or do without."""

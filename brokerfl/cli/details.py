@@ -3,8 +3,9 @@
 Owns their order and words. It must not know how they come to a screen.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from math import isfinite
 
 from rich.text import Text
 
@@ -27,6 +28,9 @@ from brokerfl.wire.origin import Origin
 #: Columns of what a line is about.
 _WIDTH = 12
 
+#: Points of a number that are drawn.
+_POINTS = 40
+
 #: Most characters of a value.
 _LONGEST = 1000
 
@@ -34,6 +38,17 @@ _LONGEST = 1000
 def run_lines(run: RunView, overview: Overview) -> list[Text]:
     """Return what is known of a run."""
     return list(_lines(_of_run(run, overview)))
+
+
+def metric_lines(curves: Mapping[str, Sequence[tuple[int, float]]]) -> list[Text]:
+    """Return how the numbers of a run went: their last points as little columns, and the last value."""
+    return list(_lines((shown(name), _curve([value for _, value in curve])) for name, curve in curves.items()))
+
+
+def _curve(values: Sequence[float]) -> str:
+    finite = [value for value in values if isfinite(value)][-_POINTS:]
+    lowest = min([0.0, *finite])
+    return f"{spark([value - lowest for value in finite])} {values[-1]:.6g}".strip() if values else ""
 
 
 def node_lines(node: NodeView, overview: Overview) -> list[Text]:
@@ -46,7 +61,7 @@ def _lines(pairs: Iterator[tuple[str, str | Text]]) -> Iterator[Text]:
     for name, value in pairs:
         text = value if isinstance(value, Text) else Text(cut(value, _LONGEST))
         if text.plain not in ("", NOTHING):
-            yield Text.assemble((f"{name:<{_WIDTH}}", "bold"), text)
+            yield Text.assemble((f"{name:<{_WIDTH - 1}} ", "bold"), text)
 
 
 def _of_run(run: RunView, overview: Overview) -> Iterator[tuple[str, str | Text]]:
@@ -62,10 +77,10 @@ def _of_run(run: RunView, overview: Overview) -> Iterator[tuple[str, str | Text]
     yield "project", _project(known.origin)
     yield "config", config_of(known.run_config)
     yield "started", _moment(known.created_at, now)
-    yield "held by", run.holder or "nobody"
+    yield "held by", run.holder or ("" if run.is_over else "nobody")
     yield "counts", f"{run.nodes} nodes, {run.messages} messages, {run.replies} replies settled"
     if not has_said(run):
-        yield "told", "nothing yet"
+        yield ("errors", str(status.errors)) if run.is_over else ("told", "nothing yet")
         return
     yield "told", _moment(status.at, now)
     yield "phase", f"{shown(status.phase)} for {lasting(now - status.since)}" if status.phase and status.since else ""

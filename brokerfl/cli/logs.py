@@ -21,6 +21,7 @@ from brokerfl.common.kept_log import KeptLog
 from brokerfl.common.layout import identify, json_line, text_of, timed_line
 from brokerfl.common.logfile import LogFile
 from brokerfl.common.logger import ConsoleHandler, keep_log, kept_log, prints
+from brokerfl.common.shared_log import SharedLog
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -72,6 +73,16 @@ def _finish() -> None:
     kept = kept_log()
     if kept is not None:
         kept.finish()
+
+
+def share_log() -> SharedLog | None:
+    """Return the lines of the command's log from now on, for whoever sends them; None if it has no log."""
+    kept = kept_log()
+    if kept is None:
+        return None
+    shared = SharedLog()
+    kept.share(shared)
+    return shared
 
 
 class _Adopted(Handler):

@@ -8,6 +8,7 @@ from brokerfl.cli.dead import dead
 from brokerfl.cli.demo import demo
 from brokerfl.cli.doctor import doctor
 from brokerfl.cli.draining import drain
+from brokerfl.cli.events import compare, events, export, log_
 from brokerfl.cli.metrics import metrics
 from brokerfl.cli.nodes import nodes
 from brokerfl.cli.runs import runs, stop
@@ -24,7 +25,7 @@ def main() -> None:
 
 
 for command in (
-    *(up, demo, top, runs, nodes, show, drain, stop, pause, resume, node_health),
+    *(up, demo, top, runs, nodes, show, events, log_, compare, export, drain, stop, pause, resume, node_health),
     *(doctor, dead, dashboard, metrics),
 ):
     main.add_command(command)

@@ -98,6 +98,14 @@ from brokerfl.common.log_context import log_for
     help="Serve the runs of other projects, too. Otherwise their messages are answered with Error 1.",
 )
 @click.option(
+    "--share-errors",
+    type=click.Choice(["class", "text"]),
+    default="class",
+    show_default=True,
+    envvar="BROKERFL_SHARE_ERRORS",
+    help="What the ServerApp is told of an exception of the ClientApp. A text may name data; this node's log has it.",
+)
+@click.option(
     "--wait-for-redis",
     is_flag=True,
     envvar="BROKERFL_WAIT_FOR_REDIS",
@@ -126,6 +134,7 @@ def main(
     workers: int,
     max_message: int,
     any_app: bool,
+    share_errors: str,
     wait_for_redis: bool,
     exit_when_stuck: float | None,
 ) -> None:
@@ -165,6 +174,7 @@ def main(
         workers=workers,
         max_message=max_message,
         any_app=any_app,
+        share_errors=share_errors,
         wait_for_redis=wait_for_redis,
         stuck_limit=exit_when_stuck or math.inf,
         on_stuck=lambda: _give_up(node, registration, Exit.NODE_STUCK),

@@ -67,7 +67,7 @@ def run_row(run: RunView, now: float) -> dict[str, Any]:
         "state": state_cell(run.state),
         "round": status.group,
         "answered": answered(run),
-        "errors": status.errors if is_told else None,
+        "errors": status.errors if is_told or (run.run and run.is_over) else None,
         "waiting for": waiting_for(run),
         "age": since(run.run.created_at if run.run else 0.0, now),
         "memory": sized(status.memory) if is_told else None,

@@ -17,7 +17,7 @@ from brokerfl.broker.keys import LEASE, MOST_RETENTION, OFFLINE_GRACE, RETENTION
 from brokerfl.cli.apps import find_project, load_server_app, print_traceback
 from brokerfl.cli.configs import parse_config
 from brokerfl.cli.exits import Command, Exit, code_of, say
-from brokerfl.cli.logs import adopt_log_of, log_options
+from brokerfl.cli.logs import adopt_log_of, log_options, share_log
 from brokerfl.cli.options import (
     CONNECTION,
     Bytes,
@@ -141,6 +141,18 @@ class _Signalled(BaseException):
     envvar="BROKERFL_MAX_RUN",
     help="Most bytes of broadcast contents that the run may hold in Redis. [default: no limit]",
 )
+@click.option(
+    "--no-events",
+    is_flag=True,
+    envvar="BROKERFL_NO_EVENTS",
+    help="Note no events of the run in Redis, and no log: nothing for brokerfl events, export and log.",
+)
+@click.option(
+    "--no-share-log",
+    is_flag=True,
+    envvar="BROKERFL_NO_SHARE_LOG",
+    help="Keep this log out of Redis, where brokerfl log finds it.",
+)
 @click.version_option(__version__)
 def main(
     app: str,
@@ -160,6 +172,8 @@ def main(
     outage_limit: float,
     max_message: int,
     max_run: int | None,
+    no_events: bool,
+    no_share_log: bool,
 ) -> None:
     """Run a ServerApp as a new run on this Redis, or resume one.
 
@@ -203,6 +217,8 @@ def main(
             outage_limit=outage_limit,
             max_message=max_message,
             max_run=max_run,
+            events=not no_events,
+            log=None if no_share_log else share_log(),
             origin=replace(origin, app=reference),
             name=run_name if is_named or resume is None else None,
             overrides=None if given is None or project.defaults is None else tuple(given),

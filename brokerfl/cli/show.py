@@ -2,12 +2,13 @@
 
 import click
 
-from brokerfl.cli.details import node_lines, run_lines
+from brokerfl.cli.details import metric_lines, node_lines, run_lines
 from brokerfl.cli.exits import Command
 from brokerfl.cli.options import RedisOptions, Text, redis_options
 from brokerfl.cli.references import node_called, run_called
 from brokerfl.cli.tables import format_option, show_lines, show_text, to_json
 from brokerfl.common import ConfigError
+from brokerfl.view.history import metrics_of
 from brokerfl.view.overview import read_overview
 from brokerfl.view.shape import node_to_json, run_to_json
 
@@ -30,6 +31,7 @@ def show(words: tuple[str, ...], redis: RedisOptions, form: str) -> None:
     if kind == "run":
         run = run_called(connection, overview, name)
         lines, record = run_lines(run, overview), run_to_json(run, overview.at)
+        lines += metric_lines(metrics_of(connection, run.run_id))
     else:
         node = node_called(connection, overview, name)
         lines, record = node_lines(node, overview), node_to_json(node, overview.at)

@@ -94,7 +94,7 @@ class Node:
         connection, node_id = self._connection, self.node_id
         origin = None if options.any_app else self._registration.origin
         runner = Runner(app, node_id, options.node_config, self._stop.is_set, origin)
-        runner.called = shown_node(node_id, self._registration.name)
+        runner.shares_text, runner.called = options.share_errors == "text", shown_node(node_id, self._registration.name)
         wanted = Wanted(connection, node_id)
         executor = Executor(runner, self._journal, self._payloads, wanted, options.max_crashes)
         publisher = Publisher(connection, node_id, self._worklist, self._stop, self._journal.commit)

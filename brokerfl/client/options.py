@@ -22,6 +22,7 @@ class NodeOptions:
         any_app: whether the runs of other projects are served, too.
         wait_for_redis: whether it waits for a Redis that is unreachable when the node registers.
         stuck_limit: seconds after which a message that nobody waits for any more ends the node; infinity for never.
+        share_errors: ``text`` if Error replies have the text of what the ClientApp raised, ``class`` if only its class.
         on_stuck: called then, in another thread; it is to end the process.
     """
 
@@ -31,6 +32,7 @@ class NodeOptions:
     max_message: int = MAX_MESSAGE_BYTES
     any_app: bool = False
     wait_for_redis: bool = False
+    share_errors: str = "text"
     stuck_limit: float = math.inf
     on_stuck: Callable[[], None] = lambda: None
 
@@ -44,5 +46,6 @@ class GivenOptions(TypedDict, total=False):
     max_message: int
     any_app: bool
     wait_for_redis: bool
+    share_errors: str
     stuck_limit: float
     on_stuck: Callable[[], None]

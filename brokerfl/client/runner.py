@@ -33,6 +33,10 @@ from brokerfl.wire.run import Run
 MOST_BYTES = 1_000_000_000 - 1024
 
 
+#: What an Error reply has instead of a text that stays where the node is.
+NOT_SHARED = "its text is only in the node's log"
+
+
 class NoStateError(Exception):
     """The runner neither has nor was given the state of the run."""
 
@@ -89,6 +93,7 @@ class Runner:
 
     Attributes:
         node_id, origin: as given.
+        shares_text: an Error reply has the text of what the app raised; else only its class.
         called: the node in words.
     """
 
@@ -103,6 +108,7 @@ class Runner:
         self.node_id = node_id
         self.called = shown_node(node_id)
         self.origin = origin
+        self.shares_text = True
         self._app = app
         self._node_config = dict(node_config)
         self._is_stopping = is_stopping
@@ -154,7 +160,7 @@ class Runner:
             )
             raise InterruptedExecution from error
         log(ERROR, "The ClientApp raised an exception on a message of type %s\n%s", kind, trace)
-        reason = f"{type(error).__name__}: {_text(error)}"
+        reason = f"{type(error).__name__}: {_text(error) if self.shares_text else NOT_SHARED}"
         code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
         return encode_refusal(self.node_id, task.run.run_id, task.message_id, code, reason)
 

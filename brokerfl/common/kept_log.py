@@ -33,6 +33,11 @@ class KeptLog:
         self._handlers = tuple(handlers)
         self._damper = watch(self.write)
 
+    def share(self, handler: Handler) -> None:
+        """Give another handler the records from now on, from its level on."""
+        self._handlers = (*self._handlers, handler)
+        self.level = min(self.level, handler.level)
+
     def take(self, record: LogRecord) -> bool:
         """Write a record, unless it repeats a line of brokerfl's own; return whether others may have it."""
         if _is_damped(record) and not self._damper.passes(record):

@@ -26,6 +26,7 @@ class Committer:
     """Changes the book of one run together with its books in Redis; one commit at a time, from any thread."""
 
     def __init__(self, session: Session, book: Book, receiver: Receiver, uploader: Uploader, context: Context) -> None:
+        self._diary = session.diary
         self._session = session
         self._transactions = session.transactions
         self._book = book
@@ -65,6 +66,7 @@ class Committer:
 
     def _move_on(self, sending: Sequence[Sending]) -> None:
         self._leave_vanished()
+        self._diary.moves_on()
         # Before the state is read: a reply handed to another thread after that is not in it.
         settled = self._book.answers.handed_over()
         # Orphans are cancelled once the resumed app has seen a reply and moved on.
@@ -121,7 +123,8 @@ class Committer:
 
         def plan() -> Transaction:
             change = self._book.plan(sending, settled, cancelled, state, self._uploader.contents)
-            return self._transactions.commit(change)
+            has_room = bool(change.settled) or not change.frees
+            return self._transactions.commit(change, self._diary.page(sending, has_room=has_room))
 
         try:
             results = self._session.transact(plan, self._was_executed, frees=not sending and state is None)
@@ -129,6 +132,7 @@ class Committer:
             self._book.discard()
             raise
         self._transactions.saved(self._book.under_way)
+        self._diary.written()
         applied = self._book.apply(results)
         self._receiver.free(applied.freed)
         orphans = sum(not message.is_unwanted for message in cancelled)

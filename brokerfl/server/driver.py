@@ -9,7 +9,7 @@ from typing import Unpack
 
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.nodes import NodeInfo
-from brokerfl.broker.patience import within
+from brokerfl.broker.patience import ends_at, within
 from brokerfl.common import DEFAULT_TTL, SUPERLINK_NODE_ID, Message, Metadata, RecordSet, RunError, UserConfig
 from brokerfl.common.forked import belong_here
 from brokerfl.common.form import Form, Like
@@ -235,7 +235,7 @@ class Driver:
             RedisOutOfMemory: Redis is full and forgot something that has to be written first; nothing was cancelled.
         """
         accepted, _ = self._sort(message_ids)
-        self._hold.verdicts.cancel(accepted, _until(timeout))
+        self._hold.verdicts.cancel(accepted, ends_at(timeout))
 
     # Collecting.
 
@@ -281,7 +281,7 @@ class Driver:
         """
         form, ids = Form.of(like), list(message_ids)
         wanted, foreign = self._sort(ids)
-        until = _until(self._round_timeout if timeout is None else timeout)
+        until = ends_at(self._round_timeout if timeout is None else timeout)
         return self._replies.each((unknown_reply(self._run_id, each) for each in foreign), wanted, until, form, ids)
 
     def send_and_receive(
@@ -311,7 +311,7 @@ class Driver:
         self._session.check()
         refused = self._replies.refused(batch, self._hold.pusher.refused)
         accepted, _ = self._sort(ids)
-        until = _until(self._round_timeout if timeout is None else timeout)
+        until = ends_at(self._round_timeout if timeout is None else timeout)
         return refused + self._replies.all(accepted, until, form)
 
     def _sort(self, message_ids: Iterable[str]) -> tuple[set[str], list[str]]:
@@ -327,6 +327,14 @@ class Driver:
 
     # The life of the run.
 
+    def log_metrics(self, round: int | str, /, **values: float) -> None:
+        """Tell numbers of a round, for whoever looks at the run: ``driver.log_metrics(3, loss=0.2, accuracy=0.9)``.
+
+        At most 50 at once, with names of at most 64 characters; else TypeError or ValueError. Nothing depends on them.
+        """
+        self._session.check()
+        self._session.diary.tell(str(round), values)
+
     def end(self) -> None:
         """End the run: all its keys are deleted, and later pushes are refused."""
         self._hold.end()
@@ -338,8 +346,3 @@ class Driver:
     def detach(self) -> None:
         """Detach from the run without ending it: its keys stay for the retention time. Redis may be unreachable."""
         self._hold.detach()
-
-
-def _until(timeout: float | None) -> float | None:
-    """Return the local monotonic time at which ``timeout`` seconds have passed; None if there is no timeout."""
-    return None if timeout is None else time.monotonic() + timeout

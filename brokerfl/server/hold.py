@@ -38,6 +38,7 @@ from brokerfl.common import (
 )
 from brokerfl.common.log_context import log_context
 from brokerfl.common.logger import is_tracing
+from brokerfl.common.shared_log import SharedLog
 from brokerfl.server.announcer import Announcer
 from brokerfl.server.book import Book, Event
 from brokerfl.server.commit import Committer
@@ -76,6 +77,8 @@ class Options(TypedDict, total=False):
     overrides: tuple[str, ...] | None
     round_timeout: float | None
     wait_replicas: int
+    events: bool
+    log: SharedLog | None
     name: str | None
 
 
@@ -91,6 +94,8 @@ class Settings:
     max_run: int | None = None  # the most broadcast content that the run may have in Redis at once
     round_timeout: float | None = None  # how long `replies` and `send_and_receive` wait if the app does not say
     wait_replicas: int = 0  # how many replicas are to have a transaction before the app goes on
+    events: bool = True  # note what happens in the run, for whoever looks later
+    log: SharedLog | None = None  # lines of this process's log that go to Redis with its events
     origin: Origin | None = None  # where the ServerApp comes from; None for a script's, which nodes of any app serve
     overrides: tuple[str, ...] | None = None  # of a new run: the keys of its config that are no defaults; None for all
     name: str | None = None  # what the user calls the run; None for nothing, and for the name that a resumed run has
@@ -127,6 +132,7 @@ class Hold:
         liveness = Liveness(settings.offline_grace, settings.lease)
         reconciler = Reconciler(transactions, book, receiver, blobs, identity)
         self.session = session = Session(transactions, receiver, liveness, reconciler, settings.outage_limit)
+        session.diary.log = settings.log
         self.shortage = Shortage(connection, run_id, book.contacts.all, book.owing)
         session.on_full = self.shortage.met
         uploader = Uploader(session, blobs)
@@ -172,6 +178,7 @@ class Hold:
                 self.owner.renew(self.footprint, encode_status(self.report.status()))
                 self.session.is_up()
                 self.session.when_quiet(self.blobs.release)
+                self.session.when_quiet(self.session.diary.write)
                 self.session.is_short = self.shortage.look()
                 self._drain.look()
             except RedisForgot:
@@ -195,7 +202,9 @@ class Hold:
         self.session.check()
         footprint, is_closed = self.footprint(), partial(is_ending, self.owner.connection, self.run.run_id)
         with self.session.writing:  # so that no other thread compares in between
-            self.session.transact(partial(self.session.transactions.close, footprint), is_closed, frees=True)
+            self.session.diary.moves_on()
+            close = partial(self.session.transactions.close, footprint, self.session.diary.pages())
+            self.session.transact(close, is_closed, frees=True)
             self._delete(footprint)
             self.owner.fence.close()
             self._is_closed = True
@@ -205,15 +214,18 @@ class Hold:
         """Delete what is left of the run, which is closed; so does whoever finds it like that."""
         transactions, is_deleted = self.session.transactions, partial(has_ended, self.owner.connection, self.run.run_id)
         again = partial(transactions.close_again, footprint)
+        remains = self.session.through_outage(transactions.read_remains)
         with suppress(RunError):
-            while not self._try_to_delete(again, is_deleted):
+            while not self._try_to_delete(partial(transactions.delete, remains), again, is_deleted):
                 continue
         if self.session.is_stale and self.session.through_outage(is_deleted):
             transactions.clear(footprint)
 
-    def _try_to_delete(self, again: Callable[[], Transaction], is_deleted: Callable[[], bool]) -> bool:
+    def _try_to_delete(
+        self, delete: Callable[[], Transaction], again: Callable[[], Transaction], is_deleted: Callable[[], bool]
+    ) -> bool:
         """Return whether Redis has the deletion for good; it may forget that it was executed."""
-        answers = self.session.transact(self.session.transactions.delete, is_deleted, frees=True, instead=again)
+        answers = self.session.transact(delete, is_deleted, frees=True, instead=again)
         if answers and isinstance(answers[0], Exception):
             self.session.through_outage(self.session.transactions.bury)
         elif not self.session.through_outage(is_deleted):
@@ -235,7 +247,8 @@ class Hold:
 
     def _give_up(self) -> None:
         self.owner.connection.reset()
-        self.owner.detach(self.footprint())
+        self.session.diary.left()
+        self.owner.detach(self.footprint(), self.session.diary.pages(), self.session.diary.lines())
 
 
 def _give_up_saying(error: Exception) -> None:
@@ -251,6 +264,7 @@ def create(connection: Connection, app: str, run_config: UserConfig, settings: S
         lease=settings.lease,
         retention=settings.retention,
         origin=settings.origin,
+        events=settings.events,
         overrides=settings.overrides,
         name=settings.name or "",
     )
@@ -270,6 +284,7 @@ def take_over(
         lease=settings.lease,
         retention=settings.retention,
         origin=settings.origin,
+        events=settings.events,
         name=settings.name,
     )
     hold = Hold(owner, settings)

@@ -18,6 +18,11 @@ CANCELLED = "the message was cancelled"
 _ASKED_FOR = {(ErrorCode.MESSAGE_UNAVAILABLE, reason) for reason in (CANCELLED, DRAINED)}
 
 
+def is_failure(reply: Message) -> bool:
+    """Whether a reply is an Error that nobody asked for."""
+    return reply.has_error() and (reply.error.code, reply.error.reason) not in _ASKED_FOR
+
+
 class Outcome:
     """Counts the replies that an app got. Safe to share between threads.
 

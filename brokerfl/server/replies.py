@@ -131,6 +131,7 @@ class Replies:
                 decoded = self._decode(message, form)
                 if decoded is not None:
                     self._outcome.note(decoded)
+                    self._session.diary.replied(decoded)
                     return message, decoded
                 wanted.taken.pop()
                 if not time_is_up():  # otherwise the next call gets it

@@ -21,6 +21,7 @@ from brokerfl.broker.patience import OutOfTime, holding, time_is_up
 from brokerfl.broker.room import Room, room_for
 from brokerfl.broker.transactions import Transactions
 from brokerfl.common import OutageLimit, RedisOutOfMemory, RedisUnreachable, RunLost
+from brokerfl.server.diary import Diary
 from brokerfl.server.names import Names
 from brokerfl.server.receive import Receiver
 from brokerfl.server.reconcile import Reconciler
@@ -53,6 +54,7 @@ class Session:
             compared in between.
         compared_at: local monotonic time of the last comparison.
         on_full: called when Redis is full.
+        diary: notes what happens in the run.
         is_full: a thread waits because Redis has no room for what it writes.
         is_short: the heartbeat saw that Redis has no room for what its nodes will write.
         names: what nodes are called.
@@ -72,6 +74,7 @@ class Session:
         self.is_full = self.is_short = False
         self.names = Names(transactions.owner.connection)
         self.transactions = transactions
+        self.diary = Diary(transactions.owner)
         self._connection = transactions.owner.connection
         self._fence = transactions.owner.fence
         self._owner_key = self._connection.keys.owner(transactions.owner.run.run_id)

@@ -3,8 +3,8 @@
 Owns how what is seen becomes what is shown. It must not know Redis commands, tables or pages.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import NamedTuple
 
@@ -62,20 +62,21 @@ _NOTHING_SAID = RunStatus()
 
 @dataclass(frozen=True)
 class RunView:
-    """A run. Of one that has ended, only its id, state and end are known.
+    """A run. Of one that has ended, what remains of it is known; if nothing does, only its id, state and end.
 
     Attributes:
         run_id: its id.
         short: as much of it as tells it from the other runs.
         judged: its state, reason, and why in words.
         waiting_for: the nodes that it waits for, those that hold it up first.
-        run: its app, config and creation; None if it has ended.
+        run: its app, name, config and creation; None if it has ended and nothing remains of it.
         holder: which process holds it; "" for none.
         nodes: how many nodes it has contacted.
         messages: how many messages it has pushed.
         replies: how many replies are settled.
-        status: what its ServerApp last said; the defaults if it said nothing.
+        status: what its ServerApp last said; the defaults if it said nothing. Of a run that has ended: its errors.
         ended_at: Unix time of its end; 0 if it has not ended.
+        metrics: of a run that has ended, the last value of each number.
     """
 
     run_id: int
@@ -89,6 +90,7 @@ class RunView:
     replies: int = 0
     status: RunStatus = _NOTHING_SAID
     ended_at: float = 0.0
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def state(self) -> RunState:
@@ -179,7 +181,19 @@ def _run(seen: SeenRun, ids: Sequence[int], now: float, seers: dict[int, Seer], 
 
 def _ended(ended: EndedRun, ids: Sequence[int]) -> RunView:
     state = RunState.STOPPED if ended.was_stopped else RunState.COMPLETED
-    return RunView(ended.run_id, short_among(ended.run_id, ids), RunJudged(state), ended_at=ended.ended_at)
+    view = RunView(ended.run_id, short_among(ended.run_id, ids), RunJudged(state), ended_at=ended.ended_at)
+    past = ended.past
+    if past is None:
+        return view
+    return replace(
+        view,
+        run=past.run,
+        nodes=past.nodes,
+        messages=past.messages,
+        replies=past.replies,
+        status=RunStatus(errors=past.errors),
+        metrics=past.metrics,
+    )
 
 
 def fullness(servers: Sequence[SeenServer]) -> str:

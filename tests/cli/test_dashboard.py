@@ -85,7 +85,7 @@ def test_the_json(seen: tuple[Scene, Sight]) -> None:
     assert [(each["node"], each["name"]) for each in stuck["waiting_for"]] == [(str(made.node), HOSTILE)]
     assert stuck["waiting_for"][0]["seconds"] >= 60
     assert (detached["state"], detached["reason"], detached["sent"]) == ("detached", "detached", None)
-    assert (ended["state"], ended["reason"], ended["app"], ended["memory"]) == ("completed", None, None, None)
+    assert (ended["state"], ended["reason"], ended["app"], ended["memory"]) == ("completed", None, "server:app", None)
     [node] = told["nodes"]
     assert (node["node"], node["name"], node["state"]) == (str(made.node), HOSTILE, "late")
     assert (stuck["config"], node["labels"]) == ({"lr": 0.1, "odd": "nan"}, {"where": HOSTILE, "odd": HALF})

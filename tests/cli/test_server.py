@@ -141,7 +141,8 @@ def test_a_run_of_errors_only(commands: Commands, broker: Broker) -> None:
     node = commands.node("--name", "site-3")
     server = commands.run("brokerfl-server", "server:app", "--run-config", "nodes=1 rounds=2", code=5)
     warnings = [line for line in server.err.splitlines() if " WARNING " in line]
-    assert f" Error 2 from site-3 ({node_id(node)[:4]}…): ValueError: no data" in warnings[0]
+    assert f" Error 2 from site-3 ({node_id(node)[:4]}…): ValueError: its text is only in the node's log" in warnings[0]
+    assert "no data" not in server.text
     assert " s: 2 of 2 replies were errors" in warnings[1]
     assert len(warnings) == 2
     assert "\033" not in server.err  # no progress line in a pipe

@@ -816,7 +816,8 @@ def check_books(world: World, outcome: Outcome) -> None:
         executed = [each.value for each in world.counted() if each.process == id(process.journal)]
         assert (done.get("count", 0), done.get("total", 0)) == (len(executed), sum(executed)), "a state is wrong"
     left = [key for key in world.shards.names() if str(outcome.run_id) in key]
-    left = [key for key in left if key != Keys(PREFIX).owner(outcome.run_id)]  # a tombstone
+    remains = {Keys(PREFIX).owner(outcome.run_id), *Keys(PREFIX).of_past(outcome.run_id)}  # a tombstone, and the past
+    left = [key for key in left if key not in remains]
     if world.accident.is_loss and world.is_struck_at_its_end:
         # Nobody knows of a chunk whose deletion is forgotten now: it expires.
         left = [key for key in left if not (key.startswith(f"{PREFIX}:blob:") and world.shards.at(key).pttl(key) > 0)]

@@ -9,7 +9,7 @@ from brokerfl.client import ClientApp
 from brokerfl.client.executor import Executor
 from brokerfl.client.journal import Answer, Journal
 from brokerfl.client.payloads import Payloads
-from brokerfl.client.runner import MOST_BYTES, NoStateError, Runner, Task
+from brokerfl.client.runner import MOST_BYTES, NOT_SHARED, NoStateError, Runner, Task
 from brokerfl.client.wanted import Wanted
 from brokerfl.client.worklist import Work, Worklist
 from brokerfl.common import (
@@ -113,6 +113,14 @@ def test_what_the_app_raises_undoes_its_change() -> None:
     assert (error.code, error.reason) == (ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "ValueError: after it had counted")
     assert not runner.has_state_of(RUN.run_id)
     assert counted(runner.run(task(1, state)).state) == 3
+
+
+def test_a_text_that_is_not_shared() -> None:
+    """The ServerApp is told the class; the node's log has the rest."""
+    runner = Runner(Counter().app, NODE, {})
+    runner.shares_text = False
+    error = decode_message(runner.run(task(-1, {})).head).error
+    assert error.reason == f"ValueError: {NOT_SHARED}"
 
 
 def test_an_array_that_sqlite_would_refuse_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
