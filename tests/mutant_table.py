@@ -1638,8 +1638,8 @@ NODE = (
     Mutant(
         "a ServerApp that waits does not notice that Redis is full",
         "server/hold.py",
-        "                self.shortage.look()\n",
-        "",
+        "self.session.is_short = self.shortage.look()",
+        "pass",
         "contract/test_full",
     ),
     Mutant(

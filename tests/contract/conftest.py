@@ -56,7 +56,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     stream = Sockets.stream
 
     def spy(sockets: Sockets, commands: Any, *most: Any) -> Any:
-        keys.extend(command[1] for command in commands if command[0] == "GET")
+        keys.extend(command[1] for command in commands if command[0] == "GET" and ":blob:" in command[1])
         return stream(sockets, commands, *most)
 
     monkeypatch.setattr(Sockets, "stream", spy)

@@ -5,9 +5,22 @@ import pytest
 from brokerfl.broker.mend import mend
 from brokerfl.broker.stream import LAST
 from brokerfl.common import ErrorCode
+from brokerfl.common.text import shown_node
 from tests.apps import Bench, driving, echo_app, eventually, number, number_in
 from tests.conftest import Backend
-from tests.stage import by_hand, heartbeat, layer, model, push, read_outbox, serving, sweep_soon, to_be_deleted, turns
+from tests.stage import (
+    NAME,
+    by_hand,
+    heartbeat,
+    layer,
+    model,
+    push,
+    read_outbox,
+    serving,
+    sweep_soon,
+    to_be_deleted,
+    turns,
+)
 
 
 def exhaust(backend: Backend, stream: str, *, deleted: bool) -> None:
@@ -77,7 +90,7 @@ def test_an_inbox_is_an_error(backend: Backend) -> None:
         ids.append(push(driver, node.node_id, number(2)))
         [reply] = driver.replies(ids[1:], timeout=20)
         assert reply.error.code == ErrorCode.NODE_UNAVAILABLE
-        assert f"the inbox of node {node.node_id} does not accept messages" in (reply.error.reason or "")
+        assert f"the inbox of {shown_node(node.node_id, NAME)} does not accept messages" in (reply.error.reason or "")
         turns(node, 1, bench)
         assert [number_in(reply) for reply in driver.replies(ids[:1], timeout=20)] == [1]
 

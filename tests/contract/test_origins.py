@@ -14,6 +14,7 @@ from brokerfl.broker.origins import read_origins
 from brokerfl.client import ClientApp
 from brokerfl.client.node import Node
 from brokerfl.common import ConfigError, ErrorCode
+from brokerfl.common.text import shown_node
 from brokerfl.server import Driver
 from brokerfl.wire.origin import Origin
 from tests.apps import driving, echo_app, number_in
@@ -87,7 +88,7 @@ def test_another_project_is_refused(
             assert re.search(reason, found)
             assert "--any-app" in found
     assert executed == []
-    assert caplog.text.count(f"Run {driver.run.run_id} is refused: node {node.node_id} runs ") == 1
+    assert caplog.text.count(f"Run {driver.run.run_id} is refused: {shown_node(node.node_id, NAME)} runs ") == 1
 
 
 def test_a_node_of_any_app_serves_all(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
