@@ -152,6 +152,7 @@ def test_a_field_that_grows_while_it_is_read_is_not_read(backend: Backend, monke
         info = driver.connection.keys.node_info(node)
         stream, grown = Sockets.stream, f"{info}:grown"
         backend.admin.hset(grown, mapping={"name": "silent", "app": bytes(LARGE)})
+        backend.admin.pexpire(grown, 60_000)
 
         def grow(sockets: Sockets, commands: Sequence[Command], most: Sequence[int] = ()) -> Iterator[Any]:
             if commands[0][0] == "HMGET":
