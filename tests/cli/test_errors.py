@@ -103,7 +103,7 @@ def test_loopback_needs_no_insecure(commands: Commands) -> None:
 
 def test_a_right_is_missing(commands: Commands, broker: Broker) -> None:
     """A user whom the server forbids a command ends with 11 and the server's words, at the start or in the run."""
-    for name, command in (("no-groups", "xgroup"), ("no-entries", "xadd"), ("no-ping", "ping")):
+    for name, command in (("no-groups", "xgroup"), ("no-bells", "xread"), ("no-ping", "ping")):
         broker.admin.execute_command("ACL", "SETUSER", name, "on", ">pw", "~*", "&*", "+@all", f"-{command}")
     host = broker.url.partition("//")[2]
     node = commands.run(*NODE, "--redis", f"redis://no-groups:pw@{host}", code=11)
@@ -111,8 +111,8 @@ def test_a_right_is_missing(commands: Commands, broker: Broker) -> None:
     assert "xgroup" in error_of(node)
     assert "ping" in error_of(commands.run("brokerfl", "runs", "--redis", f"redis://no-ping:pw@{host}", code=11))
     commands.node()
-    server = commands.run(*SERVER, "--run-config", "nodes=1", "--redis", f"redis://no-entries:pw@{host}", code=11)
-    assert f"Run {run_id(server)} is detached: redis://no-entries:***@{host} denies a permission" in server.err
+    server = commands.run(*SERVER, "--run-config", "nodes=1", "--redis", f"redis://no-bells:pw@{host}", code=11)
+    assert f"Run {run_id(server)} is detached: redis://no-bells:***@{host} denies a permission" in server.err
     assert "Traceback" not in server.text
 
 
