@@ -67,6 +67,7 @@ HELP = (
     "s          sort by state, by age, by errors",
     "f          only what is not running, ready or training",
     "x          stop the selected run, after a question",
+    "p          pause the selected node, or resume it",
     "?          these lines",
     "q          quit",
 )
@@ -178,7 +179,7 @@ def _keys(picture: Picture) -> Text:
     if picture.page is Page.LIST:
         listed = "failures" if picture.failures_only else "all"
         return Text(
-            f"q quit  s sort: {picture.order}  f list: {listed}  ↑↓ select  Enter show  x stop  ? help", style="dim"
+            f"q quit  s sort: {picture.order}  f list: {listed}  Enter show  x stop  p pause  ? help", style="dim"
         )
     return Text("Esc back  ↑↓ scroll  q quit", style="dim")
 

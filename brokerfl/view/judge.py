@@ -2,6 +2,8 @@
 
 Owns the rules, and the sentence that says why a run does not get on. It must not know Redis, or how anything is shown.
 
+Durations are measured up to the moment at which the words were written: what was short then may be over by now.
+
 A node is late when it has executed a message for `LATE_FACTOR` times its own median, or that of the other nodes if it
 has none yet, and for `LATE_AFTER` seconds at least. Without any median nobody can say what is late.
 """
@@ -62,14 +64,16 @@ def judge_node(is_online: bool, status: NodeStatus | None, now: float, others: I
     if status is None:
         return NodeJudged(NodeState.READY)
     doing = min(status.doing, key=lambda each: each.since, default=None)
-    busy = max(0.0, now - doing.since) if doing is not None else 0.0
+    busy = max(0.0, status.at - doing.since) if doing is not None else 0.0
     usually = status.median or median([each for each in others if each] or [0.0])
-    state = _state_of(status, now, busy, usually)
+    state = _state_of(status, busy, usually)
+    if doing is not None and state in (NodeState.LATE, NodeState.STUCK):
+        busy = max(0.0, now - doing.since)
     return NodeJudged(state, doing, busy, usually)
 
 
-def _state_of(status: NodeStatus, now: float, busy: float, usually: float) -> NodeState:
-    over = [now - each.over_since for each in status.doing if each.over_since]
+def _state_of(status: NodeStatus, busy: float, usually: float) -> NodeState:
+    over = [status.at - each.over_since for each in status.doing if each.over_since]
     # Compared with what it wrote: a Redis that was full or away took no status, and that says nothing of the loop.
     waits = bool(status.doing) or status.is_full
     stands_still = status.turned > 0 and status.at - status.turned > STUCK_AFTER and not waits
@@ -165,8 +169,8 @@ def waiting(status: RunStatus, now: float, nodes: Mapping[int, Seer]) -> Waiting
     owing = [nodes.get(each.node) or Seer(each.node, "", NodeJudged(NodeState.READY)) for each in status.awaited]
     if not owing:
         return Waiting()
-    longest = now - min((each.since for each in status.awaited if each.since), default=now)
-    is_long = longest > max(WAITS_AFTER, status.usually)
+    oldest = min((each.since for each in status.awaited if each.since), default=status.at)
+    is_long = status.at - oldest > max(WAITS_AFTER, status.usually)
     for reason, sentences in (
         (Reason.NODE_STUCK, {node.node_id: _stuck(node) for node in owing}),
         (Reason.NODE_LATE, {node.node_id: _late(node) for node in owing}),

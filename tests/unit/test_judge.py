@@ -20,7 +20,7 @@ from brokerfl.wire.status import Awaited, Doing, NodeStatus, Phase, RunStatus
 
 NOW = 1_000_000.0
 
-READY = NodeStatus(at=NOW - 1, turned=NOW - 1, median=3.0)
+READY = NodeStatus(at=NOW, turned=NOW, median=3.0)
 
 
 def busy(seconds: float, **more: float) -> NodeStatus:
@@ -43,6 +43,7 @@ def busy(seconds: float, **more: float) -> NodeStatus:
         (replace(busy(60), is_paused=True), NodeState.LATE),
         (busy(5, over_since=NOW - STUCK_AFTER + 1), NodeState.TRAINING),
         (busy(5, over_since=NOW - STUCK_AFTER - 1), NodeState.STUCK),
+        (replace(busy(500), at=NOW - 498), NodeState.TRAINING),  # it may have ended since it said so
         (replace(READY, turned=NOW - 2 - STUCK_AFTER), NodeState.STUCK),
         (replace(READY, turned=NOW - 2 - STUCK_AFTER, is_full=True), NodeState.READY),  # its loop waits for room
         (replace(READY, at=NOW - 500, turned=NOW - 500), NodeState.READY),  # Redis was full, and took no status
@@ -113,6 +114,7 @@ def awaiting(*nodes: int, seconds: float = 60.0) -> RunStatus:
             (),
         ),
         (awaiting(1, seconds=3.5), RunState.RUNNING, Reason.NONE, "", ()),
+        (replace(awaiting(1), at=NOW - 59), RunState.RUNNING, Reason.NONE, "", ()),  # it was short when it was said
         (awaiting(1), RunState.WAITING, Reason.WAITING_REPLY, "waiting for site-1 (1) (1m00s, usually 4s)", (1,)),
         (
             awaiting(7, seconds=20),
