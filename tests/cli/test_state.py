@@ -332,7 +332,7 @@ def test_dead_lists_what_was_set_aside(commands: Commands, killer: str) -> None:
         "message": killer, "node": folder.name, "run": run_id(server), "type": "train", "group": "1", "crashes": 3,
     }  # fmt: skip
     head, line = commands.run("brokerfl", "dead").out.splitlines()
-    assert head.split() == ["message", "node", "run", "type", "group", "bytes", "crashes", "at"]
+    assert head.split() == ["MESSAGE", "NODE", "RUN", "TYPE", "GROUP", "BYTES", "CRASHES", "AT"]
     assert line.split()[:3] == [killer, folder.name, run_id(server)]
     node = node_of(commands)
     node.send(signal.SIGTERM)
@@ -345,7 +345,7 @@ def test_dead_show_tells_what_a_message_holds(commands: Commands, killer: str) -
     text = commands.run("brokerfl", "dead", "show", killer).out
     assert f"message   {killer}\n" in text
     assert "crashes   3\n" in text
-    assert text.splitlines()[-1].split() == ["configs", "order", "do", "'exit'"]
+    assert text.splitlines()[-1].split() == ["configs", "order", "do", "'exit'", "-"]
     shown = json.loads(commands.run("brokerfl", "dead", "show", killer, "--format", "json").out)
     assert shown["message"] == killer
     assert shown["content"] == [
@@ -377,7 +377,7 @@ def test_dead_replay_has_the_state_and_changes_nothing(commands: Commands, broke
     replay = "brokerfl", "dead", "replay", killer, "client:app", "--node-config", "name='replay'"
     for _ in range(2):
         out = commands.run(*replay, BROKERFL_REDIS_URL="redis://127.0.0.1:1").out
-        assert out.splitlines()[-1].split() == ["metrics", "executed", "n", "3"]
+        assert out.splitlines()[-1].split() == ["metrics", "executed", "n", "3", "-"]
     assert dump(commands) == before
     assert broker.scan() <= keys  # the lease of the node may have lapsed
 
