@@ -33,7 +33,7 @@ TOPOLOGIES = ("sentinel", "cluster", "valkey-cluster")
 
 
 #: In so many days everything of tests/crash is played.
-DAYS = 20
+DAYS = 40
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -11,6 +11,7 @@ import pytest
 from brokerfl.broker import arrival
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.embedded import EmbeddedServer
+from brokerfl.cli.exits import Exit
 from brokerfl.cli.runfile import RunFile
 from brokerfl.cli.systemd import Systemd
 from brokerfl.common import ConfigError, RedisUnreachable
@@ -209,8 +210,10 @@ def test_a_node_is_paused_and_resumed(commands: Commands, broker: Broker, gate: 
     assert "site-9 (" in commands.run("brokerfl", "pause", "site-9").out
     node.wait_for("Paused")
     node.kill()
-    lost = commands.run("brokerfl", "node-health", "site-9", code=1)
-    eventually(lambda: commands.run("brokerfl", "node-health", "site-9", code=1).out != "" or lost)
+    eventually(
+        lambda: " is lost: " in commands.start("brokerfl", "node-health", "site-9").ends(Exit.OK, Exit.FAILURE).out,
+        DEADLINE,
+    )
     again = commands.node("--name", "site-9")
     again.wait_for("Paused")
     assert "is paused; its last heartbeat was " in commands.run("brokerfl", "node-health", "site-9").out

@@ -133,7 +133,7 @@ def test_every_view_names_the_cause_and_the_node(commands: Commands, broker: Bro
     commands.run("brokerfl", "pause", "site-8")
 
     eventually(told(views, few, "waiting_nodes", "5 of 30 online"), within=DEADLINE)
-    assert says(few_app, "waiting for nodes: 5 of 30 online", "[waiting_nodes]")()
+    eventually(says(few_app, "waiting for nodes: 5 of 30 online", "[waiting_nodes]"), within=DEADLINE)
     eventually(told(views, killed, "detached", "no ServerApp"), within=DEADLINE)
     eventually(told(views, paused, "node_stuck", "site-8 ("), within=DEADLINE)
     eventually(says(paused_app, "site-8 (", "is paused", "[node_stuck]"), within=DEADLINE)
@@ -141,7 +141,7 @@ def test_every_view_names_the_cause_and_the_node(commands: Commands, broker: Bro
     eventually(says(slow_app, "site-7 (", "times slower than the others", "[node_late]"), within=DEADLINE)
     eventually(told(views, hung, "node_late", "site-9 ("), within=DEADLINE)
     eventually(says(hung_app, "site-9 (", "busy", "[node_late]"), within=DEADLINE)
-    assert views.runs()[fine]["reason"] is None
+    eventually(lambda: views.runs()[fine]["reason"] is None, within=DEADLINE)
     nodes = {each["name"]: each for each in json.loads(commands.run("brokerfl", "nodes", "--format", "json").out)}
     assert (nodes["site-9"]["state"], nodes["site-8"]["state"]) == ("late", "paused")
 
