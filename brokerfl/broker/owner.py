@@ -27,7 +27,15 @@ from brokerfl.broker.lease import await_lapse
 from brokerfl.broker.nodes import LONGEST_IDENTITY, new_id
 from brokerfl.broker.process import is_dead, new_token, text_of
 from brokerfl.broker.runs import absent, prune, tidy
-from brokerfl.common import ConfigError, RedisOutOfMemory, RunAttached, RunNotFound, RunStopped, UserConfig
+from brokerfl.common import (
+    BrokerflError,
+    ConfigError,
+    RedisOutOfMemory,
+    RunAttached,
+    RunNotFound,
+    RunStopped,
+    UserConfig,
+)
 from brokerfl.wire.event import Kind
 from brokerfl.wire.origin import Origin
 from brokerfl.wire.run import Run
@@ -55,7 +63,8 @@ def create_run(
     run = Run(new_id(), app, dict(run_config), connection.read_time(), origin, overrides, name)
     connection.introduce(f"brokerfl-server:{run.run_id}")
     owner = Owner(connection, run, Fence(connection, run.run_id, 1, new_token(), retention), lease, retention)
-    tidy(connection, run.created_at)
+    with suppress(BrokerflError):  # the next run does it, and what follows says what is wrong
+        tidy(connection, run.created_at)
     owner.events = Events(connection, run.run_id) if events else None
     redis = connection.at(keys.owner(run.run_id)).redis
     with map_errors(connection.url, keys.runs), redis.pipeline(transaction=True) as creation:

@@ -12,7 +12,7 @@ from brokerfl.broker.ending import stop_run
 from brokerfl.broker.keys import MOST_RETENTION, RETENTION
 from brokerfl.broker.nodes import Registration
 from brokerfl.broker.runs import forget_registry, list_runs
-from brokerfl.common import ConfigError, Message, RunFenced, RunLost, RunStopped
+from brokerfl.common import ConfigError, Message, RedisUnreachable, RunFenced, RunLost, RunStopped
 from brokerfl.server import Driver
 from brokerfl.testing import fake_connection
 from tests.apps import Clock, Gate, contents_of, driving, eventually, federation, number, number_in
@@ -380,3 +380,14 @@ def test_a_new_run_tidies_the_index(backend: Backend) -> None:
             scores = dict(backend.admin.zrange(keys.runs, 0, -1, withscores=True))
             assert {int(member) for member in scores} == {12, 13, alive.run.run_id, new.run.run_id}
             assert scores[b"13"] == -ended_at
+
+
+def test_a_run_begins_although_the_index_cannot_be_tidied(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that breaks meanwhile is made again."""
+
+    def fail(*_: object) -> None:
+        raise RedisUnreachable("it broke")
+
+    monkeypatch.setattr(owner_module, "tidy", fail)
+    with driving(backend) as driver:
+        assert driver.get_node_ids() == []
