@@ -14,6 +14,7 @@ from typing import Any
 
 from brokerfl.common import FrameError
 from brokerfl.wire.frame import pack, unpack
+from brokerfl.wire.told import scalar_in, sendable
 
 #: Most numbers of an event, most characters of the name of one, and of other texts.
 MOST_VALUES, LONGEST_NAME, LONGEST_TEXT = 50, 64, 200
@@ -85,7 +86,7 @@ def encode_event(event: Event) -> bytes:
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {_plain(key): _plain(each) for key, each in value.items()}
-    return value.encode(errors="replace").decode() if isinstance(value, str) else value  # also a Kind
+    return sendable(value) if isinstance(value, str) else value
 
 
 def decode_event(data: bytes | None) -> Event | None:
@@ -96,20 +97,11 @@ def decode_event(data: bytes | None) -> Event | None:
         return None
     if not isinstance(told, Mapping):
         return None
-    found: dict[str, Any] = {
-        name: value for name, default in _DEFAULTS.items() if _is_like(value := told.get(name), default)
-    }
-    if "values" in found:
-        found["values"] = numbers_in(found["values"])
+    scalars = ((name, scalar_in(type(default), told.get(name))) for name, default in _DEFAULTS.items())
+    found: dict[str, Any] = {name: value for name, value in scalars if value is not None}
+    if isinstance(told.get("values"), Mapping):
+        found["values"] = numbers_in(told["values"])
     return Event(**found)
-
-
-def _is_like(value: Any, default: Any) -> bool:
-    if isinstance(default, float):
-        return type(value) in (int, float) and 0 <= value < 1e18
-    if isinstance(default, int):
-        return type(value) is int and 0 <= value < 2**64
-    return isinstance(value, type(default))
 
 
 def numbers_in(told: Mapping[Any, Any]) -> dict[str, float]:

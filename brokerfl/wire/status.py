@@ -14,6 +14,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from brokerfl.common import FrameError
 from brokerfl.wire.frame import pack, unpack
+from brokerfl.wire.told import scalar_in, sendable
 
 #: Most items of a list in a status, and most characters of a text.
 MOST_TOLD, LONGEST_TOLD = 8, 100
@@ -171,9 +172,7 @@ def _plain(value: Any) -> Any:
         return [_plain(each) for each in value]
     if isinstance(value, _Told):
         return _map_of(value)
-    if isinstance(value, str):  # also a Phase
-        return value.encode(errors="replace").decode()  # an exception's class may have any name
-    return value
+    return sendable(value) if isinstance(value, str) else value
 
 
 def decode_status(kind: type[Status], data: bytes | None) -> Status | None:
@@ -207,8 +206,4 @@ def _checked(hint: Any, value: Any) -> Any:
         return tuple(items) if None not in items else None
     if isinstance(hint, type) and issubclass(hint, _Told):
         return _told(hint, value)
-    if hint is float and type(value) in (int, float):
-        return float(value) if 0 <= value < 1e18 else None  # neither nan nor inf
-    if hint is int and type(value) is int:
-        return value if 0 <= value < 2**64 else None
-    return value if hint in (str, bool) and type(value) is hint else None
+    return scalar_in(hint, value)
