@@ -1,14 +1,12 @@
 """`brokerfl drain`: asks a run to come to its end. Owns what is printed."""
 
-import json
-
 import click
 
 from brokerfl.broker.draining import drain_run
 from brokerfl.cli.exits import Command
 from brokerfl.cli.options import RedisOptions, Text, redis_options
 from brokerfl.cli.references import find_run
-from brokerfl.cli.tables import format_option
+from brokerfl.cli.tables import format_option, show_done
 from brokerfl.view.reasons import RunState
 
 
@@ -26,7 +24,5 @@ def drain(run: str, redis: RedisOptions, form: str) -> None:
     connection = redis.connect()
     run_id = find_run(connection, run)
     drain_run(connection, run_id)
-    if form == "json":
-        click.echo(json.dumps({"run": str(run_id), "state": RunState.DRAINING}))
-    else:
-        click.echo(f"Run {run_id} is being drained: it pushes nothing any more.")
+    text = f"Run {run_id} is being drained: it pushes nothing any more."
+    show_done({"run": str(run_id), "state": RunState.DRAINING}, text, form)

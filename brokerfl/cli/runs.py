@@ -1,6 +1,5 @@
 """`brokerfl runs` and `brokerfl stop`. Owns what is told of each run in a row."""
 
-import json
 from typing import Any
 
 import click
@@ -10,7 +9,7 @@ from brokerfl.cli.cells import answered, has_said, name_of, since, state_cell, w
 from brokerfl.cli.exits import Command
 from brokerfl.cli.options import RedisOptions, Text, redis_options
 from brokerfl.cli.references import find_run
-from brokerfl.cli.tables import format_option, show
+from brokerfl.cli.tables import format_option, show, show_done
 from brokerfl.view.overview import RunView, read_overview
 from brokerfl.view.reasons import OVER, RunState
 from brokerfl.view.shape import run_to_json
@@ -51,10 +50,8 @@ def stop(run: str, redis: RedisOptions, form: str) -> None:
     connection = redis.connect()
     run_id = find_run(connection, run)
     stop_run(connection, run_id)
-    if form == "json":
-        click.echo(json.dumps({"run": str(run_id), "state": RunState.STOPPED}))
-    else:
-        click.echo(f"Run {run_id} is stopped and its keys are deleted.")
+    text = f"Run {run_id} is stopped and its keys are deleted."
+    show_done({"run": str(run_id), "state": RunState.STOPPED}, text, form)
 
 
 def run_row(run: RunView, now: float) -> dict[str, Any]:

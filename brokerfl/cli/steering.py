@@ -1,6 +1,5 @@
 """`brokerfl pause`, `resume`, `node-health`: what an operator, and a probe, wants of one node. Owns their output."""
 
-import json
 import sys
 
 import click
@@ -12,7 +11,7 @@ from brokerfl.broker.pausing import resume as resume_node
 from brokerfl.cli.exits import Command, Exit
 from brokerfl.cli.options import RedisOptions, Text, redis_options
 from brokerfl.cli.references import find_node
-from brokerfl.cli.tables import format_option
+from brokerfl.cli.tables import format_option, show_done
 from brokerfl.common.text import shown_node
 from brokerfl.view.judge import NodeJudged, judge_node
 from brokerfl.view.reasons import NodeState
@@ -53,10 +52,7 @@ def resume(node: str, redis: RedisOptions, form: str) -> None:
 
 
 def _show(node: NodeInfo, form: str, status: str, text: str) -> None:
-    if form == "json":
-        click.echo(json.dumps({"node": str(node.node_id), "name": node.name, "state": status}))
-    else:
-        click.echo(f"{_called(node)} {text}")
+    show_done({"node": str(node.node_id), "name": node.name, "state": status}, f"{_called(node)} {text}", form)
 
 
 def _called(node: NodeInfo) -> str:

@@ -67,6 +67,11 @@ def show_lines(lines: Sequence[Text]) -> None:
     _check()
 
 
+def show_done(record: dict[str, str], text: str, form: str) -> None:
+    """Print what was done: as JSON, or in words."""
+    click.echo(json.dumps(record) if form == "json" else text)
+
+
 def show_text(text: str) -> None:
     """Print a text that is all that its command is for."""
     click.echo(text)
