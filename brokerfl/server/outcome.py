@@ -50,8 +50,8 @@ class Outcome:
 
     def note(self, reply: Message) -> None:
         """The app gets a reply."""
-        is_error = reply.has_error()
-        if is_error and (reply.error.code, reply.error.reason) in _ASKED_FOR:
+        is_error = is_failure(reply)
+        if reply.has_error() and not is_error:
             return
         with self._lock:
             self.replies += 1

@@ -6,7 +6,6 @@ long messages take, and which calls wait for how long. It must not know Redis, o
 Times are local monotonic ones, in seconds.
 """
 
-import itertools
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Mapping
@@ -88,7 +87,6 @@ class Progress:
         self._groups: OrderedDict[str, Group] = OrderedDict()  # by their first push
         self._latest: Group | None = None
         self._took: deque[float] = deque(maxlen=_MEASURED)
-        self._numbers = itertools.count()
         self._activities: dict[int, Activity] = {}
         self._former = Activity(Phase.APP, time.monotonic())
         self._app_since = time.monotonic()
