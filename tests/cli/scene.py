@@ -6,9 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import pytest
+
 from brokerfl.broker.nodes import STATUS
+from brokerfl.view import watch
 from brokerfl.wire.status import Awaited, Doing, NodeStatus, Phase, RunStatus, encode_status
 from tests.apps import driving, federation
+from tests.cli.conftest import DEADLINE
 from tests.conftest import Backend
 from tests.stage import push_numbers, start
 
@@ -17,6 +21,14 @@ HOSTILE = "<img src=x onerror=\"document.title='owned'\"></script>\\\n\"'"
 
 #: Half of a character, which JSON can write and UTF-8 cannot.
 HALF = "\ud800"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def patient() -> Iterator[None]:
+    """A busy machine is no Redis that is away."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(watch, "_PATIENCE", DEADLINE)
+        yield
 
 
 @dataclass(frozen=True)

@@ -16,17 +16,18 @@ import pytest
 
 from brokerfl.cli.serving import listening
 from brokerfl.cli.site import serving, site
-from brokerfl.view import watch
 from brokerfl.view.reasons import NodeState, Reason, RunState
 from brokerfl.view.shape import node_to_json, run_to_json
 from brokerfl.view.watch import Sight, Watch
 from brokerfl.view.words import lasting, short_among, sized
 from tests.cli.browser import Browser, find_browser
 from tests.cli.conftest import DEADLINE, Broker, Commands, run_id
-from tests.cli.scene import HALF, HOSTILE, Scene, scene
+from tests.cli.scene import HALF, HOSTILE, Scene, patient, scene
 from tests.conftest import missing, real_backend
 
 pytestmark = pytest.mark.timeout(180)
+
+__all__ = ["patient"]  # the fixture
 
 URL = "redis://127.0.0.1"
 
@@ -49,14 +50,6 @@ def served(look: Any, **options: Any) -> Iterator[int]:
     app = site(look, URL, {"127.0.0.1", "localhost", "::1", "fl.example.org"}, **options)
     with serving(app, listening("127.0.0.1", 0)) as (port, _):
         yield port
-
-
-@pytest.fixture(scope="module", autouse=True)
-def patient() -> Iterator[None]:
-    """A busy machine is no Redis that is away."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(watch, "_PATIENCE", DEADLINE)
-        yield
 
 
 @pytest.fixture(scope="module")

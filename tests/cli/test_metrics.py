@@ -24,10 +24,12 @@ from brokerfl.view.reasons import OVER, NodeState, Reason, RunState
 from brokerfl.view.watch import Watch
 from tests.apps import eventually
 from tests.cli.conftest import DEADLINE, Broker, Commands, error_of
-from tests.cli.scene import HOSTILE, Scene, scene
+from tests.cli.scene import HOSTILE, Scene, patient, scene
 from tests.conftest import PREFIX, Backend, real_backend
 
 pytestmark = pytest.mark.timeout(180)
+
+__all__ = ["patient"]  # the fixture
 
 MONITORING = Path(__file__).parent.parent.parent / "docs" / "monitoring"
 
@@ -64,14 +66,6 @@ def valkey(valkey_url: str) -> Backend:
     made = real_backend("valkey", valkey_url)
     made.admin.flushall()
     return made
-
-
-@pytest.fixture(scope="module", autouse=True)
-def patient() -> Iterator[None]:
-    """A busy machine is no Redis that is away."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(watch, "_PATIENCE", DEADLINE)
-        yield
 
 
 @pytest.fixture(scope="module")
