@@ -1512,8 +1512,8 @@ NODE = (
     Mutant(
         "a message that could not be executed is lost",
         "client/service.py",
-        "            self._worklist.release(work, put_back=True)\n            raise",
-        "            self._worklist.release(work)\n            raise",
+        "                self._worklist.release(work, put_back=True)\n                raise",
+        "                self._worklist.release(work)\n                raise",
         "contract/test_workers contract/test_nothing_lost",
     ),
     Mutant(

@@ -189,16 +189,18 @@ class Books:
 
     def change(self, pipe: Pipeline, change: Change) -> None:
         """Write what a commit changes. A hash vanishes when it is empty, and returns without a lifetime."""
+        counts: dict[Any, Any] = {}
         if change.entered:
             self._enter(pipe, change.entered)
-            pipe.hset(self._meta, "messages", change.messages)
             pipe.pexpire(self._ledger, self._lives)
+            counts["messages"] = change.messages
         for leaving in batches(change.leaving):
             pipe.hdel(self._ledger, *leaving)
         if change.settled:
+            counts["replies"] = change.replies
+        if counts:
             # Best effort outside a MULTI: a full Redis refuses to count, but still deletes.
-            pipe.hset(self._meta, "replies", change.replies)
-        if change.entered or change.settled:
+            pipe.hset(self._meta, mapping=counts)
             pipe.pexpire(self._meta, self._lives)
         self.add_nodes(pipe, change.contacted)
         if change.groups:

@@ -70,29 +70,26 @@ class Service:
             JournalError: the node cannot continue.
         """
         with log_context(run=work.run_id, node=self.publisher.node_id, message=work.message_id):
-            self._work(work, worker)
-
-    def _work(self, work: Work, worker: int) -> None:
-        judged = tuple(work.entries)
-        try:
-            reply = self._execute(work, worker)
-        except (RedisUnreachable, RedisOutOfMemory) as error:  # its entry is known: a drain would not queue it again
-            trace("waiting", "Waits for Redis: %s", error)
-            self._worklist.release(work, put_back=True)
-            raise
-        except InterruptedExecution:  # a named node executes it when it is started again
-            self._worklist.release(work, put_back=True)
-            return
-        except LackingContent as error:
-            self._lack(work, error)
-            return
-        try:
-            if reply is None:
-                self._worklist.give_up(work, judged)
-            else:
-                self.publisher.put(work, reply, more=self._worklist.has_more(work))
-        finally:
-            self._worklist.release(work)
+            judged = tuple(work.entries)
+            try:
+                reply = self._execute(work, worker)
+            except (RedisUnreachable, RedisOutOfMemory) as error:  # its entry is known: no drain would queue it again
+                trace("waiting", "Waits for Redis: %s", error)
+                self._worklist.release(work, put_back=True)
+                raise
+            except InterruptedExecution:  # a named node executes it when it is started again
+                self._worklist.release(work, put_back=True)
+                return
+            except LackingContent as error:
+                self._lack(work, error)
+                return
+            try:
+                if reply is None:
+                    self._worklist.give_up(work, judged)
+                else:
+                    self.publisher.put(work, reply, more=self._worklist.has_more(work))
+            finally:
+                self._worklist.release(work)
 
     def _lack(self, work: Work, error: LackingContent) -> None:
         """Leave a message in its inbox until its run, which hears of it, has written its content again and rings."""
