@@ -2602,7 +2602,7 @@ STRANGERS = (
     ),
     Mutant(
         "a node may have been online since for ever",
-        "broker/nodes.py",
+        "broker/node_info.py",
         "since = since if 0 <= since < _YEAR_9999 else 0.0",
         "since = since or 0.0",
         "contract/test_not_trusted unit/test_text cli/test_operations",

@@ -9,7 +9,7 @@ from statistics import median
 from typing import NamedTuple
 
 from brokerfl.broker.connection import Connection
-from brokerfl.broker.nodes import NodeInfo
+from brokerfl.broker.node_info import NodeInfo
 from brokerfl.broker.seen import EndedRun, Seen, SeenRun, SeenServer, look
 from brokerfl.common import UserConfig
 from brokerfl.common.text import shown_node

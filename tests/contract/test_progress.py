@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 
 from brokerfl.broker.draining import drain_run
-from brokerfl.broker.nodes import STATUS
+from brokerfl.broker.node_info import STATUS
 from brokerfl.common import ErrorCode, RunNotFound
 from brokerfl.common.text import shown_node
 from brokerfl.server import Driver, announcer
