@@ -19,6 +19,7 @@ from brokerfl.broker.ownership import ownership_in
 from brokerfl.broker.url import parse_url
 from brokerfl.common import MissingExtra
 from brokerfl.testing import FakeServer, fake_connection
+from tests.rights import Actors, refusals
 from tests.topology.fleets import ClusterFleet, SentinelFleet
 
 PREFIX = "test"
@@ -27,6 +28,10 @@ PREFIX = "test"
 REQUIRED = os.environ.get("BROKERFL_REQUIRE_BACKENDS") == "1"
 
 BACKENDS = ("fakeredis", "valkey", "redis", "redis-tls")
+
+#: Servers where everybody logs in as a user of its own, with the rules of `brokerfl.broker.rules`: with --rights, and
+#: for the tests that are marked ``with_rights``.
+RIGHTS = ("redis-rights", "valkey-rights")
 
 #: Several servers, of which one is in use: only with --topology.
 TOPOLOGIES = ("sentinel", "cluster", "valkey-cluster")
@@ -44,6 +49,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--seed", type=int, help="of histories and pauses; by default the day, as the header says")
     group = parser.getgroup("topology", "tests/contract")
     group.addoption("--topology", choices=TOPOLOGIES, help="run it on this, and on nothing else")
+    group.addoption("--rights", action="store_true", help="run it with a user for everybody, and in no other way")
 
 
 def _slice(text: str) -> tuple[int, int]:
@@ -81,11 +87,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leave out the backends that a module names in ``WITHOUT``: what it tests is the same on the others.
 
     With --topology that one is the only backend, and the only fleet; else it is neither, but two fleets are, for tests
-    that are not ``on_request``.
+    that are not ``on_request``. With --rights the only backends are those with rights.
     """
-    topology = config.option.topology
-    backends = {topology} if topology else {*BACKENDS}
+    topology, rights = config.option.topology, config.option.rights
+    backends = {topology} if topology else {*RIGHTS} if rights else {*BACKENDS}
     fleets = {topology} if topology else {"sentinel", "cluster"}
+
+    def also(item: pytest.Item) -> set[str]:
+        return {*RIGHTS} if not topology and item.get_closest_marker("with_rights") is not None else set()
 
     def is_left_out(item: pytest.Item) -> bool:
         if not isinstance(item, pytest.Function) or not hasattr(item, "callspec"):
@@ -94,8 +103,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return (
             chosen.get("backend") in without
             or chosen.get("lab") in without
-            or ("backend" in chosen and chosen["backend"] not in backends)
+            or ("backend" in chosen and chosen["backend"] not in backends | also(item))
             or ("fleet" in chosen and chosen["fleet"] not in fleets)
+            or (chosen.get("backend") in RIGHTS and item.get_closest_marker("without_rights") is not None)
             or (not topology and item.get_closest_marker("on_request") is not None)
         )
 
@@ -107,17 +117,29 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @dataclass
 class Backend:
-    """A server under test. ``connect`` gives a new connection, ``admin`` a client that may do anything."""
+    """A server under test. ``connect`` gives a new connection, ``admin`` a client that may do anything.
+
+    ``by_hand`` gives a connection for a test that does by hand what nodes and ServerApps do, whatever its rights.
+    """
 
     name: str
     connect: Callable[[], Connection]
     admin: redis_py.Redis
     url: str = ""
     tls: TLS = field(default_factory=TLS)
+    by_hand: Callable[[], Connection] = field(default=None)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        self.by_hand = self.by_hand or self.connect
 
     @property
     def is_real(self) -> bool:
         return self.name != "fakeredis"
+
+    @property
+    def has_rights(self) -> bool:
+        """Whether everybody is a user of its own."""
+        return self.name in RIGHTS
 
     @property
     def is_found(self) -> bool:
@@ -276,13 +298,31 @@ def valkey_cluster_url(valkey_url: str) -> Iterator[str]:
         yield fleet.url
 
 
-@pytest.fixture(params=(*BACKENDS, *TOPOLOGIES))
+@pytest.fixture(params=(*BACKENDS, *RIGHTS, *TOPOLOGIES))
 def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
-    """Each backend in turn, empty, and looked over after the test."""
+    """Each backend in turn, empty, and looked over after the test. With rights, nothing was refused."""
     made = _make(request.param, request)
     made.admin.flushall()
+    if made.has_rights:
+        made.admin.acl_log_reset()
     yield made
     check_keys(made.admin)
+    if made.has_rights:
+        assert refusals(made.admin) == []
+
+
+@pytest.fixture(scope="session")
+def redis_rights(redis_binary: Path) -> Iterator[Actors]:
+    """Debian's redis-server, where everybody is a user of its own."""
+    with EmbeddedServer(binary=redis_binary) as server:
+        yield Actors(server.url, PREFIX)
+
+
+@pytest.fixture(scope="session")
+def valkey_rights(valkey_url: str) -> Iterator[Actors]:
+    """The embedded Valkey, where everybody is a user of its own."""
+    with EmbeddedServer() as server:
+        yield Actors(server.url, PREFIX)
 
 
 def real_backend(name: str, url: str, tls: TLS | None = None) -> Backend:
@@ -329,6 +369,9 @@ def _make(name: str, request: pytest.FixtureRequest) -> Backend:
     if name == "fakeredis":
         server = FakeServer()
         return Backend(name, lambda: fake_connection(server, PREFIX), fake_connection(server, PREFIX).redis)
+    if name in RIGHTS:
+        actors: Actors = request.getfixturevalue(name.replace("-", "_"))
+        return Backend(name, actors.connect, actors.admin, actors.url, by_hand=actors.by_hand)
     if name == "redis-tls":
         made: Certificates = request.getfixturevalue("certificates")
         tls = TLS(made.ca, made.client_cert, made.client_key)

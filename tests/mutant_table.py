@@ -1025,7 +1025,7 @@ WAITS = (
     Mutant(
         "a replica is found to be up",
         "broker/connection.py",
-        "self.redis.pexpire(self.keys.identity, 1, gt=True)",
+        "self.at(self.keys.probe).redis.pexpire(self.keys.probe, 1)",
         "self.redis.exists(self.keys.identity)",
         "contract/test_back_pressure",
     ),
@@ -1350,7 +1350,7 @@ NODE = (
     Mutant(
         "a node that Redis forgot does not enter again",
         "broker/nodes.py",
-        "if not is_ours or known != [1, 1] or identity != self.identity:",
+        "if not is_ours or known != [1, 1] or identity != self.identity or not is_member:",
         "if not is_ours:",
         "contract/test_nodes",
     ),
@@ -2456,8 +2456,8 @@ TOPOLOGY = (
     Mutant(
         "who waits does not look for another primary",
         "broker/connection.py",
-        "        self._servers.refresh()\n        with map_errors(self.url):\n            self.redis.pexpire",
-        "        with map_errors(self.url):\n            self.redis.pexpire",
+        "        self._servers.refresh()\n        with map_errors(self.url):\n            self.at(self.keys.probe)",
+        "        with map_errors(self.url):\n            self.at(self.keys.probe)",
         "topology/test_connections",
     ),
     Mutant(
@@ -2581,9 +2581,9 @@ STRANGERS = (
     ),
     Mutant(
         "a ServerApp reads an identity of any size",
-        "broker/owner.py",
-        "redis.getrange(identity, 0, LONGEST_IDENTITY)",
-        "redis.get(identity)",
+        "broker/identity.py",
+        "redis.getrange(key, 0, LONGEST_IDENTITY)",
+        "redis.get(key)",
         "contract/test_not_trusted",
     ),
     Mutant(
@@ -2595,7 +2595,7 @@ STRANGERS = (
     ),
     Mutant(
         "any identity names a file",
-        "broker/nodes.py",
+        "broker/identity.py",
         "if not 0 < len(identity) <= LONGEST_IDENTITY:",
         "if not identity:",
         "contract/test_not_trusted",

@@ -97,7 +97,7 @@ def look_over(connection: Connection, need: Need | None = None) -> list[Finding]
     """
     servers = connection.primaries()
     primaries = [
-        _Primary(server, info_of(server, connection.url, *_SECTIONS), f" ({server.place})" if servers[1:] else "")
+        _Primary(server, info_of(server, connection, *_SECTIONS), f" ({server.place})" if servers[1:] else "")
         for server in servers
     ]
     return list(_look(connection, primaries, need))
@@ -243,7 +243,8 @@ def _memory(primary: _Primary, need: Need | None, servers: int) -> Finding:
 def _permissions(connection: Connection) -> Finding:
     refused = refused_commands(connection)
     if not refused:
-        return Finding("permissions", Status.OK, "this user may do what nodes and ServerApps do")
+        whose = "nodes and ServerApps do" if connection.role is None else f"its role does: {connection.role}"
+        return Finding("permissions", Status.OK, f"this user may do what {whose}")
     return Finding(
         "permissions",
         Status.PROBLEM,

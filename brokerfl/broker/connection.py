@@ -13,10 +13,7 @@ from typing import Any
 from redis.client import Pipeline as Pipeline
 from redis.crc import key_slot
 from redis.credentials import CredentialProvider
-from redis.exceptions import (
-    InvalidResponse,
-    ResponseError,
-)
+from redis.exceptions import InvalidResponse, ResponseError
 
 from brokerfl.broker.client import BLOCK as BLOCK
 from brokerfl.broker.client import TLS as TLS
@@ -25,6 +22,7 @@ from brokerfl.broker.clock import Clock
 from brokerfl.broker.failure import map_errors, translate
 from brokerfl.broker.keys import DEFAULT_PREFIX, Keys
 from brokerfl.broker.patience import end_of, is_spent
+from brokerfl.broker.rules import Role, allows
 from brokerfl.broker.servers import FoundServers, OneServer, Server, Servers, scatter, stream
 from brokerfl.broker.settings import objections
 from brokerfl.broker.sockets import Command, Sockets
@@ -52,6 +50,7 @@ class Connection:
         keys: the keys under the prefix.
         url: for errors and logs, without the password.
         clients: what makes its clients, if it is to be told the name of this process.
+        role: what its user may do, also an attribute; None if that is unknown, and may be everything.
 
     Attributes:
         clock: what is known about the server's clock.
@@ -64,12 +63,12 @@ class Connection:
             then be compared.
     """
 
-    def __init__(self, servers: Servers, keys: Keys, url: str = "", clients: Clients | None = None) -> None:
-        self._clients = clients
-        self._servers: Servers = servers
+    def __init__(
+        self, servers: Servers, keys: Keys, url: str = "", clients: Clients | None = None, role: Role | None = None
+    ) -> None:
+        self._clients, self._servers = clients, servers
         self._servers.lost = self._count_loss
-        self.keys = keys
-        self.url = url
+        self.keys, self.url, self.role = keys, url, role
         self.persists = True
         self.losses = 0
         self.clock = Clock()
@@ -176,10 +175,7 @@ class Connection:
         self._servers.refresh()
         with map_errors(self.url):
             self._ping()
-            try:
-                info = self.redis.info("server") | self.redis.info("memory") | self.redis.info("persistence")
-            except ResponseError:  # fakeredis has no INFO, and a managed Redis or an ACL may forbid it
-                info = {}
+            info = self._info()
         version = str(info.get("redis_version", "7.0"))
         if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_SERVER:
             raise RedisTooOld(
@@ -188,9 +184,19 @@ class Connection:
         self.persists = self.may_fail_over or bool(info.get("aof_enabled", 1))
         if warn:
             with map_errors(self.url):
-                for objection in objections(self.redis, info, self.url, may_restart=not self.may_fail_over):
+                redis = self.redis if allows(self.role, "config|get") else None
+                for objection in objections(redis, info, self.url, may_restart=not self.may_fail_over):
                     log(WARNING, "%s", objection)
         self.read_time()
+
+    def _info(self) -> dict[str, Any]:
+        """Return what the server says of itself; nothing if it may not be asked. fakeredis has no INFO."""
+        if not allows(self.role, "info"):
+            return {}
+        try:
+            return {**self.redis.info("server"), **self.redis.info("memory"), **self.redis.info("persistence")}
+        except ResponseError:
+            return {}
 
     def _ping(self) -> None:
         try:
@@ -264,7 +270,7 @@ class Connection:
         """TIME is answered even while data are loaded, and reads even by a replica. This changes nothing."""
         self._servers.refresh()
         with map_errors(self.url):
-            self.redis.pexpire(self.keys.identity, 1, gt=True)
+            self.at(self.keys.probe).redis.pexpire(self.keys.probe, 1)
         self.read_time()
 
     def _wait_for_answer(self, until: float, stop: Callable[[], bool]) -> bool:
@@ -302,6 +308,7 @@ def connect(
     check: bool = True,
     credentials: CredentialProvider | None = None,
     name: str = "",
+    role: Role | None = None,
 ) -> Connection:
     """Return a connection to the Redis at ``url``.
 
@@ -314,6 +321,7 @@ def connect(
         check: check the server at once (`Connection.check_server`).
         credentials: asked for the user name and the password at each connect, instead of the URL's.
         name: of this process, for CLIENT LIST.
+        role: of the user, if that is known: what it may not do is not tried.
 
     Raises:
         ConfigError: the URL cannot be read, TLS files are given for a plain URL, or there are two logins.
@@ -326,7 +334,7 @@ def connect(
         raise ConfigError(f"{parsed.shown} has a login, and --redis-credentials gives another: leave one of them out")
     clients = Clients(parsed, tls, credentials, client_name(name))
     servers = FoundServers(clients) if is_found(parsed.shown) else OneServer.named_by(clients)
-    connection = Connection(servers, keys, parsed.shown, clients)
+    connection = Connection(servers, keys, parsed.shown, clients, role)
     if check:
         connection.check_server()
     return connection

@@ -9,6 +9,7 @@ first tag counts: with one in the prefix, all keys share a slot.
 
     key               type              lives
     P:id              string            forever: the identity of this Redis data set
+    P:probe           -                 is never written: its lifetime is set to see whether Redis takes writes
     P:nodes           set               forever; a member goes when its info is gone
     P:runs            sorted set        forever; a member goes `MOST_RETENTION` after its run ended
     P:{N}:info        hash              a named node: `MOST_RETENTION` after it was last seen, or until it is forgotten;
@@ -100,6 +101,10 @@ class Keys:
     @property
     def identity(self) -> str:
         return f"{self.prefix}:id"
+
+    @property
+    def probe(self) -> str:
+        return f"{self.prefix}:probe"
 
     @property
     def nodes(self) -> str:

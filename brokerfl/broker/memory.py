@@ -13,6 +13,7 @@ from brokerfl.broker.capacity import ServerMemory as ServerMemory
 from brokerfl.broker.capacity import memory_in
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import map_errors, translate
+from brokerfl.broker.rules import allows
 from brokerfl.broker.servers import Server
 from brokerfl.common import FrameError, RedisAuthError
 from brokerfl.wire.manifest import CHUNK, decode_manifest
@@ -57,26 +58,28 @@ def memory_of_server(connection: Connection) -> list[ServerMemory]:
     """
     found = []
     for server in connection.primaries():
-        answer = info_of(server, connection.url, "memory")
+        answer = info_of(server, connection, "memory")
         if answer:
             found.append(memory_in(server.place, answer))
     return found
 
 
-def info_of(server: Server, url: str, *sections: str) -> Mapping[str, Any]:
+def info_of(server: Server, connection: Connection, *sections: str) -> Mapping[str, Any]:
     """Return some sections of a server's INFO in one round trip; nothing if it may not be asked.
 
     Raises:
         RedisUnreachable: it does not answer.
     """
-    with map_errors(url), server.redis.pipeline(transaction=False) as pipe:
+    if not allows(connection.role, "info"):
+        return {}
+    with map_errors(connection.url), server.redis.pipeline(transaction=False) as pipe:
         for section in sections:
             pipe.info(section)
         answers = pipe.execute(raise_on_error=False)
     merged: dict[str, Any] = {}
     for answer in answers:
         if isinstance(answer, Exception):
-            error = translate(answer, url)
+            error = translate(answer, connection.url)
             if error is not None and not isinstance(error, RedisAuthError):
                 raise error from answer
         else:

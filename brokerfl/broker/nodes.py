@@ -15,9 +15,10 @@ from logging import WARNING
 from brokerfl import __version__
 from brokerfl.broker.bounded import OversizeError
 from brokerfl.broker.connection import Connection
-from brokerfl.broker.failure import execute_unless_changed, foreign, map_errors, translate
+from brokerfl.broker.failure import execute_unless_changed, map_errors, translate
 from brokerfl.broker.fields import read_fields
 from brokerfl.broker.gather import Gather
+from brokerfl.broker.identity import LONGEST_IDENTITY, ensure_identity
 from brokerfl.broker.keys import BELL_LENGTH, GROUP, LEASE, MOST_RETENTION, RETENTION, milliseconds
 from brokerfl.broker.lease import await_lapse
 from brokerfl.broker.mend import is_forged, mend
@@ -26,13 +27,11 @@ from brokerfl.broker.origins import info_of
 from brokerfl.broker.oversize import MOST_ABOUT
 from brokerfl.broker.presence import members, online_among, remove
 from brokerfl.broker.process import home_of, is_dead, new_token, text_of
-from brokerfl.common import ConfigError, NodeNameTaken, log
+from brokerfl.broker.rules import allows
+from brokerfl.common import ConfigError, NodeNameTaken, RedisRefuses, log
 from brokerfl.wire.origin import Origin
 from brokerfl.wire.status import LONGEST_TOLD, About, NodeStatus, encode_status
 
-#: Most bytes of the identity of a data set, which names a file of the node's journal. brokerfl writes 32. One more is
-#: read, however large it is.
-LONGEST_IDENTITY = 64
 
 
 def node_id_of(prefix: str, name: str) -> int:
@@ -99,6 +98,7 @@ class Registration:
 
         Raises:
             NodeNameTaken: a living process holds the name.
+            RedisRefuses: it is not in the registry, and may not enter itself.
         """
         self._connection.introduce(f"brokerfl-node:{self.name or self.node_id}")
         lease = self._connection.keys.node_lease(self.node_id)
@@ -134,25 +134,10 @@ class Registration:
         """A holder that used this state directory is dead too, because this process has locked the directory."""
         return is_dead(holder) or (self._home != "" and home_of(holder) == self._home)
 
-    def read_identity(self) -> bytes:
-        """Return the identity of the Redis data set; give it one if it has none."""
-        key = self._connection.keys.identity
-        redis = self._connection.at(key).redis
-        with map_errors(self._connection.url, key), redis.pipeline(transaction=False) as pipe:
-            pipe.set(key, secrets.token_hex(16), nx=True)
-            pipe.getrange(key, 0, LONGEST_IDENTITY)
-            return self._checked(pipe.execute()[1])
-
-    def _checked(self, identity: bytes) -> bytes:
-        """Return the identity of the data set, which names a file, if brokerfl can have written it."""
-        if not 0 < len(identity) <= LONGEST_IDENTITY:
-            raise foreign(self._connection.url, self._connection.keys.identity)
-        return identity
-
     def _enter(self, status: NodeStatus | None = None) -> None:
         keys, node, told = self._connection.keys, self.node_id, self._told(status or NodeStatus())
         with map_errors(self._connection.url, keys.identity, keys.nodes, keys.node_info(node), keys.ctl(node)):
-            identity = self.read_identity()
+            identity = ensure_identity(self._connection)
             with self._connection.at(keys.ctl(node)).redis.pipeline(transaction=True) as pipe:
                 pipe.hget(keys.node_info(node), "home")
                 pipe.hexists(keys.node_info(node), PAUSED)
@@ -166,7 +151,7 @@ class Registration:
             for error in (home, paused, *results):
                 if isinstance(error, Exception) and not str(error).startswith("BUSYGROUP"):
                     raise error
-            self._connection.at(keys.nodes).redis.sadd(keys.nodes, str(node))
+            self._join()
         self.identity, self.is_paused = identity, bool(paused)
         if home and text_of(home) != self._home:
             log(
@@ -181,6 +166,16 @@ class Registration:
         texts = {name: text for name, text in self._info().items() if name in SHOWN}
         is_short = all(len(text) <= LONGEST_TOLD for text in texts.values())
         return encode_status(replace(status, about=About(**texts) if is_short else About()))
+
+    def _join(self) -> None:
+        """Enter the registry, unless an operator entered this node: then it need not be allowed to."""
+        registry, node = self._connection.keys.nodes, str(self.node_id)
+        redis = self._connection.at(registry).redis
+        if redis.sismember(registry, node):
+            return
+        if not allows(self._connection.role, "sadd", "P:nodes"):
+            raise RedisRefuses(f"node {self.name!r} is not registered: the operator has to do that")
+        redis.sadd(registry, node)
 
     def _info(self) -> dict[str, str]:
         return {
@@ -217,14 +212,14 @@ class Registration:
             gather.at(info).hexists(info, "name")  # a status alone makes no info
             gather.at(ctl).exists(ctl)
             gather.at(keys.identity).getrange(keys.identity, 0, LONGEST_IDENTITY)
-            gather.at(keys.nodes).sadd(keys.nodes, str(node))
+            gather.at(keys.nodes).sismember(keys.nodes, str(node))
             gather.at(keys.identity).time()
             gather.at(info).hexists(info, PAUSED)
             if status is not None:
                 gather.at(info).hset(info, STATUS, self._told(status))
             for key, lives in self._lifetimes():
                 gather.at(key).pexpire(key, lives)
-            holder, _, *known, identity, _, now, paused = gather.execute(raise_on_error=False)[:8]
+            holder, _, *known, identity, is_member, now, paused = gather.execute(raise_on_error=False)[:8]
         if isinstance(holder, Exception):
             raise translate(holder, self._connection.url) or holder
         if isinstance(now, tuple):
@@ -236,7 +231,7 @@ class Registration:
         if not is_ours and not self._take_lease():
             return False
         self.is_paused = paused == 1
-        if not is_ours or known != [1, 1] or identity != self.identity:
+        if not is_ours or known != [1, 1] or identity != self.identity or not is_member:
             self._enter(status)
         if self._is_spoilt(keys.ctl(node)):
             self._replace_doorbell()
@@ -272,7 +267,7 @@ class Registration:
                 return
             gone = (keys.node_info(node), keys.ctl(node), keys.node_runs(node)) if not self.name else ()
             redis.unlink(keys.node_lease(node), *gone)
-            if not self.name:
+            if not self.name and allows(self._connection.role, "srem", "P:nodes"):
                 self._connection.at(keys.nodes).redis.srem(keys.nodes, str(node))
 
 

@@ -4,7 +4,6 @@ Owns how a run begins and changes its owner, its lease, and the lifetimes of its
 travel.
 """
 
-import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -22,10 +21,12 @@ from brokerfl.broker.events import Events, Page
 from brokerfl.broker.failure import execute_unless_changed, map_errors
 from brokerfl.broker.fence import Fence, Transaction, watched_owner
 from brokerfl.broker.gather import Gather
+from brokerfl.broker.identity import ensure_identity, read_identity
 from brokerfl.broker.keys import GROUP, LEASE, MOST_RETENTION, RETENTION, milliseconds
 from brokerfl.broker.lease import await_lapse
-from brokerfl.broker.nodes import LONGEST_IDENTITY, new_id
+from brokerfl.broker.nodes import new_id
 from brokerfl.broker.process import is_dead, new_token, text_of
+from brokerfl.broker.rules import allows
 from brokerfl.broker.runs import absent, prune, tidy
 from brokerfl.common import (
     BrokerflError,
@@ -66,12 +67,13 @@ def create_run(
     with suppress(BrokerflError):  # the next run does it, and what follows says what is wrong
         tidy(connection, run.created_at)
     owner.events = Events(connection, run.run_id) if events else None
+    if allows(connection.role, "set", "P:id"):
+        ensure_identity(connection)
     redis = connection.at(keys.owner(run.run_id)).redis
     with map_errors(connection.url, keys.runs), redis.pipeline(transaction=True) as creation:
         creation.set(keys.owner(run.run_id), owner.fence.value)
         owner.write(creation, Snapshot(), Kind.STARTED)
         index = Gather(connection)  # first: a run that is not in the index is not seen
-        index.at(keys.identity).set(keys.identity, secrets.token_hex(16), nx=True)
         prune(index.at(keys.runs), keys, run.created_at)
         owner.enter(index.at(keys.runs))
         index.execute()
@@ -238,9 +240,7 @@ class Owner:
 
     def read_identity(self) -> bytes | None:
         """Return the identity of the Redis data set; None if it has none."""
-        identity = self.connection.keys.identity
-        with map_errors(self.connection.url, identity):
-            return self.connection.at(identity).redis.getrange(identity, 0, LONGEST_IDENTITY) or None
+        return read_identity(self.connection) or None
 
     def expire(self, pipe: Pipeline) -> None:
         """Put into ``pipe`` the lifetimes of the keys in the run's slot."""

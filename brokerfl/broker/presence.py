@@ -12,6 +12,7 @@ from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import map_errors
 from brokerfl.broker.gather import Gather
 from brokerfl.broker.keys import parse_id
+from brokerfl.broker.rules import allows
 from brokerfl.broker.stream import batches
 
 #: Members of the registry that are looked at in one round trip: anybody may have put any number of them there.
@@ -29,8 +30,9 @@ def members(connection: Connection) -> Iterator[list[int]]:
             redis = connection.at(key).redis
             cursor, found = redis.sscan(key, max(0, cursor), count=_AT_ONCE)
             ids = {member: parse_id(member) for member in found}
-            for rubbish in batches(member for member, node in ids.items() if node is None):
-                redis.srem(key, *rubbish)
+            if allows(connection.role, "srem", "P:nodes"):
+                for rubbish in batches(member for member, node in ids.items() if node is None):
+                    redis.srem(key, *rubbish)
         yield [node for node in ids.values() if node is not None]
 
 
@@ -80,7 +82,12 @@ def online_nodes(connection: Connection) -> list[int]:
 
 
 def remove(connection: Connection, node_ids: Iterable[int]) -> None:
-    """Take nodes of which nothing is left out of the registry. One that registers now enters with its next renewal."""
+    """Take nodes of which nothing is left out of the registry. One that registers now enters with its next renewal.
+
+    A user who may only read leaves that to others.
+    """
+    if not allows(connection.role, "srem", "P:nodes"):
+        return
     gone = [str(node) for node in node_ids]
     if gone:
         registry = connection.keys.nodes

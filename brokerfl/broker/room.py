@@ -14,6 +14,7 @@ from typing import Any
 from brokerfl.broker.capacity import memory_in
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import map_errors, translate
+from brokerfl.broker.rules import allows
 from brokerfl.broker.servers import Server
 from brokerfl.common import RedisOutOfMemory
 
@@ -47,23 +48,24 @@ def room_for(connection: Connection, wanted: Mapping[str, int]) -> Room:
         server = connection.at(key)
         keys[server] = key
         sizes[server] = sizes.get(server, 0) + size
-    found = [_room_at(server, keys[server], size, connection.url) for server, size in sizes.items()]
+    found = [_room_at(server, keys[server], size, connection) for server, size in sizes.items()]
     if Room.NONE in found:
         return Room.NONE
     return Room.PERHAPS if Room.PERHAPS in found else Room.ENOUGH
 
 
-def _room_at(server: Server, key: str, size: int, url: str) -> Room:
-    with map_errors(url), server.redis.pipeline(transaction=False) as pipe:
+def _room_at(server: Server, key: str, size: int, connection: Connection) -> Room:
+    with map_errors(connection.url), server.redis.pipeline(transaction=False) as pipe:
         pipe.execute_command("XADD", key, *_WRITES_NOTHING)
-        pipe.info("memory")
-        refusal, info = pipe.execute(raise_on_error=False)
-    error = translate(refusal, url) if isinstance(refusal, Exception) else None
+        if allows(connection.role, "info"):
+            pipe.info("memory")
+        refusal, *info = pipe.execute(raise_on_error=False)
+    error = translate(refusal, connection.url) if isinstance(refusal, Exception) else None
     if isinstance(error, RedisOutOfMemory):
         return Room.NONE
     if error is not None:
         raise error from refusal
-    return _compare(info, size)
+    return _compare(info[0], size) if info else Room.PERHAPS
 
 
 def _compare(info: Any, size: int) -> Room:

@@ -86,17 +86,23 @@ _NODE = (
     Right(Role.NODE, ("get",), ("P:blob:R:c:{D}",), "reads what a run broadcasts"),
     Right(
         Role.NODE,
-        ("get", "set", "pexpire", "pttl", "unlink", "watch"),
+        ("get", "set", "pexpire", "pttl", "watch"),
         ("P:{N}:lease",),
         "says that it is online",
     ),
     Right(
         Role.NODE,
-        ("hget", "hset", "hexists", "hgetall", "hkeys", "hstrlen", "hmget", "hdel", "pexpire", "unlink"),
+        ("unlink",),
+        ("P:{N}:lease", "P:{N}:info", "P:{N}:runs", "P:{N}:ctl"),
+        "says that it has left, and an unnamed node leaves nothing",
+    ),
+    Right(
+        Role.NODE,
+        ("hget", "hset", "hexists", "hgetall", "hkeys", "hstrlen", "hmget", "hdel", "pexpire"),
         ("P:{N}:info", "P:{N}:runs"),
         "says what it does, and reads which runs there are",
     ),
-    Right(Role.NODE, ("getrange", "exists"), ("P:id",), "notices that Redis lost everything"),
+    Right(Role.NODE, ("getrange",), ("P:id",), "notices that Redis lost everything"),
     Right(Role.NODE, ("sismember",), ("P:nodes",), "learns whether it is registered"),
     Right(Role.NODE, ("zmscore",), ("P:runs",), "learns whether a run that it knows has ended"),
 )
@@ -146,7 +152,7 @@ _SERVER = (
     ),
     Right(
         Role.SERVER,
-        ("set", "get", "strlen", "exists", "pexpire", "unlink"),
+        ("set", "get", "strlen", "exists", "pexpire", "unlink", "xadd"),
         ("P:blob:R:c:{D}",),
         "broadcasts models, once for all nodes",
     ),
@@ -171,37 +177,33 @@ _SERVER = (
         ("P:runs",),
         "enters its runs in the index",
     ),
-    Right(Role.SERVER, ("getrange", "exists"), ("P:id",), "notices that Redis lost everything"),
+    Right(Role.SERVER, ("getrange",), ("P:id",), "notices that Redis lost everything"),
 )
 
 _SEES = (
     (
-        ("get", "hmget", "scard", "mget", "memory|usage", "hvals", "xlen", "exists"),
+        ("get", "hget", "hmget", "scard"),
         (
-            "P:{run:R}:owner", "P:{run:R}:meta", "P:{run:R}:nodes", "P:{run:R}:lease", "P:{run:R}:status",
-            "P:{run:R}:past", "P:{run:R}:curves", "P:{run:R}:blobs",
+            "P:{run:R}:meta", "P:{run:R}:nodes", "P:{run:R}:owner", "P:{run:R}:lease", "P:{run:R}:status",
+            "P:{run:R}:past", "P:{run:R}:curves",
         ),
         "shows what runs are at",
     ),
-    (("smembers",), ("P:{run:R}:nodes",), "shows which nodes a run has"),
-    (("xrange", "xlen", "memory|usage"), ("P:{run:R}:events", "P:{run:R}:log"), "shows what happened, and the log"),
-    (("xlen", "memory|usage", "strlen"), ("P:{run:R}:*", "P:bell:{run:R}", "P:{N}:data:R", "P:blob:R:c:{D}"), "counts"),
+    (("xrange",), ("P:{run:R}:events", "P:{run:R}:log"), "shows what happened, and the log"),
     (("exists", "mget", "get", "hmget", "hstrlen"), ("P:{N}:info", "P:{N}:lease"), "shows what nodes do"),
     (("zrange", "zrangebyscore", "zmscore"), ("P:runs",), "lists runs"),
     (("sscan", "smismember", "sismember"), ("P:nodes",), "lists nodes"),
-    (("getrange", "exists"), ("P:id",), "shows which data set this is"),
+    (("getrange",), ("P:id",), "shows which data set this is"),
 )  # fmt: skip
 
 _OBSERVER = tuple(Right(Role.OBSERVER, *row) for row in _SEES)
 
+_STOPS = "drains and stops runs, and deletes what is left of them"
+
 _OPERATOR = (
     *(Right(Role.OPERATOR, *row) for row in _SEES),
-    Right(
-        Role.OPERATOR,
-        ("watch", "get", "set", "pexpire", "unlink", "hset", "hmget", "hget", "xadd", "xrange"),
-        _OF_RUN,
-        "drains and stops runs",
-    ),
+    Right(Role.OPERATOR, ("smembers", "hvals"), ("P:{run:R}:nodes", "P:{run:R}:ledger", "P:{run:R}:blobs"), _STOPS),
+    Right(Role.OPERATOR, ("watch", "get", "set", "pexpire", "unlink", "hset", "xadd"), _OF_RUN, _STOPS),
     Right(
         Role.OPERATOR,
         ("watch", "exists", "get", "unlink", "hexists", "hset", "hdel", "xadd", "pttl"),
@@ -219,14 +221,26 @@ _OPERATOR = (
     Right(Role.OPERATOR, ("set", "unlink"), ("P:id",), "makes the data set that nodes register in"),
 )
 
+_EVERYBODY = tuple(
+    Right(role, ("pexpire",), ("P:probe",), "asks whether Redis takes writes, with a key that nobody can make")
+    for role in Role
+)
+
 #: Everything that is allowed, besides `COMMON` and `WITHOUT_KEYS`. What is needed most often comes first.
-RIGHTS: tuple[Right, ...] = (*_NODE, *_SERVER, *_OBSERVER, *_OPERATOR)
+RIGHTS: tuple[Right, ...] = (*_NODE, *_SERVER, *_OBSERVER, *_OPERATOR, *_EVERYBODY)
 
 #: Decimals of a realm, of a run id in one, and of a realm's smallest and greatest number: all ids are below 2**64.
 REALM_DIGITS, RUN_DIGITS = 4, 19
 
 _REALM = re.compile(f"[1-9][0-9]{{{REALM_DIGITS - 1}}}")
 _ANY = "[0-9]*"
+
+
+def allows(role: Role | None, command: str, key: str = "") -> bool:
+    """Return whether a role may send a command, for a key of the table if it has one; None may do everything."""
+    if role is None or command in COMMON or command in WITHOUT_KEYS[role]:
+        return True
+    return any(right.role is role and command in right.commands and key in right.keys for right in RIGHTS)
 
 
 def check_realm(realm: str) -> None:
@@ -305,6 +319,12 @@ def patterns(key: str, keys: Keys, node_id: int | None = None, realms: Iterable[
         })
         for realm in realms
     ]  # fmt: skip
+
+
+def sample(key: str, keys: Keys, node_id: int = 0, realm: str = "") -> str:
+    """Return a key that a key of the table stands for."""
+    run = realm.ljust(RUN_DIGITS, "0") if realm else "0"
+    return _filled(key, {"P": keys.prefix, "N": str(node_id), "R": run, "c": "1", "D": "0" * 64}).replace("*", "x")
 
 
 def _filled(key: str, values: Mapping[str, str]) -> str:

@@ -24,6 +24,7 @@ from brokerfl.broker.gather import Gather
 from brokerfl.broker.keys import MOST_RETENTION, RETENTION, Keys, milliseconds, parse_id
 from brokerfl.broker.ownership import STOPPED, Ownership, ownership_in
 from brokerfl.broker.process import describe, text_of
+from brokerfl.broker.rules import allows
 from brokerfl.broker.stream import batches
 from brokerfl.common import RedisAuthError, RunLost
 
@@ -125,24 +126,27 @@ def absent(connection: Connection, run_id: int) -> str:
 def list_runs(connection: Connection) -> list[RunInfo]:
     """Return the runs that have not ended and those that ended within a day, newest first.
 
-    Runs whose keys expired are removed from `P:runs`.
+    Runs whose keys expired are removed from `P:runs` by a user who may do that.
     """
     keys, now = connection.keys, connection.read_time()
     redis = connection.at(keys.runs).redis
     with map_errors(connection.url, keys.runs):
+        tidies = allows(connection.role, "zrem", "P:runs")
         with redis.pipeline(transaction=False) as pipe:
-            prune(pipe, keys, now)
+            if tidies:
+                prune(pipe, keys, now)
             pipe.execute()
         with redis.pipeline(transaction=True) as removal:
             # A run that ends from here on keeps its mark.
-            removal.watch(keys.runs)
+            if tidies:
+                removal.watch(keys.runs)
             with redis.pipeline(transaction=False) as pipe:
                 pipe.zrangebyscore(keys.runs, "-inf", -milliseconds(now - RETENTION), withscores=True)
                 pipe.zrangebyscore(keys.runs, 0, "+inf")
                 ended, going_on = pipe.execute()
             looks = [_look_at(connection, going_on[at : at + _AT_ONCE]) for at in range(0, len(going_on), _AT_ONCE)]
             runs, expired = [run for found, _ in looks for run in found], [each for _, gone in looks for each in gone]
-            if expired:
+            if expired and tidies:
                 removal.multi()
                 for batch in batches(expired):
                     removal.zrem(keys.runs, *batch)
@@ -175,7 +179,8 @@ def _look_at(connection: Connection, members: list[bytes]) -> tuple[list[RunInfo
         if summary is not None:
             runs.append(_run_info(summary, lease))
         elif (tombstone := _tombstone_in(owner)) is not None:
-            mark_as_ended(gather.at(keys.runs), keys, run_id, tombstone)
+            if allows(connection.role, "zadd", "P:runs"):
+                mark_as_ended(gather.at(keys.runs), keys, run_id, tombstone)
             status = "stopped" if tombstone.token == STOPPED else "completed"
             runs.append(RunInfo(run_id, status, tombstone.sequence / 1000))
         else:

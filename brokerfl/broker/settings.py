@@ -42,7 +42,7 @@ def saving_of(redis: Any, info: Mapping[str, Any]) -> Saving:
     """Return what a server writes to its disk. It is asked for its configuration only if it has no append-only file.
 
     Args:
-        redis: a client of redis-py.
+        redis: a client of redis-py; None if it may not be asked.
         info: its sections "server" and "persistence".
 
     Raises:
@@ -51,8 +51,10 @@ def saving_of(redis: Any, info: Mapping[str, Any]) -> Saving:
     if info.get("aof_enabled", 1):
         return Saving.APPENDS
     try:
-        save = redis.config_get("save")["save"]
+        save = redis.config_get("save")["save"] if redis is not None else None
     except (ResponseError, KeyError):  # an ACL may forbid it
+        save = None
+    if save is None:
         return Saving.UNKNOWN
     return Saving.SNAPSHOTS if save else Saving.NOTHING
 
@@ -61,6 +63,8 @@ def is_embedded(redis: Any, info: Mapping[str, Any]) -> bool:
     """Return whether brokerfl itself started this server, without a file on purpose."""
     if PACKAGE in str(info.get("executable", "")):
         return True
+    if redis is None:
+        return False
     try:
         return Path(redis.config_get("dir")["dir"]).name.startswith(SCRATCH)
     except (ResponseError, KeyError):
@@ -104,7 +108,7 @@ def objections(redis: Any, info: Mapping[str, Any], place: str, *, may_restart: 
     """Return what is wrong with the settings of a server.
 
     Args:
-        redis: a client of redis-py.
+        redis: a client of redis-py; None if it may not be asked for its configuration.
         info: its sections "server", "memory" and "persistence"; empty if it may not be asked.
         place: what it is called.
         may_restart: no replica takes its place.

@@ -242,8 +242,8 @@ def test_a_round_asks_for_no_sizes(backend: Backend) -> None:
 
 def test_a_node_reads_few_messages_of_many_runs_at_once(backend: Backend) -> None:
     """What one read returns does not grow with the runs, but that each gets one message."""
-    node, keys = silent(backend), backend.connect().keys
-    inboxes = Inboxes(backend.connect(), node)
+    node, keys = silent(backend), backend.by_hand().keys
+    inboxes = Inboxes(backend.by_hand(), node)
     runs = range(10, 110)
     with backend.admin.pipeline() as pipe:
         for run_id in runs:

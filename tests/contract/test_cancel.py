@@ -326,7 +326,7 @@ def test_what_a_former_process_had_read_is_asked_for(backend: Backend, monkeypat
     monkeypatch.setattr(wanted, "READ_AHEAD", 3600.0)
     with by_hand(backend, echo_app(), None) as node, driving(backend) as driver:
         message_id = push(driver, node.node_id)
-        former = Inboxes(backend.connect(), node.node_id)
+        former = Inboxes(backend.by_hand(), node.node_id)
         former.refresh()
         assert len(former.read(1, block=1.0)) == 1
         drain(node)

@@ -39,14 +39,14 @@ def test_a_checkup_changes_nothing_and_finds_no_problem(backend: Backend) -> Non
     """Everything is looked at, and no key is another one afterwards."""
     silent(backend)
     before = {key: backend.admin.type(key) for key in backend.admin.scan_iter()}
-    findings = look_over(backend.connect())
+    findings = look_over(backend.by_hand())
     assert {key: backend.admin.type(key) for key in backend.admin.scan_iter()} == before
     assert {each.check.partition(" ")[0] for each in findings} == {
         "server", "tls", "latency", "clocks", "persistence", "eviction", "replicas", "memory", "permissions",
         "prefix", "nodes",
     }  # fmt: skip
     assert [each for each in findings if each.status is Status.PROBLEM] == []
-    assert found(backend.connect(), "nodes").found == "1 nodes: 1 online, 0 offline"
+    assert found(backend.by_hand(), "nodes").found == "1 nodes: 1 online, 0 offline"
     assert all(
         each.advice for each in findings if each.status is not Status.OK and "may not be asked" not in each.found
     )
@@ -78,7 +78,7 @@ def test_what_a_user_may_not_do_is_named(backend: Backend, real: Backend) -> Non
     """Only that."""
     if real.is_found:
         pytest.skip("one server is enough")
-    connection = real.connect()
+    connection = real.by_hand()
     real.admin.execute_command("ACL", "SETUSER", "default", "-xadd", "-hset")
     try:
         refused = found(connection, "permissions")
@@ -90,9 +90,9 @@ def test_what_a_user_may_not_do_is_named(backend: Backend, real: Backend) -> Non
 
 def test_a_prefix_that_nobody_uses(backend: Backend) -> None:
     """It may be the wrong one."""
-    assert found(backend.connect(), "prefix").status is Status.WARNING
+    assert found(backend.by_hand(), "prefix").status is Status.WARNING
     silent(backend)
-    assert found(backend.connect(), "prefix").status is Status.OK
+    assert found(backend.by_hand(), "prefix").status is Status.OK
 
 
 # At connect.

@@ -104,7 +104,7 @@ def test_deadlines_in_redis_are_by_its_clock(backend: Backend, step: Callable[[f
         step(DAY)
         beat(former)
         pushed = push(former, node.node_id, number(1), ttl=1000.0)
-        entries = read_books(backend.connect(), former.run.run_id).entries
+        entries = read_books(backend.by_hand(), former.run.run_id).entries
         now = backend.admin.time()[0] + DAY
         assert 900 < entries[pushed].deadline / 1000 - now < 1100
         with resumed(backend, former) as driver:

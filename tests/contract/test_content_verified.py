@@ -158,7 +158,7 @@ def test_a_reply_whose_manifest_lies_is_error_4(backend: Backend, how: str) -> N
     """A node whose manifest is not that of what it sent gets Error 4 for its message, and hurts no other."""
     content = model(*(layer(size, size) for size in SIZES))
     with driving(backend) as driver:
-        liar, honest = (Registration(backend.connect(), name, lease=600.0) for name in ("liar", "honest"))
+        liar, honest = (Registration(backend.by_hand(), name, lease=600.0) for name in ("liar", "honest"))
         run = driver.run.run_id
         for registration in (liar, honest):
             registration.register()
@@ -172,12 +172,12 @@ def test_a_reply_whose_manifest_lies_is_error_4(backend: Backend, how: str) -> N
             made = Payload(encode_content(content))
             node = registration.node_id
             # The honest node's chunks were there first, so that the liar may name their entries.
-            entries = add_data(backend.connect(), node, run, [made.chunk(index) for index in range(len(made))])
+            entries = add_data(backend.by_hand(), node, run, [made.chunk(index) for index in range(len(made))])
             assert entries is not None
             header = Metadata(run, "", node, 1, message_id, "1", 60.0, "train")
             manifest = Manifest(made.manifest.sizes, made.manifest.digests, entries)
             fields = {**encode_message(message_id, header), MANIFEST: change(manifest)}
-            assert publish(backend.connect(), node, [Outgoing(run, entries_in_inbox(node), fields)]) == [True]
+            assert publish(backend.by_hand(), node, [Outgoing(run, entries_in_inbox(node), fields)]) == [True]
 
         reply(honest, ids[1], lambda manifest: manifest.encoded)
         [good] = driver.replies(ids[1:])

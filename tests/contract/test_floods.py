@@ -254,7 +254,7 @@ def test_a_ring_leaves_alone_what_is_read_in_parts(backend: Backend, monkeypatch
         push_large(driver, node, 40)
         backend.admin.xreadgroup(GROUP, str(node), {driver.connection.keys.inbox(node, run_id): ">"})
         inboxes = inbox.Inboxes(
-            backend.connect(),
+            backend.by_hand(),
             node,
             in_hand=lambda: {run_id: [each.entry_id for each in found if each.run_id == run_id]},
         )
@@ -314,7 +314,7 @@ def test_a_flood_of_frames_is_not_read(backend: Backend, monkeypatch: pytest.Mon
         runs = driver.connection.keys.node_runs(node.node_id)
         backend.admin.hset(runs, mapping={str(run_id): bytes(LARGE) for run_id in range(100, 110)})
         with at_most():
-            assert set(runs_of(driver.connection, node.node_id)) == {driver.run.run_id}
+            assert set(runs_of(backend.by_hand(), node.node_id)) == {driver.run.run_id}
             turns(node, 1, bench)
         assert numbers(driver, ids) == [1]
 

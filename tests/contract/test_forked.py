@@ -80,6 +80,7 @@ def test_a_child_cannot_go_on_with_a_loop(backend: Backend) -> None:
         assert sorted(map(number_in, [*found, *replies])) == [1, 2, 3]
 
 
+@pytest.mark.without_rights("nobody may ask for CLIENT ID")
 def test_a_child_asks_whether_its_run_is_over(backend: Backend) -> None:
     """context.cancelled() answers, and a child may make a Driver of its own on the same connection."""
     with driving(backend) as driver:

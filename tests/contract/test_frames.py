@@ -116,6 +116,7 @@ def test_a_message_above_the_limit_is_a_clear_error(backend: Backend, monkeypatc
         assert "limit is 10,000 bytes" in (reply.error.reason or "")
 
 
+@pytest.mark.without_rights("an operator made the data set before")
 def test_a_run_config_above_the_limit_is_refused(backend: Backend) -> None:
     """No node could read it: a ConfigError names the value and both sizes, and there is no run."""
     with pytest.raises(ConfigError, match=r"70,0\d\d bytes exceeds the limit of 65,536.*'prompt' has 70,000 char"):

@@ -146,7 +146,7 @@ def test_replies_of_workers_wait_in_one_process(real: Backend) -> None:
 
 def test_asking_for_room_leaves_nothing(real: Backend) -> None:
     """Whatever the key is: a stream, a string, or nothing."""
-    connection = real.connect()
+    connection = real.by_hand()
     real.admin.xadd("test:stream", {"d": "x"})
     real.admin.set("test:string", "x")
     for key in ("test:stream", "test:string"):
@@ -231,7 +231,7 @@ def test_the_memory_of_a_run(real: Backend) -> None:
         replies = driver.send_and_receive([driver.create_message(number(1), "train", node, "1") for node in ids])
         away = silent(real)
         push(driver, away, model(layer(1, 2 * LARGE)))
-        found = memory_of_run(real.connect(), run, nodes_of(real.connect(), run))
+        found = memory_of_run(real.by_hand(), run, nodes_of(real.connect(), run))
         assert 2 * LARGE <= found.broadcast <= 2 * LARGE * 1.05
         assert 2 * LARGE <= found.replies <= 2 * LARGE * 1.05
         assert found.repliers == 2
@@ -239,8 +239,8 @@ def test_the_memory_of_a_run(real: Backend) -> None:
         assert 0 < found.books < MIB
         assert found.total == found.broadcast + found.replies + found.messages + found.books
         driver.settle(*replies)
-        assert memory_of_run(real.connect(), run, nodes_of(real.connect(), run)).replies < MIB
-    assert memory_of_run(real.connect(), run, ids).total < MIB
+        assert memory_of_run(real.by_hand(), run, nodes_of(real.connect(), run)).replies < MIB
+    assert memory_of_run(real.by_hand(), run, ids).total < MIB
 
 
 def test_the_memory_of_a_server(backend: Backend) -> None:
@@ -268,8 +268,8 @@ def test_the_memory_of_a_run_that_may_not_be_measured(real: Backend) -> None:
         driver.send_and_receive([driver.create_message(number(1), "train", node.node_id, "1")])
         real.admin.execute_command("ACL", "SETUSER", "default", "-memory|usage", "-info")
         try:
-            assert memory_of_server(real.connect()) == []
-            found = memory_of_run(real.connect(), driver.run.run_id, [node.node_id])
+            assert memory_of_server(real.by_hand()) == []
+            found = memory_of_run(real.by_hand(), driver.run.run_id, [node.node_id])
         finally:
             real.admin.execute_command("ACL", "SETUSER", "default", "+@all")
         assert LARGE <= found.replies <= LARGE + 3 * MIB

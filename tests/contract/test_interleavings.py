@@ -272,7 +272,7 @@ def test_an_upload_that_does_not_fit_makes_room_for_others(backend: Backend, mon
                 room.chunks = 100
             return True
 
-        manifest = payloads.Payloads(backend.connect(), node).upload(run, "m", "1", content, is_wanted)
+        manifest = payloads.Payloads(backend.by_hand(), node).upload(run, "m", "1", content, is_wanted)
         assert left == [0, 0]
         assert manifest is not None
         assert len(manifest.entries) == room.used() == 11
@@ -315,7 +315,7 @@ def test_chunks_of_a_reply_that_never_came_go_with_the_next(backend: Backend, is
         node, run, keys = silent(backend), driver.run.run_id, driver.connection.keys
         ids = [push(driver, node, number(n)) for n in range(1 + is_busy)]
         orphan = Payload(encode_content(model(layer(2, 3 * CHUNK))))
-        add_data(backend.connect(), node, run, [orphan.chunk(index) for index in range(len(orphan))])
+        add_data(backend.by_hand(), node, run, [orphan.chunk(index) for index in range(len(orphan))])
         answer(backend, driver, node, ids[0], model(layer(1)))
         [reply] = driver.replies(ids[:1], timeout=10)
         assert reply.content == model(layer(1))
@@ -326,7 +326,7 @@ def test_chunks_of_a_reply_that_never_came_go_with_the_next(backend: Backend, is
 def answer(backend: Backend, driver: Any, node: int, message_id: str, content: RecordSet) -> None:
     """What a node does with a large reply."""
     run, body = driver.run.run_id, Payload(encode_content(content))
-    entries = add_data(backend.connect(), node, run, [body.chunk(index) for index in range(len(body))])
+    entries = add_data(backend.by_hand(), node, run, [body.chunk(index) for index in range(len(body))])
     assert entries is not None
     manifest = Manifest(body.manifest.sizes, body.manifest.digests, tuple(map(str, entries)))
     head = encode_message(message_id, Metadata(run, "", node, 1, message_id, "1", 60.0, "train"))
@@ -335,4 +335,4 @@ def answer(backend: Backend, driver: Any, node: int, message_id: str, content: R
         for entry, fields in backend.admin.xrange(driver.connection.keys.inbox(node, run))
         if fields[b"i"].decode() == message_id
     ]
-    publish(backend.connect(), node, [Outgoing(run, (inbox_entry,), {**head, MANIFEST: manifest.encoded})])
+    publish(backend.by_hand(), node, [Outgoing(run, (inbox_entry,), {**head, MANIFEST: manifest.encoded})])

@@ -108,7 +108,7 @@ def test_no_answer_is_taken_for_another(backend: Backend, pooled: bool) -> None:
     """The exception comes at each moment of a command in turn; the next commands get their own answers."""
     if not backend.is_real:
         pytest.skip("fakeredis has no sockets")
-    connection = backend.connect()
+    connection = backend.by_hand()
 
     def echo(text: str) -> Any:
         return connection.redis.echo(text) if pooled else connection.sockets.exchange([("ECHO", text)])[0]

@@ -2,6 +2,8 @@
 
 import threading
 
+import pytest
+
 from brokerfl.broker.inbox import Inboxes
 from brokerfl.client import ClientApp
 from brokerfl.common import ConfigsRecord, Context, Message, MetricsRecord, RecordSet
@@ -94,6 +96,7 @@ def test_a_forged_reply_is_dropped(backend: Backend) -> None:
         assert number_in(reply) == 1
 
 
+@pytest.mark.without_rights("an operator takes unnamed nodes out of the registry")
 def test_nothing_remains_when_runs_end(backend: Backend) -> None:
     """After two runs a scan shows the registry and the nodes' own keys; when the nodes left, only the registry."""
     with federation(backend, nodes=2) as nodes:
@@ -164,7 +167,7 @@ def all_keys(backend: Backend) -> set[str]:
 
 def expired(backend: Backend, *run_ids: int) -> tuple[Inboxes, list[dict[int, bytes]]]:
     """The inboxes of a node 5 whose hash names runs without an inbox, and all that it tells of runs."""
-    connection, told = backend.connect(), []  # type: ignore[var-annotated]
+    connection, told = backend.by_hand(), []  # type: ignore[var-annotated]
     runs = connection.keys.node_runs(5)
     backend.admin.hset(runs, mapping={str(run_id): "frame" for run_id in run_ids})
     backend.admin.pexpire(runs, 60_000)
@@ -178,7 +181,7 @@ def fields(backend: Backend, inboxes: Inboxes) -> set[int]:
 def test_a_run_whose_inbox_is_of_another_type_is_not_over(backend: Backend) -> None:
     """A run whose inbox somebody made a string is not over; one without an inbox is."""
     inboxes, told = expired(backend, 7, 8)
-    backend.admin.set(backend.connect().keys.inbox(5, 7), "no stream", px=60_000)
+    backend.admin.set(backend.by_hand().keys.inbox(5, 7), "no stream", px=60_000)
     inboxes.refresh()
     assert told == [{7: b"frame"}]
     assert fields(backend, inboxes) == {7}

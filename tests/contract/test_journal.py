@@ -207,11 +207,12 @@ def test_a_reply_that_cannot_be_sent_undoes_the_state_too(backend: Backend) -> N
 # Which Redis, and for how long.
 
 
+@pytest.mark.without_rights("only an operator makes a new data set")
 def test_the_state_belongs_to_one_redis(backend: Backend, tmp_path: Path) -> None:
     """A Redis that lost its data is another one: the node registers again by itself, and its states begin anew."""
     counter = Counter()
     with serving(backend, counter.app, tmp_path, lease=0.9) as node:
-        driver = Driver(backend.connect(), "server:app")
+        driver = Driver(backend.by_hand(), "server:app")
         assert [number_in(send(driver, node)) for _ in range(2)] == [1, 2]
         before = identity(node)
         kill(driver)

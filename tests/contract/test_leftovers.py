@@ -282,7 +282,7 @@ def test_a_reply_names_no_chunk_that_its_node_deleted(backend: Backend, monkeypa
     with driving(backend) as driver:
         node, run = silent(backend), driver.run.run_id
         push(driver, node, number(1))
-        uploading = Payloads(backend.connect(), node)
+        uploading = Payloads(backend.by_hand(), node)
         manifest = uploading.upload(run, "m", "1", Payload(encode_content(model(layer(1)))), lambda: True)
         assert manifest is not None
         assert uploading.has_uploaded(run, manifest)
@@ -303,7 +303,7 @@ def test_a_reply_that_waits_for_room_makes_room(backend: Backend, monkeypatch: p
 
         monkeypatch.setattr(upload, "HOLD", 0.0)
         monkeypatch.setattr(upload, "add_data", full_once)
-        uploading = Payloads(backend.connect(), node)
+        uploading = Payloads(backend.by_hand(), node)
         payload = Payload(encode_content(model(layer(1, 40 * CHUNK))))
         manifest = uploading.upload(run, "m", "1", payload, lambda: True)
         assert manifest is not None

@@ -78,12 +78,12 @@ def test_more_runs_than_one_command_reads(backend: Backend, longest: dict[str, i
     """A node serves all of them, and takes up all that its predecessor had been given."""
     runs = range(2, 702)
     node = contacted(backend, runs)
-    inboxes = Inboxes(backend.connect(), node)
+    inboxes = Inboxes(backend.by_hand(), node)
     inboxes.drain()
     deliver(backend, node, runs)
     served(inboxes, runs)
     assert longest["XREADGROUP"] > MOST_ARGUMENTS - 20 or backend.is_cluster
-    assert {each.run_id for each in Inboxes(backend.connect(), node).drain()} == {*runs}
+    assert {each.run_id for each in Inboxes(backend.by_hand(), node).drain()} == {*runs}
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_a_run_that_is_not_waited_for_is_heard(backend: Backend, few: int) -> No
     """Although nobody rings: the read that waits for others ends."""
     runs = range(2, 8)
     node = contacted(backend, runs)
-    inboxes = Inboxes(backend.connect(), node)
+    inboxes = Inboxes(backend.by_hand(), node)
     inboxes.drain()
     for run_id in runs:
         assert inboxes.read(1, block=0.01) == []
@@ -108,9 +108,9 @@ def test_a_run_that_is_not_waited_for_is_heard(backend: Backend, few: int) -> No
 
 def test_runs_come_and_go_where_there_are_many(backend: Backend, few: int) -> None:
     """Who ends makes room for others, and a run whose inbox is gone stops nobody."""
-    keys, runs = backend.connect().keys, range(2, 22)
+    keys, runs = backend.by_hand().keys, range(2, 22)
     node = contacted(backend, runs)
-    inboxes = Inboxes(backend.connect(), node)
+    inboxes = Inboxes(backend.by_hand(), node)
     inboxes.drain()
     for run_id in range(2, 19):
         backend.admin.unlink(keys.inbox(node, run_id))
@@ -126,11 +126,11 @@ def test_what_was_delivered_is_read_again_in_parts(backend: Backend, few: int) -
     runs = range(2, 22)
     node = contacted(backend, runs)
     deliver(backend, node, range(2, 12), 120)
-    inboxes = Inboxes(backend.connect(), node)
+    inboxes = Inboxes(backend.by_hand(), node)
     inboxes.drain()
     found = list[int]()
     eventually(lambda: (found.extend(each.run_id for each in inboxes.read(64, block=0.1)), len(found) >= 1200)[1])
-    again = Inboxes(backend.connect(), node).drain()
+    again = Inboxes(backend.by_hand(), node).drain()
     assert sorted(each.run_id for each in again) == sorted(found) == sorted([*range(2, 12)] * 120)
 
 
@@ -151,24 +151,24 @@ def test_a_push_of_many_groups(backend: Backend, longest: dict[str, int]) -> Non
 
 def test_many_replies_at_once(backend: Backend, longest: dict[str, int]) -> None:
     """What a node had finished before an outage goes in one transaction."""
-    keys, node = backend.connect().keys, contacted(backend, range(2, 3))
+    keys, node = backend.by_hand().keys, contacted(backend, range(2, 3))
     with backend.admin.pipeline(transaction=False) as pipe:
         for _ in range(1200):
             add_message(pipe, keys, node, 2, {b"i": b"m"})
         entries = [entry.decode() for entry in pipe.execute()]
-    assert all(publish(backend.connect(), node, [Outgoing(2, (entry,), {b"i": b"m"}) for entry in entries]))
+    assert all(publish(backend.by_hand(), node, [Outgoing(2, (entry,), {b"i": b"m"}) for entry in entries]))
     assert backend.admin.xlen(keys.inbox(node, 2)) == 0
     assert longest["XACK"] > MOST_ARGUMENTS - 20
 
 
 def test_many_rings_at_once(backend: Backend, longest: dict[str, int]) -> None:
     """A node empties its doorbell."""
-    keys, node = backend.connect().keys, contacted(backend, range(2, 4))
+    keys, node = backend.by_hand().keys, contacted(backend, range(2, 4))
     with backend.admin.pipeline(transaction=False) as pipe:
         for _ in range(1200):
             ring(pipe, keys, node, READ_ON)
         pipe.execute()
-    inboxes = Inboxes(backend.connect(), node)
+    inboxes = Inboxes(backend.by_hand(), node)
     inboxes.drain()
     eventually(lambda: (inboxes.read(0, block=0.01), backend.admin.xlen(keys.ctl(node)))[1] == 0)
     assert min(longest["XACK"], longest["XDEL"]) > MOST_ARGUMENTS - 20
@@ -194,7 +194,7 @@ def test_many_small_arrays(backend: Backend, longest: dict[str, int]) -> None:
 def test_many_contents_at_once(backend: Backend, longest: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """A run broadcast them, has to write their manifests again, and needs none of them any more."""
     monkeypatch.setattr(blobs, "_KEEP_MANIFEST", -1.0)
-    connection, contents = backend.connect(), blobs.Blobs(backend.connect(), 7, 60.0)
+    connection, contents = backend.by_hand(), blobs.Blobs(backend.by_hand(), 7, 60.0)
     for n in range(1200):
         contents.enter(Payload(encode_content(number(n))))
 
@@ -213,7 +213,7 @@ def test_many_contents_at_once(backend: Backend, longest: dict[str, int], monkey
 
 def test_much_that_others_wrote(backend: Backend, longest: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Members of the registry that are no ids, and a hash that is too large to be read at once."""
-    connection = backend.connect()
+    connection = backend.by_hand()
     keys = connection.keys
     with backend.admin.pipeline(transaction=False) as pipe:
         for n in range(3000):

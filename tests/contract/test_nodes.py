@@ -97,14 +97,15 @@ def test_a_dead_process_of_this_host_is_replaced_at_once(backend: Backend) -> No
     assert not is_dead(f"elsewhere/{pid}/{started}/x")
 
 
+@pytest.mark.without_rights("only an operator makes a new data set")
 def test_a_node_that_lost_everything_registers_again(backend: Backend) -> None:
     """When lease, info and doorbell are gone, as after an outage, the next renewal puts them back."""
-    registration = Registration(backend.connect())
+    registration = Registration(backend.by_hand())
     registration.register()
     backend.admin.flushall()
     assert registration.renew()
-    assert online_nodes(backend.connect()) == [registration.node_id]
-    assert backend.admin.exists(backend.connect().keys.ctl(registration.node_id))
+    assert online_nodes(backend.by_hand()) == [registration.node_id]
+    assert backend.admin.exists(backend.by_hand().keys.ctl(registration.node_id))
 
 
 def test_a_dead_unnamed_node_leaves_the_registry(backend: Backend) -> None:

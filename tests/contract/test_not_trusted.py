@@ -111,18 +111,19 @@ def test_many_forged_members_of_the_registry_go(
         assert backend.admin.smembers(f"{PREFIX}:nodes") == {str(good).encode()}
 
 
+@pytest.mark.without_rights("the operator notices first")
 @pytest.mark.parametrize("key", ["nodes", "runs", "id"])
 def test_a_registry_of_another_type_is_one_clear_error(backend: Backend, key: str) -> None:
     """Another program's key where the registry should be is named, with what to do."""
     backend.admin.hset(f"{PREFIX}:{key}", "a", "b")
     actions: dict[str, list[Callable[[], object]]] = {
         "nodes": [
-            lambda: list_nodes(backend.connect()),
-            lambda: registered(backend.connect(), [77]),
-            Registration(backend.connect(), "a").register,
+            lambda: list_nodes(backend.by_hand()),
+            lambda: registered(backend.by_hand(), [77]),
+            Registration(backend.by_hand(), "a").register,
         ],
-        "runs": [lambda: list_runs(backend.connect()), lambda: Driver(backend.connect(), "a")],
-        "id": [Registration(backend.connect(), "b").register, lambda: Driver(backend.connect(), "a")],
+        "runs": [lambda: list_runs(backend.by_hand()), lambda: Driver(backend.by_hand(), "a")],
+        "id": [Registration(backend.by_hand(), "b").register, lambda: Driver(backend.by_hand(), "a")],
     }
     for action in actions[key]:
         with pytest.raises(ConfigError, match=rf"{PREFIX}:{key}.* another program uses this prefix"):
@@ -211,7 +212,7 @@ def test_forged_runs_are_served_up_to_a_limit(
     """A node that already serves a run goes on with it, takes no more runs than it may, and says so once."""
     monkeypatch.setattr(inbox, "MOST_RUNS", 20)
     seen: list[set[int]] = []
-    connection = backend.connect()
+    connection = backend.by_hand()
     inboxes = Inboxes(connection, 7, lambda frames: seen.append(set(frames)))
     keys = connection.keys
 
@@ -267,7 +268,7 @@ def head_of(driver: Driver, node: int, message_id: str) -> Fields:
 def publish_by_hand(backend: Backend, driver: Driver, node: int, *replies: Fields) -> None:
     """Put into a node's outbox whatever it likes."""
     outgoing = [Outgoing(driver.run.run_id, ("0-1",), fields) for fields in replies]
-    assert all(publish(backend.connect(), node, outgoing))
+    assert all(publish(backend.by_hand(), node, outgoing))
 
 
 @pytest.mark.parametrize(("limit", "size"), [(16 * 1024**3, 2_000_000), (10_000, 20_000)])

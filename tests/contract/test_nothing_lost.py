@@ -185,11 +185,11 @@ def test_replies_gather_while_a_publish_is_in_flight(backend: Backend) -> None:
     if not backend.is_real:
         pytest.skip("fakeredis has no INFO")
     with driving(backend) as driver:
-        registration = Registration(backend.connect(), "node")
+        registration = Registration(backend.by_hand(), "node")
         registration.register()
         node, run = registration.node_id, driver.run.run_id
         ids = driver.push_messages([driver.create_message(number(i), "train", node, "1") for i in range(200)])
-        inboxes = Inboxes(backend.connect(), node)
+        inboxes = Inboxes(backend.by_hand(), node)
         inboxes.refresh()
         works = [Work(run, message_id_of(d.fields), d.fields, [d.entry_id]) for d in inboxes.read(200, block=1.0)]
         in_flight, go = threading.Event(), threading.Event()
@@ -201,7 +201,7 @@ def test_replies_gather_while_a_publish_is_in_flight(backend: Backend) -> None:
                 return super().done(work, published)
 
         stop = Stop()
-        publisher = Publisher(backend.connect(), node, Held(), stop)
+        publisher = Publisher(backend.by_hand(), node, Held(), stop)
         before = executed_transactions(backend)
         for index, work in enumerate(works):
             header = Metadata(run, "", node, 1, work.message_id, "1", 60.0, "train")
@@ -342,15 +342,15 @@ def test_a_wait_for_redis_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_reply_whose_publish_was_lost_is_counted_once(backend: Backend) -> None:
     """A node that does not know whether its reply was taken publishes it again; the run counts one."""
     with driving(backend) as driver:
-        registration = Registration(backend.connect(), "node")
+        registration = Registration(backend.by_hand(), "node")
         registration.register()
         node = registration.node_id
         ids = driver.push_messages([driver.create_message(number(3), "train", node, "1")])
-        [delivery] = Inboxes(backend.connect(), node).drain() or read_new(backend, node)
+        [delivery] = Inboxes(backend.by_hand(), node).drain() or read_new(backend, node)
         header = Metadata(driver.run.run_id, "", node, 1, ids[0], "1", 60.0, "train")
         reply = encode_message(ids[0], header, encode_content(number(9)))
         for _ in range(2):
-            publish(backend.connect(), node, [Outgoing(driver.run.run_id, (delivery.entry_id,), reply)])
+            publish(backend.by_hand(), node, [Outgoing(driver.run.run_id, (delivery.entry_id,), reply)])
         assert [number_in(message) for message in driver.replies(ids)] == [9]
         assert driver.pull_messages(ids) == []
         eventually(lambda: (driver.pull_messages(ids), dropped(driver))[1] == 1)
@@ -362,7 +362,7 @@ def test_a_reply_whose_publish_was_lost_is_counted_once(backend: Backend) -> Non
 
 def read_new(backend: Backend, node: int) -> list[Delivery]:
     """Read what is new in a node's inboxes, as the node does."""
-    inboxes = Inboxes(backend.connect(), node)
+    inboxes = Inboxes(backend.by_hand(), node)
     inboxes.refresh()
     return inboxes.read(count=10, block=1.0)
 
@@ -370,7 +370,7 @@ def read_new(backend: Backend, node: int) -> list[Delivery]:
 def test_what_was_delivered_before_a_reconnect_is_taken_up(backend: Backend) -> None:
     """A message that Redis handed out, but that never arrived, is served after the next connect."""
     with driving(backend) as driver:
-        registration = Registration(backend.connect(), "node")
+        registration = Registration(backend.by_hand(), "node")
         registration.register()
         ids = driver.push_messages([driver.create_message(number(3), "train", registration.node_id, "1")])
         assert len(read_new(backend, registration.node_id)) == 1  # and then the process is gone
@@ -384,10 +384,10 @@ def test_all_that_was_delivered_before_a_reconnect_is_taken_up(backend: Backend)
     with driving(backend) as driver:
         node = silent(backend)
         driver.push_messages([driver.create_message(number(i), "train", node, "1") for i in range(250)])
-        former = Inboxes(backend.connect(), node)
+        former = Inboxes(backend.by_hand(), node)
         former.refresh()
         assert len(former.read(250, block=1.0)) == 250
-        again = Inboxes(backend.connect(), node).drain()
+        again = Inboxes(backend.by_hand(), node).drain()
         assert len({delivery.entry_id for delivery in again}) == len(again) == 250
         assert all(delivery.is_old for delivery in again)
 
@@ -397,7 +397,7 @@ def test_a_ring_brings_what_a_former_process_read(backend: Backend) -> None:
     with driving(backend) as driver:
         node = silent(backend)
         push(driver, node, number(1))
-        former, present = (Inboxes(backend.connect(), node) for _ in range(2))
+        former, present = (Inboxes(backend.by_hand(), node) for _ in range(2))
         former.refresh()
         assert present.drain() == []
         [delivery] = former.read(1, block=1.0)
@@ -412,8 +412,8 @@ def test_a_ring_brings_what_a_former_process_read_of_a_busy_run(backend: Backend
         for each in (driver, other):
             push(each, node, number(1))
         hand: dict[int, list[str]] = {}
-        former = Inboxes(backend.connect(), node)
-        present = Inboxes(backend.connect(), node, in_hand=lambda: hand)
+        former = Inboxes(backend.by_hand(), node)
+        present = Inboxes(backend.by_hand(), node, in_hand=lambda: hand)
         for inboxes in (former, present):
             inboxes.refresh()
 
@@ -440,7 +440,7 @@ def test_a_ring_of_its_own_hides_no_other(backend: Backend) -> None:
     with driving(backend) as driver:
         node = silent(backend)
         push(driver, node, number(1))
-        former, present = (Inboxes(backend.connect(), node) for _ in range(2))
+        former, present = (Inboxes(backend.by_hand(), node) for _ in range(2))
         former.refresh()
         present.drain()
         [delivery] = former.read(1, block=1.0)
@@ -457,7 +457,7 @@ def answer(backend: Backend, driver: Driver, node: int, message_id: str, value: 
     inbox = driver.connection.keys.inbox(node, driver.run.run_id)
     entries = [entry.decode() for entry, fields in backend.admin.xrange(inbox) if fields[b"i"].decode() == message_id]
     fields = encode_message(message_id, header, encode_content(number(value)))
-    publish(backend.connect(), node, [Outgoing(driver.run.run_id, tuple(entries) or ("1-0",), fields)])
+    publish(backend.by_hand(), node, [Outgoing(driver.run.run_id, tuple(entries) or ("1-0",), fields)])
 
 
 def test_a_reply_with_an_id_from_the_past_is_read(backend: Backend) -> None:

@@ -215,7 +215,7 @@ def test_a_drained_run_finishes_what_is_out(backend: Backend, caplog: pytest.Log
 def test_a_redis_that_forgot_a_drain_hears_of_it_again(backend: Backend) -> None:
     """As of everything that the ServerApp knows of its run."""
     with driving(backend) as driver:
-        drain_run(backend.connect(), driver.run.run_id)
+        drain_run(backend.by_hand(), driver.run.run_id)
         beat(driver)
         backend.admin.delete(*driver.connection.keys.of_run(driver.run.run_id))
         beat(driver)

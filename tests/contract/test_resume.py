@@ -331,7 +331,7 @@ def test_a_push_with_checkpoint_that_pushes_nothing_is_one(backend: Backend) -> 
             driver.context.state.metrics_records["m"] = MetricsRecord({"round": value})
             assert driver.push_messages(batch, checkpoint=True) == [""] * len(batch)
             assert in_ledger(backend, driver) == set()
-            saved, _ = SavedContext(backend.connect(), driver.run.run_id, 60.0).load()
+            saved, _ = SavedContext(backend.by_hand(), driver.run.run_id, 60.0).load()
             assert saved.metrics_records["m"] == {"round": value}
 
 

@@ -108,7 +108,7 @@ def test_a_run_that_the_registry_forgot_is_entered_again(backend: Backend) -> No
         backend.admin.zrem(driver.connection.keys.runs, str(driver.run.run_id))
         cut(driver)
         push(driver, silent(backend), number(1))
-        assert [info.run_id for info in list_runs(backend.connect())] == [driver.run.run_id]
+        assert [info.run_id for info in list_runs(backend.by_hand())] == [driver.run.run_id]
 
 
 def test_a_run_does_not_shorten_what_a_node_keeps_of_another(backend: Backend) -> None:
@@ -332,6 +332,7 @@ def test_a_registry_that_is_forgotten_leaves_nothing(backend: Backend) -> None:
     assert [*backend.admin.scan_iter()] == []
 
 
+@pytest.mark.without_rights("it needs the server of a connection before a user logs in")
 def test_a_run_that_is_over_keeps_no_socket(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many run on one connection, one after the other, ended or detached.
 
@@ -339,7 +340,7 @@ def test_a_run_that_is_over_keeps_no_socket(backend: Backend, monkeypatch: pytes
     """
     if not backend.is_real:
         pytest.skip("fakeredis has no sockets")
-    connection, open_sockets = backend.connect(), []
+    connection, open_sockets = backend.by_hand(), []
     home = connection.at(connection.keys.identity)
 
     def new_id() -> int:

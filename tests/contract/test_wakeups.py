@@ -110,7 +110,7 @@ def contact(backend: Backend, node: int, *run_ids: int) -> None:
 def commands_of_a_contact(backend: Backend, node: int, met: int) -> dict[str, int]:
     """What a node asks Redis when one more run contacts it, after it has met so many that are still there."""
     keys = backend.connect().keys
-    inboxes = inbox.Inboxes(backend.connect(), node)
+    inboxes = inbox.Inboxes(backend.by_hand(), node)
     backend.admin.xgroup_create(keys.ctl(node), GROUP, id="0", mkstream=True)
     contact(backend, node, *range(2, 2 + met))
     inboxes.drain()
@@ -150,7 +150,7 @@ def test_a_cancelled_message_wakes_no_node(real: Backend) -> None:
 def test_a_node_that_wakes_itself_asks_nothing(real: Backend) -> None:
     """Its workers ring often: it deletes the ring and reads on, whatever it has in hand."""
     keys, node = real.connect().keys, silent(real)
-    inboxes = inbox.Inboxes(real.connect(), node, in_hand=lambda: {run_id: ["1-0"] for run_id in range(2, 22)})
+    inboxes = inbox.Inboxes(real.by_hand(), node, in_hand=lambda: {run_id: ["1-0"] for run_id in range(2, 22)})
     contact(real, node, *range(2, 22))
     inboxes.drain()
     while real.admin.xlen(keys.ctl(node)):

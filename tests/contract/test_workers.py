@@ -290,11 +290,12 @@ def test_broken_connections_lose_and_double_nothing(backend: Backend, tmp_path: 
         }
 
 
+@pytest.mark.without_rights("only an operator makes a new data set")
 def test_a_redis_that_lost_its_data_is_served_beside_old_work(backend: Backend, tmp_path: Path) -> None:
     """While a worker is in a message of a run that is gone, new runs are served; its result goes nowhere."""
     bench = Bench()
     with serving(backend, bench.app, tmp_path, lease=0.9, workers=2) as node:
-        lost = Driver(backend.connect(), "server:app")
+        lost = Driver(backend.by_hand(), "server:app")
         go = bench.hold(lost)
         push_numbers(lost, node, 1)
         assert bench.begun.acquire(timeout=10)
