@@ -3,6 +3,8 @@
 The rules are those of `brokerfl.broker.rules`, so what brokerfl sends without a rule is refused, and in the ACL LOG.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import redis as redis_py
@@ -52,6 +54,13 @@ class Actors:
     def connect_as(self, user: str, role: Role | None) -> Connection:
         """Return a connection of this user."""
         return connect(self.url, prefix=self._keys.prefix, credentials=Login(user), role=role)
+
+    @contextmanager
+    def socket(self) -> Iterator[Callable[..., Any]]:
+        """Yield what sends a command, without what redis-py makes of its answer."""
+        sockets = connect(self.url, prefix=self._keys.prefix, check=False).sockets
+        yield lambda *command: sockets.exchange([command])[0]
+        sockets.close()
 
     def connect(self) -> Connection:
         """Return a connection of the operator, until a node or a ServerApp says that it is its own."""
