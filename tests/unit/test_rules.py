@@ -24,12 +24,14 @@ ALLOWED = {*COMMON, *(name for names in WITHOUT_KEYS.values() for name in names)
 #: What is found and is no command: options of commands, an error code, methods of brokerfl and of hashlib.
 NO_COMMANDS = {"block", "streams", "nomkstream", "nogroup", "execute_command", "client_setname", "digest"}
 
-#: What the code sends to others: to Sentinels, to a server of which nothing is known, and in the permissions themselves.
+#: What the code sends to Sentinels, to a server of which nothing is known, and what is in each row that needs it.
 ELSEWHERE = {"sentinel|get-master-addr-by-name", "client|setinfo", "select", "watch"}
 
 #: Methods of redis-py that are also those of dicts, sets, files and threads.
-AMBIGUOUS = {"append", "copy", "get", "set", "keys", "type", "time", "wait", "exists", "info", "expire", "delete", "move",
-             "sort", "save", "shutdown", "select", "failover", "reset", "restore"}  # fmt: skip
+AMBIGUOUS = {
+    "append", "copy", "get", "set", "keys", "type", "time", "wait", "exists", "info", "expire", "delete", "move",
+    "sort", "save", "shutdown", "select", "failover", "reset", "restore",
+}  # fmt: skip
 
 #: What a method of redis-py sends, where it is called otherwise.
 CALLED = {
@@ -104,14 +106,12 @@ def table() -> str:
     """The table of docs/security.md."""
     lines = ["| role | keys | commands | why |", "|---|---|---|---|"]
     for right in RIGHTS:
-        commands = " ".join(name.replace("|", " ").upper().join("``") for name in right.commands)
+        commands = " ".join(f"`{name.replace('|', ' ').upper()}`" for name in right.commands)
         lines.append(f"| {right.role} | {' '.join(f'`{key}`' for key in right.keys)} | {commands} | {right.why} |")
     for role, names in {"all": COMMON, **WITHOUT_KEYS}.items():
+        commands = " ".join(f"`{name.replace('|', ' ').upper()}`" for name in names)
         if names:
-            commands = " ".join(name.replace("|", " ").upper().join("``") for name in names)
-            lines.append(
-                f"| {role} | | {commands} | {'connects, and asks the clock' if role == 'all' else 'asks and tells servers'} |"
-            )
+            lines.append(f"| {role} | | {commands} | have no key |")
     return "\n".join(lines)
 
 
