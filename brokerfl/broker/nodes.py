@@ -33,7 +33,6 @@ from brokerfl.wire.origin import Origin
 from brokerfl.wire.status import LONGEST_TOLD, About, NodeStatus, encode_status
 
 
-
 def node_id_of(prefix: str, name: str) -> int:
     """Return the id of the node ``name``: the first 8 bytes of a sha256, so that it has the same id after a restart."""
     number = int.from_bytes(sha256(f"{prefix}\0{name}".encode()).digest()[:8], "big")

@@ -20,8 +20,8 @@ SAMPLES = {
     command.partition(" {}")[0].lower().replace(" ", "|"): command
     for command in (
         "EXISTS {}", "TYPE {}", "UNLINK {}", "PTTL {}", "PEXPIRE {} 1", "GET {}", "GETRANGE {} 0 1", "MGET {}",
-        "SET {} v", "STRLEN {}", "HSET {} f v", "HSETNX {} f v", "HGET {} f", "HMGET {} f", "HGETALL {}", "HVALS {}", "HKEYS {}",
-        "HEXISTS {} f", "HSTRLEN {} f", "HDEL {} f", "SADD {} m", "SREM {} m", "SCARD {}", "SMEMBERS {}",
+        "SET {} v", "STRLEN {}", "HSET {} f v", "HSETNX {} f v", "HGET {} f", "HMGET {} f", "HGETALL {}", "HVALS {}",
+        "HKEYS {}", "HEXISTS {} f", "HSTRLEN {} f", "HDEL {} f", "SADD {} m", "SREM {} m", "SCARD {}", "SMEMBERS {}",
         "SMISMEMBER {} m", "SISMEMBER {} m", "SSCAN {} 0", "RPUSH {} v", "LRANGE {} 0 1", "LTRIM {} 0 1",
         "ZADD {} 1 m", "ZMSCORE {} m", "ZRANGE {} 0 1", "ZRANGEBYSCORE {} 0 1", "ZREM {} m",
         "ZREMRANGEBYSCORE {} 0 1", "XADD {} * f v", "XDEL {} 1-1", "XLEN {}", "XRANGE {} - +", "XGROUP CREATE {} g 0",

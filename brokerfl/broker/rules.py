@@ -47,8 +47,8 @@ _READ = {
     "xpending", "xinfo|stream", "xinfo|groups", "memory|usage",
 }  # fmt: skip
 _WRITE = {
-    "set", "pexpire", "unlink", "hset", "hdel", "sadd", "srem", "rpush", "ltrim", "zadd", "zrem", "zremrangebyscore",
-    "xadd", "xack", "xdel", "xtrim", "xgroup|create", "xreadgroup",
+    "set", "pexpire", "unlink", "hset", "hsetnx", "hdel", "sadd", "srem", "rpush", "ltrim", "zadd", "zrem",
+    "zremrangebyscore", "xadd", "xack", "xdel", "xtrim", "xgroup|create", "xreadgroup",
 }  # fmt: skip
 
 #: What every role may send: connections, transactions and the clock. None of it has a key.
@@ -98,7 +98,7 @@ _NODE = (
     ),
     Right(
         Role.NODE,
-        ("hget", "hset", "hexists", "hgetall", "hkeys", "hstrlen", "hmget", "hdel", "pexpire"),
+        ("hget", "hset", "hsetnx", "hexists", "hgetall", "hkeys", "hstrlen", "hmget", "hdel", "pexpire"),
         ("P:{N}:info", "P:{N}:runs"),
         "says what it does, and reads which runs there are",
     ),
@@ -166,7 +166,7 @@ _SERVER = (
     Right(Role.SERVER, ("hset", "hdel", "pexpire"), ("P:{N}:runs",), "tells a node of its run"),
     Right(
         Role.SERVER,
-        ("exists", "mget", "hstrlen", "hmget"),
+        ("exists", "mget", "hstrlen", "hget", "hmget"),
         ("P:{N}:info", "P:{N}:lease"),
         "knows who is online, and what nodes are called",
     ),
@@ -190,7 +190,7 @@ _SEES = (
         "shows what runs are at",
     ),
     (("xrange",), ("P:{run:R}:events", "P:{run:R}:log"), "shows what happened, and the log"),
-    (("exists", "mget", "get", "hmget", "hstrlen"), ("P:{N}:info", "P:{N}:lease"), "shows what nodes do"),
+    (("exists", "mget", "get", "hget", "hmget", "hstrlen"), ("P:{N}:info", "P:{N}:lease"), "shows what nodes do"),
     (("zrange", "zrangebyscore", "zmscore"), ("P:runs",), "lists runs"),
     (("sscan", "smismember", "sismember"), ("P:nodes",), "lists nodes"),
     (("getrange",), ("P:id",), "shows which data set this is"),

@@ -96,6 +96,7 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
 # Nodes.
 
 
+@pytest.mark.without_rights("a node may not ask how much room there is")
 @pytest.mark.usefixtures("eager")
 def test_nodes_that_wait_for_room_send_nothing(real: Backend) -> None:
     """Three replies and no room: while they wait, a hundred questions weigh less than one chunk; then all arrive."""
