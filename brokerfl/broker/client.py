@@ -6,7 +6,7 @@ Owns redis-py's settings. It must not know which server is the one to ask.
 import re
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +21,10 @@ from redis.exceptions import ReadOnlyError, ResponseError
 from redis.retry import Retry
 
 from brokerfl.broker.bounded import bounded
+from brokerfl.broker.credentials import log_in
 from brokerfl.broker.failure import AstrayError
 from brokerfl.broker.packer import Packer
+from brokerfl.broker.proxy import Proxy, through
 from brokerfl.broker.sockets import Command
 from brokerfl.broker.url import Address, Kind, RedisURL
 from brokerfl.common import ConfigError
@@ -50,16 +52,37 @@ _CLASSES: dict[Kind, Any] = {Kind.SOCKET: UnixDomainSocketConnection}
 
 @dataclass(frozen=True)
 class TLS:
-    """Paths of PEM files: the trusted CA and, for mutual TLS, the client's certificate and key."""
+    """Paths of PEM files: the trusted CA and, for mutual TLS, the client's certificate and key.
+
+    Or ``ca_data``, what would be in the file of the CA.
+    """
 
     ca_cert: str | None = None
     cert: str | None = None
     key: str | None = None
+    ca_data: str | None = None
 
     def options(self) -> dict[str, Any]:
         """Return them under redis-py's names."""
-        named = {"ssl_ca_certs": self.ca_cert, "ssl_certfile": self.cert, "ssl_keyfile": self.key}
+        named = {
+            "ssl_ca_certs": self.ca_cert,
+            "ssl_ca_data": None if self.ca_cert else self.ca_data,
+            "ssl_certfile": self.cert,
+            "ssl_keyfile": self.key,
+        }
         return {name: path for name, path in named.items() if path is not None}
+
+    def check(self, url: RedisURL) -> None:
+        """Check that they fit a URL.
+
+        Raises:
+            ConfigError: it has no TLS, or there is a key without a certificate.
+        """
+        if not url.is_tls and self != TLS():
+            scheme = "rediss" if url.kind is Kind.SOCKET else url.kind.value.replace("redis", "rediss")
+            raise ConfigError(f"certificates are given but {url.shown} is not a TLS URL: write {scheme}://")
+        if self.key is not None and self.cert is None:
+            raise ConfigError("--key is given without --cert: mutual TLS needs both")
 
 
 def client_name(name: str) -> str:
@@ -75,14 +98,23 @@ class Clients:
         tls: files for TLS.
         credentials: asked at each connect, instead of the user name and the password of the URL.
         name: of their sockets, for CLIENT LIST; it may change.
+        proxy: through which all connections go, except those of Unix sockets.
     """
 
-    def __init__(self, url: RedisURL, tls: TLS, credentials: CredentialProvider | None = None, name: str = "") -> None:
+    def __init__(
+        self,
+        url: RedisURL,
+        tls: TLS,
+        credentials: CredentialProvider | None = None,
+        name: str = "",
+        proxy: Proxy | None = None,
+    ) -> None:
         self.url = url
         self.name = name
         self._tls = tls
         self._credentials = credentials
-        self._kind: Any = SSLConnection if url.is_tls else _CLASSES.get(url.kind, TCPConnection)
+        kind: Any = SSLConnection if url.is_tls else _CLASSES.get(url.kind, TCPConnection)
+        self._kind: Any = kind if proxy is None or url.kind is Kind.SOCKET else through(proxy, kind)
         self._asked = bounded(self._kind)
 
     def make(
@@ -117,13 +149,36 @@ class Clients:
         if self.url.kind is Kind.SENTINEL:
             login = {"username": self.url.sentinel_username, "password": self.url.sentinel_password}
         options = self._options(address, _LOOK_UP_TIMEOUT, _LOOK_UP_TIMEOUT)
-        asked = self._asked(**options, **login)
+        asked = self._asked(**options, **login, redis_connect_func=log_in)
         try:
             asked.connect()
             asked.send_command(*command)
             return asked.read_response()
         finally:
             asked.disconnect()
+
+    def tell(self, address: Address, commands: Sequence[Command]) -> list[Any]:
+        """Return what a server answers to commands, whether it is a primary or a replica.
+
+        An error is an answer as any other.
+
+        Raises:
+            RedisError: no connection, or no login.
+        """
+        options = self._options(address, _SOCKET_TIMEOUT, _CONNECT_TIMEOUT)
+        told = self._asked(**options, **self._login(), redis_connect_func=log_in)
+        answers: list[Any] = []
+        try:
+            told.connect()
+            for command in commands:
+                told.send_command(*command)
+                try:
+                    answers.append(told.read_response())
+                except ResponseError as error:
+                    answers.append(error)
+            return answers
+        finally:
+            told.disconnect()
 
     def _options(self, address: Address, timeout: float, connect_timeout: float) -> dict[str, Any]:
         options: dict[str, Any] = {
@@ -176,7 +231,7 @@ class _Greeting:
         if self._is_retired:
             raise AstrayError(ReadOnlyError("it is not the primary any more"))
         try:
-            connected.on_connect()
+            log_in(connected)
         except ResponseError:  # a Sentinel knows no SELECT
             self._check(connected)
             raise

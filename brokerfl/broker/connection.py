@@ -22,11 +22,12 @@ from brokerfl.broker.clock import Clock
 from brokerfl.broker.failure import map_errors, translate
 from brokerfl.broker.keys import DEFAULT_PREFIX, Keys
 from brokerfl.broker.patience import end_of, is_spent
+from brokerfl.broker.proxy import parse_proxy
 from brokerfl.broker.rules import Role, allows
 from brokerfl.broker.servers import FoundServers, OneServer, Server, Servers, scatter, stream
 from brokerfl.broker.settings import objections
 from brokerfl.broker.sockets import Command, Sockets
-from brokerfl.broker.url import Kind, RedisURL, is_found, parse_url
+from brokerfl.broker.url import is_found, parse_url
 from brokerfl.common import (
     ConfigError,
     RedisRefuses,
@@ -53,9 +54,11 @@ class Connection:
         role: what its user may do, also an attribute; None if that is unknown, and may be everything.
 
     Attributes:
+        clients: what makes its clients; None for a server without sockets.
         clock: what is known about the server's clock.
         keys: the keys under the prefix.
         url: its URL, without the password.
+        realm: the digits with which the ids of the runs that it creates begin; "" for any.
         persists: whether a Redis that is killed forgets only its last writes, which are repeated from memory, as far
             as known: it keeps an append-only file, or a replica takes its place.
         losses: how often one of its sockets was reconnected, a server was not the one to ask, or another one took its
@@ -66,10 +69,10 @@ class Connection:
     def __init__(
         self, servers: Servers, keys: Keys, url: str = "", clients: Clients | None = None, role: Role | None = None
     ) -> None:
-        self._clients, self._servers = clients, servers
+        self.clients, self._servers = clients, servers
         self._servers.lost = self._count_loss
         self.keys, self.url, self.role = keys, url, role
-        self.persists = True
+        self.realm, self.persists = "", True
         self.losses = 0
         self.clock = Clock()
         self._waiting = threading.Lock()
@@ -149,10 +152,10 @@ class Connection:
         Args:
             name: what Redis does not take in it becomes ``_``.
         """
-        if self._clients is not None:
-            self._clients.name = client_name(name)
+        if self.clients is not None:
+            self.clients.name = client_name(name)
             for server in self._servers.all():
-                server.introduce(self._clients.name)
+                server.introduce(self.clients.name)
 
     def __repr__(self) -> str:
         return f"<Connection {self.url} prefix={self.keys.prefix}>"
@@ -308,6 +311,7 @@ def connect(
     check: bool = True,
     credentials: CredentialProvider | None = None,
     name: str = "",
+    proxy: str | None = None,
     role: Role | None = None,
 ) -> Connection:
     """Return a connection to the Redis at ``url``.
@@ -321,6 +325,7 @@ def connect(
         check: check the server at once (`Connection.check_server`).
         credentials: asked for the user name and the password at each connect, instead of the URL's.
         name: of this process, for CLIENT LIST.
+        proxy: URL of an HTTP proxy through which every connection goes.
         role: of the user, if that is known: what it may not do is not tried.
 
     Raises:
@@ -329,20 +334,14 @@ def connect(
         RedisUnreachable, RedisAuthError, RedisTLSError, RedisTooOld: as for `Connection.check_server`.
     """
     tls, parsed, keys = tls or TLS(), parse_url(url, insecure), Keys(prefix)
-    _check_tls(parsed, tls)
+    tls.check(parsed)
     if credentials is not None and (parsed.username or parsed.password):
-        raise ConfigError(f"{parsed.shown} has a login, and --redis-credentials gives another: leave one of them out")
-    clients = Clients(parsed, tls, credentials, client_name(name))
+        raise ConfigError(
+            f"{parsed.shown} has a login, and --credentials or --credential-provider gives another: leave one out"
+        )
+    clients = Clients(parsed, tls, credentials, client_name(name), parse_proxy(proxy) if proxy else None)
     servers = FoundServers(clients) if is_found(parsed.shown) else OneServer.named_by(clients)
     connection = Connection(servers, keys, parsed.shown, clients, role)
     if check:
         connection.check_server()
     return connection
-
-
-def _check_tls(url: RedisURL, tls: TLS) -> None:
-    if not url.is_tls and tls != TLS():
-        scheme = "rediss" if url.kind is Kind.SOCKET else url.kind.value.replace("redis", "rediss")
-        raise ConfigError(f"certificates are given but {url.shown} is not a TLS URL: write {scheme}://")
-    if tls.key is not None and tls.cert is None:
-        raise ConfigError("--key is given without --cert: mutual TLS needs both")

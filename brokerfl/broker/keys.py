@@ -9,6 +9,7 @@ first tag counts: with one in the prefix, all keys share a slot.
 
     key               type              lives
     P:id              string            forever: the identity of this Redis data set
+    P:members         hash              forever: who was given a login, signed by an operator; only operators write it
     P:probe           -                 is never written: its lifetime is set to see whether Redis takes writes
     P:nodes           set               forever; a member goes when its info is gone
     P:runs            sorted set        forever; a member goes `MOST_RETENTION` after its run ended
@@ -101,6 +102,10 @@ class Keys:
     @property
     def identity(self) -> str:
         return f"{self.prefix}:id"
+
+    @property
+    def members(self) -> str:
+        return f"{self.prefix}:members"
 
     @property
     def probe(self) -> str:

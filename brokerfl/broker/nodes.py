@@ -27,7 +27,7 @@ from brokerfl.broker.origins import info_of
 from brokerfl.broker.oversize import MOST_ABOUT
 from brokerfl.broker.presence import members, online_among, remove
 from brokerfl.broker.process import home_of, is_dead, new_token, text_of
-from brokerfl.broker.rules import allows
+from brokerfl.broker.rules import REALM_DIGITS, RUN_DIGITS, allows
 from brokerfl.common import ConfigError, NodeNameTaken, RedisRefuses, log
 from brokerfl.wire.origin import Origin
 from brokerfl.wire.status import LONGEST_TOLD, About, NodeStatus, encode_status
@@ -42,6 +42,12 @@ def node_id_of(prefix: str, name: str) -> int:
 def new_id() -> int:
     """Return a random uint64 that is neither 0 nor 1."""
     return secrets.randbelow(2**64 - 2) + 2
+
+
+def id_in(realm: str) -> int:
+    """Return a random id of a run that begins with the digits of a realm."""
+    digits = RUN_DIGITS - REALM_DIGITS
+    return int(int(realm) * 10**digits + secrets.randbelow(10**digits))
 
 
 class Registration:

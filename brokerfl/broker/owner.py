@@ -24,7 +24,7 @@ from brokerfl.broker.gather import Gather
 from brokerfl.broker.identity import ensure_identity, read_identity
 from brokerfl.broker.keys import GROUP, LEASE, MOST_RETENTION, RETENTION, milliseconds
 from brokerfl.broker.lease import await_lapse
-from brokerfl.broker.nodes import new_id
+from brokerfl.broker.nodes import id_in, new_id
 from brokerfl.broker.process import is_dead, new_token, text_of
 from brokerfl.broker.rules import allows
 from brokerfl.broker.runs import absent, prune, tidy
@@ -54,14 +54,15 @@ def create_run(
     name: str = "",
     events: bool = True,
 ) -> "Owner":
-    """Create a run with a random id and own it.
+    """Create a run with a random id in the connection's realm, and own it.
 
     Raises:
         ConfigError: the run config is too large, or the retention too long.
         ValueError: the run config holds a value that cannot be sent.
     """
     keys = connection.keys
-    run = Run(new_id(), app, dict(run_config), connection.read_time(), origin, overrides, name)
+    run_id = id_in(connection.realm) if connection.realm else new_id()
+    run = Run(run_id, app, dict(run_config), connection.read_time(), origin, overrides, name)
     connection.introduce(f"brokerfl-server:{run.run_id}")
     owner = Owner(connection, run, Fence(connection, run.run_id, 1, new_token(), retention), lease, retention)
     with suppress(BrokerflError):  # the next run does it, and what follows says what is wrong

@@ -178,6 +178,7 @@ _SERVER = (
         "enters its runs in the index",
     ),
     Right(Role.SERVER, ("getrange",), ("P:id",), "notices that Redis lost everything"),
+    Right(Role.SERVER, ("hget", "hgetall"), ("P:members",), "knows the public keys of nodes, signed by an operator"),
 )
 
 _SEES = (
@@ -219,6 +220,8 @@ _OPERATOR = (
         "notes in the index what has ended, and tidies it",
     ),
     Right(Role.OPERATOR, ("set", "unlink"), ("P:id",), "makes the data set that nodes register in"),
+    Right(Role.OPERATOR, ("hget", "hgetall", "hset", "hdel"), ("P:members",), "adds members, and revokes them"),
+    Right(Role.OPERATOR, ("hkeys", "hset", "pexpire"), ("P:{N}:info", "P:{N}:runs"), "adds nodes, and revokes them"),
 )
 
 _EVERYBODY = tuple(

@@ -158,6 +158,14 @@ def list_runs(connection: Connection) -> list[RunInfo]:
     return sorted(runs, key=lambda run: run.created_at or run.ended_at, reverse=True)
 
 
+def run_ids(connection: Connection, *, ended: bool = False) -> list[int]:
+    """Return the ids of the runs that the index has: of those that have not ended, or of all."""
+    index = connection.keys.runs
+    with map_errors(connection.url, index):
+        members = connection.at(index).redis.zrangebyscore(index, "-inf" if ended else 0, "+inf")
+    return [run_id for run_id in map(parse_id, members) if run_id is not None]
+
+
 def _look_at(connection: Connection, members: list[bytes]) -> tuple[list[RunInfo], list[bytes]]:
     """Return what Redis knows about runs that have not ended, and those of them whose keys expired.
 

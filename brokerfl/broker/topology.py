@@ -80,6 +80,21 @@ class Sentinels:
             problems.add(place, ConfigError(f"the Sentinels of {self._url.shown} know no {self._url.service!r}"))
         raise problems.worst()
 
+    def replicas(self) -> set[Address]:
+        """Return the replicas that the Sentinels know, also those that are down.
+
+        Raises:
+            InsecureURL: one is on another machine, and the connection would be plain text.
+            RedisError: the Sentinel that was asked last does not answer.
+        """
+        found = set()
+        for about in self._ask(self._hosts[0], ("SENTINEL", "REPLICAS", self._url.service)):
+            known = _metadata(about)
+            found.add((known["ip"], int(known["port"])))
+        for host, _ in found:
+            self._url.check_host(host, f" ({host}, which its Sentinels name)")
+        return found
+
     def _meaning(self, place: Address, error: Exception) -> Exception:
         if isinstance(error, AuthenticationError | NoPermissionError):
             return AuthenticationError(
@@ -105,6 +120,11 @@ class Cluster:
         self._url = url
         self._ask = ask
         self._known: set[Address] = set()
+
+    @property
+    def servers(self) -> set[Address]:
+        """All servers that were named when it was asked last, primaries and replicas."""
+        return set(self._known)
 
     def find(self) -> Topology:
         """Return where the primaries are.

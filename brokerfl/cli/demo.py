@@ -34,7 +34,7 @@ from brokerfl.broker.runs import forget_registry, list_runs
 from brokerfl.cli.exits import Command
 from brokerfl.cli.options import RedisOptions, redis_options
 from brokerfl.cli.signals import handle, ignore
-from brokerfl.common import BrokerflError, MissingExtra
+from brokerfl.common import BrokerflError, ConfigError, MissingExtra
 
 _NODES_LIMIT = 120.0
 _OUTAGE_LIMIT = 10.0
@@ -84,6 +84,8 @@ def demo(redis: RedisOptions, rounds: int, nodes: int) -> None:
     for package in ("numpy", "sklearn"):
         if find_spec(package) is None:
             raise MissingExtra(f"the demo needs {package}: pip install 'brokerfl[demo]'")
+    if redis.login is not None:
+        raise ConfigError("the demo has nodes of other names than a credentials file: give it a URL, or nothing")
     handle(_interrupt)
     source = click.get_current_context().get_parameter_source
     given = any(source(name) is not click.core.ParameterSource.DEFAULT for name in ("redis", "redis_file"))
@@ -157,7 +159,7 @@ class _Demo:
         self._arguments += ["--insecure"] if redis.insecure else []
         for option, path in (("--ca-cert", tls.ca_cert), ("--cert", tls.cert), ("--key", tls.key)):
             self._arguments += [option, path] if path else []
-        self._arguments += ["--redis-credentials", redis.credentials] if redis.credentials else []
+        self._arguments += ["--credential-provider", redis.provider] if redis.provider else []
         connection = replace(redis, prefix=self._prefix).connect()
         self._console.print(f"Redis at {connection.url}")
         return connection

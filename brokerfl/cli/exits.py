@@ -14,6 +14,7 @@ from brokerfl.common import (
     AppLoadError,
     BrokerflError,
     ConfigError,
+    CredentialsError,
     InsecureURL,
     JournalError,
     MissingExtra,
@@ -53,6 +54,7 @@ class Exit(IntEnum):
     REDIS_FULL = 14
     INSECURE_URL = 15
     PORT_IN_USE = 16
+    CREDENTIALS = 17
     NODE_NAME_TAKEN = 20
     JOURNAL = 21
     NODE_STUCK = 22
@@ -68,6 +70,7 @@ class Exit(IntEnum):
 
 
 _CODES: tuple[tuple[type[Exception], Exit], ...] = (
+    (CredentialsError, Exit.CREDENTIALS),  # before the family that it belongs to
     (ConfigError, Exit.USAGE),
     (AppLoadError, Exit.APP_LOAD),
     (RedisUnreachable, Exit.REDIS_UNREACHABLE),

@@ -3,12 +3,14 @@
 import click
 
 from brokerfl import __version__
+from brokerfl.cli.certs import certs
 from brokerfl.cli.dashboard import dashboard
 from brokerfl.cli.dead import dead
 from brokerfl.cli.demo import demo
 from brokerfl.cli.doctor import doctor
 from brokerfl.cli.draining import drain
 from brokerfl.cli.events import compare, events, export, log_
+from brokerfl.cli.members import ROLES, group_of
 from brokerfl.cli.metrics import metrics
 from brokerfl.cli.nodes import nodes
 from brokerfl.cli.runs import runs, stop
@@ -26,6 +28,7 @@ def main() -> None:
 
 for command in (
     *(up, demo, top, runs, nodes, show, events, log_, compare, export, drain, stop, pause, resume, node_health),
-    *(doctor, dead, dashboard, metrics),
+    *(doctor, dead, dashboard, metrics, certs),
+    *(group_of(role, what) for role, what in ROLES),
 ):
     main.add_command(command)

@@ -16,6 +16,7 @@ from brokerfl import __version__
 from brokerfl.broker.arrival import await_redis
 from brokerfl.broker.keys import LEASE
 from brokerfl.broker.nodes import Registration, node_id_of
+from brokerfl.broker.rules import Role
 from brokerfl.cli.apps import find_project, load_client_app
 from brokerfl.cli.configs import parse_config, parse_labels
 from brokerfl.cli.exits import Command, Exit
@@ -145,6 +146,9 @@ def main(
     """
     config = parse_config(node_config, "--node-config")
     labels = parse_labels(label)
+    if redis.login is not None:
+        redis.login.check_role(Role.NODE)
+        name, labels = redis.login.check_node(name), {**redis.login.grant.labels, **labels}
     states = (state_dir or default_state_dir()) if name else None  # before the app changes the environment
     reference, project = find_project(app, app_dir)
     origin = project.origin  # before the import: code that is edited from now on is not what the node runs

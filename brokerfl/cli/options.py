@@ -2,29 +2,31 @@
 
 import math
 import re
-import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from logging import DEBUG, INFO, WARNING
+from logging import DEBUG, INFO
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import click
 
 from brokerfl.broker.connection import TLS, Connection, connect
-from brokerfl.broker.credentials import AskedCredentials
+from brokerfl.broker.credentials import AskedCredentials, SeveralPasswords
 from brokerfl.broker.keys import DEFAULT_PREFIX
+from brokerfl.broker.rules import Role
 from brokerfl.broker.url import masked
-from brokerfl.common import ConfigError, log
+from brokerfl.cli.login import Login, hide_passwords, read_login
+from brokerfl.cli.place import DEFAULT_URL, place_of
 from brokerfl.common.config import is_utf8
 from brokerfl.common.logger import configure_logging
 from brokerfl.wire.frame import MAX_MESSAGE_BYTES
 
-DEFAULT_URL = "redis://127.0.0.1:6379"
-
 #: The parameters that `redis_options` adds to a command, except --verbose.
-CONNECTION = ("redis", "redis_file", "redis_credentials", "prefix", "insecure", "ca_cert", "cert", "key")
+CONNECTION = (
+    *("redis", "redis_file", "credentials", "credential_provider", "prefix", "insecure"),
+    *("ca_cert", "cert", "key", "proxy"),
+)
 
 #: The longest duration that an option takes, some 30 years.
 MOST_SECONDS = 1e9
@@ -34,13 +36,21 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class RedisOptions:
-    """Where Redis is and how to reach it, as given by the user."""
+    """Where Redis is and how to reach it, as given by the user.
+
+    Attributes:
+        provider: names a function that returns user name and password.
+        login: what a credentials file and its grant say.
+        proxy: URL of an HTTP proxy.
+    """
 
     url: str
     prefix: str
     insecure: bool
     tls: TLS
-    credentials: str | None = None
+    provider: str | None = None
+    login: Login | None = None
+    proxy: str | None = None
 
     def connect(self, *, warn: bool = True) -> Connection:
         """Connect, and check the server and, to ``warn``, its settings."""
@@ -51,18 +61,24 @@ class RedisOptions:
             insecure=self.insecure,
             check=False,
             credentials=self._credentials(),
+            proxy=self.proxy,
+            role=None if self.login is None else Role(self.login.grant.role),
             name=":".join(click.get_current_context().command_path.split()),
         )
+        if self.login is not None:
+            connection.realm = self.login.grant.realm
         connection.check_server(warn=warn)
         return connection
 
-    def _credentials(self) -> AskedCredentials | None:
-        if self.credentials is None:
+    def _credentials(self) -> AskedCredentials | SeveralPasswords | None:
+        if self.login is not None:
+            return self.login.provider()
+        if self.provider is None:
             return None
         from brokerfl.cli.apps import load_function  # it imports what most commands do not need
 
-        option = "--redis-credentials"
-        return AskedCredentials(f"{option} {self.credentials}", load_function(self.credentials, option))
+        option = "--credential-provider"
+        return AskedCredentials(f"{option} {self.provider}", load_function(self.provider, option))
 
 
 def redis_options(function: Function) -> Function:
@@ -73,18 +89,23 @@ def redis_options(function: Function) -> Function:
         *args: Any,
         redis: str | None,
         redis_file: str | None,
-        redis_credentials: str | None,
+        credentials: Path | None,
+        credential_provider: str | None,
         prefix: str,
         insecure: bool,
         ca_cert: str | None,
         cert: str | None,
         key: str | None,
+        proxy: str | None,
         verbose: bool,
         **options: Any,
     ) -> Any:
         configure_logging(DEBUG if verbose else INFO)
-        tls = TLS(ca_cert, cert, key)
-        where = RedisOptions(_url(redis, redis_file), prefix, insecure, tls, redis_credentials)
+        login = None if credentials is None else read_login(credentials)
+        tls = TLS(ca_cert, cert, key, login.grant.ca or None if login is not None else None)
+        url, prefix = place_of(redis, redis_file, prefix, login)
+        where = RedisOptions(url, prefix, insecure, tls, credential_provider, login, proxy)
+        hide_passwords()
         return function(*args, redis=where, **options)
 
     path = FilePath(exists=True, dir_okay=False)
@@ -104,10 +125,18 @@ def redis_options(function: Function) -> Function:
                 help="File that holds the URL, to keep it out of the process list.",
             ),
             click.option(
-                "--redis-credentials",
+                "--credentials",
+                type=FilePath(dir_okay=False, path_type=Path),
+                envvar="BROKERFL_CREDENTIALS",
+                help="Credentials file of a node, server, operator or observer, beside which its grant is. It says "
+                "where Redis is, and who logs in.",
+            ),
+            click.option(
+                "--credential-provider",
                 metavar="MODULE:FUNCTION",
-                envvar="BROKERFL_REDIS_CREDENTIALS",
-                help="Function that returns user name and password; called at each connect, for tokens that expire.",
+                envvar="BROKERFL_CREDENTIAL_PROVIDER",
+                help="Function that returns user name and password, or a CredentialProvider of redis-py; called at "
+                "each connect, for tokens that expire.",
             ),
             click.option(
                 "--prefix",
@@ -130,6 +159,12 @@ def redis_options(function: Function) -> Function:
             ),
             click.option("--cert", type=path, envvar="BROKERFL_CERT", help="Client certificate for mutual TLS (PEM)."),
             click.option("--key", type=path, envvar="BROKERFL_KEY", help="Private key of --cert (PEM)."),
+            click.option(
+                "--proxy",
+                metavar="URL",
+                envvar="BROKERFL_PROXY",
+                help="HTTP proxy through which every connection goes (CONNECT): http://[user:password@]host:port",
+            ),
             click.option("--verbose", is_flag=True, help="Log more, and what happens to each message."),
         )
     ):
@@ -149,30 +184,6 @@ class FilePath(click.Path):
             self.fail(f"{value!r} is relative to a working directory that does not exist", param, ctx)
 
 
-def _url(url: str | None, file: str | None) -> str:
-    """The command line wins over the environment, and in the environment the file wins over the URL."""
-    source = click.get_current_context().get_parameter_source
-    typed = [name for name in ("redis", "redis_file") if source(name) is click.core.ParameterSource.COMMANDLINE]
-    if len(typed) == 2:
-        raise ConfigError("--redis and --redis-file both say where Redis is: give only one")
-    if url is not None and (file is None or typed == ["redis"]):
-        return url
-    return DEFAULT_URL if file is None else _read_url(file)
-
-
-def _read_url(file: str) -> str:
-    try:
-        words = Path(file).read_text(encoding="utf-8-sig").split()
-        is_open = bool(Path(file).stat().st_mode & stat.S_IROTH)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the URL file {file} cannot be read: {getattr(error, 'strerror', 'not text')}") from None
-    if len(words) != 1:
-        raise ConfigError(f"the URL file {file} must hold one URL and nothing else")
-    if is_open:
-        log(WARNING, "Every user of this machine can read the URL file %s; chmod 600 closes it to them", file)
-    return words[0]
-
-
 def typed_options(*, only: Sequence[str] | None = None, but: Sequence[str] = ()) -> list[str]:
     """Return the options of this command as typed, for a command that continues its work; passwords are masked.
 
@@ -189,7 +200,7 @@ def typed_options(*, only: Sequence[str] | None = None, but: Sequence[str] = ())
             words.append(option.opts[0])
             if not option.is_flag:
                 value = ctx.params[name]
-                words.append(masked(value) if name == "redis" else str(value).removesuffix(".0"))
+                words.append(masked(value) if name in ("redis", "proxy") else str(value).removesuffix(".0"))
     return words
 
 

@@ -14,6 +14,7 @@ import click
 
 from brokerfl import __version__
 from brokerfl.broker.keys import LEASE, MOST_RETENTION, OFFLINE_GRACE, RETENTION
+from brokerfl.broker.rules import Role
 from brokerfl.cli.apps import find_project, load_server_app, print_traceback
 from brokerfl.cli.configs import parse_config
 from brokerfl.cli.exits import Command, Exit, code_of, say
@@ -182,6 +183,8 @@ def main(
     """
     if resume is not None and run_file is not None:
         raise ConfigError("--resume and --run-file both say which run to resume: give only one")
+    if redis.login is not None:
+        redis.login.check_role(Role.SERVER)
     file = None if run_file is None else RunFile(run_file)
     resume = resume if file is None else file.read()
     if resume is None and (takeover or another_app):

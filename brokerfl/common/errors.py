@@ -23,6 +23,10 @@ class ConfigError(BrokerflError):
     """An option, an environment variable or a configuration is invalid."""
 
 
+class CredentialsError(ConfigError):
+    """A credentials file, a request or a grant cannot be used: its rights, its owner, or what is in it."""
+
+
 class AppLoadError(BrokerflError):
     """The app ``module:attribute`` was not found, has the wrong type, or raised on import."""
 

@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import redis as redis_py
 
 from brokerfl.broker.embedded import EmbeddedServer
 from tests.chaos.lab import APPS, expected
@@ -21,9 +22,9 @@ def test_the_users_that_are_shown(commands: Commands, file: str) -> None:
     """With the password, a node, a run and the operator's commands work; without one, nothing is answered."""
     found = re.findall(r"\buser (\w+) (on|off)\b([^\n\"]*)", (ROOT / file).read_text())
     users = {name: (state, *re.sub(r">\S+", ">secret", rules).split()) for name, state, rules in found}
-    assert users.pop("default") == ("off",)
+    nobody = users.pop("default")
     [(name, rules)] = users.items()
-    options = ("--user", "default", "off", "--user", name, *rules)
+    options = ("--user", "default", *nobody, "--user", name, *rules)
     with EmbeddedServer(options=options) as server:
         commands.env["BROKERFL_REDIS_URL"] = server.url.replace("//", f"//{name}:secret@")
         node = commands.node("--name", "berlin")
@@ -33,6 +34,21 @@ def test_the_users_that_are_shown(commands: Commands, file: str) -> None:
         assert "WARNING" not in node.text + run.text
         assert "password" in error_of(commands.run("brokerfl", "runs", BROKERFL_REDIS_URL=server.url, code=11))
         node.kill()
+
+
+@pytest.mark.parametrize("file", ["docs/configuration.md", "docker-compose.yml", "docker-compose.cluster.yml"])
+def test_a_restart_keeps_what_was_written(file: str, redis_binary: Path, tmp_path: Path) -> None:
+    """Redis 7 loads transactions of its append-only file with the rights of `default`, though nobody can log in so."""
+    [nobody] = re.findall(r"\buser default (off\b[^\n\"]*)", (ROOT / file).read_text())
+    options = ("--user", "default", *nobody.split(), "--user", "fl", "on", ">secret", "~*", "+@all")
+    for kept in ([None, None], [b"1", b"2"]):
+        with EmbeddedServer(data=tmp_path / "data", binary=redis_binary, options=options) as server:
+            with redis_py.Redis(port=server.port, username="fl", password="secret") as client:
+                assert client.mget("one", "two") == kept
+                with client.pipeline(transaction=True) as pipe:
+                    pipe.set("one", 1).set("two", 2).execute()
+            with redis_py.Redis(port=server.port) as client, pytest.raises(redis_py.AuthenticationError):
+                client.ping()
 
 
 def test_the_commands_that_are_listed(commands: Commands) -> None:

@@ -130,7 +130,7 @@ def guarded(commands: Commands, redis_binary: Path) -> Iterator[redis_py.Redis]:
 @pytest.mark.parametrize("function", ["token", "provider"])
 def test_credentials_that_change(commands: Commands, guarded: redis_py.Redis, function: str) -> None:
     """A function is asked at each connect: when the password has changed and the connections are cut, a run goes on."""
-    commands.env["BROKERFL_REDIS_CREDENTIALS"] = f"creds:{function}"
+    commands.env["BROKERFL_CREDENTIAL_PROVIDER"] = f"creds:{function}"
     node = commands.node()
     server = commands.server("--run-config", "nodes=1 until='end'")
     server.wait_for("Round 3: 1 of 1 replied")
@@ -153,18 +153,21 @@ def test_credentials_that_are_wrong(commands: Commands, guarded: redis_py.Redis)
     url = commands.env["BROKERFL_REDIS_URL"]
     cases = {
         ("creds:nothing", url): (2, "creds:nothing must return user name and password, or a CredentialProvider"),
-        ("creds:broken", url): (10, "no login for Redis: --redis-credentials creds:broken raised OSError: no token"),
+        ("creds:broken", url): (10, "no login for Redis: --credential-provider creds:broken raised OSError: no token"),
         ("creds:missing", url): (2, "the module creds has no function 'missing'"),
         ("creds:number", url): (2, "the module creds has no function 'number'"),
-        ("creds", url): (2, "--redis-credentials 'creds' is not module:function"),
-        ("none:f", url): (2, "--redis-credentials none:f cannot be loaded: there is no module 'none'"),
-        ("creds:alone", url.replace("//", "//:p@")): (2, "has a login, and --redis-credentials gives another"),
+        ("creds", url): (2, "--credential-provider 'creds' is not module:function"),
+        ("none:f", url): (2, "--credential-provider none:f cannot be loaded: there is no module 'none'"),
+        ("creds:alone", url.replace("//", "//:p@")): (
+            2,
+            "has a login, and --credentials or --credential-provider gives another",
+        ),
         ("creds:alone", url): (11, "refuses the login"),
     }
     guarded.config_set("requirepass", "other")
     try:
         for name, where in cases:
-            commands.start("brokerfl", "runs", "--redis-credentials", name, "--redis", where)
+            commands.start("brokerfl", "runs", "--credential-provider", name, "--redis", where)
         for (code, text), process in zip(cases.values(), commands.started, strict=True):
             assert text in error_of(process.ends(code))
             assert "Is it running?" not in process.text
@@ -175,10 +178,10 @@ def test_credentials_that_are_wrong(commands: Commands, guarded: redis_py.Redis)
 
 def test_what_to_type_next_has_the_credentials(commands: Commands, guarded: redis_py.Redis) -> None:
     """The lines that say how to resume and stop a detached run name the function and quote the prefix."""
-    options = ("--redis-credentials", "creds:token", "--prefix", "{fl}")
+    options = ("--credential-provider", "creds:token", "--prefix", "{fl}")
     server = commands.server("--run-config", "nodes=1", *options)
     server.send(2, until_ended=True)
-    assert "--redis-credentials creds:token --prefix '{fl}'" in server.text
+    assert "--credential-provider creds:token --prefix '{fl}'" in server.text
     run = server.wait_for(r"brokerfl stop (\d+)")
     commands.run("brokerfl", "stop", run, *options)
     guarded.flushall()

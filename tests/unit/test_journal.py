@@ -479,7 +479,7 @@ def test_a_list_of_dead_messages_reads_no_contents(tmp_path: Path) -> None:
 def test_a_damaged_journal_is_named(tmp_path: Path) -> None:
     """A file that is no database raises an error with its path, for the node and for `brokerfl dead`."""
     folder = tmp_path / "3"
-    folder.mkdir()
+    folder.mkdir(mode=0o700)
     (folder / f"{REDIS.hex()}.db").write_bytes(b"surely no database " * 100)
     journal = Journal(folder)
     with pytest.raises(JournalError, match=rf"{folder}.*move it away to start with a new state"):

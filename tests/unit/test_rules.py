@@ -25,7 +25,7 @@ ALLOWED = {*COMMON, *(name for names in WITHOUT_KEYS.values() for name in names)
 NO_COMMANDS = {"block", "streams", "nomkstream", "nogroup", "execute_command", "client_setname", "digest"}
 
 #: What the code sends to Sentinels, to a server of which nothing is known, and what is in each row that needs it.
-ELSEWHERE = {"sentinel|get-master-addr-by-name", "client|setinfo", "select", "watch"}
+ELSEWHERE = {"sentinel|get-master-addr-by-name", "sentinel|replicas", "client|setinfo", "select", "watch"}
 
 #: Methods of redis-py that are also those of dicts, sets, files and threads.
 AMBIGUOUS = {
