@@ -127,9 +127,7 @@ def _servers(connection: Connection) -> list[Address]:
     url = clients.url
     with map_errors(url.shown):
         if url.kind is Kind.CLUSTER:
-            cluster = Cluster(url, clients.ask)
-            cluster.find()
-            return sorted(cluster.servers)
+            return sorted(Cluster(url, clients.ask).servers())
         if url.kind is Kind.SENTINEL:
             sentinels = Sentinels(url, clients.ask)
             return sorted(sentinels.find().primaries | sentinels.replicas())

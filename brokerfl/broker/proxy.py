@@ -80,10 +80,13 @@ def through(proxy: Proxy, kind: Any) -> Any:
                 raise
             return socket
 
+    if kind is TCPConnection:
+        return _Tunnel
+
     class Tunnelled(kind, _Tunnel):  # type: ignore[misc]  # that of TLS wraps what the tunnel returns
         pass
 
-    return _Tunnel if kind is TCPConnection else Tunnelled
+    return Tunnelled
 
 
 def _ask(socket: Any, proxy: Proxy, target: str) -> None:

@@ -61,7 +61,7 @@ WITHOUT_KEYS: Mapping[Role, tuple[str, ...]] = {
     Role.OBSERVER: ("info",),
     Role.OPERATOR: (
         "info", "acl|setuser", "acl|deluser", "acl|getuser", "acl|list", "acl|users", "acl|log", "acl|genpass",
-        "acl|save", "acl|whoami", "acl|dryrun", "client|kill", "client|list", "config|get",
+        "acl|save", "acl|whoami", "acl|dryrun", "client|kill", "client|list", "config|get", "cluster|nodes",
     ),
 }  # fmt: skip
 

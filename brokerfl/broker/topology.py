@@ -121,10 +121,27 @@ class Cluster:
         self._ask = ask
         self._known: set[Address] = set()
 
-    @property
     def servers(self) -> set[Address]:
-        """All servers that were named when it was asked last, primaries and replicas."""
-        return set(self._known)
+        """Return all servers, primaries and replicas, also those that are down.
+
+        CLUSTER SLOTS leaves out a replica that has no data yet.
+
+        Raises:
+            ConfigError, InsecureURL, RedisError: as for `find`.
+        """
+        self.find()
+        found = set(self._known)
+        for line in _text(self._ask(sorted(found)[0], ("CLUSTER", "NODES"))).splitlines():
+            _, place, flags = line.split()[:3]
+            address, _, name = place.partition(",")
+            host, _, port = address.partition("@")[0].rpartition(":")
+            name = name.partition(",")[0]
+            both = {(each, int(port)) for each in (host, name) if each}
+            if both and not both & found and not {"noaddr", "handshake"}.intersection(flags.split(",")):
+                found.add((name if name and self._url.is_tls else host, int(port)))
+        for host, _ in found:
+            self._url.check_host(host, f" ({host}, which its Cluster names)")
+        return found
 
     def find(self) -> Topology:
         """Return where the primaries are.

@@ -1,0 +1,73 @@
+"""Users on several servers: ACLs are not replicated, so each primary and each replica is told."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from brokerfl.broker.accounts import close_user, delete_user, set_user
+from brokerfl.broker.connection import Connection, connect
+from brokerfl.common import RedisAuthError, RedisUnreachable
+from tests.topology.fleets import ClusterFleet, Fleet, SentinelFleet
+from tests.topology.lab import PREFIX
+
+pytestmark = pytest.mark.timeout(180)
+
+
+@pytest.fixture(params=["sentinel", "cluster"])
+def several(request: pytest.FixtureRequest, redis_binary: Path) -> Iterator[Fleet]:
+    """A primary and two replicas with Sentinels, and a Cluster whose primaries have a replica each."""
+    made = SentinelFleet(redis_binary) if request.param == "sentinel" else ClusterFleet(redis_binary, replicas=1)
+    with made as fleet:
+        yield fleet
+
+
+def rules(names: bool) -> list[str]:
+    """What ACL SETUSER takes."""
+    return ["on", ">secret", "~*", "+@all", *(["+client|setinfo"] if names else [])]
+
+
+def users(fleet: Fleet) -> dict[int, Any]:
+    """What each server knows of the user."""
+    return {port: fleet.client(port).acl_getuser("joe") for port in fleet._living()}
+
+
+def test_every_server_is_told(several: Fleet) -> None:
+    """Also replicas, which may become primaries, and on a server that does not know CLIENT SETINFO."""
+    connection = connect(several.url, prefix=PREFIX)
+    told = set_user(connection, "joe", rules)
+    known = users(several)
+    assert told.servers == len(known) >= 3
+    assert len(told.forgetful) == told.servers  # they have no ACL file
+    assert all("on" in user["flags"] and len(user["passwords"]) == 1 for user in known.values())
+    joe = connect(several.url.replace("//", "//joe:secret@"), prefix=PREFIX)
+    assert joe.redis.ping()
+    close_user(connection, "joe")
+    assert all("off" in user["flags"] and user["passwords"] == [] for user in users(several).values())
+    with pytest.raises(RedisAuthError):
+        connect(several.url.replace("//", "//joe:secret@"), prefix=PREFIX)
+    delete_user(connection, "joe")
+    assert set(users(several).values()) == {None}
+    _close(connection, joe)
+
+
+def test_a_server_that_does_not_answer_is_named(several: Fleet) -> None:
+    """The others are told all the same, and it is done again later."""
+    connection = connect(several.url, prefix=PREFIX)
+    lost = _a_replica(several)
+    several.kill(lost)
+    with pytest.raises(RedisUnreachable, match=rf"not all servers were told: 127\.0\.0\.1:{lost} .*Do it again"):
+        set_user(connection, "joe", rules)
+    assert all("on" in user["flags"] for user in users(several).values())
+    _close(connection)
+
+
+def _a_replica(fleet: Fleet) -> int:
+    primaries = set(fleet.primaries())
+    return next(port for port in fleet._living() if port not in primaries)
+
+
+def _close(*connections: Connection) -> None:
+    for connection in connections:
+        connection.close()
