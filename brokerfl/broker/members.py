@@ -20,7 +20,7 @@ from brokerfl.broker.nodes import node_id_of
 from brokerfl.broker.rules import REALM_DIGITS, Role, acl_of
 from brokerfl.broker.runs import run_ids
 from brokerfl.common import ConfigError, CredentialsError, FrameError, log
-from brokerfl.common.credentials import Party, Request
+from brokerfl.common.credentials import Credentials, Party, Request
 from brokerfl.common.keypair import KeyPairs
 from brokerfl.wire.member import Member, Record, decode_member, encode_member
 
@@ -47,6 +47,15 @@ class Office:
     def find(self, role: str, name: str) -> Record | None:
         """Return one member; None if it has no record."""
         return read_member(self.connection, role, name)
+
+    def enter(self, credentials: Credentials) -> Member:
+        """Return the record of this operator, which is entered if it is missing: nobody added the first one."""
+        known = self.find(Role.OPERATOR, credentials.name)
+        if known is not None:
+            return known.member
+        first = replace(first_operator(credentials, self.connection.keys.prefix), added_at=self.connection.read_time())
+        self.note(first)
+        return first
 
     def add(self, request: Request, trusted: Iterable[str] | None) -> tuple[Member, Told]:
         """Give a party what it asks for: a new login, or one more password for the login that it has.
@@ -179,6 +188,21 @@ def rules_of(member: Member, connection: Connection, *, names: bool = True) -> l
     else:
         allowed = acl_of(role, connection.keys, realm=member.realm, supports_client_names=names)
     return ["on", *passwords, *allowed]
+
+
+def first_operator(credentials: Credentials, prefix: str) -> Member:
+    """Return the member that these credentials of an operator make."""
+    asked = credentials.request()
+    return Member(
+        role=Role.OPERATOR,
+        name=asked.name,
+        user=user_of(prefix, Role.OPERATOR, asked.name),
+        ed25519=asked.ed25519,
+        x25519=asked.x25519,
+        passwords=(asked.password,),
+        added_at=0.0,
+        prefix=prefix,
+    )
 
 
 def party_of(member: Member) -> Party:

@@ -27,7 +27,9 @@ def office_of(redis: RedisOptions, sign: Path | None = None) -> Office:
     if login is None:
         raise CredentialsError("this needs the credentials of an operator, who signs for it: --credentials FILE")
     login.check_role(Role.OPERATOR)
-    return Office(redis.connect(), login.credentials.keys)
+    office = Office(redis.connect(), login.credentials.keys)
+    office.enter(login.credentials)
+    return office
 
 
 def granted(office: Office, member: Member, redis: RedisOptions, url: str | None) -> Grant:

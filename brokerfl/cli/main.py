@@ -14,6 +14,7 @@ from brokerfl.cli.members import ROLES, group_of
 from brokerfl.cli.metrics import metrics
 from brokerfl.cli.nodes import nodes
 from brokerfl.cli.runs import runs, stop
+from brokerfl.cli.secure import secure_command
 from brokerfl.cli.show import show
 from brokerfl.cli.steering import node_health, pause, resume
 from brokerfl.cli.top import top
@@ -28,7 +29,7 @@ def main() -> None:
 
 for command in (
     *(up, demo, top, runs, nodes, show, events, log_, compare, export, drain, stop, pause, resume, node_health),
-    *(doctor, dead, dashboard, metrics, certs),
+    *(doctor, dead, dashboard, metrics, certs, secure_command),
     *(group_of(role, what) for role, what in ROLES),
 ):
     main.add_command(command)

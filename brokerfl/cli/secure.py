@@ -1,6 +1,6 @@
-"""What `brokerfl up --secure` needs: an ACL file, a certificate, and the credentials of the first operator.
+"""What a Redis needs at which every party has a login of its own, and `brokerfl secure`, which makes it.
 
-Owns the files in its data directory, which are made at the first start and kept. It must not know how the server runs.
+Owns the files in its directory, which are made once and kept. It must not know how the server runs.
 
     users.acl             who may do what; the server rewrites it
     operator.credentials  the first operator, and beside it its grant
@@ -9,25 +9,25 @@ Owns the files in its data directory, which are made at the first start and kept
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 
+import click
+
 from brokerfl.broker.connection import TLS, connect
-from brokerfl.broker.embedded import Certificate, version_of
-from brokerfl.broker.keys import Keys
-from brokerfl.broker.members import Office, user_of
+from brokerfl.broker.embedded import Certificate
+from brokerfl.broker.keys import DEFAULT_PREFIX, Keys
+from brokerfl.broker.members import Office, first_operator
 from brokerfl.broker.rules import Role, acl_of
 from brokerfl.cli.certs import CA, CERT, KEY, make_certificates
+from brokerfl.cli.exits import Command
 from brokerfl.cli.login import read_login
-from brokerfl.common import ConfigError, CredentialsError
+from brokerfl.cli.options import FilePath, Text
+from brokerfl.cli.tables import show_text
+from brokerfl.common import ConfigError, CredentialsError, RedisAuthError
 from brokerfl.common.credentials import Credentials, Grant, Party, grant_of, keep, read_credentials
 from brokerfl.common.private import NotOursError, private_directory, write_private
-from brokerfl.wire.member import Member
 
 _NAME = "operator"
-
-#: The version of Redis that knows CLIENT SETINFO first; all of Valkey do.
-_CLIENT_NAMES = (7, 2)
 
 #: The user of whoever does not log in: nobody. It has all rights, because many servers, Redis 7 among them, check them
 #: when they load their append-only file, and drop the transactions that it may not do (redis/redis issue 14541).
@@ -42,13 +42,11 @@ class Secured:
         options: for the server's command line.
         tls: its certificate; None for plain text.
         credentials: the operator's file.
-        member: the operator.
     """
 
-    options: Sequence[str]
+    options: tuple[str, str]
     tls: Certificate | None
     credentials: Path
-    member: Member
 
 
 def secure(
@@ -58,7 +56,9 @@ def secure(
     hosts: Sequence[str],
     own: tuple[Path, Path] | None,
     ca: Path | None,
-    server: Path | None,
+    *,
+    tls: bool,
+    names: bool,
 ) -> Secured:
     """Make what is missing in the data directory.
 
@@ -69,7 +69,8 @@ def secure(
         hosts: under which it is reached, the first in grants; none for this machine alone.
         own: certificate and key of the user's own.
         ca: the authority of that certificate; None for one that every system trusts.
-        server: which one is started, with TLS; None for the bundled one, which has none.
+        tls: whether the server speaks TLS.
+        names: whether it knows CLIENT SETINFO.
 
     Raises:
         ConfigError: the directory or one of its files cannot be used.
@@ -85,51 +86,65 @@ def secure(
     if not path.exists():
         keep(path, Credentials.new(Role.OPERATOR, _NAME, {}))
     credentials = read_credentials(path)
-    member = _member(credentials, prefix)
+    member = first_operator(credentials, prefix)
     acl = data / "users.acl"
     if not acl.exists():
-        rules = acl_of(Role.OPERATOR, Keys(prefix), supports_client_names=version_of(server) >= _CLIENT_NAMES)
+        rules = acl_of(Role.OPERATOR, Keys(prefix), supports_client_names=names)
         users = f"{NOBODY_LOGS_IN}\nuser {member.user} on #{member.passwords[-1]} {' '.join(rules)}\n"
         write_private(acl, users.encode())
-    certificate, authority = _certificate(data, hosts, own, ca) if server is not None else (None, "")
+    certificate, authority = _certificate(data, hosts, own, ca) if tls else (None, "")
     place = hosts[0] if hosts else "127.0.0.1"
     place = f"[{place}]" if ":" in place else place
     party = Party(_NAME, member.ed25519, member.x25519)
-    url = f"redis{'' if server is None else 's'}://{place}:{port}"
+    url = f"redis{'s' if tls else ''}://{place}:{port}"
     grant = Grant(Role.OPERATOR, _NAME, url, member.user, prefix, authority, operators=(party,))
     keep(grant_of(path), grant, replace=True)
-    return Secured(("--aclfile", str(acl)), certificate, path, member)
+    return Secured(("--aclfile", str(acl)), certificate, path)
 
 
-def enter(secured: Secured) -> None:
+def enter(secured: Secured) -> bool:
     """Enter the first operator of a running server into its members, and give it its rights again: they may be older.
 
-    Raises:
-        RedisAuthError: it was revoked, or has another password now.
+    Returns:
+        False if it was revoked: there are others.
     """
     login = read_login(secured.credentials)
     grant, tls = login.grant, TLS(ca_data=login.grant.ca or None)
     provider = login.provider()
     connection = connect(grant.url, prefix=grant.prefix, tls=tls, check=False, credentials=provider, role=Role.OPERATOR)
     try:
-        office, member = Office(connection, login.credentials.keys), secured.member
-        known = office.find(member.role, member.name)
-        office.trust(member if known is None else known.member, None)
+        office = Office(connection, login.credentials.keys)
+        office.trust(office.enter(login.credentials), None)
+        return True
+    except RedisAuthError:
+        return False
     finally:
         connection.close()
 
 
-def _member(credentials: Credentials, prefix: str) -> Member:
-    keys = credentials.keys
-    return Member(
-        role=Role.OPERATOR,
-        name=_NAME,
-        user=user_of(prefix, Role.OPERATOR, _NAME),
-        ed25519=keys.ed25519,
-        x25519=keys.x25519,
-        passwords=(sha256(credentials.passwords[-1].encode()).hexdigest(),),
-        added_at=0.0,
-        prefix=prefix,
+@click.command("secure", cls=Command)
+@click.argument("folder", metavar="DIR", type=FilePath(file_okay=False, path_type=Path))
+@click.argument("hosts", metavar="HOST...", type=Text(), nargs=-1, required=True)
+@click.option("--port", default=6379, show_default=True, type=click.IntRange(1, 65535), help="TLS port of the Redis.")
+@click.option(
+    "--prefix",
+    envvar="BROKERFL_PREFIX",
+    default=DEFAULT_PREFIX,
+    show_default=True,
+    help="Prefix of every key in Redis.",
+)
+def secure_command(folder: Path, hosts: tuple[str, ...], port: int, prefix: str) -> None:
+    """Make in DIR what a Redis of your own needs so that every party has a login of its own.
+
+    That is an ACL file, a certificate for each HOST, under which the Redis is reached, and the credentials of the first
+    operator. What is there stays. It starts nothing: for a server on this machine, see `brokerfl up --secure`.
+    """
+    made = secure(folder, prefix, port, hosts, None, None, tls=True, names=False)
+    assert made.tls is not None, "it was asked for"
+    lines = {**made.tls.options(port), **dict([made.options])}
+    show_text(
+        "\n".join(f"{name.removeprefix('--')} {value}" for name, value in lines.items())
+        + f"\n# These lines are for redis.conf. --credentials {made.credentials} is the first operator."
     )
 
 

@@ -6,13 +6,16 @@ from types import FrameType
 
 import click
 
-from brokerfl.broker.embedded import EmbeddedServer
+from brokerfl.broker.embedded import EmbeddedServer, version_of
 from brokerfl.broker.keys import DEFAULT_PREFIX
 from brokerfl.cli.exits import Command
 from brokerfl.cli.options import FilePath, Text
 from brokerfl.cli.secure import Secured, enter, secure
 from brokerfl.cli.signals import handle, ignore
 from brokerfl.common import BrokerflError, ConfigError
+
+#: The version of Redis that knows CLIENT SETINFO first; all of Valkey do.
+_NAMES = (7, 2)
 
 _file = FilePath(exists=True, dir_okay=False, path_type=Path)
 
@@ -86,7 +89,9 @@ def up(
     secured = None
     if is_secure and data is not None:
         own = None if cert is None or key is None else (cert, key)
-        secured = secure(data, prefix, port, hosts, own, ca_cert, server)
+        secured = secure(
+            data, prefix, port, hosts, own, ca_cert, tls=server is not None, names=version_of(server) >= _NAMES
+        )
     try:
         handle(_on_signal)
         _serve(port, data, server, secured, everywhere=bool(hosts))
@@ -99,8 +104,7 @@ def _serve(port: int, data: Path | None, server: Path | None, secured: Secured |
     options, tls = (secured.options, secured.tls) if secured is not None else ((), None)
     with EmbeddedServer(port, data, server, options, tls, everywhere=everywhere) as running:
         kept = f"append-only file in {data}" if data else "in memory only; --data DIR keeps the data"
-        if secured is not None:
-            enter(secured)
+        if secured is not None and enter(secured):
             kept += f"; --credentials {secured.credentials} is its first operator"
         click.echo(f"{'Valkey' if server is None else server.name} is up at {running.url} ({kept}). Ctrl-C stops it.")
         code = running.wait()

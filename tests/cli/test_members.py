@@ -60,7 +60,7 @@ class Consortium:
 
     def start_here(self) -> None:
         """The same in this process."""
-        secured = secure(self.data, "brokerfl", self.port, (), None, None, self.binary)
+        secured = secure(self.data, "brokerfl", self.port, (), None, None, tls=self.binary is not None, names=True)
         self.here = EmbeddedServer(self.port, self.data, self.binary, secured.options, secured.tls)
         self.here.start()
         enter(secured)
@@ -375,6 +375,11 @@ def test_a_second_operator_can_do_without_the_first(plain: Consortium) -> None:
     plain.join("operator", "second")
     second = plain.credentials("second")
     ran("operator", "revoke", "operator", *second)
+    assert "refuses the login" in refused("node", "list", *plain.operator, code=11)
+    assert "second" in ran("operator", "list", *second)
+    assert plain.here is not None
+    plain.here.stop()
+    plain.start_here()
     assert "refuses the login" in refused("node", "list", *plain.operator, code=11)
     assert "second" in ran("operator", "list", *second)
 
