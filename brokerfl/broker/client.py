@@ -56,6 +56,18 @@ class TLS:
     cert: str | None = None
     key: str | None = None
 
+    def check(self, url: RedisURL) -> None:
+        """Check that they are for this URL.
+
+        Raises:
+            ConfigError: they are not.
+        """
+        if not url.is_tls and self != TLS():
+            scheme = "rediss" if url.kind is Kind.SOCKET else url.kind.value.replace("redis", "rediss")
+            raise ConfigError(f"certificates are given but {url.shown} is not a TLS URL: write {scheme}://")
+        if self.key is not None and self.cert is None:
+            raise ConfigError("--key is given without --cert: mutual TLS needs both")
+
     def options(self) -> dict[str, Any]:
         """Return them under redis-py's names."""
         named = {"ssl_ca_certs": self.ca_cert, "ssl_certfile": self.cert, "ssl_keyfile": self.key}

@@ -26,7 +26,7 @@ from brokerfl.broker.rules import Role, allows
 from brokerfl.broker.servers import FoundServers, OneServer, Server, Servers, scatter, stream
 from brokerfl.broker.settings import objections
 from brokerfl.broker.sockets import Command, Sockets
-from brokerfl.broker.url import Kind, RedisURL, is_found, parse_url
+from brokerfl.broker.url import is_found, parse_url
 from brokerfl.common import (
     ConfigError,
     RedisRefuses,
@@ -309,6 +309,7 @@ def connect(
     credentials: CredentialProvider | None = None,
     name: str = "",
     role: Role | None = None,
+    realms: tuple[str, ...] = ("",),
 ) -> Connection:
     """Return a connection to the Redis at ``url``.
 
@@ -322,14 +323,15 @@ def connect(
         credentials: asked for the user name and the password at each connect, instead of the URL's.
         name: of this process, for CLIENT LIST.
         role: of the user, if that is known: what it may not do is not tried.
+        realms: see `Keys`.
 
     Raises:
         ConfigError: the URL cannot be read, TLS files are given for a plain URL, or there are two logins.
         InsecureURL: plain text to another machine.
         RedisUnreachable, RedisAuthError, RedisTLSError, RedisTooOld: as for `Connection.check_server`.
     """
-    tls, parsed, keys = tls or TLS(), parse_url(url, insecure), Keys(prefix)
-    _check_tls(parsed, tls)
+    tls, parsed, keys = tls or TLS(), parse_url(url, insecure), Keys(prefix, realms)
+    tls.check(parsed)
     if credentials is not None and (parsed.username or parsed.password):
         raise ConfigError(f"{parsed.shown} has a login, and --redis-credentials gives another: leave one of them out")
     clients = Clients(parsed, tls, credentials, client_name(name))
@@ -338,11 +340,3 @@ def connect(
     if check:
         connection.check_server()
     return connection
-
-
-def _check_tls(url: RedisURL, tls: TLS) -> None:
-    if not url.is_tls and tls != TLS():
-        scheme = "rediss" if url.kind is Kind.SOCKET else url.kind.value.replace("redis", "rediss")
-        raise ConfigError(f"certificates are given but {url.shown} is not a TLS URL: write {scheme}://")
-    if tls.key is not None and tls.cert is None:
-        raise ConfigError("--key is given without --cert: mutual TLS needs both")
