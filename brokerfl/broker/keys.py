@@ -29,6 +29,9 @@ first tag counts: with one in the prefix, all keys share a slot.
     P:{run:R}:curves  string            ┘
     P:blob:R:c:{D}    string            as above, or until the last message that needs it is settled
     P:{run:R}:lease   string            the ServerApp's lease
+
+`P:runs`, `P:{N}:ctl` and `P:{N}:runs` are shared by runs. Those of a realm have their own, which end with it, and ids
+that begin with it.
 """
 
 import re

@@ -24,7 +24,7 @@ from brokerfl.wire.frame import MAX_MESSAGE_BYTES
 DEFAULT_URL = "redis://127.0.0.1:6379"
 
 #: The parameters that `redis_options` adds to a command, except --verbose.
-CONNECTION = ("redis", "redis_file", "redis_credentials", "prefix", "insecure", "ca_cert", "cert", "key")
+CONNECTION = ("redis", "redis_file", "redis_credentials", "prefix", "realm", "insecure", "ca_cert", "cert", "key")
 
 #: The longest duration that an option takes, some 30 years.
 MOST_SECONDS = 1e9
@@ -41,9 +41,15 @@ class RedisOptions:
     insecure: bool
     tls: TLS
     credentials: str | None = None
+    realms: tuple[str, ...] = ()
 
-    def connect(self, *, warn: bool = True) -> Connection:
-        """Connect, and check the server and, to ``warn``, its settings."""
+    def connect(self, *, warn: bool = True, apart: bool = False) -> Connection:
+        """Connect, and check the server and, to ``warn``, its settings.
+
+        Args:
+            warn: log what endangers runs.
+            apart: have nothing to do with runs of no realm, if realms are given.
+        """
         connection = connect(
             self.url,
             prefix=self.prefix,
@@ -52,6 +58,7 @@ class RedisOptions:
             check=False,
             credentials=self._credentials(),
             name=":".join(click.get_current_context().command_path.split()),
+            realms=self.realms if apart and self.realms else ("", *self.realms),
         )
         connection.check_server(warn=warn)
         return connection
@@ -75,6 +82,7 @@ def redis_options(function: Function) -> Function:
         redis_file: str | None,
         redis_credentials: str | None,
         prefix: str,
+        realm: str | None,
         insecure: bool,
         ca_cert: str | None,
         cert: str | None,
@@ -84,7 +92,8 @@ def redis_options(function: Function) -> Function:
     ) -> Any:
         configure_logging(DEBUG if verbose else INFO)
         tls = TLS(ca_cert, cert, key)
-        where = RedisOptions(_url(redis, redis_file), prefix, insecure, tls, redis_credentials)
+        realms = tuple(realm.split(",")) if realm else ()
+        where = RedisOptions(_url(redis, redis_file), prefix, insecure, tls, redis_credentials, realms)
         return function(*args, redis=where, **options)
 
     path = FilePath(exists=True, dir_okay=False)
@@ -115,6 +124,12 @@ def redis_options(function: Function) -> Function:
                 default=DEFAULT_PREFIX,
                 show_default=True,
                 help="Prefix of every key in Redis.",
+            ),
+            click.option(
+                "--realm",
+                metavar="DIGITS,…",
+                envvar="BROKERFL_REALM",
+                help="Realm of a ServerApp's run, or realms that a node trusts: four digits each. [default: none]",
             ),
             click.option(
                 "--insecure",
