@@ -261,7 +261,7 @@ def test_a_bell_that_others_ring_stops_nobody(actors: Actors, how: str) -> None:
         bell, done, rung = KEYS.bell(driver.run.run_id), threading.Event(), threading.Event()
         ring: Attack = {
             "the last id": ("XADD", bell, LAST, "n", honest),
-            "wiped": ("XADD", bell, "MAXLEN", 0, "*", "n", ""),
+            "wiped": ("XADD", bell, "MAXLEN", "=", 0, "*", "n", 77),
             "flooded": ("XADD", bell, "*", "n", honest),
             "too large": ("XADD", bell, "*", "n", "x" * 200_000),
         }[how]
