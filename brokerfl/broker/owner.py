@@ -77,12 +77,12 @@ def create_run(
     with suppress(BrokerflError):  # the next run does it, and what follows says what is wrong
         tidy(connection, run.created_at)
     owner.events = Events(connection, run.run_id) if events else None
-    if allows(connection.role, "set", "P:id"):
-        ensure_identity(connection)
     redis = connection.at(keys.owner(run.run_id)).redis
     with map_errors(connection.url, keys.runs), redis.pipeline(transaction=True) as creation:
         creation.set(keys.owner(run.run_id), owner.fence.value)
         owner.write(creation, Snapshot(), Kind.STARTED)
+        if allows(connection.role, "set", "P:id"):
+            ensure_identity(connection)
         index = Gather(connection)  # first: a run that is not in the index is not seen
         prune(index.at(keys.runs), keys.runs, run.created_at)
         owner.enter(index.at(keys.runs))
