@@ -173,7 +173,7 @@ _SERVER = (
     Right(Role.SERVER, ("sscan", "smismember"), ("P:nodes",), "knows which nodes there are"),
     Right(
         Role.SERVER,
-        ("watch", "zadd", "zrem", "zrangebyscore", "zremrangebyscore", "zmscore"),
+        ("watch", "zadd", "zrem", "zrange", "zrangebyscore", "zremrangebyscore", "zmscore"),
         ("P:runs[:r]",),
         "enters its runs in the index",
     ),

@@ -319,6 +319,7 @@ def test_realms_are_apart(actors: Actors) -> None:
         running = {ours.run.run_id, theirs.run.run_id}
         assert {info.run_id for info in list_runs(operator)} == running
         assert {seen.summary.run.run_id for seen in look(observer).runs} == running
+        assert [seen.summary.run.run_id for seen in look(actors.server_in(OWN)).runs] == [ours.run.run_id]
         ours.end()
         theirs.detach()
         stop_run(operator, theirs.run.run_id)
