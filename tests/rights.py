@@ -51,9 +51,21 @@ class Actors:
         rules = acl_of(role, self._keys, supports_client_names=self._knows_names, **options)
         self.admin.execute_command("ACL", "SETUSER", user, "reset", "on", "nopass", *rules)
 
-    def connect_as(self, user: str, role: Role | None) -> Connection:
-        """Return a connection of this user."""
-        return connect(self.url, prefix=self._keys.prefix, credentials=Login(user), role=role)
+    def connect_as(self, user: str, role: Role | None, realms: tuple[str, ...] = ("",)) -> Connection:
+        """Return a connection of this user, who has to do with these realms."""
+        prefix = self._keys.prefix
+        return connect(self.url, prefix=prefix, credentials=Login(user), role=role, realms=realms)
+
+    def server_in(self, realm: str) -> Connection:
+        """Return a connection of a ServerApp's user who has a realm."""
+        self._make_identity()
+        self.add(f"server-{realm}", Role.SERVER, realm=realm)
+        return self.connect_as(f"server-{realm}", Role.SERVER, (realm,))
+
+    def node_that_trusts(self, name: str, *realms: str) -> Connection:
+        """Return a connection of the user of a node that serves only runs of these realms."""
+        user = self._registered(name, realms)
+        return self.connect_as(user, Role.NODE, realms)
 
     @contextmanager
     def socket(self) -> Iterator[Callable[..., Any]]:
@@ -85,12 +97,12 @@ class Actors:
         connection.introduce = introduced  # type: ignore[method-assign]
         return connection
 
-    def _registered(self, who: str) -> str:
+    def _registered(self, who: str, realms: tuple[str, ...] = ()) -> str:
         """Return the user of a node, which an operator made and registered."""
         number = parse_id(who.encode()) or 0
         node_id = number if number > 2**32 else node_id_of(self._keys.prefix, who)  # some names are small numbers
         user = f"node-{node_id}"
-        self.add(user, Role.NODE, node_id=node_id)
+        self.add(user, Role.NODE, node_id=node_id, realms=realms)
         self.admin.sadd(self._keys.nodes, str(node_id))
         self._make_identity()
         return user

@@ -366,6 +366,11 @@ def spares_of(driver: Driver, message_id: str) -> set[str]:
     return {outbox_entry for outbox_entry, _, _ in message.spares}
 
 
+def seconds_between_sweeps(driver: Driver) -> float:
+    """How often it looks for replies that nobody rang for."""
+    return driver._hold.waits._pace
+
+
 def held_bytes(driver: Driver) -> int:
     """How many bytes of replies are in memory, for the app to take."""
     messages = driver._hold.book._index.messages.values()

@@ -62,6 +62,18 @@ class TLS:
     key: str | None = None
     ca_data: str | None = None
 
+    def check(self, url: RedisURL) -> None:
+        """Check that they are for this URL.
+
+        Raises:
+            ConfigError: they are not.
+        """
+        if not url.is_tls and self != TLS():
+            scheme = "rediss" if url.kind is Kind.SOCKET else url.kind.value.replace("redis", "rediss")
+            raise ConfigError(f"certificates are given but {url.shown} is not a TLS URL: write {scheme}://")
+        if self.key is not None and self.cert is None:
+            raise ConfigError("--key is given without --cert: mutual TLS needs both")
+
     def options(self) -> dict[str, Any]:
         """Return them under redis-py's names."""
         named = {
@@ -71,18 +83,6 @@ class TLS:
             "ssl_keyfile": self.key,
         }
         return {name: path for name, path in named.items() if path is not None}
-
-    def check(self, url: RedisURL) -> None:
-        """Check that they fit a URL.
-
-        Raises:
-            ConfigError: it has no TLS, or there is a key without a certificate.
-        """
-        if not url.is_tls and self != TLS():
-            scheme = "rediss" if url.kind is Kind.SOCKET else url.kind.value.replace("redis", "rediss")
-            raise ConfigError(f"certificates are given but {url.shown} is not a TLS URL: write {scheme}://")
-        if self.key is not None and self.cert is None:
-            raise ConfigError("--key is given without --cert: mutual TLS needs both")
 
 
 def client_name(name: str) -> str:

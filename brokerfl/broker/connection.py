@@ -58,7 +58,6 @@ class Connection:
         clock: what is known about the server's clock.
         keys: the keys under the prefix.
         url: its URL, without the password.
-        realm: the digits with which the ids of the runs that it creates begin; "" for any.
         persists: whether a Redis that is killed forgets only its last writes, which are repeated from memory, as far
             as known: it keeps an append-only file, or a replica takes its place.
         losses: how often one of its sockets was reconnected, a server was not the one to ask, or another one took its
@@ -72,7 +71,7 @@ class Connection:
         self.clients, self._servers = clients, servers
         self._servers.lost = self._count_loss
         self.keys, self.url, self.role = keys, url, role
-        self.realm, self.persists = "", True
+        self.persists = True
         self.losses = 0
         self.clock = Clock()
         self._waiting = threading.Lock()
@@ -313,6 +312,7 @@ def connect(
     name: str = "",
     proxy: str | None = None,
     role: Role | None = None,
+    realms: tuple[str, ...] = ("",),
 ) -> Connection:
     """Return a connection to the Redis at ``url``.
 
@@ -327,13 +327,14 @@ def connect(
         name: of this process, for CLIENT LIST.
         proxy: URL of an HTTP proxy through which every connection goes.
         role: of the user, if that is known: what it may not do is not tried.
+        realms: see `Keys`.
 
     Raises:
         ConfigError: the URL cannot be read, TLS files are given for a plain URL, or there are two logins.
         InsecureURL: plain text to another machine.
         RedisUnreachable, RedisAuthError, RedisTLSError, RedisTooOld: as for `Connection.check_server`.
     """
-    tls, parsed, keys = tls or TLS(), parse_url(url, insecure), Keys(prefix)
+    tls, parsed, keys = tls or TLS(), parse_url(url, insecure), Keys(prefix, realms)
     tls.check(parsed)
     if credentials is not None and (parsed.username or parsed.password):
         raise ConfigError(

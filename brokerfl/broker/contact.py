@@ -22,6 +22,10 @@ READ_ON = "on"
 STEER = f"{READ_ON} steer"
 
 
+#: A doorbell, and the id of an entry there.
+Ring = tuple[str, str]
+
+
 def open_streams(pipe: Pipeline, keys: Keys, node_id: int, run_id: int, retention: float) -> None:
     """Put the inbox and the outbox of a node into ``pipe``. Safe to repeat: BUSYGROUP does not stop the rest.
 
@@ -55,7 +59,7 @@ def contact(pipe: Pipeline, keys: Keys, node_id: int, run_id: int, frame: bytes,
         retention: seconds that the run's keys live.
     """
     pipe.xgroup_create(keys.data(node_id, run_id), GROUP, id="0", mkstream=True)
-    pipe.hset(keys.node_runs(node_id), str(run_id), frame)
+    pipe.hset(keys.node_runs_of(node_id, run_id), str(run_id), frame)
     expire_at_node(pipe, keys, node_id, run_id, retention)
     ring(pipe, keys, node_id, str(run_id))
 
@@ -63,7 +67,7 @@ def contact(pipe: Pipeline, keys: Keys, node_id: int, run_id: int, frame: bytes,
 def leave_node(pipe: Pipeline, keys: Keys, node_id: int, run_id: int) -> None:
     """Put into ``pipe`` that a run has no inbox at a node any more: an echo."""
     pipe.unlink(keys.data(node_id, run_id))
-    pipe.hdel(keys.node_runs(node_id), str(run_id))
+    pipe.hdel(keys.node_runs_of(node_id, run_id), str(run_id))
     ring(pipe, keys, node_id, str(run_id))
 
 
@@ -72,26 +76,31 @@ def expire_at_node(pipe: Pipeline, keys: Keys, node_id: int, run_id: int, retent
     lives = milliseconds(retention)
     pipe.pexpire(keys.data(node_id, run_id), lives)
     # Shared with other runs, whose retention may be longer: GT never shortens, but needs a ttl to compare with.
-    pipe.pexpire(keys.node_runs(node_id), lives, nx=True)
-    pipe.pexpire(keys.node_runs(node_id), lives, gt=True)
+    pipe.pexpire(keys.node_runs_of(node_id, run_id), lives, nx=True)
+    pipe.pexpire(keys.node_runs_of(node_id, run_id), lives, gt=True)
 
 
 def ring(pipe: Pipeline, keys: Keys, node_id: int, word: str = "") -> None:
     """Put "look at your runs again" into ``pipe``; ``word`` is one of them, or `READ_ON`. Only the node creates it."""
-    pipe.xadd(keys.ctl(node_id), {"r": word}, maxlen=BELL_LENGTH, nomkstream=True)
+    run_id = run_in(word)
+    doorbell = keys.ctl(node_id, "" if run_id is None else keys.realm_of(run_id))
+    pipe.xadd(doorbell, {"r": word}, maxlen=BELL_LENGTH, nomkstream=True)
 
 
-def silence(connection: Connection, node_id: int, rung: Iterable[str], *, all_of_them: bool = False) -> None:
+def silence(connection: Connection, rung: Iterable[Ring], *, all_of_them: bool = False) -> None:
     """Delete the rings that a node has heard. A ring that comes meanwhile goes with them only if ``all_of_them`` do."""
-    ctl = connection.keys.ctl(node_id)
-    with map_errors(connection.url), connection.at(ctl).redis.pipeline(transaction=False) as pipe:
-        for batch in batches(rung):
-            pipe.xack(ctl, GROUP, *batch)
-            if not all_of_them:
-                pipe.xdel(ctl, *batch)
-        if all_of_them:
-            pipe.xtrim(ctl, maxlen=0, approximate=False)
-        pipe.execute(raise_on_error=False)
+    doorbells: dict[str, list[str]] = {}
+    for ctl, entry_id in rung:
+        doorbells.setdefault(ctl, []).append(entry_id)
+    for ctl, entry_ids in doorbells.items():
+        with map_errors(connection.url), connection.at(ctl).redis.pipeline(transaction=False) as pipe:
+            for batch in batches(entry_ids):
+                pipe.xack(ctl, GROUP, *batch)
+                if not all_of_them:
+                    pipe.xdel(ctl, *batch)
+            if all_of_them:
+                pipe.xtrim(ctl, maxlen=0, approximate=False)
+            pipe.execute(raise_on_error=False)
 
 
 def run_in(word: str) -> int | None:

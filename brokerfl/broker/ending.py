@@ -105,7 +105,7 @@ def delete(connection: Connection, run_id: int, tombstone: Ownership, remains: R
         _write(pipe, keys, run_id, tombstone)
         write_remains(pipe, encoded)
 
-    mark = (keys.runs, lambda pipe: mark_as_ended(pipe, keys, run_id, tombstone))
+    mark = (keys.index_of(run_id), lambda pipe: mark_as_ended(pipe, keys, run_id, tombstone))
     return Transaction("delete", run, (mark,), answers=1 + len(encoded), frees=True, ends=True)
 
 

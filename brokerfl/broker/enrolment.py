@@ -34,7 +34,7 @@ def expel(connection: Connection, node_id: int) -> None:
     keys = connection.keys
     with map_errors(connection.url, keys.nodes):
         runs = _runs_at(connection, node_id)
-        own = (keys.node_lease(node_id), keys.node_info(node_id), keys.ctl(node_id), keys.node_runs(node_id))
+        own = (keys.node_lease(node_id), *keys.of_node(node_id))
         redis = connection.at(own[0]).redis
         for key in (*own, *(keys.data(node_id, run_id) for run_id in runs)):
             redis.unlink(key)
@@ -44,13 +44,14 @@ def expel(connection: Connection, node_id: int) -> None:
 
 def _runs_at(connection: Connection, node_id: int) -> list[int]:
     """Return the runs that have chunks in the node's slot; none if the list of them is not to be read."""
-    key = connection.keys.node_runs(node_id)
-    [answer] = connection.at(key).sockets.exchange([("HKEYS", key)], [_MOST_RUNS])
-    if isinstance(answer, Exception):
+    keys, found = connection.keys, list[int]()
+    for key in (keys.node_runs(node_id, realm) for realm in keys.realms):
+        [answer] = connection.at(key).sockets.exchange([("HKEYS", key)], [_MOST_RUNS])
         if isinstance(answer, OversizeError):
             return run_ids(connection)
-        return []
-    return [run_id for field in answer if (run_id := parse_id(field)) is not None]
+        if not isinstance(answer, Exception):
+            found += (run_id for name in answer if (run_id := parse_id(name)) is not None)
+    return found
 
 
 #: Bytes of the names of all runs that a node has.

@@ -27,7 +27,7 @@ def forget_node(connection: Connection, node_id: int) -> None:
                 holder = holder_of(connection, lease)
                 raise NodeOnline(f"node {node_id} is online, as {holder}: stop it, and forget it when it is offline")
             pipe.multi()
-            pipe.unlink(keys.node_info(node_id), keys.ctl(node_id), keys.node_runs(node_id))
+            pipe.unlink(*keys.of_node(node_id))
             if execute_unless_changed(pipe):
                 break
     remove(connection, [node_id])

@@ -21,7 +21,7 @@ from redis.exceptions import ResponseError
 
 from brokerfl.broker.bounded import OversizeError
 from brokerfl.broker.connection import BLOCK, Connection
-from brokerfl.broker.contact import READ_ON, STEER, run_in, silence
+from brokerfl.broker.contact import READ_ON, STEER, Ring, run_in, silence
 from brokerfl.broker.failure import map_errors, meaning
 from brokerfl.broker.gather import Gather
 from brokerfl.broker.keys import BELL_LENGTH, GROUP, LEASE, Keys, milliseconds
@@ -105,11 +105,10 @@ class Inboxes:
         in_hand: Callable[[], Mapping[int, Collection[str]]] = dict,
     ) -> None:
         self._connection = connection
-        self._node_id = node_id
-        self._on_runs, self._in_hand = on_runs, in_hand
-        self._ctl = connection.keys.ctl(node_id)
+        self._node_id, self._on_runs, self._in_hand = node_id, on_runs, in_hand
+        self._bells = connection.keys.doorbells(node_id)
         self._runs: dict[str, int] = {}
-        self._reach = Reach(connection, self._ctl)
+        self._reach = Reach(connection, self._bells)
         self._behind: dict[str, str] = {}  # of inboxes that have more: the last entry that was read again
         self._tour = Tour(connection)
         self._is_over = False
@@ -164,11 +163,12 @@ class Inboxes:
         One that makes its inbox just now contacts this node again, for it owes a reply.
         """
         connection, node_id = self._connection, self._node_id
-        redis = connection.at(connection.keys.node_runs(node_id)).redis
+        keys, redis = connection.keys, connection.at(self._bells[0]).redis
         with map_errors(connection.url), redis.pipeline(transaction=False) as pipe:
             for batch in batches(missing):
-                pipe.hdel(connection.keys.node_runs(node_id), *map(str, batch))
-                pipe.unlink(*(connection.keys.data(node_id, run_id) for run_id in batch))
+                for run_id in batch:
+                    pipe.hdel(keys.node_runs_of(node_id, run_id), str(run_id))
+                pipe.unlink(*(keys.data(node_id, run_id) for run_id in batch))
             pipe.execute()
 
     def drain(self) -> list[Delivery]:
@@ -229,7 +229,7 @@ class Inboxes:
         self._reach.look()
         wanted = [key for key, run_id in self._runs.items() if run_id not in without] if count else []
         due = self._reach.due.intersection(wanted)
-        streams = {self._ctl: ">", **dict.fromkeys(self._reach.next(wanted), ">")}
+        streams = {**dict.fromkeys(self._bells, ">"), **dict.fromkeys(self._reach.next(wanted), ">")}
         self._behind = {key: last for key, last in self._behind.items() if key in self._runs}
         found = self._one_by_one({key: last for key, last in self._behind.items() if key in wanted})
         block = self._reach.patience(block) if wanted else block
@@ -239,8 +239,8 @@ class Inboxes:
         self, streams: Mapping[str, str], count: int, block: int | None, wanted: Collection[str] = ()
     ) -> list[Delivery]:
         """Read streams. If the doorbell rang, go on with what is new: of those inboxes that are ``wanted``."""
-        each = max(1, min(count, MOST_READ // max(1, len(streams.keys() - {self._ctl}))))
-        found, rung, room = list[Delivery](), dict[str, str](), MOST_ANSWER
+        each = max(1, min(count, MOST_READ // max(1, len(streams.keys() - {*self._bells}))))
+        found, rung, room = list[Delivery](), dict[Ring, str](), MOST_ANSWER
         cut, is_gone = dict[str, str](), False
         for part, response in self._ask(streams, each, block):
             if cut or room < 0 or isinstance(response, OversizeError):  # what follows may have been sent twice
@@ -252,8 +252,8 @@ class Inboxes:
             else:
                 before = len(found)
                 for key, entry_id, fields in entries(response):
-                    if key == self._ctl:
-                        rung[entry_id] = fields.get(b"r", b"").decode(errors="replace")
+                    if key in self._bells:
+                        rung[key, entry_id] = fields.get(b"r", b"").decode(errors="replace")
                     else:
                         found.append(Delivery(self._runs[key], entry_id, fields))
                 room -= sum(size_of(delivery.fields) for delivery in found[before:])
@@ -272,14 +272,14 @@ class Inboxes:
         blocking = () if block is None else ("BLOCK", block)
         commands: list[Command] = []
         for part in parts:  # a doorbell alone is emptied: each ring may name another run
-            most = BELL_LENGTH if part.keys() == {self._ctl} else count
+            most = BELL_LENGTH if part.keys() <= {*self._bells} else count
             command = ("XREADGROUP", "GROUP", GROUP, str(self._node_id), "COUNT", most, *blocking)
             commands.append((*command, "STREAMS", *part, *part.values()))
         with map_errors(self._connection.url):
             yield from zip(parts, self._connection.stream(commands, [MOST_ANSWER] * len(parts)), strict=True)
 
     def _heard(
-        self, rung: Mapping[str, str], found: Sequence[Delivery], count: int, wanted: Collection[str]
+        self, rung: Mapping[Ring, str], found: Sequence[Delivery], count: int, wanted: Collection[str]
     ) -> list[Delivery]:
         """Return what the rings announce besides what was ``found`` in the same read."""
         self.is_steered |= STEER in rung.values()
@@ -288,7 +288,7 @@ class Inboxes:
         new: set[str] = set()
         more: list[Delivery] = []
         if all(word.startswith(READ_ON) for word in rung.values()) and named <= self._runs.keys():
-            silence(self._connection, node_id, rung)  # others may have rung since
+            silence(self._connection, rung)  # others may have rung since
         else:
             new = self._answer(rung)
             more = self._left_over(found, rung.values())
@@ -301,20 +301,21 @@ class Inboxes:
 
     def _read_again(self, streams: dict[str, str]) -> list[Delivery]:
         """The answer was cut off, but what it had was delivered: empty the doorbell unread, read the rest in parts."""
-        if self._ctl in streams:
-            if rung := pending_ids(self._connection, self._ctl, self._node_id):
+        if self._bells[0] in streams:
+            pending = {bell: pending_ids(self._connection, bell, self._node_id) for bell in self._bells}
+            if rung := [(bell, entry_id) for bell, entry_ids in pending.items() for entry_id in entry_ids]:
                 self._answer(rung)
             streams = dict.fromkeys(self._runs, "0")
             self._reach.doubt()
         return self._one_by_one({key: "0" if at == ">" else at for key, at in streams.items() if key in self._runs})
 
-    def _answer(self, rung: Iterable[str]) -> set[str]:
+    def _answer(self, rung: Iterable[Ring]) -> set[str]:
         """Look at the runs, after the deletion of rings. Returns the new inboxes.
 
         One look answers all rings, also those that were not read, unless inboxes are read only if their runs rang.
         """
         known = set(self._runs)
-        silence(self._connection, self._node_id, rung, all_of_them=not self._reach.far)
+        silence(self._connection, rung, all_of_them=not self._reach.far)
         self.refresh(only_new=True)
         return set(self._runs) - known
 
@@ -337,14 +338,13 @@ class Inboxes:
     def _recover(self) -> None:
         """A stream or its group is missing: a run ended, or somebody deleted a key.
 
-        The node creates its doorbell, but never an inbox. A group on an inbox that exists revives nothing.
+        The node creates doorbells, but never an inbox. A group on an inbox that exists revives nothing.
         """
-        gather = Gather(self._connection)
-        gather.at(self._ctl).xgroup_create(self._ctl, GROUP, id="0", mkstream=True)
-        gather.at(self._ctl).pexpire(self._ctl, milliseconds(LEASE), nx=True)  # until the next renewal
-        for key in self._runs:
-            gather.at(key).xgroup_create(key, GROUP, id="0")
-        ctl, _, *inboxes = gather.execute(raise_on_error=False)
-        repaired = any(result is True for result in (ctl, *inboxes))
+        gather, bells = Gather(self._connection), self._bells
+        for key in (*self._runs, *bells):
+            gather.at(key).xgroup_create(key, GROUP, id="0", mkstream=key in bells)
+        for bell in bells:
+            gather.at(bell).pexpire(bell, milliseconds(LEASE), nx=True)  # until the next renewal
+        repaired = any(made is True for made in gather.execute(raise_on_error=False)[: -len(bells)])
         if not self.refresh() and not repaired:
             time.sleep(0.05)

@@ -30,6 +30,9 @@ first tag counts: with one in the prefix, all keys share a slot.
     P:{run:R}:curves  string            ┘
     P:blob:R:c:{D}    string            as above, or until the last message that needs it is settled
     P:{run:R}:lease   string            the ServerApp's lease
+
+`P:runs`, `P:{N}:ctl` and `P:{N}:runs` are shared by runs. Those of a realm have their own, which end with it, and ids
+that begin with it.
 """
 
 import re
@@ -60,6 +63,11 @@ BELL_LENGTH = 1000
 
 DEFAULT_PREFIX = "brokerfl"
 
+#: Decimals of a realm, and of the id of a run in one, which begins with them: all such ids are below 2**64.
+REALM_DIGITS, RUN_DIGITS = 4, 19
+
+_REALM = re.compile(f"[1-9][0-9]{{{REALM_DIGITS - 1}}}")
+
 _PREFIX = re.compile(r"[A-Za-z0-9._:-]*(?:\{[A-Za-z0-9._:-]+\}[A-Za-z0-9._:-]*)?")
 
 
@@ -79,16 +87,32 @@ def milliseconds(seconds: float) -> int:
     return max(1, round(seconds * 1000))
 
 
+def check_realm(realm: str) -> None:
+    """Check that this is a realm.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if not _REALM.fullmatch(realm):
+        raise ConfigError(f"the realm {realm!r} must be four digits, of which the first is not 0, such as 1234")
+
+
 @dataclass(frozen=True)
 class Keys:
     """The keys under one prefix. With a hash tag in it, such as ``{fl}``, they all share a slot of a Cluster.
 
+    Args:
+        prefix: the start of every key.
+        realms: whose runs this process has to do with: a ServerApp with those of one realm, a node with those that it
+            trusts. "" are the runs of no realm.
+
     Raises:
-        ConfigError: the prefix is empty or contains anything except letters, digits, ``.``, ``_``, ``:`` and ``-``, of
-            which some may be in one pair of braces.
+        ConfigError: a realm is none, or the prefix is empty or contains anything except letters, digits, ``.``, ``_``,
+            ``:`` and ``-``, of which some may be in one pair of braces.
     """
 
     prefix: str = DEFAULT_PREFIX
+    realms: tuple[str, ...] = ("",)
 
     def __post_init__(self) -> None:
         if not self.prefix or not _PREFIX.fullmatch(self.prefix):
@@ -96,6 +120,13 @@ class Keys:
                 f"the prefix {self.prefix!r} may contain only letters, digits and . _ : - "
                 "(it becomes part of every key), some of them in braces, as in {fl}"
             )
+        for realm in filter(None, self.realms):
+            check_realm(realm)
+
+    def realm_of(self, run_id: int) -> str:
+        """Return the realm of a run; "" for a run of none that this process has to do with."""
+        text = str(run_id)
+        return text[:REALM_DIGITS] if len(text) == RUN_DIGITS and text[:REALM_DIGITS] in self.realms else ""
 
     # The registry.
 
@@ -117,7 +148,18 @@ class Keys:
 
     @property
     def runs(self) -> str:
-        return f"{self.prefix}:runs"
+        """The index of the first realm: a ServerApp has only one."""
+        return self.indexes[0]
+
+    def index(self, realm: str = "") -> str:
+        return _in_realm(f"{self.prefix}:runs", realm)
+
+    def index_of(self, run_id: int) -> str:
+        return self.index(self.realm_of(run_id))
+
+    @property
+    def indexes(self) -> tuple[str, ...]:
+        return tuple(map(self.index, self.realms))
 
     # A node.
 
@@ -127,11 +169,24 @@ class Keys:
     def node_lease(self, node_id: int) -> str:
         return f"{self.prefix}:{{{node_id}}}:lease"
 
-    def node_runs(self, node_id: int) -> str:
-        return f"{self.prefix}:{{{node_id}}}:runs"
+    def node_runs(self, node_id: int, realm: str = "") -> str:
+        return _in_realm(f"{self.prefix}:{{{node_id}}}:runs", realm)
 
-    def ctl(self, node_id: int) -> str:
-        return f"{self.prefix}:{{{node_id}}}:ctl"
+    def node_runs_of(self, node_id: int, run_id: int) -> str:
+        return self.node_runs(node_id, self.realm_of(run_id))
+
+    def ctl(self, node_id: int, realm: str = "") -> str:
+        """The doorbell that the runs of a realm ring; that of no realm is also rung by the node itself."""
+        return _in_realm(f"{self.prefix}:{{{node_id}}}:ctl", realm)
+
+    def doorbells(self, node_id: int) -> tuple[str, ...]:
+        """All doorbells of a node, its own first."""
+        return tuple(dict.fromkeys((self.ctl(node_id), *(self.ctl(node_id, realm) for realm in self.realms))))
+
+    def of_node(self, node_id: int) -> tuple[str, ...]:
+        """What there is at a node besides its lease and its data streams."""
+        hashes = (self.node_runs(node_id, realm) for realm in self.realms)
+        return self.node_info(node_id), *self.doorbells(node_id), *hashes
 
     def inbox(self, node_id: int, run_id: int) -> str:
         return self._run(run_id, f"in:{node_id}")
@@ -222,3 +277,7 @@ class Keys:
             self.meta(run_id),
             self.owner(run_id),
         )
+
+
+def _in_realm(key: str, realm: str) -> str:
+    return f"{key}:{realm}" if realm else key

@@ -8,6 +8,7 @@ Owns `P:members`, and the order of these steps. It must not know the files of a 
 
 import secrets
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from logging import WARNING
 
@@ -16,13 +17,14 @@ from brokerfl.broker.connection import Connection
 from brokerfl.broker.enrolment import enrol, expel
 from brokerfl.broker.failure import map_errors
 from brokerfl.broker.identity import ensure_identity
+from brokerfl.broker.keys import REALM_DIGITS
 from brokerfl.broker.nodes import node_id_of
-from brokerfl.broker.rules import REALM_DIGITS, Role, acl_of
+from brokerfl.broker.rules import Role, acl_of
 from brokerfl.broker.runs import run_ids
 from brokerfl.common import ConfigError, CredentialsError, FrameError, log
 from brokerfl.common.credentials import Credentials, Party, Request
 from brokerfl.common.keypair import KeyPairs
-from brokerfl.wire.member import Member, Record, decode_member, encode_member
+from brokerfl.wire.member import Member, Record, decode_member, encode_member, realm_in
 
 #: The realm of no run: a node that trusts nobody yet has rights to it, because none would mean all.
 NOBODY = "9" * REALM_DIGITS
@@ -71,7 +73,7 @@ class Office:
         """
         request.check()
         known = self.find(request.role, request.name)
-        if known is not None:
+        if known is not None and known.member.passwords:
             return self._with_password(known.member, request)
         connection = self.connection
         role, prefix = Role(request.role), connection.keys.prefix
@@ -87,7 +89,7 @@ class Office:
             prefix=prefix,
             node_id=node_id_of(prefix, request.name) if is_node else 0,
             labels=dict(request.labels) if is_node else {},
-            realm=self._free_realm() if role is Role.SERVER else "",
+            realm=(known.member.realm if known else self._free_realm()) if role is Role.SERVER else "",
             realms=self._realms(trusted) if is_node else (),
         )
         told = self._give(member)
@@ -106,8 +108,10 @@ class Office:
     def revoke(self, role: str, name: str) -> Told:
         """Take a member's login and, of a node, everything that Redis has of it. It may be done again.
 
+        The record of a server stays, without passwords: its runs are in its realm.
+
         Raises:
-            RedisUnreachable, RedisAuthError: as for `accounts.set_user`; the record stays.
+            RedisUnreachable, RedisAuthError: as for `accounts.set_user`; the record stays as it is.
         """
         connection, keys = self.connection, self.connection.keys
         user = user_of(keys.prefix, role, name)
@@ -115,6 +119,11 @@ class Office:
         if role == Role.NODE:
             expel(connection, node_id_of(keys.prefix, name))
         delete_user(connection, user)
+        if role == Role.SERVER:
+            known = self.find(role, name)
+            if known is not None:
+                self.note(replace(known.member, passwords=()))
+            return told
         with map_errors(connection.url, keys.members):
             connection.at(keys.members).redis.hdel(keys.members, _field(role, name))
         return told
@@ -154,7 +163,8 @@ class Office:
         return told
 
     def _realms(self, trusted: Iterable[str] | None) -> tuple[str, ...]:
-        servers = {each.member.name: each.member.realm for each in self.records() if each.member.role == Role.SERVER}
+        members = [each.member for each in self.records() if each.member.role == Role.SERVER]
+        servers = {each.name: each.realm for each in members if each.passwords}
         names = list(servers) if trusted is None else list(trusted)
         for name in names:
             if name not in servers:
@@ -221,6 +231,18 @@ def read_members(connection: Connection) -> list[Record]:
         found = connection.at(key).redis.hgetall(key)
     records = [record for field, data in found.items() if (record := _decoded(key, field, data)) is not None]
     return sorted(records, key=lambda record: record.member.added_at)
+
+
+def read_realms(connection: Connection) -> tuple[str, ...]:
+    """Return the realms that there are, also of servers that were revoked."""
+    key = connection.keys.members
+    with map_errors(connection.url, key):
+        found = connection.at(key).redis.hgetall(key)
+    realms = set[str]()
+    for data in found.values():
+        with suppress(FrameError):
+            realms.add(realm_in(data))
+    return tuple(sorted(realms - {""}))
 
 
 def read_member(connection: Connection, role: str, name: str) -> Record | None:

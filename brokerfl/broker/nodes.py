@@ -27,7 +27,7 @@ from brokerfl.broker.origins import info_of
 from brokerfl.broker.oversize import MOST_ABOUT
 from brokerfl.broker.presence import members, online_among, remove
 from brokerfl.broker.process import home_of, is_dead, new_token, text_of
-from brokerfl.broker.rules import REALM_DIGITS, RUN_DIGITS, allows
+from brokerfl.broker.rules import allows
 from brokerfl.common import ConfigError, NodeNameTaken, RedisRefuses, log
 from brokerfl.wire.origin import Origin
 from brokerfl.wire.status import LONGEST_TOLD, About, NodeStatus, encode_status
@@ -42,12 +42,6 @@ def node_id_of(prefix: str, name: str) -> int:
 def new_id() -> int:
     """Return a random uint64 that is neither 0 nor 1."""
     return secrets.randbelow(2**64 - 2) + 2
-
-
-def id_in(realm: str) -> int:
-    """Return a random id of a run that begins with the digits of a realm."""
-    digits = RUN_DIGITS - REALM_DIGITS
-    return int(int(realm) * 10**digits + secrets.randbelow(10**digits))
 
 
 class Registration:
@@ -149,7 +143,8 @@ class Registration:
                 pipe.hset(keys.node_info(node), mapping=self._info())
                 # What its former process said holds until the first heartbeat.
                 (pipe.hsetnx if status is None else pipe.hset)(keys.node_info(node), STATUS, told)
-                pipe.xgroup_create(keys.ctl(node), GROUP, id="0", mkstream=True)
+                for ctl in keys.doorbells(node):
+                    pipe.xgroup_create(ctl, GROUP, id="0", mkstream=True)
                 for key, lives in self._lifetimes():
                     pipe.pexpire(key, lives)
                 home, paused, *results = pipe.execute(raise_on_error=False)
@@ -196,7 +191,7 @@ class Registration:
     def _lifetimes(self) -> tuple[tuple[str, int], ...]:
         """Return how long what the node keeps in the registry lives from now on, in milliseconds."""
         keys, node = self._connection.keys, self.node_id
-        lives = ((keys.node_info(node), MOST_RETENTION), (keys.ctl(node), RETENTION))
+        lives = ((keys.node_info(node), MOST_RETENTION), *((ctl, RETENTION) for ctl in keys.doorbells(node)))
         return tuple((key, milliseconds(seconds if self.name else self.lease)) for key, seconds in lives)
 
     def renew(self, status: NodeStatus | None = None) -> bool:
@@ -209,13 +204,13 @@ class Registration:
             status: what the node says of itself; None leaves what it last said.
         """
         keys, node, asked_at = self._connection.keys, self.node_id, time.monotonic()
-        lease, info, ctl = keys.node_lease(node), keys.node_info(node), keys.ctl(node)
+        lease, info, doorbells = keys.node_lease(node), keys.node_info(node), keys.doorbells(node)
         with map_errors(self._connection.url):
             gather = Gather(self._connection)
             gather.at(lease).get(lease)
             gather.at(lease).pexpire(lease, milliseconds(self.lease))
             gather.at(info).hexists(info, "name")  # a status alone makes no info
-            gather.at(ctl).exists(ctl)
+            gather.at(info).exists(*doorbells)
             gather.at(keys.identity).getrange(keys.identity, 0, LONGEST_IDENTITY)
             gather.at(keys.nodes).sismember(keys.nodes, str(node))
             gather.at(keys.identity).time()
@@ -236,10 +231,11 @@ class Registration:
         if not is_ours and not self._take_lease():
             return False
         self.is_paused = paused == 1
-        if not is_ours or known != [1, 1] or identity != self.identity or not is_member:
+        if not is_ours or known != [1, len(doorbells)] or identity != self.identity or not is_member:
             self._enter(status)
-        if self._is_spoilt(keys.ctl(node)):
-            self._replace_doorbell()
+        for ctl in doorbells:
+            if self._is_spoilt(ctl):
+                self._replace_doorbell(ctl)
         self.renewed_at = time.monotonic()
         return True
 
@@ -252,9 +248,8 @@ class Registration:
         about = answer if isinstance(answer, dict) else dict(zip(answer[::2], answer[1::2], strict=True))
         return is_forged(text_of(about[b"last-generated-id"]))
 
-    def _replace_doorbell(self) -> None:
+    def _replace_doorbell(self, ctl: str) -> None:
         """It takes no more rings, or has what is not read. The new one begins with one for all that were lost."""
-        ctl = self._connection.keys.ctl(self.node_id)
         if mend(self._connection, ctl, keep=False):
             with map_errors(self._connection.url):
                 self._connection.at(ctl).redis.xadd(ctl, {"r": ""}, maxlen=BELL_LENGTH, nomkstream=True)
@@ -270,7 +265,7 @@ class Registration:
         with map_errors(self._connection.url):
             if redis.get(keys.node_lease(node)) != self._token.encode():
                 return
-            gone = (keys.node_info(node), keys.ctl(node), keys.node_runs(node)) if not self.name else ()
+            gone = keys.of_node(node) if not self.name else ()
             redis.unlink(keys.node_lease(node), *gone)
             if not self.name and allows(self._connection.role, "srem", "P:nodes"):
                 self._connection.at(keys.nodes).redis.srem(keys.nodes, str(node))

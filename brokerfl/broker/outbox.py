@@ -133,13 +133,9 @@ class Outboxes:
     """
 
     def __init__(self, connection: Connection, run_id: int) -> None:
-        self._connection = connection
-        self._run_id = run_id
-        self._bell = connection.keys.bell(run_id)
-        self._is_refused = False
-        self._greedy: set[int] = set()
-        self._lacking: set[int] = set()
-        self.generation = 0
+        self._connection, self._run_id, self._bell = connection, run_id, connection.keys.bell(run_id)
+        self._is_refused, self.generation = False, 0
+        self._greedy, self._lacking, self._rang, self._answered = (set[int]() for _ in range(4))
         self.reset()
 
     def reset(self) -> None:
@@ -162,12 +158,18 @@ class Outboxes:
         if not self._heard and not self._listen(block):
             return None
         heard, self._heard = self._heard, []
-        return None if None in heard else {node for node in heard if node is not None}
+        self._rang = {node for node in heard if node is not None}
+        return None if None in heard else self._rang
 
     def lacking(self) -> set[int]:
         """Return the nodes that rang since the last call because they lack a content."""
         lacking, self._lacking = self._lacking, set()
         return lacking
+
+    def has_silent(self) -> bool:
+        """Return whether a node answered since the last call, and no ring of it is there: it rings as it answers."""
+        answered, self._answered = self._answered, set()
+        return not answered <= self._rang | {*self._heard}
 
     def _listen(self, block: float | None) -> bool:
         """Read who rang; return whether there is a bell."""
@@ -287,6 +289,7 @@ class Outboxes:
             if any(size_of(fields) > MOST_ENTRY for _, _, fields in replies):
                 self._greedy.add(node)
             take(replies)
+        self._answered |= found.keys()
         return {
             node: 1 if pages[node] == 1 else LONG_PAGE for node, replies in found.items() if len(replies) >= pages[node]
         }

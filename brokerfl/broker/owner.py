@@ -4,6 +4,7 @@ Owns how a run begins and changes its owner, its lease, and the lifetimes of its
 travel.
 """
 
+import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -22,9 +23,18 @@ from brokerfl.broker.failure import execute_unless_changed, map_errors
 from brokerfl.broker.fence import Fence, Transaction, watched_owner
 from brokerfl.broker.gather import Gather
 from brokerfl.broker.identity import ensure_identity, read_identity
-from brokerfl.broker.keys import GROUP, LEASE, MOST_RETENTION, RETENTION, milliseconds
+from brokerfl.broker.keys import (
+    GROUP,
+    LEASE,
+    MOST_RETENTION,
+    REALM_DIGITS,
+    RETENTION,
+    RUN_DIGITS,
+    Keys,
+    milliseconds,
+)
 from brokerfl.broker.lease import await_lapse
-from brokerfl.broker.nodes import id_in, new_id
+from brokerfl.broker.nodes import new_id
 from brokerfl.broker.process import is_dead, new_token, text_of
 from brokerfl.broker.rules import allows
 from brokerfl.broker.runs import absent, prune, tidy
@@ -61,25 +71,30 @@ def create_run(
         ValueError: the run config holds a value that cannot be sent.
     """
     keys = connection.keys
-    run_id = id_in(connection.realm) if connection.realm else new_id()
-    run = Run(run_id, app, dict(run_config), connection.read_time(), origin, overrides, name)
+    run = Run(_new_run_id(keys), app, dict(run_config), connection.read_time(), origin, overrides, name)
     connection.introduce(f"brokerfl-server:{run.run_id}")
     owner = Owner(connection, run, Fence(connection, run.run_id, 1, new_token(), retention), lease, retention)
     with suppress(BrokerflError):  # the next run does it, and what follows says what is wrong
         tidy(connection, run.created_at)
     owner.events = Events(connection, run.run_id) if events else None
-    if allows(connection.role, "set", "P:id"):
-        ensure_identity(connection)
     redis = connection.at(keys.owner(run.run_id)).redis
     with map_errors(connection.url, keys.runs), redis.pipeline(transaction=True) as creation:
         creation.set(keys.owner(run.run_id), owner.fence.value)
         owner.write(creation, Snapshot(), Kind.STARTED)
+        if allows(connection.role, "set", "P:id"):
+            ensure_identity(connection)
         index = Gather(connection)  # first: a run that is not in the index is not seen
-        prune(index.at(keys.runs), keys, run.created_at)
+        prune(index.at(keys.runs), keys.runs, run.created_at)
         owner.enter(index.at(keys.runs))
         index.execute()
         creation.execute()
     return owner
+
+
+def _new_run_id(keys: Keys) -> int:
+    """Return a random id, in the realm of this ServerApp if it has one."""
+    realm, rest = keys.realms[0], RUN_DIGITS - REALM_DIGITS
+    return int(f"{realm}{secrets.randbelow(10**rest):0{rest}}") if realm else new_id()
 
 
 def resume_run(
@@ -232,12 +247,13 @@ class Owner:
 
     def enter(self, pipe: Pipeline) -> None:
         """Put into ``pipe`` that the run is in the index."""
-        pipe.zadd(self.connection.keys.runs, {str(self.run.run_id): round(self.run.created_at * 1000)})
+        index, run_id = self.connection.keys.index_of(self.run.run_id), self.run.run_id
+        pipe.zadd(index, {str(run_id): round(self.run.created_at * 1000)})
 
     @property
     def entry(self) -> Echo:
         """That the run is in the index."""
-        return self.connection.keys.runs, self.enter
+        return self.connection.keys.index_of(self.run.run_id), self.enter
 
     def read_identity(self) -> bytes | None:
         """Return the identity of the Redis data set; None if it has none."""

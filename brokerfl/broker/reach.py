@@ -8,12 +8,12 @@ Owns that. It must not know messages, or how an inbox is read.
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.stream import MOST_ARGUMENTS, batches
 
-#: Most streams that one command reads, the doorbell included: each takes two arguments.
+#: Most streams that one command reads, doorbells included: each takes two arguments.
 MOST_STREAMS = (MOST_ARGUMENTS - 10) // 2
 
 #: Seconds from one look at the crowd to the next.
@@ -25,16 +25,16 @@ class Reach:
 
     Args:
         connection: to where the inboxes are.
-        ctl: the doorbell.
+        doorbells: all in one slot.
 
     Attributes:
         far: the inboxes in other slots.
         due: of those that are not near: those that may have new entries.
     """
 
-    def __init__(self, connection: Connection, ctl: str) -> None:
+    def __init__(self, connection: Connection, doorbells: Sequence[str]) -> None:
         self._connection = connection
-        self._ctl = ctl
+        self._doorbells = doorbells
         self.far: set[str] = set()
         self._crowd: set[str] = set()
         self.due: set[str] = set()
@@ -44,8 +44,8 @@ class Reach:
         """These are all inboxes now. Those that were near or unknown before may have new entries."""
         far, here, before = set[str](), list[str](), self.far | self._crowd
         for key in inboxes:
-            here.append(key) if self._connection.shares_slot(key, self._ctl) else far.add(key)
-        self.far, self._crowd = far, {*here[MOST_STREAMS - 1 :]}
+            here.append(key) if self._connection.shares_slot(key, self._doorbells[0]) else far.add(key)
+        self.far, self._crowd = far, {*here[MOST_STREAMS - len(self._doorbells) :]}
         others = self.far | self._crowd
         self.due = (self.due & others) | (others - before)
 

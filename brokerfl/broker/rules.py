@@ -5,7 +5,8 @@ must not know users, passwords, or how a server is told.
 
 A row is one selector of an ACL, so a command with several keys needs all of them in one row. ``P``, ``N``, ``R``, ``c``
 and ``D`` in the name of a key are those of `keys`. A node has its own ``N`` and the runs of the realms that it trusts;
-a ServerApp has every ``N`` and the runs of its realm; the others have all.
+a ServerApp has every ``N`` and the runs of its realm; the others have all. ``[:r]`` is the realm, if there is one: what
+a realm's ServerApps share is apart from what those of others share.
 
 Whoever may write a stream can spoil it, with the last possible id or ``MAXLEN 0``, whatever else a rule says: an ACL
 knows no options. So a role writes only streams that are its own, except doorbells and bells, which carry no
@@ -17,8 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from brokerfl.broker.keys import Keys
-from brokerfl.common import ConfigError
+from brokerfl.broker.keys import REALM_DIGITS, RUN_DIGITS, Keys, check_realm
 
 
 class Role(StrEnum):
@@ -73,7 +73,7 @@ _NODE = (
     Right(
         Role.NODE,
         ("xreadgroup", "xack", "xdel", "xpending", "xinfo|groups", "xinfo|stream", "exists", "xtrim", "xadd", *_MEND),
-        ("P:{run:R}:in:N", "P:{N}:ctl"),
+        ("P:{run:R}:in:N", "P:{N}:ctl", "P:{N}:ctl[:r]"),
         "reads its messages and its doorbell in one command, and removes what it has answered",
     ),
     Right(
@@ -93,18 +93,18 @@ _NODE = (
     Right(
         Role.NODE,
         ("unlink",),
-        ("P:{N}:lease", "P:{N}:info", "P:{N}:runs", "P:{N}:ctl"),
+        ("P:{N}:lease", "P:{N}:info", "P:{N}:runs[:r]", "P:{N}:ctl", "P:{N}:ctl[:r]"),
         "says that it has left, and an unnamed node leaves nothing",
     ),
     Right(
         Role.NODE,
         ("hget", "hset", "hsetnx", "hexists", "hgetall", "hkeys", "hstrlen", "hmget", "hdel", "pexpire"),
-        ("P:{N}:info", "P:{N}:runs"),
+        ("P:{N}:info", "P:{N}:runs[:r]"),
         "says what it does, and reads which runs there are",
     ),
     Right(Role.NODE, ("getrange",), ("P:id",), "notices that Redis lost everything"),
     Right(Role.NODE, ("sismember",), ("P:nodes",), "learns whether it is registered"),
-    Right(Role.NODE, ("zmscore",), ("P:runs",), "learns whether a run that it knows has ended"),
+    Right(Role.NODE, ("zmscore",), ("P:runs[:r]",), "learns whether a run that it knows has ended"),
 )
 
 _SERVER = (
@@ -162,8 +162,8 @@ _SERVER = (
         ("P:{N}:data:R",),
         "reads large replies, and deletes them",
     ),
-    Right(Role.SERVER, ("xadd",), ("P:{N}:ctl",), "rings at a node that it wrote to"),
-    Right(Role.SERVER, ("hset", "hdel", "pexpire"), ("P:{N}:runs",), "tells a node of its run"),
+    Right(Role.SERVER, ("xadd",), ("P:{N}:ctl[:r]",), "rings at a node that it wrote to"),
+    Right(Role.SERVER, ("hset", "hdel", "pexpire"), ("P:{N}:runs[:r]",), "tells a node of its run"),
     Right(
         Role.SERVER,
         ("exists", "mget", "hstrlen", "hget", "hmget"),
@@ -173,8 +173,8 @@ _SERVER = (
     Right(Role.SERVER, ("sscan", "smismember"), ("P:nodes",), "knows which nodes there are"),
     Right(
         Role.SERVER,
-        ("watch", "zadd", "zrem", "zrangebyscore", "zremrangebyscore", "zmscore"),
-        ("P:runs",),
+        ("watch", "zadd", "zrem", "zrange", "zrangebyscore", "zremrangebyscore", "zmscore"),
+        ("P:runs[:r]",),
         "enters its runs in the index",
     ),
     Right(Role.SERVER, ("getrange",), ("P:id",), "notices that Redis lost everything"),
@@ -192,9 +192,10 @@ _SEES = (
     ),
     (("xrange",), ("P:{run:R}:events", "P:{run:R}:log"), "shows what happened, and the log"),
     (("exists", "mget", "get", "hget", "hmget", "hstrlen"), ("P:{N}:info", "P:{N}:lease"), "shows what nodes do"),
-    (("zrange", "zrangebyscore", "zmscore"), ("P:runs",), "lists runs"),
+    (("zrange", "zrangebyscore", "zmscore"), ("P:runs[:r]",), "lists runs"),
     (("sscan", "smismember", "sismember"), ("P:nodes",), "lists nodes"),
     (("getrange",), ("P:id",), "shows which data set this is"),
+    (("hgetall",), ("P:members",), "knows which realms there are"),
 )  # fmt: skip
 
 _OBSERVER = tuple(Right(Role.OBSERVER, *row) for row in _SEES)
@@ -216,12 +217,14 @@ _OPERATOR = (
     Right(
         Role.OPERATOR,
         ("watch", "zadd", "zrem", "zremrangebyscore", "unlink"),
-        ("P:runs",),
+        ("P:runs[:r]",),
         "notes in the index what has ended, and tidies it",
     ),
     Right(Role.OPERATOR, ("set", "unlink"), ("P:id",), "makes the data set that nodes register in"),
     Right(Role.OPERATOR, ("hget", "hgetall", "hset", "hdel"), ("P:members",), "adds members, and revokes them"),
-    Right(Role.OPERATOR, ("hkeys", "hset", "pexpire"), ("P:{N}:info", "P:{N}:runs"), "adds nodes, and revokes them"),
+    Right(
+        Role.OPERATOR, ("hkeys", "hset", "pexpire"), ("P:{N}:info", "P:{N}:runs[:r]"), "adds nodes, and revokes them"
+    ),
 )
 
 _EVERYBODY = tuple(
@@ -232,11 +235,8 @@ _EVERYBODY = tuple(
 #: Everything that is allowed, besides `COMMON` and `WITHOUT_KEYS`. What is needed most often comes first.
 RIGHTS: tuple[Right, ...] = (*_NODE, *_SERVER, *_OBSERVER, *_OPERATOR, *_EVERYBODY)
 
-#: Decimals of a realm, of a run id in one, and of a realm's smallest and greatest number: all ids are below 2**64.
-REALM_DIGITS, RUN_DIGITS = 4, 19
-
-_REALM = re.compile(f"[1-9][0-9]{{{REALM_DIGITS - 1}}}")
-_ANY = "[0-9]*"
+#: In a pattern: any id, and any realm.
+_ANY, _ANY_REALM = "[0-9]*", "?" * REALM_DIGITS
 
 
 def allows(role: Role | None, command: str, key: str = "") -> bool:
@@ -244,16 +244,6 @@ def allows(role: Role | None, command: str, key: str = "") -> bool:
     if role is None or command in COMMON or command in WITHOUT_KEYS[role]:
         return True
     return any(right.role is role and command in right.commands and key in right.keys for right in RIGHTS)
-
-
-def check_realm(realm: str) -> None:
-    """Check that this is a realm: four digits, of which the first is not 0.
-
-    Raises:
-        ConfigError: it is not.
-    """
-    if not _REALM.fullmatch(realm):
-        raise ConfigError(f"the realm {realm!r} must be four digits, of which the first is not 0, such as 1234")
 
 
 def acl_of(
@@ -288,7 +278,7 @@ def acl_of(
     for each in (*realms, *([realm] if realm else ())):
         check_realm(each)
     without_keys = (*COMMON, *(["client|setinfo"] if supports_client_names else []), *WITHOUT_KEYS[role])
-    trusted = realms or (realm,)
+    trusted = realms or (realm,) if role in (Role.NODE, Role.SERVER) else ("", _ANY_REALM)
     return [
         "resetchannels",
         "-@all",
@@ -312,11 +302,12 @@ def mode_of(commands: Iterable[str]) -> str:
 
 def patterns(key: str, keys: Keys, node_id: int | None = None, realms: Iterable[str] = ("",)) -> list[str]:
     """Return the patterns of an ACL that a key of the table stands for: one for each realm."""
+    node, rest = _ANY if node_id is None else str(node_id), "?" * (RUN_DIGITS - REALM_DIGITS)
     return [
-        _filled(key, {
+        _filled(key, realm, {
             "P": keys.prefix,
-            "N": _ANY if node_id is None else str(node_id),
-            "R": realm + "?" * (RUN_DIGITS - REALM_DIGITS) if realm else _ANY,
+            "N": node,
+            "R": realm + rest if realm.isdecimal() else _ANY,
             "c": _ANY,
             "D": "*",
         })
@@ -327,8 +318,11 @@ def patterns(key: str, keys: Keys, node_id: int | None = None, realms: Iterable[
 def sample(key: str, keys: Keys, node_id: int = 0, realm: str = "") -> str:
     """Return a key that a key of the table stands for."""
     run = realm.ljust(RUN_DIGITS, "0") if realm else "0"
-    return _filled(key, {"P": keys.prefix, "N": str(node_id), "R": run, "c": "1", "D": "0" * 64}).replace("*", "x")
+    return _filled(key, realm, {"P": keys.prefix, "N": str(node_id), "R": run, "c": "1", "D": "0" * 64}).replace(
+        "*", "x"
+    )
 
 
-def _filled(key: str, values: Mapping[str, str]) -> str:
+def _filled(key: str, realm: str, values: Mapping[str, str]) -> str:
+    key = key.replace("[:r]", f":{realm}" if realm else "")
     return re.sub(r"\b[PNRcD]\b", lambda found: values[found[0]], key)

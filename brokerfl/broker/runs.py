@@ -33,6 +33,9 @@ from brokerfl.common import RedisAuthError, RunLost
 #: 53 bits.)
 _STOPPED_MARK = 0.5
 
+#: The index, as the rules call it.
+INDEX = "P:runs[:r]"
+
 #: Most bytes of a run's frame that a node reads. It has a run config of up to 64 KiB.
 _LONGEST_FRAME = 256 * 1024
 
@@ -58,9 +61,9 @@ class RunInfo:
     replies: int = 0
 
 
-def prune(pipe: Pipeline, keys: Keys, now: float) -> None:
+def prune(pipe: Pipeline, index: str, now: float) -> None:
     """Forget the runs that ended longer ago than the longest retention. ``now`` is Redis TIME in seconds."""
-    pipe.zremrangebyscore(keys.runs, -milliseconds(now - MOST_RETENTION), "(0")
+    pipe.zremrangebyscore(index, -milliseconds(now - MOST_RETENTION), "(0")
 
 
 def tidy(connection: Connection, now: float) -> None:
@@ -90,7 +93,7 @@ def tidy(connection: Connection, now: float) -> None:
 def mark_as_ended(pipe: Pipeline, keys: Keys, run_id: int, tombstone: Ownership) -> None:
     """Put into ``pipe`` that the index says when a run ended."""
     stopped = _STOPPED_MARK if tombstone.token == STOPPED else 0
-    pipe.zadd(keys.runs, {str(run_id): -(tombstone.sequence + stopped)}, xx=True)
+    pipe.zadd(keys.index_of(run_id), {str(run_id): -(tombstone.sequence + stopped)}, xx=True)
 
 
 def has_ended(connection: Connection, run_id: int) -> bool:
@@ -106,14 +109,19 @@ def ended_among(connection: Connection, run_ids: Iterable[int]) -> set[int]:
     asked = list(run_ids)
     if not asked:
         return set()
+    by_index: dict[str, list[int]] = {}
+    for run_id in asked:
+        by_index.setdefault(connection.keys.index_of(run_id), []).append(run_id)
+    ended = set[int]()
     try:
-        index = connection.keys.runs
-        with map_errors(connection.url, index):
-            redis = connection.at(index).redis
-            scores = [score for some in batches(map(str, asked)) for score in redis.zmscore(index, some)]
+        for index, run_ids in by_index.items():
+            with map_errors(connection.url, index):
+                redis = connection.at(index).redis
+                scores = [score for some in batches(map(str, run_ids)) for score in redis.zmscore(index, some)]
+            ended.update(run for run, score in zip(run_ids, scores, strict=True) if score is not None and score < 0)
     except RedisAuthError:
         return set()
-    return {run_id for run_id, score in zip(asked, scores, strict=True) if score is not None and score < 0}
+    return ended
 
 
 def absent(connection: Connection, run_id: int) -> str:
@@ -128,42 +136,46 @@ def list_runs(connection: Connection) -> list[RunInfo]:
 
     Runs whose keys expired are removed from `P:runs` by a user who may do that.
     """
-    keys, now = connection.keys, connection.read_time()
-    redis = connection.at(keys.runs).redis
-    with map_errors(connection.url, keys.runs):
-        tidies = allows(connection.role, "zrem", "P:runs")
-        with redis.pipeline(transaction=False) as pipe:
-            if tidies:
-                prune(pipe, keys, now)
-            pipe.execute()
+    now = connection.read_time()
+    runs = [run for index in connection.keys.indexes for run in _listed(connection, index, now)]
+    return sorted(runs, key=lambda run: run.created_at or run.ended_at, reverse=True)
+
+
+def _listed(connection: Connection, index: str, now: float) -> list[RunInfo]:
+    """Return the runs of one index, whose time is ``now``."""
+    redis, tidies = connection.at(index).redis, allows(connection.role, "zrem", INDEX)
+    with map_errors(connection.url, index):
+        if tidies:
+            prune(redis, index, now)
         with redis.pipeline(transaction=True) as removal:
             # A run that ends from here on keeps its mark.
             if tidies:
-                removal.watch(keys.runs)
+                removal.watch(index)
             with redis.pipeline(transaction=False) as pipe:
-                pipe.zrangebyscore(keys.runs, "-inf", -milliseconds(now - RETENTION), withscores=True)
-                pipe.zrangebyscore(keys.runs, 0, "+inf")
+                pipe.zrangebyscore(index, "-inf", -milliseconds(now - RETENTION), withscores=True)
+                pipe.zrangebyscore(index, 0, "+inf")
                 ended, going_on = pipe.execute()
             looks = [_look_at(connection, going_on[at : at + _AT_ONCE]) for at in range(0, len(going_on), _AT_ONCE)]
             runs, expired = [run for found, _ in looks for run in found], [each for _, gone in looks for each in gone]
             if expired and tidies:
                 removal.multi()
                 for batch in batches(expired):
-                    removal.zrem(keys.runs, *batch)
+                    removal.zrem(index, *batch)
                 execute_unless_changed(removal)
     for member, score in ended:
         run_id = parse_id(member)
         if run_id is not None and -score / 1000 <= now + MOST_RETENTION:  # else somebody else's
             runs.append(RunInfo(run_id, "stopped" if score % 1 else "completed", -score / 1000))
-    return sorted(runs, key=lambda run: run.created_at or run.ended_at, reverse=True)
+    return runs
 
 
 def run_ids(connection: Connection, *, ended: bool = False) -> list[int]:
     """Return the ids of the runs that the index has: of those that have not ended, or of all."""
-    index = connection.keys.runs
-    with map_errors(connection.url, index):
-        members = connection.at(index).redis.zrangebyscore(index, "-inf" if ended else 0, "+inf")
-    return [run_id for run_id in map(parse_id, members) if run_id is not None]
+    found: list[bytes] = []
+    for index in connection.keys.indexes:
+        with map_errors(connection.url, index):
+            found += connection.at(index).redis.zrangebyscore(index, "-inf" if ended else 0, "+inf")
+    return [run_id for run_id in map(parse_id, found) if run_id is not None]
 
 
 def _look_at(connection: Connection, members: list[bytes]) -> tuple[list[RunInfo], list[bytes]]:
@@ -187,8 +199,8 @@ def _look_at(connection: Connection, members: list[bytes]) -> tuple[list[RunInfo
         if summary is not None:
             runs.append(_run_info(summary, lease))
         elif (tombstone := _tombstone_in(owner)) is not None:
-            if allows(connection.role, "zadd", "P:runs"):
-                mark_as_ended(gather.at(keys.runs), keys, run_id, tombstone)
+            if allows(connection.role, "zadd", INDEX):
+                mark_as_ended(gather.at(keys.index_of(run_id)), keys, run_id, tombstone)
             status = "stopped" if tombstone.token == STOPPED else "completed"
             runs.append(RunInfo(run_id, status, tombstone.sequence / 1000))
         else:
@@ -220,19 +232,27 @@ def _run_info(summary: Summary, lease: bytes | None) -> RunInfo:
 
 
 def runs_of(connection: Connection, node_id: int) -> dict[int, Any]:
-    """Return the frames, by run id, of the runs that contacted ``node_id`` and have not ended."""
-    frames = read_hash(connection, connection.keys.node_runs(node_id), _LONGEST_FRAME)
-    return {run_id: frame for field, frame in frames.items() if (run_id := parse_id(field)) is not None}
+    """Return the frames, by run id, of the runs that contacted ``node_id`` and have not ended.
+
+    Each realm has a hash; what is there of a run of another realm, somebody else wrote.
+    """
+    keys, found = connection.keys, dict[int, Any]()
+    for realm in keys.realms:
+        for name, frame in read_hash(connection, keys.node_runs(node_id, realm), _LONGEST_FRAME).items():
+            run_id = parse_id(name)
+            if run_id is not None and keys.realm_of(run_id) == realm:
+                found[run_id] = frame
+    return found
 
 
 def forget_registry(connection: Connection) -> None:
     """Delete the registry of a prefix that is no longer used: its identity, nodes and runs, all of which have ended."""
     keys = connection.keys
     with map_errors(connection.url, keys.runs):
-        members = connection.at(keys.runs).redis.zrange(keys.runs, 0, -1)
+        members = [member for index in keys.indexes for member in connection.at(index).redis.zrange(index, 0, -1)]
         runs = [run_id for run_id in map(parse_id, members) if run_id is not None]
         tombstones = [key for run_id in runs for key in (keys.owner(run_id), *keys.of_past(run_id))]
         gather = Gather(connection)
-        for key in (*tombstones, keys.identity, keys.nodes, keys.runs):
+        for key in (*tombstones, keys.identity, keys.nodes, *keys.indexes):
             gather.at(key).unlink(key)
         gather.execute()

@@ -106,19 +106,21 @@ def look(connection: Connection) -> Seen:
     keys, asked_at = connection.keys, time.monotonic()
     registry: list[tuple[str, list[Command]]] = [
         (keys.identity, [("TIME",)]),
-        (keys.runs, [
-            ("ZRANGE", keys.runs, "+inf", 0, "BYSCORE", "REV", "LIMIT", 0, MOST_RUNS),
-            ("ZRANGE", keys.runs, "-inf", "(0", "BYSCORE", "LIMIT", 0, MOST_RUNS, "WITHSCORES"),
-        ]),
         (keys.nodes, [("SSCAN", keys.nodes, 0, "COUNT", _AT_ONCE)]),
-    ]  # fmt: skip
+    ]
+    for index in keys.indexes:
+        running: Command = ("ZRANGE", index, "+inf", 0, "BYSCORE", "REV", "LIMIT", 0, MOST_RUNS)
+        ended: Command = ("ZRANGE", index, "-inf", "(0", "BYSCORE", "LIMIT", 0, MOST_RUNS, "WITHSCORES")
+        registry.append((index, [running, ended]))
     with map_errors(connection.url, keys.runs, keys.nodes):
-        [now], [running, ended], [registered], *infos = connection.scatter(registry, _INFO)
+        [now], [registered], *others = connection.scatter(registry, _INFO)
+        listed, infos = others[: len(keys.indexes)], others[len(keys.indexes) :]
         found = found_or_none(now, connection.url)
         at = connection.clock.set((int(found[0]), int(found[1])), asked_at) if found else connection.clock.time()
-        runs = [run_id for member in found_or_none(running, connection.url) or () if (run_id := parse_id(member))]
+        going_on = [member for members, _ in listed for member in found_or_none(members, connection.url) or ()]
+        runs = [run_id for member in going_on if (run_id := parse_id(member))]
         nodes = _registered(connection, found_or_none(registered, connection.url))
-        over = [*_ended(found_or_none(ended, connection.url), at)]
+        over = [each for _, members in listed for each in _ended(found_or_none(members, connection.url), at)]
         seen_runs, seen_nodes, pasts = _read(connection, runs, nodes, [each.run_id for each in over])
     return Seen(
         at,

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from brokerfl.broker.credentials import SeveralPasswords
+from brokerfl.broker.members import NOBODY
+from brokerfl.broker.rules import Role
 from brokerfl.broker.url import masked
 from brokerfl.common import CredentialsError
 from brokerfl.common.credentials import Credentials, Grant, read_credentials, read_grant
@@ -37,6 +39,27 @@ class Login:
         """Return what is asked for user name and password at each connect."""
         path = self.path
         return SeveralPasswords(self.grant.user, lambda: read_credentials(path).passwords)
+
+    @property
+    def sees_all(self) -> bool:
+        """Whether it has to do with the runs of all realms."""
+        return self.credentials.role in (Role.OPERATOR, Role.OBSERVER)
+
+    def realms(self, typed: tuple[str, ...]) -> tuple[str, ...]:
+        """Return those whose runs it has to do with; none for all.
+
+        Args:
+            typed: what --realm says.
+
+        Raises:
+            CredentialsError: that is something else.
+        """
+        known = (self.grant.realm,) if self.credentials.role == Role.SERVER else self.grant.realms or (NOBODY,)
+        if self.sees_all:
+            return ()
+        if typed and typed != known:
+            raise CredentialsError(f"the grant of {self.path} has other realms: leave --realm {','.join(typed)} out")
+        return known
 
     def check_role(self, role: str) -> None:
         """Check that it is that of a command.

@@ -272,7 +272,7 @@ def _row(record: Record, role: Role, servers: dict[str, str], form: str) -> dict
 
 def _found(office: Office, role: Role, name: str) -> Member:
     record = office.find(role, name)
-    if record is None:
+    if record is None or not record.member.passwords:
         raise NodeNotFound(f"there is no {role} {name}: brokerfl {role} list shows those that there are")
     return record.member
 

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from logging import INFO, WARNING
 from pathlib import Path
 from types import FrameType
@@ -156,7 +157,8 @@ def main(
     adopt_log_of("flwr")
     systemd = Systemd()
     systemd.tell(STATUS="connecting to Redis")
-    connection = await_redis(redis.connect) if wait_for_redis else redis.connect()
+    connect = partial(redis.connect, apart=True)
+    connection = await_redis(connect) if wait_for_redis else connect()
     journal = Journal(node_folder(states, node_id_of(connection.keys.prefix, name)) if name and states else None)
     registration = Registration(connection, name or "", labels, lease, journal.home, replace(origin, app=reference))
     log_for(node=registration.node_id)

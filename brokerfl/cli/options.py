@@ -13,7 +13,8 @@ import click
 
 from brokerfl.broker.connection import TLS, Connection, connect
 from brokerfl.broker.credentials import AskedCredentials, SeveralPasswords
-from brokerfl.broker.keys import DEFAULT_PREFIX
+from brokerfl.broker.keys import DEFAULT_PREFIX, Keys
+from brokerfl.broker.members import read_realms
 from brokerfl.broker.rules import Role
 from brokerfl.broker.url import masked
 from brokerfl.cli.login import Login, hide_passwords, read_login
@@ -24,7 +25,7 @@ from brokerfl.wire.frame import MAX_MESSAGE_BYTES
 
 #: The parameters that `redis_options` adds to a command, except --verbose.
 CONNECTION = (
-    *("redis", "redis_file", "credentials", "credential_provider", "prefix", "insecure"),
+    *("redis", "redis_file", "credentials", "credential_provider", "prefix", "realm", "insecure"),
     *("ca_cert", "cert", "key", "proxy"),
 )
 
@@ -42,6 +43,7 @@ class RedisOptions:
         provider: names a function that returns user name and password.
         login: what a credentials file and its grant say.
         proxy: URL of an HTTP proxy.
+        realms: whose runs this process has to do with; none for those of no realm.
     """
 
     url: str
@@ -51,9 +53,15 @@ class RedisOptions:
     provider: str | None = None
     login: Login | None = None
     proxy: str | None = None
+    realms: tuple[str, ...] = ()
 
-    def connect(self, *, warn: bool = True) -> Connection:
-        """Connect, and check the server and, to ``warn``, its settings."""
+    def connect(self, *, warn: bool = True, apart: bool = False) -> Connection:
+        """Connect, and check the server and, to ``warn``, its settings.
+
+        Args:
+            warn: log what endangers runs.
+            apart: have nothing to do with runs of no realm, if realms are given.
+        """
         connection = connect(
             self.url,
             prefix=self.prefix,
@@ -64,10 +72,11 @@ class RedisOptions:
             proxy=self.proxy,
             role=None if self.login is None else Role(self.login.grant.role),
             name=":".join(click.get_current_context().command_path.split()),
+            realms=self.realms if apart and self.realms else ("", *self.realms),
         )
-        if self.login is not None:
-            connection.realm = self.login.grant.realm
         connection.check_server(warn=warn)
+        if self.login is not None and self.login.sees_all:
+            connection.keys = Keys(self.prefix, ("", *read_realms(connection)))
         return connection
 
     def _credentials(self) -> AskedCredentials | SeveralPasswords | None:
@@ -92,6 +101,7 @@ def redis_options(function: Function) -> Function:
         credentials: Path | None,
         credential_provider: str | None,
         prefix: str,
+        realm: str | None,
         insecure: bool,
         ca_cert: str | None,
         cert: str | None,
@@ -104,7 +114,10 @@ def redis_options(function: Function) -> Function:
         login = None if credentials is None else read_login(credentials)
         tls = TLS(ca_cert, cert, key, login.grant.ca or None if login is not None else None)
         url, prefix = place_of(redis, redis_file, prefix, login)
-        where = RedisOptions(url, prefix, insecure, tls, credential_provider, login, proxy)
+        realms = tuple(realm.split(",")) if realm else ()
+        if login is not None:
+            realms = login.realms(realms)
+        where = RedisOptions(url, prefix, insecure, tls, credential_provider, login, proxy, realms)
         hide_passwords()
         return function(*args, redis=where, **options)
 
@@ -144,6 +157,12 @@ def redis_options(function: Function) -> Function:
                 default=DEFAULT_PREFIX,
                 show_default=True,
                 help="Prefix of every key in Redis.",
+            ),
+            click.option(
+                "--realm",
+                metavar="DIGITS,…",
+                envvar="BROKERFL_REALM",
+                help="Realm of a ServerApp's run, or realms that a node trusts: four digits each. [default: none]",
             ),
             click.option(
                 "--insecure",

@@ -199,7 +199,9 @@ def main(
     origin = project.origin
     reference, server_app = load_server_app(reference, project)
     adopt_log_of("flwr")
-    connection = redis.connect()
+    if len(redis.realms) > 1:
+        raise ConfigError("--realm of a ServerApp names one realm: that of its run")
+    connection = redis.connect(apart=True)
     run_id = None if resume is None else find_run(connection, resume)
     log_for(run=run_id)
     if resume is None:  # a signal that comes while the run is created waits until there is something to detach

@@ -37,6 +37,10 @@ class Receiver:
         """Return the nodes that lack a content; see `Outboxes.lacking`."""
         return self._outboxes.lacking()
 
+    def has_silent(self) -> bool:
+        """Return whether rings get lost; see `Outboxes.has_silent`."""
+        return self._outboxes.has_silent()
+
     def read(self, node_ids: Iterable[int]) -> None:
         """Bring what is new in these nodes' outboxes into the book, and delete settled replies."""
         nodes = set(node_ids)

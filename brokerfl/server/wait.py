@@ -22,8 +22,9 @@ from brokerfl.wire.status import Phase
 #: An iterator looks through all ids that it waits for after so many takes by others, as a part of them.
 _LOOK = 16
 
-#: Seconds between sweeps while a thread waits: they catch lost rings, lapsed leases and expired messages.
-SWEEP = 1.0
+#: Seconds between sweeps while a thread waits: they catch lost rings, lapsed leases and expired messages. There are as
+#: few of them as `_SOON` where rings get lost: any node may empty the bell.
+SWEEP, _SOON = 1.0, 0.05
 
 
 class Waits:
@@ -45,7 +46,7 @@ class Waits:
         self._progress = progress
         self._leader: object | None = None  # of the thread that collects
         self._is_full = False
-        self._swept = time.monotonic()
+        self._swept, self._pace = time.monotonic(), SWEEP
 
     def end(self, reason: Exception) -> None:
         """The run is over for this process: from now on every wait raises ``reason``."""
@@ -86,7 +87,7 @@ class Waits:
                 left = SWEEP if until is None else until - time.monotonic()
                 if not wanted.ids or left <= 0:
                     return None
-                seconds = min(left, SWEEP)
+                seconds = min(left, self._pace)
                 if not waits:
                     waits.append(self._progress.begin(Phase.REPLIES))
                 if self._leader is not None:
@@ -143,7 +144,7 @@ class Waits:
             if not self._session.reconcile_in_time(block or 0.0):
                 return
             rung = self._receiver.wait(block)
-            is_due = time.monotonic() - self._swept >= SWEEP or self._session.compared_at > self._swept
+            is_due = time.monotonic() - self._swept >= self._pace or self._session.compared_at > self._swept
             if rung is None or is_due:
                 self._sweep()
                 if rung is None:
@@ -164,6 +165,7 @@ class Waits:
 
     def _sweep(self) -> None:
         self._verdicts.sweep()
+        self._pace = max(_SOON, self._pace / 4) if self._receiver.has_silent() else min(SWEEP, 2 * self._pace)
         self._swept = time.monotonic()
 
     def _do_without_room(self, error: Exception, block: float | None) -> None:

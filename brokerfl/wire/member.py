@@ -90,6 +90,21 @@ def decode_member(data: bytes) -> Record:
         FrameError: it is malformed. A wrong signature is none.
         MissingExtra: cryptography is not installed.
     """
+    member, packed, operator, signature = _parts(data)
+    return Record(member, operator, is_signed(operator, signature, packed))
+
+
+def realm_in(data: bytes) -> str:
+    """Return the realm of a member; the signature is not looked at, for it needs cryptography.
+
+    Raises:
+        FrameError: the record is malformed.
+    """
+    return _parts(data)[0].realm
+
+
+def _parts(data: bytes) -> tuple[Member, bytes, str, bytes]:
+    """Return the member, what was signed, the operator's key, and the signature."""
     try:
         packed, operator, signature = _listed(unpack(data, MAX_MEMBER_BYTES), 3)
         kind, role, name, user, ed25519, x25519, passwords, at, prefix, node_id, labels, realm, realms = _listed(
@@ -104,8 +119,7 @@ def decode_member(data: bytes) -> Record:
             *(role, name, user, ed25519, x25519, tuple(passwords), float(at), prefix, node_id, dict(labels), realm),
             realms=tuple(realms),
         )
-        key = to_text(operator)
-        return Record(member, key, is_signed(key, signature, packed))
+        return member, packed, to_text(operator), bytes(signature)
     except (TypeError, ValueError, AttributeError) as error:
         raise FrameError(f"a member is malformed: {error}") from None
 

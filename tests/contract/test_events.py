@@ -200,6 +200,7 @@ def ended(backend: Backend) -> list[RunView]:
     return [run for run in read_overview(backend.connect()).runs if run.is_over]
 
 
+@pytest.mark.with_rights
 @pytest.mark.parametrize("how", [RunState.COMPLETED, RunState.STOPPED])
 def test_what_remains_of_a_run(backend: Backend, how: RunState) -> None:
     """For 30 days: what it was, its counts, and its numbers; also of one that somebody stopped."""

@@ -95,6 +95,7 @@ def test_an_inbox_is_an_error(backend: Backend) -> None:
         assert [number_in(reply) for reply in driver.replies(ids[:1], timeout=20)] == [1]
 
 
+@pytest.mark.with_rights
 def test_a_doorbell_is_replaced(backend: Backend) -> None:
     """Until then the node does not hear of new runs."""
     bench = Bench()

@@ -32,6 +32,7 @@ def test_a_named_node_stays_in_the_list(backend: Backend) -> None:
     assert states(backend) == states(backend) == {"berlin": NodeState.LOST}
 
 
+@pytest.mark.with_rights
 def test_a_forgotten_node_leaves_nothing_and_owes_nothing(backend: Backend) -> None:
     """Nothing of the registry is left; a run that waits for it gets Error 5 at once; others stay."""
     with driving(backend) as driver:

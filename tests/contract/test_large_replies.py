@@ -47,6 +47,7 @@ WITHOUT = ("redis-tls",)
 pytestmark = pytest.mark.usefixtures("small_chunks")
 
 
+@pytest.mark.with_rights
 def test_a_large_reply_travels_beside_its_entry(backend: Backend, tmp_path: Path) -> None:
     """Its chunks are in the data stream and not on disk, and leave Redis when the reply is settled."""
     with serving(backend, Counter().app, tmp_path) as node, driving(backend) as driver:

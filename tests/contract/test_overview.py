@@ -25,6 +25,7 @@ def view_of(backend: Backend, run_id: int) -> RunView:
     return next(run for run in overview(backend).runs if run.run_id == run_id)
 
 
+@pytest.mark.with_rights
 def test_runs_and_nodes(backend: Backend) -> None:
     """A run that is there, one without a ServerApp, one that has ended, and a node."""
     with federation(backend, nodes=1) as made, driving(backend) as driver:

@@ -56,6 +56,7 @@ WITHOUT = ("redis-tls",)
 # The state.
 
 
+@pytest.mark.with_rights
 def test_the_state_comes_back(backend: Backend) -> None:
     """Arrays, metrics and configs of the last commit are back after a resume, with types, order and empty lists."""
     arrays = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.zeros((0, 2), dtype=np.int64)}
@@ -223,6 +224,7 @@ def test_what_expired_is_not_adopted(backend: Backend) -> None:
         assert gate.calls == 1
 
 
+@pytest.mark.with_rights
 def test_what_nobody_adopts_is_cancelled_when_the_run_moves_on(backend: Backend) -> None:
     """An orphan outlasts checkpoints, and goes with the first push of a new group that also settles a reply."""
     with federation(backend, nodes=1) as nodes:

@@ -1,9 +1,11 @@
 """Rights: a server lets each role do what the rules say and nothing else, whatever its user tries."""
 
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -11,16 +13,20 @@ import pytest
 import redis as redis_py
 from redis.exceptions import NoPermissionError, ResponseError
 
-from brokerfl.broker.keys import Keys
+from brokerfl.broker.connection import Connection
+from brokerfl.broker.ending import stop_run
+from brokerfl.broker.keys import RUN_DIGITS, Keys
 from brokerfl.broker.nodes import node_id_of
 from brokerfl.broker.permissions import SAMPLES
-from brokerfl.broker.rules import COMMON, RIGHTS, RUN_DIGITS, WITHOUT_KEYS, Right, Role, sample
+from brokerfl.broker.rules import COMMON, RIGHTS, WITHOUT_KEYS, Right, Role, sample
+from brokerfl.broker.runs import list_runs, runs_of
+from brokerfl.broker.seen import look
 from brokerfl.broker.stream import LAST
 from brokerfl.server import Driver
 from tests import conftest
 from tests.apps import echo_app, number, number_in
 from tests.conftest import PREFIX, Backend
-from tests.rights import Actors
+from tests.rights import Actors, refusals
 from tests.stage import serving, start
 
 pytestmark = pytest.mark.timeout(120)
@@ -29,7 +35,8 @@ KEYS = Keys(PREFIX)
 
 #: Every key there is, as the rules write it.
 KINDS = (
-    "P:id", "P:probe", "P:nodes", "P:runs", "P:{N}:info", "P:{N}:lease", "P:{N}:ctl", "P:{N}:runs", "P:{N}:data:R",
+    "P:id", "P:probe", "P:nodes", "P:runs[:r]", "P:{N}:info", "P:{N}:lease", "P:{N}:ctl[:r]", "P:{N}:runs[:r]",
+    "P:{N}:data:R",
     "P:{run:R}:in:N", "P:{run:R}:out:N", "P:{run:R}:meta", "P:{run:R}:owner", "P:{run:R}:lease", "P:{run:R}:ledger",
     "P:{run:R}:groups", "P:{run:R}:nodes", "P:{run:R}:blobs", "P:{run:R}:context", "P:{run:R}:status",
     "P:{run:R}:events", "P:{run:R}:log", "P:{run:R}:past", "P:{run:R}:curves", "P:bell:{run:R}", "P:blob:R:c:{D}",
@@ -37,6 +44,9 @@ KINDS = (
 
 #: Keys of another federation, and such as nobody has.
 NOBODYS = ("other", f"{PREFIX}x:id", f"x{PREFIX}:id", f"{PREFIX}:idx", f"{PREFIX}:{{5}}", f"{PREFIX}:{{run:x}}:meta")
+
+#: What runs of no realm share.
+OF_NO_REALM = (f"{PREFIX}:runs", f"{PREFIX}:{{6}}:ctl", f"{PREFIX}:{{6}}:runs", f"{PREFIX}:{{5}}:runs")
 
 #: Keys of other nodes that look like those of node 5.
 ALIKE = (f"{PREFIX}:{{15}}:lease", f"{PREFIX}:{{51}}:lease", f"{PREFIX}:{{run:1234000000000000000}}:in:15")
@@ -70,7 +80,7 @@ def is_allowed(role: Role, command: str, kind: str, *, mine: bool, trusted: bool
         return (
             fnmatchcase(kind, key.replace("[", "[[]"))
             and (mine or role is not Role.NODE or "N" not in kind)
-            and (trusted or role not in (Role.NODE, Role.SERVER) or "R" not in kind)
+            and (trusted or role not in (Role.NODE, Role.SERVER) or not {"R", "r"} & {*re.findall("[a-zA-Z]+", kind)})
         )
 
     return any(
@@ -91,7 +101,7 @@ def tried(admin: redis_py.Redis, user: str, commands: list[list[str]]) -> list[b
 def test_a_server_allows_what_the_rules_say_and_nothing_else(actors: Actors, user: str) -> None:
     """Every command that brokerfl sends, for every key: one's own, another node's, and another realm's."""
     role, asked, expected = USERS[user], list[list[str]](), list[bool]()
-    nobodys = (*NOBODYS, *ALIKE) if role is Role.NODE else NOBODYS
+    nobodys = {Role.NODE: (*NOBODYS, *ALIKE, *OF_NO_REALM), Role.SERVER: (*NOBODYS, *OF_NO_REALM)}.get(role, NOBODYS)
     for name, text in SAMPLES.items():
         for kind, node, realm in product(KINDS, (ME, SOMEBODY), (OWN, OTHER)):
             asked.append(text.format(sample(kind, KEYS, node, realm)).split(" "))
@@ -251,7 +261,7 @@ def test_a_bell_that_others_ring_stops_nobody(actors: Actors, how: str) -> None:
         bell, done, rung = KEYS.bell(driver.run.run_id), threading.Event(), threading.Event()
         ring: Attack = {
             "the last id": ("XADD", bell, LAST, "n", honest),
-            "wiped": ("XADD", bell, "MAXLEN", 0, "*", "n", ""),
+            "wiped": ("XADD", bell, "MAXLEN", "=", 0, "*", "n", 77),
             "flooded": ("XADD", bell, "*", "n", honest),
             "too large": ("XADD", bell, "*", "n", "x" * 200_000),
         }[how]
@@ -276,7 +286,58 @@ def test_a_server_app_can_do_nothing_to_another_realm(actors: Actors) -> None:
     """One with the password of a ServerApp's user tries everything on a run of another user, and on nodes."""
     client, run, node = thief(actors, "thief-server"), int(OTHER.ljust(RUN_DIGITS, "7")), node_id_of(PREFIX, "honest")
     attacks = [*on_run(run, node), *on_node(node), *on_registry(node), *on_server()]
+    attacks += [("XADD", KEYS.ctl(node, realm), LAST, "r", "") for realm in ("", OTHER)]
+    attacks += [("HSET", KEYS.node_runs(node, realm), run, "frame") for realm in ("", OTHER)]
+    attacks += [("ZADD", KEYS.index(realm), -1, run) for realm in ("", OTHER)]
     assert [attack for attack in attacks if not refused(client, *attack)] == []
+
+
+def test_realms_are_apart(actors: Actors) -> None:
+    """Two users' runs go on beside each other; a node serves those of the realms that it trusts, and hears of no other.
+
+    Operators and observers see both, and stop what they want.
+    """
+
+    def backend(connect: Callable[[], Connection]) -> Backend:
+        return Backend("rights", connect, actors.admin, actors.url)
+
+    both = backend(lambda: actors.node_that_trusts("both", OWN, OTHER))
+    one = backend(lambda: actors.node_that_trusts("one", OWN))
+    actors.admin.acl_log_reset()
+    with serving(both, echo_app(), name="both") as of_both, serving(one, echo_app(), name="one") as of_one:
+        ours, theirs = (start(backend(partial(actors.server_in, realm))) for realm in (OWN, OTHER))
+        for driver, realm in ((ours, OWN), (theirs, OTHER)):
+            assert str(driver.run.run_id).startswith(realm)
+            assert len(str(driver.run.run_id)) == RUN_DIGITS
+        rounds(ours, [of_both.node_id, of_one.node_id], 3)
+        rounds(theirs, [of_both.node_id], 3)
+        [unheard] = theirs.push_messages([theirs.create_message(number(1), "train", of_one.node_id, "")])
+        rounds(ours, [of_both.node_id, of_one.node_id], 1)
+        assert theirs.pull_messages([unheard]) == []
+        realms = ("", OWN, OTHER)
+        operator, observer = (actors.connect_as(role.value, role, realms) for role in (Role.OPERATOR, Role.OBSERVER))
+        running = {ours.run.run_id, theirs.run.run_id}
+        assert {info.run_id for info in list_runs(operator)} == running
+        assert {seen.summary.run.run_id for seen in look(observer).runs} == running
+        assert [seen.summary.run.run_id for seen in look(actors.server_in(OWN)).runs] == [ours.run.run_id]
+        ours.end()
+        theirs.detach()
+        stop_run(operator, theirs.run.run_id)
+        statuses = {info.run_id: info.status for info in list_runs(operator)}
+        assert statuses == {ours.run.run_id: "completed", theirs.run.run_id: "stopped"}
+    assert refusals(actors.admin) == []
+    names = {key.decode().removeprefix(f"{PREFIX}:") for key in actors.admin.scan_iter()}
+    assert {"runs", f"{{{of_both.node_id}}}:runs"} & names == set()
+    assert {f"runs:{OWN}", f"runs:{OTHER}"} <= names
+
+
+def test_what_another_realm_writes_about_a_run_is_not_believed(actors: Actors) -> None:
+    """A node takes from the hash of a realm only what that realm's runs are."""
+    connection = actors.node_that_trusts("both", OWN, OTHER)
+    node, run = node_id_of(PREFIX, "both"), int(OTHER.ljust(RUN_DIGITS, "7"))
+    server = actors.server_in(OWN)
+    server.redis.hset(KEYS.node_runs(node, OWN), mapping={str(run): "forged", OWN.ljust(RUN_DIGITS, "7"): "frame"})
+    assert runs_of(connection, node) == {int(OWN.ljust(RUN_DIGITS, "7")): b"frame"}
 
 
 def test_an_observer_changes_nothing_and_reads_no_content(actors: Actors) -> None:

@@ -46,6 +46,7 @@ def silent_node(backend: Backend, name: str = "", lease: float = 0.6) -> Registr
     return registration
 
 
+@pytest.mark.with_rights
 def test_a_dead_unnamed_node_is_error_5(backend: Backend) -> None:
     """The message to an unnamed node that died becomes Error 5 once its lease lapsed; the others' replies come."""
     with federation(backend, nodes=1) as nodes, driving(backend) as driver:
@@ -200,6 +201,7 @@ def test_a_lost_ring_costs_only_time(backend: Backend) -> None:
         assert [number_in(reply) for reply in driver.send_and_receive(batch)] == [1, 1]
 
 
+@pytest.mark.with_rights
 def test_stop_ends_a_wait(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run stopped by someone else ends every wait with RunStopped at once; pushes are refused; no key remains."""
     monkeypatch.setattr(waiting, "SWEEP", 6.0)  # neither a sweep nor the heartbeat tells it: the bell does

@@ -14,7 +14,20 @@ from brokerfl.broker.outbox import Outgoing, publish
 from brokerfl.server import wait
 from tests.apps import Bench, Gate, driving, eventually, federation, number, number_in
 from tests.conftest import Backend
-from tests.stage import await_delivery, by_hand, first_contact, in_ledger, push, silent, start, warm_up
+from tests.stage import (
+    await_delivery,
+    by_hand,
+    first_contact,
+    in_ledger,
+    numbers,
+    push,
+    push_numbers,
+    seconds_between_sweeps,
+    silent,
+    start,
+    turns,
+    warm_up,
+)
 
 #: TLS changes nothing here; test_messages.py and test_nothing_lost.py have it. Sentinels would be counted, too.
 WITHOUT = ("redis-tls", "sentinel")
@@ -208,3 +221,23 @@ def test_the_ring_of_a_stop_keeps_the_bell_short(backend: Backend, monkeypatch: 
     driver.detach()
     assert in_ledger(backend, driver) == set()
     assert 0 < lengths[0] <= 2 * BELL_LENGTH
+
+
+def test_where_rings_get_lost_a_server_app_looks_more_often(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any node may empty the bell. Replies that nobody rang for are looked for soon, until nodes ring again."""
+    monkeypatch.setattr(wait, "SWEEP", 0.4)
+    bench = Bench()
+    with driving(backend) as driver, by_hand(backend, bench.app, None) as node:
+        keys, run = driver.connection.keys, driver.run.run_id
+        outbox, bell = keys.outbox(node.node_id, run), keys.bell(run)
+        assert seconds_between_sweeps(driver) == 0.4
+        ids = push_numbers(driver, node, 0)
+        turns(node, 1, bench)
+        eventually(lambda: backend.admin.xlen(outbox) == 1)
+        backend.admin.xtrim(bell, maxlen=0, approximate=False)
+        assert numbers(driver, ids) == [1]
+        assert seconds_between_sweeps(driver) == 0.1
+        ids = push_numbers(driver, node, 0)
+        turns(node, 2, bench)
+        assert numbers(driver, ids) == [2]
+        eventually(lambda: (driver.pull_messages([]), seconds_between_sweeps(driver))[1] == 0.4)
