@@ -44,6 +44,8 @@ USAGE = {
     "label's bytes": ((*NODE, "--label", "a=\udcff"), r"Invalid value for '--label': 'a=\\udcff' is not UTF-8"),
     "app's bytes": (("brokerfl-server", "s\udcff:app"), r"the app 's\\udcff:app' is not UTF-8"),
     "prefix": ((*NODE, "--prefix", "a b"), "the prefix 'a b' may contain only letters, digits"),
+    "realm": ((*NODE, "--realm", "1234,567"), "the realm '567' must be four digits, of which the first is not 0"),
+    "two realms": ((*SERVER, "--realm", "1234,2345"), "--realm of a ServerApp names one realm: that of its run"),
     "scheme": ((*NODE, "--redis", "http://127.0.0.1"), "the Redis URL http://127.0.0.1 must start with redis://"),
     "no scheme": ((*NODE, "--redis", "localhost:6379"), "the Redis URL localhost:6379 must start with redis://"),
     "port": ((*NODE, "--redis", "redis://127.0.0.1:http"), "the Redis URL redis://127.0.0.1:http cannot be read"),

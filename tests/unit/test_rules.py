@@ -90,6 +90,43 @@ def test_the_commands_say_what_they_do_to_a_key() -> None:
     assert mode_of(["xadd", "xrange"]) == "%RW"
 
 
+def test_what_no_rule_may_ever_allow() -> None:
+    """What a role may do to what is not its own, written a second time: a row that allows more is no slip."""
+    shared: dict[tuple[Role, str], set[str]] = {}
+    for right in RIGHTS:
+        for key in right.keys:
+            if right.role is Role.OBSERVER or not OWN.get(right.role, re.compile("")).search(key):
+                shared.setdefault((right.role, key), set()).update(right.commands)
+    writes = {command for command in SAMPLES if "W" in mode_of([command])}
+    assert {key: commands for (role, key), commands in shared.items() if role is Role.NODE} == {
+        "P:bell:{run:R}": {"xadd"},
+        "P:blob:R:c:{D}": {"get"},
+        "P:id": {"getrange"},
+        "P:nodes": {"sismember"},
+        "P:runs[:r]": {"zmscore"},
+        "P:probe": {"pexpire"},
+    }
+    assert {key: commands & writes for (role, key), commands in shared.items() if role is Role.SERVER} == {
+        "P:{N}:ctl[:r]": {"xadd"},
+        "P:{N}:runs[:r]": {"hset", "hdel", "pexpire"},
+        "P:{N}:info": set(),
+        "P:{N}:lease": set(),
+        "P:id": set(),
+        "P:nodes": set(),
+        "P:probe": {"pexpire"},
+    }
+    seen = {key: commands for (role, key), commands in shared.items() if role is Role.OBSERVER}
+    assert {key for key, commands in seen.items() if commands & writes} == {"P:probe"}
+    assert not [key for key in seen if re.search("context|ledger|in:N|out:N|data:R|blob|\\*", key)]
+
+
+#: The keys that are a role's own: of the node, of the runs of the realm, and what the realm alone has.
+OWN = {
+    Role.NODE: re.compile(r"\{N\}|:in:N|:out:N"),
+    Role.SERVER: re.compile(r"^P:\{run:R\}|^P:bell|^P:blob|:data:R|^P:runs"),
+}
+
+
 def test_who_has_an_id_and_who_has_a_realm() -> None:
     """A mistake here would give rights to too many."""
     for realm in ("12", "0123", "12345", "12a4", "*", ""):
