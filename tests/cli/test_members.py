@@ -309,6 +309,21 @@ def test_a_node_trusts_whom_it_is_told(plain: Consortium) -> None:
     assert "--trust eve: no server is called so (alice, bob)" in error
 
 
+def test_a_realm_is_never_given_twice(plain: Consortium) -> None:
+    """A server that was revoked leaves its realm, in which its runs are; who takes its name, gets them."""
+    plain.join("server", "alice")
+    plain.join("node", "n1")
+    ran("server", "revoke", "alice", *plain.operator)
+    [row] = plain.listed("server")
+    assert (row["name"], row["passwords"]) == ("alice", 0)
+    assert "there is no server alice" in refused("server", "grant", "alice", *plain.operator, code=23)
+    assert "trusts no server yet" in plain.join("node", "n2")
+    (plain.site("alice") / "alice.credentials").unlink()
+    plain.join("server", "alice")
+    [again] = plain.listed("server")
+    assert (again["realm"], again["passwords"]) == (row["realm"], 1)
+
+
 def _patterns(consortium: Consortium, user: str) -> set[str]:
     with consortium.admin() as admin:
         found = admin.execute_command("ACL", "GETUSER", user)

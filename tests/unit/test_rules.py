@@ -111,6 +111,7 @@ def test_what_no_rule_may_ever_allow() -> None:
         "P:{N}:runs[:r]": {"hset", "hdel", "pexpire"},
         "P:{N}:info": set(),
         "P:{N}:lease": set(),
+        "P:members": set(),
         "P:id": set(),
         "P:nodes": set(),
         "P:probe": {"pexpire"},
