@@ -2736,8 +2736,8 @@ STRANGERS = (
     Mutant(
         "a revoked member comes back with a restart",
         "broker/accounts.py",
-        'closed = ("ACL", "SETUSER", user, "reset")',
-        'closed = ("ACL", "WHOAMI")',
+        '_SAVE: Command = ("ACL", "SAVE")',
+        '_SAVE: Command = ("PING",)',
         "cli/test_members",
     ),
     Mutant(
