@@ -8,14 +8,21 @@ import pytest
 
 from brokerfl.broker.accounts import close_user, delete_user, set_user
 from brokerfl.broker.connection import Connection, connect
+from brokerfl.broker.credentials import SeveralPasswords
+from brokerfl.broker.keys import Keys
+from brokerfl.broker.members import Office, user_of
+from brokerfl.broker.nodes import Registration
+from brokerfl.broker.rules import Role
 from brokerfl.common import RedisAuthError, RedisUnreachable
+from brokerfl.common.credentials import Credentials
+from brokerfl.common.keypair import KeyPairs
 from tests.topology.fleets import ClusterFleet, Fleet, SentinelFleet
 from tests.topology.lab import PREFIX
 
 pytestmark = pytest.mark.timeout(180)
 
 
-@pytest.fixture(params=["sentinel", "cluster"])
+@pytest.fixture(scope="module", params=["sentinel", "cluster"])
 def several(request: pytest.FixtureRequest, redis_binary: Path) -> Iterator[Fleet]:
     """A primary and two replicas with Sentinels, and a Cluster whose primaries have a replica each."""
     made = SentinelFleet(redis_binary) if request.param == "sentinel" else ClusterFleet(redis_binary, replicas=1)
@@ -60,7 +67,34 @@ def test_a_server_that_does_not_answer_is_named(several: Fleet) -> None:
     with pytest.raises(RedisUnreachable, match=rf"not all servers were told: 127\.0\.0\.1:{lost} .*Do it again"):
         set_user(connection, "joe", rules)
     assert all("on" in user["flags"] for user in users(several).values())
+    several.restart(lost)
+    delete_user(connection, "joe")
     _close(connection)
+
+
+def test_a_node_has_a_login_of_its_own_on_all_of_them(several: Fleet) -> None:
+    """It is added with its rights everywhere, registers with them, and is cut off wherever it was connected."""
+    admin = connect(several.url, prefix=PREFIX)
+    office = Office(admin, KeyPairs.new())
+    owner, site = Credentials.new("server", "alice", {}), Credentials.new("node", "n1", {"site": "berlin"})
+    for each in (owner, site):
+        office.add(each.request(), None)
+    [alice] = office.owners(office.records()[-1].member)
+    assert [(each.member.name, each.is_genuine) for each in office.records()] == [("alice", True), ("n1", True)]
+    user, password = user_of(PREFIX, "node", "n1"), site.passwords[0]
+    login = SeveralPasswords(user, lambda: ("wrong", password))
+    node = connect(several.url, prefix=PREFIX, credentials=login, role=Role.NODE, realms=(alice.realm,))
+    registration = Registration(node, "n1")
+    registration.register()
+    assert registration.renew()
+    admin.keys = Keys(PREFIX, ("", alice.realm))
+    assert several.scan(f"*{{{registration.node_id}}}*")
+    assert office.revoke("node", "n1").servers == len([*several._living()])
+    with pytest.raises((RedisAuthError, RedisUnreachable)):
+        registration.renew()
+    assert not several.scan(f"*{{{registration.node_id}}}*")
+    assert [record.member.name for record in office.records()] == ["alice"]
+    _close(admin, node)
 
 
 def _a_replica(fleet: Fleet) -> int:
