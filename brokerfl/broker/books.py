@@ -255,11 +255,9 @@ def read_books(connection: Connection, run_id: int) -> Snapshot:
         pipe.lrange(keys.groups(run_id), 0, -1)
         pipe.hmget(keys.meta(run_id), "messages", "replies")
         ledger, members, groups, (messages, replies) = pipe.execute()
-    entries = {message_id.decode(): decode_entry(entry) for message_id, entry in ledger.items()}
-    skew = round(connection.clock.skew * 1000)
-    entries = {each: entry._replace(deadline=entry.deadline - skew) for each, entry in entries.items()}
-    nodes = {node for member in members if (node := parse_id(member)) is not None}
-    nodes |= {entry.node_id for entry in entries.values()}
+    skew, decoded = round(connection.clock.skew * 1000), {each.decode(): decode_entry(ledger[each]) for each in ledger}
+    entries = {each: entry._replace(deadline=entry.deadline - skew) for each, entry in decoded.items()}
+    nodes = nodes_in(members) | {entry.node_id for entry in entries.values()}
     return Snapshot(entries, nodes, int(messages or 0), int(replies or 0), groups)
 
 
@@ -281,11 +279,21 @@ def nodes_of(connection: Connection, run_id: int) -> set[int]:
     with map_errors(connection.url):
         redis = connection.at(keys.run_nodes(run_id)).redis
         members, entries = redis.smembers(keys.run_nodes(run_id)), redis.hvals(keys.ledger(run_id))
-    nodes = {node for member in members if (node := parse_id(member)) is not None}
+    nodes = nodes_in(members)
     for entry in entries:
         with suppress(FrameError):
             nodes.add(decode_entry(entry).node_id)
     return nodes
+
+
+def nodes_command(keys: Keys, run_id: int) -> tuple[str, str]:
+    """Return the command that asks for what `nodes_in` needs."""
+    return "SMEMBERS", keys.run_nodes(run_id)
+
+
+def nodes_in(members: Any) -> set[int]:
+    """Return the nodes in a run's set of nodes."""
+    return {node for member in members if (node := parse_id(member)) is not None}
 
 
 def is_ending(connection: Connection, run_id: int) -> bool:

@@ -21,7 +21,10 @@ from brokerfl.common.text import shown
 NOTHING = "-"
 
 #: Columns of numbers.
-_NUMBERS = ("bytes", "crashes", "errors", "queue", "last", "median", "memory", "answered")
+_NUMBERS = (
+    "bytes", "crashes", "errors", "queue", "last", "median", "memory", "answered", "nodes", "total",
+    "contents", "inboxes", "outboxes", "chunks", "context", "books",
+)  # fmt: skip
 
 format_option = click.option(
     "--format",

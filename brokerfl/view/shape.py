@@ -8,13 +8,14 @@ import math
 from datetime import datetime
 from typing import Any
 
+from brokerfl.broker.memory import RunMemory
 from brokerfl.view.overview import NodeView, Overview, RunView
 from brokerfl.view.watch import Sight
 from brokerfl.wire.origin import Origin
 
 
-def run_to_json(run: RunView, now: float) -> dict[str, Any]:
-    """Return a run. ``now`` is Unix time by Redis' clock, as in `Overview`."""
+def run_to_json(run: RunView, now: float, held: RunMemory | None = None) -> dict[str, Any]:
+    """Return a run. ``now`` is Unix time by Redis' clock, as in `Overview`; ``held`` is what was measured in Redis."""
     status, is_told, known = run.status, run.status.at > 0, run.run
     awaited = {each.node: each.since for each in status.awaited if each.since}
     return {
@@ -52,8 +53,22 @@ def run_to_json(run: RunView, now: float) -> dict[str, Any]:
         "bytes_out": status.bytes_out if is_told else None,
         "bytes_in": status.bytes_in if is_told else None,
         "memory": status.memory if is_told else None,
+        "held": held_to_json(held) if held else None,
         "metrics": {name: value if math.isfinite(value) else None for name, value in run.metrics.items()},
         "told": time_to_json(status.at),
+    }
+
+
+def held_to_json(held: RunMemory) -> dict[str, int]:
+    """Return what a run holds in Redis, in all and in parts."""
+    return {
+        "total": held.total,
+        "contents": held.contents,
+        "inboxes": held.inboxes,
+        "outboxes": held.outboxes,
+        "chunks": held.chunks,
+        "context": held.context,
+        "books": held.books,
     }
 
 

@@ -16,10 +16,11 @@ import pytest
 
 from brokerfl.cli.serving import listening
 from brokerfl.cli.site import serving, site
+from brokerfl.common.text import sized
 from brokerfl.view.reasons import NodeState, Reason, RunState
 from brokerfl.view.shape import node_to_json, run_to_json
 from brokerfl.view.watch import Sight, Watch
-from brokerfl.view.words import lasting, short_among, sized
+from brokerfl.view.words import lasting, short_among
 from tests.cli.browser import Browser, find_browser
 from tests.cli.conftest import DEADLINE, Broker, Commands, run_id
 from tests.cli.scene import HALF, HOSTILE, Scene, patient, scene
