@@ -53,6 +53,16 @@ def eventually(condition: Callable[[], object], within: float = 10.0) -> None:
         threading.Event().wait(0.01)
 
 
+@contextmanager
+def waiting(action: object) -> Iterator[threading.Thread]:
+    """Another thread of the app waits while the block runs, and until it has what it waits for."""
+    thread = threading.Thread(target=action)  # type: ignore[arg-type]
+    thread.start()
+    yield thread
+    thread.join(20)
+    assert not thread.is_alive()
+
+
 class Clock:
     """Takes the place of the module ``time`` in another module: it goes on when it is told to, or slept on.
 

@@ -13,7 +13,8 @@ from dataclasses import replace
 from redis.client import Pipeline
 
 from brokerfl.broker.blobs import expire_blobs
-from brokerfl.broker.books import Books, Snapshot, is_ending
+from brokerfl.broker.books import Books, is_ending
+from brokerfl.broker.change import Snapshot
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.contact import expire_at_node, expire_streams
 from brokerfl.broker.echoes import Echo, send_echoes

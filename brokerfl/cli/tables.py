@@ -70,7 +70,7 @@ def show_lines(lines: Sequence[Text]) -> None:
     _check()
 
 
-def show_done(record: dict[str, str], text: str, form: str) -> None:
+def show_done(record: Mapping[str, object], text: str, form: str) -> None:
     """Print what was done: as JSON, or in words."""
     click.echo(json.dumps(record) if form == "json" else text)
 

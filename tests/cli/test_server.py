@@ -5,8 +5,21 @@ import signal
 
 import pytest
 
+from brokerfl.cli.exits import Exit
 from tests.apps import eventually
-from tests.cli.conftest import DEADLINE, NEVER, Broker, Commands, Process, gated, node_id, run_id, runs
+from tests.cli.conftest import (
+    DEADLINE,
+    NEVER,
+    Broker,
+    Commands,
+    Process,
+    error_of,
+    gated,
+    listed,
+    node_id,
+    run_id,
+    runs,
+)
 from tests.conftest import PREFIX, keys_of
 
 pytestmark = pytest.mark.timeout(180)
@@ -162,6 +175,29 @@ def test_a_drained_run_comes_to_its_end(commands: Commands, broker: Broker) -> N
     server.ends(0)
     assert remaining(broker) == set()
     commands.run("brokerfl", "drain", run, code=30)
+
+
+def test_an_operator_cancels_what_a_node_hangs_on(commands: Commands, broker: Broker) -> None:
+    """The app gets Error 3 for it and comes to its end; what is not there has an exit code of its own."""
+    commands.node("--name", "site-9", *gated(commands.folder / "gate"))  # it never opens
+    server = commands.server("--run-config", "nodes=1")
+    run = run_id(server)
+    eventually(lambda: listed(commands)[0]["doing"], DEADLINE)
+    unknown = commands.start("brokerfl", "cancel", run, "f" * 32)
+    at_nobody = commands.start("brokerfl", "cancel", run, "--node", "nobody")
+    neither = commands.start("brokerfl", "cancel", run)
+    assert "has no message" in error_of(unknown.ends(Exit.MESSAGE_NOT_FOUND))
+    error_of(at_nobody.ends(Exit.NODE_NOT_FOUND))
+    error_of(neither.ends(Exit.USAGE))
+    assert server.is_running
+    done = json.loads(commands.run("brokerfl", "cancel", run[:6], "--node", "site-9", "--format", "json").out)
+    assert (done["run"], len(done["messages"])) == (run, 1)
+    server.wait_for(rf"An operator cancelled 1 messages of run {run}: site-9 ")
+    server.wait_for("Round 1: Error 3 of")
+    server.ends(0)
+    ended = [commands.start("brokerfl", "cancel", each, done["messages"][0]) for each in (run, "nothing")]
+    for process in ended:
+        process.ends(Exit.RUN_NOT_FOUND)
 
 
 def test_an_exception_in_main_detaches_the_run(commands: Commands, broker: Broker) -> None:
