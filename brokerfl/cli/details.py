@@ -26,6 +26,7 @@ from brokerfl.view.overview import NodeView, Overview, RunView
 from brokerfl.view.shape import held_to_json
 from brokerfl.view.words import lasting
 from brokerfl.wire.origin import Origin
+from brokerfl.wire.status import NodeStatus
 
 #: Columns of what a line is about.
 _WIDTH = 12
@@ -143,8 +144,17 @@ def _of_node(node: NodeView, overview: Overview) -> Iterator[tuple[str, str | Te
     yield "queue", f"{status.queue} messages"
     yield "executed", f"{status.done} messages, {status.errors} exceptions"
     yield "last error", status.error
+    yield from _dead(status, now)
     yield "durations", _durations(status.last, status.median)
     yield "disk", f"{sized(status.disk)} free" if status.disk else ""
+
+
+def _dead(status: NodeStatus, now: float) -> Iterator[tuple[str, str]]:
+    """Yield a line for each message that is told of those that killed the node, and one for the others."""
+    for each in status.latest_dead:
+        yield "dead", f"message {each.message}, run {short(each.run)}: {each.crashes} crashes, {_moment(each.at, now)}"
+    if (rest := status.dead - len(status.latest_dead)) > 0:
+        yield "dead", f"and {rest} more messages"
 
 
 def _durations(last: float, median: float) -> str:

@@ -105,6 +105,11 @@ def node_to_json(node: NodeView, now: float) -> dict[str, Any]:
         "host": status.host or None,
         "pid": status.pid or None,
         "disk_free": status.disk or None,
+        "dead": status.dead if is_told else None,
+        "latest_dead": [
+            {"run": str(each.run), "message": each.message, "crashes": each.crashes, "at": time_to_json(each.at)}
+            for each in status.latest_dead
+        ],
         "labels": info.labels,
     }
 

@@ -41,7 +41,7 @@ def main(driver: Driver, context: Context) -> None:
 RUN_COLUMNS = ["RUN", "NAME", "APP", "STATE", "ROUND", "ANSWERED", "ERRORS", "WAITING FOR", "AGE", "MEMORY", "WHY"]
 
 NODE_COLUMNS = [
-    "NODE", "NAME", "STATE", "SEEN", "DOING", "SINCE", "QUEUE", "LAST", "MEDIAN", "ERRORS", "LAST ERROR", "APP",
+    "NODE", "NAME", "STATE", "SEEN", "DOING", "SINCE", "QUEUE", "LAST", "MEDIAN", "ERRORS", "DEAD", "LAST ERROR", "APP",
     "HOST", "LABELS",
 ]  # fmt: skip
 
