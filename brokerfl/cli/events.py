@@ -62,7 +62,7 @@ def events(run: str, redis: RedisOptions, follow: bool) -> None:
 @redis_options
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is logged from now on, until the run ends.")
 def log_(run: str, redis: RedisOptions, follow: bool) -> None:
-    """Show what the ServerApp of the run RUN logged, about the last 5,000 lines.
+    """Show what the ServerApp of the run RUN logged, and its nodes with --share-log, about the last 5,000 lines.
 
     The log is kept until the run ends.
     """
