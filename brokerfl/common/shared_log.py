@@ -27,7 +27,7 @@ class SharedLog(Handler):
         super().__init__(INFO)
         self._most_waiting = most_waiting
         self._lines: list[str] = []
-        self._left_out = 0
+        self._left_out = self._noted = 0
 
     def emit(self, record: LogRecord) -> None:
         """Keep the line of a record."""
@@ -38,14 +38,13 @@ class SharedLog(Handler):
 
     def lines(self) -> list[str]:
         """Return the lines that wait, as they are printed."""
-        lines = self._lines[:]
-        return [*lines, f"… and {self._left_out} more lines"] if self._left_out else lines
+        lines, self._noted = self._lines[:], self._left_out
+        return [*lines, f"… and {self._noted} more lines"] if self._noted else lines
 
     def sent(self, lines: list[str]) -> None:
         """These lines, which `lines` returned, were sent."""
-        if len(lines) > self._most_waiting:
-            lines, self._left_out = lines[: self._most_waiting], 0
-        del self._lines[: len(lines)]
+        del self._lines[: len(lines) - bool(self._noted)]
+        self._left_out, self._noted = self._left_out - self._noted, 0
 
 
 class LogOfRuns(Handler):

@@ -101,11 +101,13 @@ def test_a_node_shares_its_log_on_purpose(commands: Commands, broker: Broker) ->
     closed.wait_for("Training begins")
     closed.send(signal.SIGTERM)
     closed.ends(0)
+    shared = commands.run("brokerfl", "log", run_id(server)).out
+    assert "node open" in shared
+    assert "node closed" not in shared
+    assert "serves client:app" not in shared
     commands.write("gate", "")
     server.ends(0)
     logger.ends(0)
-    assert "node closed" not in logger.out
-    assert "serves client:app" not in logger.out
 
 
 def test_a_run_that_is_not_there(commands: Commands, broker: Broker) -> None:
