@@ -2920,7 +2920,7 @@ PROCESSES = (
     ),
     Mutant(
         "nobody says that an app begins at its start",
-        "cli/server.py",
+        "cli/life.py",
         'if how == "resumed" and not keeps_something(server_app, driver.context.state):',
         "if False:",
         "cli/test_resume",
