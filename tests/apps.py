@@ -8,10 +8,12 @@ from pathlib import Path
 
 from redis import Redis
 
+from brokerfl.broker.connection import Connection
 from brokerfl.client import ClientApp
 from brokerfl.common import Array, ConfigsRecord, Context, Message, MetricsRecord, ParametersRecord, RecordSet
 from brokerfl.server import Driver
 from brokerfl.testing import Federation
+from brokerfl.view.overview import RunView, read_overview
 from tests.conftest import Backend
 
 
@@ -61,6 +63,11 @@ def waiting(action: object) -> Iterator[threading.Thread]:
     yield thread
     thread.join(20)
     assert not thread.is_alive()
+
+
+def runs_seen(connection: Connection) -> list[RunView]:
+    """The runs as an operator sees them, the newest first."""
+    return [*read_overview(connection).runs]
 
 
 class Clock:
