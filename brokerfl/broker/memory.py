@@ -11,7 +11,7 @@ from typing import Any
 
 from brokerfl.broker.books import nodes_command, nodes_in
 from brokerfl.broker.capacity import ServerMemory as ServerMemory
-from brokerfl.broker.capacity import memory_in
+from brokerfl.broker.capacity import info_in, memory_in
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import found_or_none, map_errors, translate
 from brokerfl.broker.servers import Server
@@ -87,19 +87,14 @@ def info_of(server: Server, url: str, *sections: str) -> Mapping[str, Any]:
     Raises:
         RedisUnreachable: it does not answer.
     """
-    with map_errors(url), server.redis.pipeline(transaction=False) as pipe:
-        for section in sections:
-            pipe.info(section)
-        answers = pipe.execute(raise_on_error=False)
-    merged: dict[str, Any] = {}
+    with map_errors(url):
+        answers = server.sockets.exchange([("INFO", section) for section in sections])
     for answer in answers:
         if isinstance(answer, Exception):
             error = translate(answer, url)
             if error is not None and not isinstance(error, RedisAuthError):
                 raise error from answer
-        else:
-            merged |= answer
-    return merged
+    return info_in(answers)
 
 
 def memory_of_run(connection: Connection, run_id: int, node_ids: Collection[int]) -> RunMemory:
