@@ -573,8 +573,8 @@ BOOK = (
     Mutant(
         "any number of runs is looked at at once",
         "broker/runs.py",
-        "_AT_ONCE = 1000",
-        "_AT_ONCE = 10**9",
+        "_TIDIED, _SETTLED = 100, 3600.0",
+        "_TIDIED, _SETTLED = 10**9, 3600.0",
         "contract/test_not_trusted",
     ),
     Mutant(
@@ -2327,8 +2327,8 @@ ENDING = (
     Mutant(
         "the index is believed",
         "broker/runs.py",
-        "mark_as_ended(gather.at(keys.index_of(run_id)), keys, run_id, tombstone)",
-        "pass",
+        "            mark_as_ended(gather.at(keys.index_of(run_id)), keys, run_id, tombstone)\n",
+        "            pass\n",
         "contract/test_ending",
     ),
     Mutant(
@@ -2658,10 +2658,10 @@ STRANGERS = (
     ),
     Mutant(
         "a foreign member of the runs is one",
-        "broker/runs.py",
-        "if run_id is not None and -score / 1000 <= now + MOST_RETENTION:",
+        "broker/seen.py",
+        "if run_id is not None and oldest <= score <= newest:",
         "if run_id is not None:",
-        "contract/test_not_trusted",
+        "contract/test_overview contract/test_not_trusted",
     ),
     Mutant(
         "all members of the registry are looked at at once",
@@ -2962,7 +2962,7 @@ PROCESSES = (
     ),
     Mutant(
         "nobody says that an app begins at its start",
-        "cli/server.py",
+        "cli/life.py",
         'if how == "resumed" and not keeps_something(server_app, driver.context.state):',
         "if False:",
         "cli/test_resume",

@@ -222,7 +222,7 @@ _OPERATOR = (
 )
 
 _EVERYBODY = tuple(
-    Right(role, ("pexpire",), ("P:probe",), "asks whether Redis takes writes, with a key that nobody can make")
+    Right(role, ("pexpire",), ("P:probe:{P:id}",), "asks whether Redis takes writes, with a key that nobody can make")
     for role in Role
 )
 

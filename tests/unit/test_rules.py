@@ -104,7 +104,7 @@ def test_what_no_rule_may_ever_allow() -> None:
         "P:id": {"getrange"},
         "P:nodes": {"sismember"},
         "P:runs[:r]": {"zmscore"},
-        "P:probe": {"pexpire"},
+        "P:probe:{P:id}": {"pexpire"},
     }
     assert {key: commands & writes for (role, key), commands in shared.items() if role is Role.SERVER} == {
         "P:{N}:ctl[:r]": {"xadd"},
@@ -113,10 +113,10 @@ def test_what_no_rule_may_ever_allow() -> None:
         "P:{N}:lease": set(),
         "P:id": set(),
         "P:nodes": set(),
-        "P:probe": {"pexpire"},
+        "P:probe:{P:id}": {"pexpire"},
     }
     seen = {key: commands for (role, key), commands in shared.items() if role is Role.OBSERVER}
-    assert {key for key, commands in seen.items() if commands & writes} == {"P:probe"}
+    assert {key for key, commands in seen.items() if commands & writes} == {"P:probe:{P:id}"}
     assert not [key for key in seen if re.search("context|ledger|in:N|out:N|data:R|blob|\\*", key)]
 
 
