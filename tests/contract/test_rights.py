@@ -323,7 +323,7 @@ def test_realms_are_apart(actors: Actors) -> None:
         ours.end()
         theirs.detach()
         stop_run(operator, theirs.run.run_id)
-        statuses = {info.run_id: info.status for info in runs_seen(operator)}
+        statuses = {info.run_id: info.state for info in runs_seen(operator)}
         assert statuses == {ours.run.run_id: "completed", theirs.run.run_id: "stopped"}
     assert refusals(actors.admin) == []
     names = {key.decode().removeprefix(f"{PREFIX}:") for key in actors.admin.scan_iter()}
