@@ -18,6 +18,7 @@ from brokerfl.broker.bounded import OversizeError
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import found_or_none, map_errors
 from brokerfl.broker.gather import Gather
+from brokerfl.broker.rules import allows
 from brokerfl.broker.stream import entries_of_one
 from brokerfl.wire.event import Event, Kind, decode_event, encode_event
 
@@ -89,9 +90,13 @@ class Events:
 def send_lines(connection: Connection, lines: Mapping[int, Iterable[str]]) -> None:
     """Write lines of a node's log into the logs of runs. What has ended, has no log, or has no room takes none.
 
+    With the rights of a node nothing is written: whoever may add to a log may also empty it.
+
     Raises:
         RedisUnreachable: unknown whether they were written.
     """
+    if not allows(connection.role, "xadd", "P:{run:R}:log"):
+        return
     gather = Gather(connection)
     for run_id, of_run in lines.items():
         key = connection.keys.log(run_id)

@@ -23,7 +23,7 @@ def is_called_off(reply: Message) -> bool:
 
 def asked(backend: Backend, driver: Driver) -> set[str]:
     """What of the run is to be cancelled."""
-    return asked_to_cancel(backend.connect(), driver.run.run_id)
+    return asked_to_cancel(backend.by_hand(), driver.run.run_id)
 
 
 def test_an_app_that_waits_goes_on(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
