@@ -573,8 +573,8 @@ BOOK = (
     Mutant(
         "any number of runs is looked at at once",
         "broker/runs.py",
-        "_AT_ONCE = 1000",
-        "_AT_ONCE = 10**9",
+        "_TIDIED, _SETTLED = 100, 3600.0",
+        "_TIDIED, _SETTLED = 10**9, 3600.0",
         "contract/test_not_trusted",
     ),
     Mutant(
@@ -2327,8 +2327,8 @@ ENDING = (
     Mutant(
         "the index is believed",
         "broker/runs.py",
-        "mark_as_ended(gather.at(keys.index_of(run_id)), keys, run_id, tombstone)",
-        "pass",
+        "            mark_as_ended(gather.at(keys.index_of(run_id)), keys, run_id, tombstone)\n",
+        "            pass\n",
         "contract/test_ending",
     ),
     Mutant(
@@ -2601,6 +2601,48 @@ STRANGERS = (
         "contract/test_not_trusted",
     ),
     Mutant(
+        "a reply without its ring is nothing special",
+        "broker/outbox.py",
+        "return not answered <= self._rang | {*self._heard}",
+        "return False",
+        "contract/test_wakeups",
+    ),
+    Mutant(
+        "a realm says what runs of another are",
+        "broker/runs.py",
+        "if run_id is not None and keys.realm_of(run_id) == realm:",
+        "if run_id is not None:",
+        "contract/test_rights",
+    ),
+    Mutant(
+        "a realm shares its index with others",
+        "broker/keys.py",
+        'return _in_realm(f"{self.prefix}:runs", realm)',
+        'return f"{self.prefix}:runs"',
+        "contract/test_rights",
+    ),
+    Mutant(
+        "a node registers itself, whoever did so before",
+        "broker/nodes.py",
+        "if redis.sismember(registry, node):",
+        "if False:",
+        "contract/test_rights",
+    ),
+    Mutant(
+        "a node asks how much memory there is, which it may not",
+        "broker/room.py",
+        'if allows(connection.role, "info"):',
+        "if True:",
+        "contract/test_nothing_lost",
+    ),
+    Mutant(
+        "a node has the rights of all nodes",
+        "broker/rules.py",
+        '"N": node,',
+        '"N": _ANY,',
+        "contract/test_rights",
+    ),
+    Mutant(
         "a node may have been online since for ever",
         "broker/node_info.py",
         "since = since if 0 <= since < _YEAR_9999 else 0.0",
@@ -2616,10 +2658,10 @@ STRANGERS = (
     ),
     Mutant(
         "a foreign member of the runs is one",
-        "broker/runs.py",
-        "if run_id is not None and -score / 1000 <= now + MOST_RETENTION:",
+        "broker/seen.py",
+        "if run_id is not None and oldest <= score <= newest:",
         "if run_id is not None:",
-        "contract/test_not_trusted",
+        "contract/test_overview contract/test_not_trusted",
     ),
     Mutant(
         "all members of the registry are looked at at once",
@@ -2976,7 +3018,7 @@ PROCESSES = (
     ),
     Mutant(
         "nobody says that an app begins at its start",
-        "cli/server.py",
+        "cli/life.py",
         'if how == "resumed" and not keeps_something(server_app, driver.context.state):',
         "if False:",
         "cli/test_resume",

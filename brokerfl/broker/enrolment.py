@@ -12,7 +12,7 @@ from brokerfl.broker.failure import map_errors
 from brokerfl.broker.gather import Gather
 from brokerfl.broker.keys import BELL_LENGTH, MOST_RETENTION, milliseconds, parse_id
 from brokerfl.broker.presence import remove
-from brokerfl.broker.runs import run_ids
+from brokerfl.broker.runs import going_on
 
 
 def enrol(connection: Connection, node_id: int, name: str, labels: Mapping[str, str]) -> None:
@@ -48,7 +48,7 @@ def _runs_at(connection: Connection, node_id: int) -> list[int]:
     for key in (keys.node_runs(node_id, realm) for realm in keys.realms):
         [answer] = connection.at(key).sockets.exchange([("HKEYS", key)], [_MOST_RUNS])
         if isinstance(answer, OversizeError):
-            return run_ids(connection)
+            return going_on(connection)
         if not isinstance(answer, Exception):
             found += (run_id for name in answer if (run_id := parse_id(name)) is not None)
     return found
@@ -61,7 +61,7 @@ _MOST_RUNS = 1024 * 1024
 def _ring(connection: Connection) -> None:
     """Have all ServerApps look at their nodes now."""
     gather = Gather(connection)
-    for run_id in run_ids(connection):
+    for run_id in going_on(connection):
         bell = connection.keys.bell(run_id)
         gather.at(bell).xadd(bell, {"n": ""}, maxlen=BELL_LENGTH, nomkstream=True)
     with map_errors(connection.url):

@@ -10,7 +10,7 @@ first tag counts: with one in the prefix, all keys share a slot.
     key               type              lives
     P:id              string            forever: the identity of this Redis data set
     P:members         hash              forever: who was given a login, signed by an operator; only operators write it
-    P:probe           -                 is never written: its lifetime is set to see whether Redis takes writes
+    P:probe:{P:id}    -                 is never written: its lifetime is set to see whether Redis takes writes
     P:nodes           set               forever; a member goes when its info is gone
     P:runs            sorted set        forever; a member goes `MOST_RETENTION` after its run ended
     P:{N}:info        hash              a named node: `MOST_RETENTION` after it was last seen, or until it is forgotten;
@@ -140,7 +140,8 @@ class Keys:
 
     @property
     def probe(self) -> str:
-        return f"{self.prefix}:probe"
+        """In the slot of the identity."""
+        return f"{self.prefix}:probe:{{{self.identity}}}"
 
     @property
     def nodes(self) -> str:
@@ -233,6 +234,9 @@ class Keys:
         """The key of a chunk, which is called as `uploaded_by` says."""
         return f"{self.prefix}:blob:{run_id}:{int.from_bytes(chunk[:8], 'big')}:{{{chunk[8:].hex()}}}"
 
+    def cancelled(self, run_id: int) -> str:
+        return self._run(run_id, "cancelled")
+
     def context(self, run_id: int) -> str:
         return self._run(run_id, "context")
 
@@ -269,6 +273,7 @@ class Keys:
             self.context(run_id),
             self.blobs(run_id),
             self.run_nodes(run_id),
+            self.cancelled(run_id),
             self.groups(run_id),
             self.run_status(run_id),
             self.events(run_id),

@@ -20,7 +20,6 @@ from brokerfl.broker.identity import ensure_identity
 from brokerfl.broker.keys import REALM_DIGITS
 from brokerfl.broker.nodes import node_id_of
 from brokerfl.broker.rules import Role, acl_of
-from brokerfl.broker.runs import run_ids
 from brokerfl.common import ConfigError, CredentialsError, FrameError, log
 from brokerfl.common.credentials import Credentials, Party, Request
 from brokerfl.common.keypair import KeyPairs
@@ -173,9 +172,8 @@ class Office:
         return tuple(servers[name] for name in names)
 
     def _free_realm(self) -> str:
-        """Return a realm that no server has, and in which there is no run of one that was revoked."""
+        """Return a realm that no server has, or had: the runs of one that was revoked are in its realm."""
         taken = {NOBODY, *(each.member.realm for each in self.records())}
-        taken.update(str(run_id)[:REALM_DIGITS] for run_id in run_ids(self.connection, ended=True))
         first = 10 ** (REALM_DIGITS - 1)
         free = sorted({str(number) for number in range(first, 10 * first)} - taken)
         if not free:

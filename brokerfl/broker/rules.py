@@ -191,6 +191,12 @@ _SEES = (
         "shows what runs are at",
     ),
     (("xrange",), ("P:{run:R}:events", "P:{run:R}:log"), "shows what happened, and the log"),
+    (("smembers", "hvals"), ("P:{run:R}:nodes", "P:{run:R}:blobs"), "knows which streams and chunks a run has"),
+    (
+        ("memory|usage", "xlen", "strlen"),
+        ("P:{run:R}:*", "P:bell:{run:R}", "P:{N}:data:R", "P:blob:R:c:{D}"),
+        "shows how many bytes a run holds",
+    ),
     (("exists", "mget", "get", "hget", "hmget", "hstrlen"), ("P:{N}:info", "P:{N}:lease"), "shows what nodes do"),
     (("zrange", "zrangebyscore", "zmscore"), ("P:runs[:r]",), "lists runs"),
     (("sscan", "smismember", "sismember"), ("P:nodes",), "lists nodes"),
@@ -204,8 +210,8 @@ _STOPS = "drains and stops runs, and deletes what is left of them"
 
 _OPERATOR = (
     *(Right(Role.OPERATOR, *row) for row in _SEES),
-    Right(Role.OPERATOR, ("smembers", "hvals"), ("P:{run:R}:nodes", "P:{run:R}:ledger", "P:{run:R}:blobs"), _STOPS),
-    Right(Role.OPERATOR, ("watch", "get", "set", "pexpire", "unlink", "hset", "xadd"), _OF_RUN, _STOPS),
+    Right(Role.OPERATOR, ("hvals", "hgetall"), ("P:{run:R}:ledger",), "cancels messages, and stops runs"),
+    Right(Role.OPERATOR, ("watch", "get", "pttl", "set", "pexpire", "unlink", "hset", "sadd", "xadd"), _OF_RUN, _STOPS),
     Right(
         Role.OPERATOR,
         ("watch", "exists", "get", "unlink", "hexists", "hset", "hdel", "xadd", "pttl"),
@@ -228,7 +234,7 @@ _OPERATOR = (
 )
 
 _EVERYBODY = tuple(
-    Right(role, ("pexpire",), ("P:probe",), "asks whether Redis takes writes, with a key that nobody can make")
+    Right(role, ("pexpire",), ("P:probe:{P:id}",), "asks whether Redis takes writes, with a key that nobody can make")
     for role in Role
 )
 

@@ -8,11 +8,11 @@ from brokerfl.cli.dashboard import dashboard
 from brokerfl.cli.dead import dead
 from brokerfl.cli.demo import demo
 from brokerfl.cli.doctor import doctor
-from brokerfl.cli.draining import drain
 from brokerfl.cli.events import compare, events, export, log_
 from brokerfl.cli.members import ROLES, group_of
 from brokerfl.cli.metrics import metrics
 from brokerfl.cli.nodes import nodes
+from brokerfl.cli.requests import cancel, drain
 from brokerfl.cli.runs import runs, stop
 from brokerfl.cli.secure import secure_command
 from brokerfl.cli.show import show
@@ -28,7 +28,7 @@ def main() -> None:
 
 
 for command in (
-    *(up, demo, top, runs, nodes, show, events, log_, compare, export, drain, stop, pause, resume, node_health),
+    *(up, demo, top, runs, nodes, show, events, log_, compare, export, cancel, drain, stop, pause, resume, node_health),
     *(doctor, dead, dashboard, metrics, certs, secure_command),
     *(group_of(role, what) for role, what in ROLES),
 ):

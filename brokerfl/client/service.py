@@ -5,6 +5,7 @@ to another Redis. It must not know how messages are read, or who holds the lease
 """
 
 import time
+from dataclasses import replace
 from logging import INFO
 
 from brokerfl.broker.clock import Clock
@@ -49,7 +50,11 @@ class Service:
     def status(self, clock: Clock) -> NodeStatus:
         """Return what the node says of itself; ``clock`` is what is known of Redis' clock."""
         disk, paused = self.executor.free_disk(), self._worklist.is_paused
-        return self.executor.activity.status(clock, self._worklist.queued, disk, is_paused=paused, is_full=self.is_full)
+        status = self.executor.activity.status(
+            clock, self._worklist.queued, disk, is_paused=paused, is_full=self.is_full
+        )
+        aside = self.executor.aside
+        return replace(status, dead=aside.count, latest_dead=aside.latest)
 
     def keep_only(self, frames: dict[int, bytes]) -> None:
         """Serve these runs: add new ones, and drop what is queued for those that are over."""

@@ -157,6 +157,7 @@ def test_a_full_redis_refuses_the_push_and_nothing_else(backend: Backend) -> Non
         assert number_in(reply) == 2
 
 
+@pytest.mark.with_rights
 def test_a_reply_waits_until_there_is_room(backend: Backend) -> None:
     """A node whose reply a full Redis refuses keeps it, and the message with it, and publishes when there is room."""
     if not backend.is_real:

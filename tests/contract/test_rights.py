@@ -19,12 +19,12 @@ from brokerfl.broker.keys import RUN_DIGITS, Keys
 from brokerfl.broker.nodes import node_id_of
 from brokerfl.broker.permissions import SAMPLES
 from brokerfl.broker.rules import COMMON, RIGHTS, WITHOUT_KEYS, Right, Role, sample
-from brokerfl.broker.runs import list_runs, runs_of
+from brokerfl.broker.runs import runs_of
 from brokerfl.broker.seen import look
 from brokerfl.broker.stream import LAST
 from brokerfl.server import Driver
 from tests import conftest
-from tests.apps import echo_app, number, number_in
+from tests.apps import echo_app, number, number_in, runs_seen
 from tests.conftest import PREFIX, Backend
 from tests.rights import Actors, refusals
 from tests.stage import serving, start
@@ -35,7 +35,7 @@ KEYS = Keys(PREFIX)
 
 #: Every key there is, as the rules write it.
 KINDS = (
-    "P:id", "P:probe", "P:nodes", "P:runs[:r]", "P:{N}:info", "P:{N}:lease", "P:{N}:ctl[:r]", "P:{N}:runs[:r]",
+    "P:id", "P:probe:{P:id}", "P:nodes", "P:runs[:r]", "P:{N}:info", "P:{N}:lease", "P:{N}:ctl[:r]", "P:{N}:runs[:r]",
     "P:{N}:data:R",
     "P:{run:R}:in:N", "P:{run:R}:out:N", "P:{run:R}:meta", "P:{run:R}:owner", "P:{run:R}:lease", "P:{run:R}:ledger",
     "P:{run:R}:groups", "P:{run:R}:nodes", "P:{run:R}:blobs", "P:{run:R}:context", "P:{run:R}:status",
@@ -317,13 +317,13 @@ def test_realms_are_apart(actors: Actors) -> None:
         realms = ("", OWN, OTHER)
         operator, observer = (actors.connect_as(role.value, role, realms) for role in (Role.OPERATOR, Role.OBSERVER))
         running = {ours.run.run_id, theirs.run.run_id}
-        assert {info.run_id for info in list_runs(operator)} == running
+        assert {info.run_id for info in runs_seen(operator)} == running
         assert {seen.summary.run.run_id for seen in look(observer).runs} == running
         assert [seen.summary.run.run_id for seen in look(actors.server_in(OWN)).runs] == [ours.run.run_id]
         ours.end()
         theirs.detach()
         stop_run(operator, theirs.run.run_id)
-        statuses = {info.run_id: info.status for info in list_runs(operator)}
+        statuses = {info.run_id: info.state for info in runs_seen(operator)}
         assert statuses == {ours.run.run_id: "completed", theirs.run.run_id: "stopped"}
     assert refusals(actors.admin) == []
     names = {key.decode().removeprefix(f"{PREFIX}:") for key in actors.admin.scan_iter()}
