@@ -8,6 +8,7 @@ from itertools import islice
 
 from brokerfl.common import RecordSet
 from brokerfl.common.array import memory_of
+from brokerfl.wire.cipher import CLEAR, Cipher
 from brokerfl.wire.frame import CONTENT, Fields
 from brokerfl.wire.payload import EncodedContent, is_large
 from brokerfl.wire.record import encode_content
@@ -21,10 +22,12 @@ class Contents:
 
     Args:
         uploader: the number of the run's owner that uploads the large ones.
+        cipher: seals them.
     """
 
-    def __init__(self, uploader: int = 0) -> None:
+    def __init__(self, uploader: int = 0, cipher: Cipher = CLEAR) -> None:
         self._uploader = uploader
+        self._cipher = cipher
         self._by_record: dict[int, EncodedContent] = {}
         self._by_memory: dict[Hashable, EncodedContent] = {}
         self._by_look: dict[Hashable, tuple[Fields, EncodedContent]] = {}
@@ -36,7 +39,7 @@ class Contents:
             fields = encode_content(record)
             memory = (fields[CONTENT], *(memory_of(data) for data in islice(fields.values(), 1, None)))
             if memory not in self._by_memory:
-                self._by_memory[memory] = self._equal(fields) if is_large(fields) else EncodedContent(fields)
+                self._by_memory[memory] = self._equal(fields) if is_large(fields) else self._encoded(fields)
             self._by_record[id(record)] = self._by_memory[memory]
         return self._by_record[id(record)]
 
@@ -51,10 +54,13 @@ class Contents:
             other, encoded = self._by_look[look]
             if all(map(_are_equal, fields.values(), other.values())):
                 return encoded
-        hashed = EncodedContent(fields, self._uploader)
+        hashed = self._encoded(fields)
         encoded = self._by_name.setdefault(hashed.name, hashed)
         self._by_look.setdefault(look, (fields, encoded))
         return encoded
+
+    def _encoded(self, fields: Fields) -> EncodedContent:
+        return EncodedContent(fields, self._uploader, self._cipher)
 
     def __iter__(self) -> Iterator[EncodedContent]:
         return iter({id(content): content for content in self._by_memory.values()}.values())

@@ -10,6 +10,8 @@ A stream entry holds these fields:
     c      version byte + msgpack description of the content; absent in an Error reply
     m      for a large content, instead of c and the buffers: version byte + msgpack manifest of its chunks (`payload`)
     0, 1…  one raw buffer per array, in the order of the description
+    e      of a sealed run, instead of c and the buffers, or with the reason of an Error: what is sealed (`cipher`)
+    s      of a signed run: the signature of all that (`signing`)
 """
 
 from collections.abc import Mapping
@@ -26,7 +28,7 @@ VERSION = 1
 #: Most bytes of one content, unless a ServerApp or a node allows less: what a receiver must have memory for.
 MAX_MESSAGE_BYTES = 16 * 1024**3
 
-ID, HEAD, CONTENT, MANIFEST = b"i", b"h", b"c", b"m"
+ID, HEAD, CONTENT, MANIFEST, SEALED, SIGNATURE = b"i", b"h", b"c", b"m", b"e", b"s"
 
 #: Most bytes of the header, and of the description of a content. Lists of small numbers grow eightfold when they are
 #: unpacked.

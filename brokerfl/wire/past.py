@@ -67,7 +67,7 @@ def encode_past(past: Past) -> bytes:
 
 
 def _shortened(run: Run) -> Run:
-    """Return a run without the long values of its config, and without what is too much of it."""
+    """Return a run without the long values of its config, and without what is too much of it, or sealed."""
     left, config = _LONGEST_CONFIG, UserConfig()
     for key, value in run.run_config.items():
         size = len(str(value))
@@ -75,7 +75,8 @@ def _shortened(run: Run) -> Run:
             config[key] = value
             left -= len(key) + size
     overrides = None if run.overrides is None else tuple(key for key in run.overrides if key in config)
-    return replace(run, run_config=config, overrides=overrides)
+    proof = None if run.proof is None else replace(run.proof, config=b"", wrapped=b"")  # nobody needs its keys any more
+    return replace(run, run_config=config, overrides=overrides, proof=proof)
 
 
 def decode_past(run_id: int, data: bytes | None) -> Past | None:

@@ -13,10 +13,11 @@ from contextlib import suppress
 from functools import cached_property
 
 from brokerfl.common import FrameError
+from brokerfl.wire.cipher import CLEAR, Cipher
 from brokerfl.wire.frame import CONTENT, MANIFEST, Fields, size_of
 from brokerfl.wire.hashing import digest_now, digest_soon, digests_of
 from brokerfl.wire.manifest import Manifest, Piece, divide, uploaded_by
-from brokerfl.wire.record import check_description, digest_of, frozen
+from brokerfl.wire.record import check_description, digest_of
 
 #: Most bytes of a content that travel in the message itself: below this, a fetch costs more than it saves
 #: (``benchmarks/inline_limit.py``).
@@ -42,15 +43,17 @@ class MissingChunkError(Exception):
 
 
 class Payload:
-    """A content divided into chunks. It shares the content's memory.
+    """A content divided into chunks, as they are stored. It shares the content's memory; each chunk is sealed anew.
 
     Args:
         content: as `record.encode_content` returned it.
         uploader: the number of the run's owner that uploads it; 0 for a reply.
+        cipher: seals the chunks.
     """
 
-    def __init__(self, content: Fields, uploader: int = 0) -> None:
+    def __init__(self, content: Fields, uploader: int = 0, cipher: Cipher = CLEAR) -> None:
         self._uploader = uploader
+        self._cipher = cipher
         self._buffers = [memoryview(data) for data in content.values()]
         self._pieces = divide(map(len, self._buffers))
         self._places = [(piece, piece.place(index)) for piece in self._pieces for index in piece.chunks]
@@ -61,10 +64,13 @@ class Payload:
     def size(self, index: int) -> int:
         """Return the bytes of one chunk."""
         piece, place = self._places[index]
-        return place.stop - place.start if len(piece.offsets) == 1 else piece.size
+        return self._cipher.overhead + (place.stop - place.start if len(piece.offsets) == 1 else piece.size)
 
     def chunk(self, index: int) -> memoryview:
         """Return one chunk; one that several small arrays share is a copy."""
+        return self._cipher.seal(self._plain(index))
+
+    def _plain(self, index: int) -> memoryview:
         piece, place = self._places[index]
         if len(piece.offsets) == 1:
             return self._buffers[piece.first][place]
@@ -87,7 +93,7 @@ Read = Callable[[Sequence[int]], Iterable[bytes | None]]
 
 
 def assemble(
-    manifest: Manifest, read: Read, known: Mapping[bytes, memoryview] | None = None
+    manifest: Manifest, read: Read, known: Mapping[bytes, memoryview] | None = None, cipher: Cipher = CLEAR
 ) -> tuple[Fields, dict[bytes, memoryview]]:
     """Fetch the chunks of a content, check each, and assemble them.
 
@@ -95,19 +101,24 @@ def assemble(
         manifest: of the content.
         read: fetches at most `WINDOW` chunks.
         known: pieces that an earlier call returned, by name: they are not fetched.
+        cipher: opens the chunks.
 
     Returns:
         The content, read-only; and its pieces by name, sharing the same memory.
 
     Raises:
         MissingChunkError: a chunk is missing.
-        FrameError: a chunk does not have its declared size or sha256, or the sizes do not match the description.
+        FrameError: a chunk does not have its declared size or sha256 or cannot be opened, or the sizes do not match
+            the description.
     """
     known, names = known or {}, manifest.names
     wanted = [
         index for name, piece in zip(names, manifest.pieces, strict=True) if name not in known for index in piece.chunks
     ]
-    chunks, checks = _fetch(wanted, read, manifest), _Checks(manifest)
+    checks = _Checks(manifest)
+    chunks = _fetch(wanted, read, manifest)
+    if cipher.overhead:
+        chunks, checks = _opened(zip(wanted, chunks, strict=False), manifest, cipher), _Checks(None)
     memories: list[memoryview] = []
     for name, piece in zip(names, manifest.pieces, strict=True):
         memories.append(known[name] if name in known else _fill(piece, chunks, checks))
@@ -124,6 +135,21 @@ def _fetch(wanted: Sequence[int], read: Read, manifest: Manifest) -> Iterator[by
             if chunk is None:
                 raise MissingChunkError(f"chunk {index + 1} of {len(manifest.digests)} is gone from Redis")
             yield chunk
+
+
+def _opened(chunks: Iterable[tuple[int, bytes]], manifest: Manifest, cipher: Cipher) -> Iterator[bytes]:
+    """Yield chunks in clear. Each is checked first, so that no more than one of them is in memory twice."""
+    for index, stored in chunks:
+        if digest_now(memoryview(stored)) != manifest.digests[index]:
+            raise _is_other(index)
+        try:
+            yield bytes(cipher.open(stored))
+        except FrameError as error:
+            raise FrameError(f"chunk {index + 1}: {error}") from None
+
+
+def _is_other(index: int) -> FrameError:
+    return FrameError(f"chunk {index + 1} does not have the sha256 given in its manifest")
 
 
 def _fill(piece: Piece, chunks: Iterator[bytes], checks: "_Checks") -> memoryview:
@@ -160,10 +186,10 @@ def _room(size: int) -> memoryview:
 
 
 class _Checks:
-    """Checks sizes at once, and hashes while the next chunks are on their way."""
+    """Checks sizes at once, and hashes while the next chunks are on their way; without a manifest, only sizes."""
 
-    def __init__(self, manifest: Manifest) -> None:
-        self._digests = manifest.digests
+    def __init__(self, manifest: Manifest | None) -> None:
+        self._digests = () if manifest is None else manifest.digests
         self._hashing: list[tuple[int, Future[bytes]]] = []
 
     def check(self, index: int, chunk: memoryview, size: int) -> None:
@@ -171,7 +197,7 @@ class _Checks:
             raise FrameError(f"chunk {index + 1} has {len(chunk):,} bytes, but its manifest says {size:,}")
         if len(self._digests) == 1:
             self._compare(index, digest_now(chunk))
-        else:
+        elif self._digests:
             self._hashing.append((index, digest_soon(chunk)))
 
     def finish(self) -> None:
@@ -180,7 +206,7 @@ class _Checks:
 
     def _compare(self, index: int, digest: bytes) -> None:
         if digest != self._digests[index]:
-            raise FrameError(f"chunk {index + 1} does not have the sha256 given in its manifest")
+            raise _is_other(index)
 
 
 def _content(manifest: Manifest, memories: Sequence[memoryview]) -> Fields:
@@ -206,15 +232,18 @@ class EncodedContent:
     Args:
         content: as `record.encode_content` returned it.
         uploader: as for a `Payload`.
+        cipher: seals it, wherever it goes.
 
     Attributes:
         fields: what the message carries.
         payload: what has to be sent besides the message; None for a small content.
     """
 
-    def __init__(self, content: Fields, uploader: int = 0) -> None:
-        self.payload = Payload(content, uploader) if is_large(content) else None
-        self.fields: Fields = frozen(content) if self.payload is None else {MANIFEST: self.payload.manifest.encoded}
+    def __init__(self, content: Fields, uploader: int = 0, cipher: Cipher = CLEAR) -> None:
+        self.payload = Payload(content, uploader, cipher) if is_large(content) else None
+        self.fields: Fields = (
+            cipher.inline(content) if self.payload is None else {MANIFEST: self.payload.manifest.encoded}
+        )
 
     @cached_property
     def name(self) -> bytes:

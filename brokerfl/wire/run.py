@@ -3,7 +3,7 @@
 Owns their layout. It must not know keys or states.
 """
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, NamedTuple
 
 from brokerfl.common import ConfigError, FrameError, MessageTooLarge, UserConfig
@@ -14,6 +14,27 @@ from brokerfl.wire.origin import Origin, listed, origin_of
 
 #: Most characters of a run's name.
 _LONGEST_NAME = 100
+
+
+@dataclass(frozen=True)
+class Proof:
+    """By what a run shows whose it is. `owner_guard` makes it, and `node_guard` checks it.
+
+    Attributes:
+        owner: the owner's public Ed25519 key.
+        exchange: the owner's public X25519 key.
+        commitment: what shows that a key is that of a sealed run; b"" for a run that is not sealed.
+        config: the run config of a sealed run and its overrides, sealed.
+        signature: of the frame with all that.
+        wrapped: the key of a sealed run, for the reader of this copy of the frame; not signed.
+    """
+
+    owner: bytes
+    exchange: bytes
+    commitment: bytes = b""
+    config: bytes = b""
+    signature: bytes = b""
+    wrapped: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -28,6 +49,7 @@ class Run:
         origin: where the ServerApp comes from; None for that of a script.
         overrides: the keys of the run config that override defaults of the project; None for all of them.
         name: what the user calls it; "" for nothing.
+        proof: of a signed run; None in the hands of its owner. The config of a sealed run is only in there.
 
     A name is cut to 100 characters.
     """
@@ -39,6 +61,12 @@ class Run:
     origin: Origin | None = None
     overrides: tuple[str, ...] | None = None
     name: str = ""
+    proof: Proof | None = None
+
+    @property
+    def is_sealed(self) -> bool:
+        """Whether its config, its log and what it learns can be read only by its owner and its nodes."""
+        return self.proof is not None and bool(self.proof.commitment)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", self.name[:_LONGEST_NAME])
@@ -71,10 +99,11 @@ def encode_run(run: Run) -> bytes:
 
 def _further(run: Run) -> list[Any]:
     """Return what a frame has besides what every run has; nothing for the unnamed run of a script."""
-    if run.origin is None and run.overrides is None and not run.name:
+    if run.origin is None and run.overrides is None and not run.name and run.proof is None:
         return []
     given = None if run.overrides is None else list(run.overrides)
-    return [listed(run.origin) if run.origin else [], given, run.name]
+    proof = [] if run.proof is None else [list(astuple(run.proof))]
+    return [listed(run.origin) if run.origin else [], given, run.name, *proof]
 
 
 def decode_run(run_id: int, data: bytes) -> Run:
@@ -91,10 +120,19 @@ def decode_run(run_id: int, data: bytes) -> Run:
             given = more[1] if len(more) > 1 else None
             name = more[2] if len(more) > 2 and isinstance(more[2], str) else ""
             is_known = isinstance(given, list) and all(isinstance(key, str) and key in config for key in given)
-            run = Run(run_id, app, config, created_at, origin, tuple(given or ()) if is_known else None, name)
+            overrides = tuple(given or ()) if is_known else None
+            proof = _proof_in(more[3]) if len(more) > 3 else None
+            run = Run(run_id, app, config, created_at, origin, overrides, name, proof)
             if more == _further(run):
                 return run
     raise FrameError(f"the frame of run {run_id} is malformed")
+
+
+def _proof_in(told: Any) -> Proof | None:
+    match told:
+        case [bytes(), bytes(), bytes(), bytes(), bytes(), bytes()]:
+            return Proof(*told)
+    return None
 
 
 class LedgerEntry(NamedTuple):
