@@ -26,7 +26,8 @@ from brokerfl.broker.fields import read_hash
 from brokerfl.broker.keys import Keys, milliseconds, parse_id
 from brokerfl.broker.stream import MOST_ARGUMENTS, batches
 from brokerfl.common import FrameError
-from brokerfl.wire.run import LedgerEntry, Run, decode_entry, decode_run, encode_entry, encode_run
+from brokerfl.wire.guard import RunGuard
+from brokerfl.wire.run import LedgerEntry, Run, decode_entry, decode_run, encode_entry
 
 #: The status of a run whose keys are being deleted.
 _ENDING = b"ending"
@@ -45,11 +46,13 @@ class Books:
         connection: to the run's Redis.
         run: the run.
         retention: seconds the books live after they were written.
+        guard: makes the run's frame.
     """
 
-    def __init__(self, connection: Connection, run: Run, retention: float) -> None:
+    def __init__(self, connection: Connection, run: Run, retention: float, guard: RunGuard) -> None:
         self._connection = connection
         self._run = run
+        self._guard = guard
         keys, run_id = connection.keys, run.run_id
         self._ledger, self._meta, self._nodes = keys.ledger(run_id), keys.meta(run_id), keys.run_nodes(run_id)
         self._groups = keys.groups(run_id)
@@ -60,7 +63,7 @@ class Books:
         """Write all of them again, without their lifetimes."""
         pipe.unlink(self._ledger)
         self._enter(pipe, snapshot.entries)
-        pipe.hset(self._meta, mapping={"frame": encode_run(self._run), "status": "running"})
+        pipe.hset(self._meta, mapping={"frame": self._guard.frame(self._run), "status": "running"})
         pipe.hset(self._meta, mapping={"messages": snapshot.messages, "replies": snapshot.replies})
         if self._is_drained:
             pipe.hset(self._meta, _DRAINED, "1")
@@ -80,7 +83,7 @@ class Books:
 
     def write_frame(self, pipe: Pipeline) -> None:
         """Write the run's frame, which has changed."""
-        pipe.hset(self._meta, "frame", encode_run(self._run))
+        pipe.hset(self._meta, "frame", self._guard.frame(self._run))
 
     def change(self, pipe: Pipeline, change: Change) -> None:
         """Write what a commit changes. A hash vanishes when it is empty, and returns without a lifetime."""

@@ -17,7 +17,8 @@ first tag counts: with one in the prefix, all keys share a slot.
                                         an unnamed one: its lease
     P:{N}:lease       string            the node's lease
     P:{N}:ctl         stream            a named node: `RETENTION` after it was last seen; an unnamed one: its lease
-    P:{N}:runs        hash              as long as any of its runs
+    P:{N}:runs        hash              as long as any of its runs; a field with its run, and in it the key of a sealed
+                                        run, wrapped for the node
     P:{N}:data:R      stream            ┐
     P:{run:R}:in:N    stream            │ until the run ends; `RETENTION` after its ServerApp was last seen
     P:{run:R}:out:N   stream            │

@@ -49,6 +49,7 @@ from brokerfl.common import (
     UserConfig,
 )
 from brokerfl.wire.event import Kind
+from brokerfl.wire.guard import UNPROTECTED, Protection, RunGuard
 from brokerfl.wire.origin import Origin
 from brokerfl.wire.run import Run
 
@@ -64,6 +65,7 @@ def create_run(
     overrides: tuple[str, ...] | None = None,
     name: str = "",
     events: bool = True,
+    protection: Protection = UNPROTECTED,
 ) -> "Owner":
     """Create a run with a random id in the connection's realm, and own it.
 
@@ -74,7 +76,9 @@ def create_run(
     keys = connection.keys
     run = Run(_new_run_id(keys), app, dict(run_config), connection.read_time(), origin, overrides, name)
     connection.introduce(f"brokerfl-server:{run.run_id}")
-    owner = Owner(connection, run, Fence(connection, run.run_id, 1, new_token(), retention), lease, retention)
+    fence = Fence(connection, run.run_id, 1, new_token(), retention)
+    guard = protection.for_new(ensure_identity(connection) if protection.needs_data_set else b"", run.run_id)
+    owner = Owner(connection, run, fence, lease, retention, guard)
     owner.events = Events(connection, run.run_id) if events else None
     redis = connection.at(keys.owner(run.run_id)).redis
     with map_errors(connection.url, keys.runs), redis.pipeline(transaction=True) as creation:
@@ -112,6 +116,7 @@ def resume_run(
     origin: Origin | None = None,
     name: str | None = None,
     events: bool = True,
+    protection: Protection = UNPROTECTED,
 ) -> "Owner":
     """Become the owner of a run whose ServerApp is gone; from then on the former owner can write nothing.
 
@@ -126,14 +131,17 @@ def resume_run(
         origin: where the app comes from now; None keeps what the run says. Without ``app``, it may be another project.
         name: what the user calls the run now; None keeps its name.
         events: note what happens in the run.
+        protection: who this process is: who started the run.
 
     Raises:
         RunNotFound: there is no such run, or it has ended.
         RunAttached: the run has a live ServerApp.
         RunStopped: the run was stopped.
         ConfigError: the run has another run config or belongs to another app, or the retention is too long.
+        FrameError: it was created by another version, or belongs to another owner, or its frame was changed.
     """
-    run = read_run(connection, run_id)
+    data_set = read_identity(connection) if protection.needs_data_set else b""
+    guard, run = protection.for_old(data_set, read_run(connection, run_id))
     if run.app and app not in ("", run.app):
         raise ConfigError(
             f"run {run_id} belongs to {run.app}, not to {app}: use that app, or pass --another-app if it was only "
@@ -158,7 +166,7 @@ def resume_run(
     def refusal(holder: str) -> Exception:
         return RunAttached(f"run {run_id} has another ServerApp, {holder}; --takeover takes the run from it")
 
-    while (owner := _try_to_take_over(connection, run, takeover, lease, retention, events)) is None:
+    while (owner := _try_to_take_over(connection, run, takeover, lease, retention, events, guard)) is None:
         await_lapse(connection, connection.keys.run_lease(run_id), f"Run {run_id}", refusal)
     if is_ending(connection, run_id):  # whoever ended it died before it had deleted everything
         finish(connection, run_id, owner.fence, stopped=False)
@@ -168,7 +176,7 @@ def resume_run(
 
 
 def _try_to_take_over(
-    connection: Connection, run: Run, takeover: bool, lease: float, retention: float, events: bool
+    connection: Connection, run: Run, takeover: bool, lease: float, retention: float, events: bool, guard: RunGuard
 ) -> "Owner | None":
     """Take the run over in one transaction. Returns None if the holder of its lease may be alive."""
     keys, run_id = connection.keys, run.run_id
@@ -182,7 +190,7 @@ def _try_to_take_over(
             if holder is not None and not takeover and not is_dead(text_of(holder).partition(":")[2]):
                 return None
             fence = Fence(connection, run_id, former.counter + 1, new_token(), retention)
-            owner = Owner(connection, run, fence, lease, retention)
+            owner = Owner(connection, run, fence, lease, retention, guard)
             owner.events = Events(connection, run_id) if events else None
             pipe.multi()
             pipe.set(keys.owner(run_id), fence.value)
@@ -203,6 +211,7 @@ class Owner:
         fence: checks every write of the run.
         lease: seconds after which a silent ServerApp counts as gone.
         retention: seconds that the run's keys live without a ServerApp.
+        guard: what is done to what the run writes and reads; also an attribute.
 
     Attributes:
         books: the run's books.
@@ -213,7 +222,9 @@ class Owner:
         ConfigError: the retention is longer than `MOST_RETENTION`.
     """
 
-    def __init__(self, connection: Connection, run: Run, fence: Fence, lease: float, retention: float) -> None:
+    def __init__(
+        self, connection: Connection, run: Run, fence: Fence, lease: float, retention: float, guard: RunGuard
+    ) -> None:
         if not retention <= MOST_RETENTION:
             raise ConfigError(
                 f"a retention of {retention:g} s is too long: the limit is {MOST_RETENTION:.0f} s (30 days), after "
@@ -224,7 +235,8 @@ class Owner:
         self.fence = fence
         self.lease = lease
         self.retention = retention
-        self.books = Books(connection, run, retention)
+        self.guard = guard
+        self.books = Books(connection, run, retention, self.guard)
         self.events: Events | None = None
         self.has_new_frame = False
         self._told = b""

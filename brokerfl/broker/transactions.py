@@ -66,7 +66,6 @@ from brokerfl.broker.remains import Remains, read_remains
 from brokerfl.broker.requests import heeded
 from brokerfl.wire.manifest import Manifest
 from brokerfl.wire.payload import Payload
-from brokerfl.wire.run import encode_run
 
 
 class Transactions:
@@ -85,7 +84,7 @@ class Transactions:
         self._connection = owner.connection
         self._keys = owner.connection.keys
         self._run_id = owner.run.run_id
-        self._frame = encode_run(owner.run)
+        self._frame_for = owner.guard.frames(owner.run)
 
     def commit(self, change: Change, page: Page = ()) -> Transaction:
         """Change the books, and what follows from that elsewhere. Answers with the entry of each parcel.
@@ -162,9 +161,9 @@ class Transactions:
         send_echoes(self._connection, self._contacts(nodes))
 
     def _contacts(self, nodes: Iterable[int]) -> tuple[Echo, ...]:
-        keys, run_id, frame, retention = self._keys, self._run_id, self._frame, self.owner.retention
+        keys, run_id, frame_for, retention = self._keys, self._run_id, self._frame_for, self.owner.retention
         return tuple(
-            (keys.ctl(node), lambda pipe, node=node: contact(pipe, keys, node, run_id, frame, retention))
+            (keys.ctl(node), lambda pipe, node=node: contact(pipe, keys, node, run_id, frame_for(node), retention))
             for node in nodes
         )
 

@@ -71,7 +71,8 @@ class Executor:
         self._wanted = wanted
         self._max_crashes = max_crashes
         self._lacked: OrderedDict[str, int] = OrderedDict()
-        self._runs = Runs(runner.called, runner.origin)
+        self._guard = payloads.guard
+        self._runs = Runs(runner.called, runner.origin, payloads.guard)
 
     def keep_only(self, frames: dict[int, bytes]) -> None:
         """Serve these runs: add new ones, forget those that are over, and their states later."""
@@ -102,6 +103,7 @@ class Executor:
             JournalError: it cannot be opened.
         """
         is_strange = self._journal.open(identity)
+        self._guard.data_set = identity
         self._runs.clear()
         self._runner.clear()
         self._payloads.clear()
@@ -128,7 +130,7 @@ class Executor:
         return self._journal.has_answered(work.run_id, work.message_id)
 
     def execute(self, work: Work, worker: int, commit: Callable[[], None]) -> Fields | None:
-        """Return the reply to one message, whatever happens; None if it expired or is no longer wanted.
+        """Return the reply to one message as it is published, whatever happens; None if it expired or is not wanted.
 
         Sets ``work.answer`` to what the journal has to note before the reply is published.
 
@@ -143,16 +145,22 @@ class Executor:
             LackingContent: a part of its content is gone from Redis: the message stays open.
             JournalError: the state cannot be loaded.
         """
+        reply = self._reply(work, worker, commit)
+        return None if reply is None else self._guard.protected(work.run_id, work.message_id, reply)
+
+    def _reply(self, work: Work, worker: int, commit: Callable[[], None]) -> Fields | None:
         answered = self._journal.reply_to(work.run_id, work.message_id)
         if answered is not None:
             return self._repeat(work, dict(answered))
         try:
             metadata, _ = decode_header(work.fields)
+            run = self._runs.get(work.run_id)
+            if run is not None:
+                self._guard.check(work.run_id, work.message_id, metadata, work.fields)
             if self._wanted.expire(work, metadata.ttl):
                 return None
-            run = self._runs.get(work.run_id)
             if run is None:
-                return self._refuse(work, ErrorCode.MESSAGE_UNAVAILABLE, "this node cannot read the run's frame")
+                return self._refuse(work, ErrorCode.MESSAGE_UNAVAILABLE, self._runs.problem(work.run_id))
             refusal = self._runs.refusal(run)
             if refusal is not None:
                 return self._refuse(work, ErrorCode.LOAD_CLIENT_APP_EXCEPTION, refusal)
@@ -165,7 +173,8 @@ class Executor:
                     return self._set_aside(work, metadata, crashes)
                 result = self._run(work, metadata, run, state, watch)
                 if result is not None:
-                    self.activity.answered(worker, result.error)
+                    tells = not result.error or self._guard.tells(work.run_id)
+                    self.activity.answered(worker, result.error if tells else "sealed")
             finally:
                 self._journal.forgive(worker)  # from here on the app is not to blame if the node is killed
         except FrameError as error:
@@ -173,7 +182,7 @@ class Executor:
             reason = f"{self._runner.called} cannot read the message: {error}"
             return self._refuse(work, ErrorCode.MESSAGE_UNAVAILABLE, reason)
         except NoStateError:  # its run was over in the meantime, perhaps only for a moment
-            return self.execute(work, worker, commit)
+            return self._reply(work, worker, commit)
         return None if result is None else self._finish(work, metadata.group_id, result)
 
     def _load_state(self, run_id: int, commit: Callable[[], None]) -> Fields:
@@ -201,8 +210,10 @@ class Executor:
         reason = f"the message killed {self._runner.called} {crashes} times; the node has set it aside"
         reply = self._refuse(work, ErrorCode.CLIENT_APP_CRASHED, reason)
         manifest, content = manifest_of(work.fields, self._payloads.limit), None
-        if manifest is not None and manifest.size <= MOST_KEPT:
-            with suppress(FrameError, LackingContent):
+        with suppress(FrameError, LackingContent):
+            if manifest is None:
+                content = self._guard.contents(work.run_id).opened(work.fields)
+            elif manifest.size <= MOST_KEPT:
                 content = self._fetch(work, metadata.group_id)
         self._journal.set_aside(work.run_id, work.message_id, {**work.fields, **(content or {})}, crashes)
         work.answer = Answer(work.run_id, work.message_id, reply)
@@ -213,7 +224,7 @@ class Executor:
 
         None if it is no longer wanted; then nothing of it remains.
         """
-        content = EncodedContent(result.content)
+        content = EncodedContent(result.content, cipher=self._guard.replies(work.run_id))
         fields: Fields | None = content.fields
         if content.payload is not None:
             fields = None
@@ -285,7 +296,9 @@ class Executor:
 
     def _content(self, work: Work) -> Fields:
         manifest = manifest_of(work.fields, self._payloads.limit)
-        return dict(work.fields) if manifest is None else self._payloads.fetch(work.run_id, manifest)
+        if manifest is None:
+            return self._guard.contents(work.run_id).opened(work.fields)
+        return self._payloads.fetch(work.run_id, manifest)
 
     def _upload(self, work: Work, group_id: str, payload: Payload) -> Fields | None:
         """Return what the reply carries of its content; None if it is no longer wanted."""

@@ -79,7 +79,8 @@ class Node:
         self._stop = Stop()
         self._worklist = Worklist()
         self._options = chosen = NodeOptions(**options)
-        self._payloads = Payloads(connection, self.node_id, self._stop.is_set, chosen.max_message)
+        guard = chosen.protection.for_node(self.node_id)
+        self._payloads = Payloads(connection, self.node_id, self._stop.is_set, chosen.max_message, guard)
         self._service = self._make_service(app, chosen)
         self._activity = self._service.executor.activity
         who = shown_node(self.node_id, registration.name)
@@ -134,9 +135,8 @@ class Node:
 
     def _serve_until_stopped(self) -> None:
         self._arrive()
-        heartbeat = Heartbeat(
-            f"heartbeat of node {self.node_id}", self._registration.lease / 3, self._beat, self._stop.fail
-        )
+        name, interval = f"heartbeat of node {self.node_id}", self._registration.lease / 3
+        heartbeat = Heartbeat(name, interval, self._beat, self._stop.fail)
         waker = threading.Thread(target=self._wake_when_stopping, name="waker", daemon=True)
         heartbeat.start()
         waker.start()

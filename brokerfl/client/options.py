@@ -8,6 +8,7 @@ from typing import TypedDict
 from brokerfl.client.executor import MAX_CRASHES
 from brokerfl.common import UserConfig
 from brokerfl.wire.frame import MAX_MESSAGE_BYTES
+from brokerfl.wire.guard import UNPROTECTED, Protection
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class NodeOptions:
         stuck_limit: seconds after which a message that nobody waits for any more ends the node; infinity for never.
         share_errors: ``text`` if Error replies have the text of what the ClientApp raised, ``class`` if only its class.
         on_stuck: called then, in another thread; it is to end the process.
+        protection: who the node is, and whose runs it serves.
     """
 
     node_config: UserConfig = field(default_factory=dict)
@@ -35,6 +37,7 @@ class NodeOptions:
     share_errors: str = "text"
     stuck_limit: float = math.inf
     on_stuck: Callable[[], None] = lambda: None
+    protection: Protection = UNPROTECTED
 
 
 class GivenOptions(TypedDict, total=False):
@@ -49,3 +52,4 @@ class GivenOptions(TypedDict, total=False):
     share_errors: str
     stuck_limit: float
     on_stuck: Callable[[], None]
+    protection: Protection

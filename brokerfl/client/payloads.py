@@ -16,6 +16,7 @@ from brokerfl.broker.data import read_data
 from brokerfl.client.upload import Upload
 from brokerfl.client.waiting import UnwantedError, WaitingRoom
 from brokerfl.wire.frame import MAX_MESSAGE_BYTES, Fields, size_of
+from brokerfl.wire.guard import NodeGuard
 from brokerfl.wire.hashing import digests_of
 from brokerfl.wire.manifest import Manifest
 from brokerfl.wire.payload import WINDOW, Payload, assemble
@@ -35,6 +36,7 @@ class Payloads:
         node_id: the node.
         stopping: true gives up waiting for a Redis that is unreachable or full.
         limit: the largest content that is accepted, in bytes.
+        guard: opens what arrives; also an attribute.
     """
 
     def __init__(
@@ -43,7 +45,9 @@ class Payloads:
         node_id: int,
         stopping: Callable[[], bool] = lambda: False,
         limit: int = MAX_MESSAGE_BYTES,
+        guard: NodeGuard | None = None,
     ) -> None:
+        self.guard = guard or NodeGuard()
         self._connection = connection
         self._node_id = node_id
         self._waiting = WaitingRoom(connection, stopping, "large replies")
@@ -68,7 +72,7 @@ class Payloads:
         def read(window: Sequence[int]) -> Iterable[bytes | None]:
             return read_blobs(self._connection, run_id, [chunks[index] for index in window])
 
-        content, pieces = assemble(manifest, read, known)
+        content, pieces = assemble(manifest, read, known, self.guard.contents(run_id))
         with self._lock:
             if self._received.pop(run_id, None) is not None and size_of(pieces) <= CACHE:  # else the run is over
                 self._received[run_id] = pieces

@@ -8,8 +8,9 @@ from logging import WARNING
 
 from brokerfl.common import FrameError, log
 from brokerfl.common.text import shown
+from brokerfl.wire.guard import NodeGuard
 from brokerfl.wire.origin import Origin
-from brokerfl.wire.run import Run, decode_run
+from brokerfl.wire.run import Run
 
 
 class Runs:
@@ -18,11 +19,14 @@ class Runs:
     Args:
         called: the node in words.
         origin: where its app comes from; None serves every run.
+        guard: reads their frames.
     """
 
-    def __init__(self, called: str, origin: Origin | None) -> None:
+    def __init__(self, called: str, origin: Origin | None, guard: NodeGuard) -> None:
         self._called = called
         self._origin = origin
+        self._guard = guard
+        self._problems: dict[int, str] = {}
         self._frames: dict[int, bytes] = {}
         self._runs: dict[int, Run] = {}
 
@@ -36,16 +40,20 @@ class Runs:
                 continue
             self._frames[run_id] = frame
             try:
-                self._runs[run_id] = run = decode_run(run_id, frame)
+                self._runs[run_id] = run = self._guard.run(run_id, frame)
             except FrameError as error:
                 log(WARNING, "Run %s cannot be served: %s", run_id, shown(str(error)))
+                self._problems[run_id] = str(error)
                 self._runs.pop(run_id, None)
             else:
+                self._problems.pop(run_id, None)
                 self._greet(run)
         over = [run_id for run_id in self._frames if run_id not in frames]
         for run_id in over:
             del self._frames[run_id]
             self._runs.pop(run_id, None)
+            self._problems.pop(run_id, None)
+        self._guard.forget(over)
         return over
 
     def _greet(self, run: Run) -> None:
@@ -65,10 +73,16 @@ class Runs:
         """Forget all of them."""
         self._frames.clear()
         self._runs.clear()
+        self._problems.clear()
+        self._guard.clear()
 
     def get(self, run_id: int) -> Run | None:
         """Return a run; None if it is not known, or cannot be read."""
         return self._runs.get(run_id)
+
+    def problem(self, run_id: int) -> str:
+        """Return why a run cannot be read."""
+        return f"this node cannot read the run's frame: {self._problems.get(run_id, 'it has none')}"
 
     def refusal(self, run: Run) -> str | None:
         """Return why a run's messages are not executed here; None if they are."""

@@ -71,7 +71,8 @@ class Committer:
         settled = self._book.answers.handed_over()
         # Orphans are cancelled once the resumed app has seen a reply and moved on.
         cancelled = self._book.unwanted() + (self._book.orphans() if sending and settled else [])
-        state = EncodedContent(encode_content(self._context.state), self._transactions.owner.fence.counter)
+        owner = self._transactions.owner
+        state = EncodedContent(encode_content(self._context.state), owner.fence.counter, owner.guard.state)
         if not self._book.state_key.endswith(state.name):  # whoever uploaded it
             self._uploader.upload(state, patient=False)
             self._execute(sending, settled, cancelled, state)

@@ -31,6 +31,9 @@ _PAUSE = 0.1
 #: Groups of which replies are counted, the last ones.
 _MOST_GROUPS = 64
 
+#: What the events of a sealed run say instead of a text; they have no numbers.
+_SEALED = "sealed"
+
 #: Nodes whose first Error is noted.
 _MOST_NODES = 100
 
@@ -60,6 +63,7 @@ class Diary:
     def __init__(self, owner: Owner) -> None:
         self.log: SharedLog | None = None
         self._events = owner.events
+        self._is_sealed = owner.guard.is_sealed
         self._lock = threading.Lock()
         self._waiting: list[bytes] = []
         self._on_page = 0
@@ -148,6 +152,9 @@ class Diary:
         )
 
     def _note(self, kind: Kind, group: str = "", message_type: str = "", **what: Any) -> None:
+        if self._is_sealed and what:  # anybody who reads Redis reads an event
+            values = what.pop("values", None)
+            what["text"] = _SEALED if values or what.get("text") else ""
         if self._events is not None:
             event = _event(self._events, kind, group, message_type, **what)
             with self._lock:
@@ -166,7 +173,7 @@ class Diary:
 
     def lines(self) -> list[str]:
         """Return the lines of the log that are to be written."""
-        return [] if self.log is None else self.log.lines()
+        return [] if self.log is None or self._is_sealed else self.log.lines()
 
     def page(self, sending: Iterable[Sending] = (), *, has_room: bool = True) -> Page:
         """Return the events of a commit; `written` says that it was executed.

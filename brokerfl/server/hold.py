@@ -57,6 +57,7 @@ from brokerfl.server.upload import Uploader
 from brokerfl.server.verdict import Verdicts
 from brokerfl.server.wait import Waits
 from brokerfl.wire.frame import MAX_MESSAGE_BYTES
+from brokerfl.wire.guard import UNPROTECTED, Protection
 from brokerfl.wire.origin import Origin
 from brokerfl.wire.status import encode_status
 
@@ -80,6 +81,7 @@ class Options(TypedDict, total=False):
     events: bool
     log: SharedLog | None
     name: str | None
+    protection: Protection
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ class Settings:
     origin: Origin | None = None  # where the ServerApp comes from; None for a script's, which nodes of any app serve
     overrides: tuple[str, ...] | None = None  # of a new run: the keys of its config that are no defaults; None for all
     name: str | None = None  # what the user calls the run; None for nothing, and for the name that a resumed run has
+    protection: Protection = UNPROTECTED  # who signs the run, and whether it is sealed
 
 
 class Hold:
@@ -109,7 +112,7 @@ class Hold:
         connection, run_id = owner.connection, owner.run.run_id
         if settings.wait_replicas:
             owner.fence.await_replicas(settings.wait_replicas)
-        saved = SavedContext(connection, run_id, settings.retention)
+        saved = SavedContext(connection, run_id, settings.retention, owner.guard)
         self.blobs = blobs = Blobs(connection, run_id, settings.retention, settings.max_run)
         try:
             snapshot = read_books(connection, run_id)
@@ -267,6 +270,7 @@ def create(connection: Connection, app: str, run_config: UserConfig, settings: S
         events=settings.events,
         overrides=settings.overrides,
         name=settings.name or "",
+        protection=settings.protection,
     )
     return Hold(owner, settings)
 
@@ -286,6 +290,7 @@ def take_over(
         origin=settings.origin,
         events=settings.events,
         name=settings.name,
+        protection=settings.protection,
     )
     hold = Hold(owner, settings)
     hold.take_up()

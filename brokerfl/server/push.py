@@ -23,7 +23,7 @@ from brokerfl.server.session import Session
 from brokerfl.server.upload import Uploader
 from brokerfl.wire.contents import Contents
 from brokerfl.wire.frame import MANIFEST, Fields, size_of
-from brokerfl.wire.message import encode_message, new_message_id
+from brokerfl.wire.message import new_message_id
 from brokerfl.wire.payload import EncodedContent
 from brokerfl.wire.reply import drained_reply, refused_reply
 from brokerfl.wire.run import LedgerEntry
@@ -65,6 +65,7 @@ class Pusher:
         self._run_id = session.transactions.owner.run.run_id
         self._origin = session.transactions.owner.run.origin
         self._uploads_as = session.transactions.owner.fence.counter
+        self._guard = session.transactions.owner.guard
         self._book = book
         self._committer = committer
         self._uploader = uploader
@@ -95,7 +96,7 @@ class Pusher:
                 return [""] * len(batch)
             if not waits:
                 self._look_up({message.metadata.dst_node_id for message in batch})
-            contents = Contents(self._uploads_as)
+            contents = Contents(self._uploads_as, self._guard.contents)
             drafts: list[_Draft | None] = []
             began = time.monotonic()
             try:
@@ -195,7 +196,7 @@ class Pusher:
         if orphan is not None:
             return self._adopt(orphan, meta, content)
         message_id = new_message_id(self._run_id)
-        fields = encode_message(message_id, meta, content.fields)
+        fields = self._guard.encode(message_id, meta, content.fields)
         return _Draft(OpenMessage(message_id, entry, fields), entry, fields, is_new=True)
 
     def _adopt(self, orphan: OpenMessage, meta: Metadata, content: EncodedContent) -> _Draft:
@@ -210,14 +211,15 @@ class Pusher:
         carried: Fields | None = content.fields if content.payload is None or first == content.key else None
         is_replaced = False
         with self._session.writing:
-            manifest = None if first == content.key else self._uploader.manifest(first)
+            is_known = entry.digest == content.name or not self._guard.is_signed  # what others may have written is not
+            manifest = self._uploader.manifest(first) if first != content.key and is_known else None
             if manifest is not None:
                 carried = {MANIFEST: manifest.encoded}
             elif first != content.key and (orphan.is_open or entry.digest == content.name):
                 is_replaced = orphan.state in LOST or bool(entry.uploader)
         if is_replaced:
             entry, carried = entry._replace(digest=content.name, uploader=content.uploader), content.fields
-        fields = None if carried is None else encode_message(orphan.message_id, meta, carried)
+        fields = None if carried is None else self._guard.encode(orphan.message_id, meta, carried)
         return _Draft(orphan, entry, fields, is_replaced=is_replaced)
 
 

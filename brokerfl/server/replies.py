@@ -6,11 +6,12 @@ not know how replies are awaited, or how outboxes are read.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
+from logging import WARNING
 
 from brokerfl.broker.data import read_data
 from brokerfl.broker.outbox import read_reply
 from brokerfl.broker.patience import time_is_up, within
-from brokerfl.common import Error, ErrorCode, FrameError, Message, RedisUnreachable
+from brokerfl.common import Error, ErrorCode, FrameError, Message, RedisUnreachable, log
 from brokerfl.common.form import Form
 from brokerfl.common.job import current_job
 from brokerfl.server.book import OpenMessage, Wanted
@@ -55,6 +56,7 @@ class Replies:
         self._outcome = outcome
         self._session = session
         self._owner = session.transactions.owner
+        self._guard = session.transactions.owner.guard
         self._run_id = session.transactions.owner.run.run_id
         self._waits = waits
         self._committer = committer
@@ -153,6 +155,8 @@ class Replies:
         try:
             return self._read(message, message.reply, form)
         except FrameError as error:
+            if self._guard.is_signed:
+                log(WARNING, "A reply of %s is not accepted: %s", self._session.names.of(message.node_id), error)
             return self._unreadable(message, error)
         except RedisUnreachable:
             self._answers.put_back([message])
@@ -161,6 +165,7 @@ class Replies:
     def _read(self, message: OpenMessage, fields: Fields, form: Form | None) -> Message | None:
         try:
             fields = fields or self._read_again(message)
+            fields = self._guard.opened(message.node_id, message.message_id, message.entry, fields)
             fetched = self._fetch(message, fields)
             fields = {**fields, **fetched} if fetched else fields
             self._outcome.weigh(size_of(fields))
@@ -199,7 +204,7 @@ class Replies:
                     if time_is_up():
                         raise
 
-        content, _ = assemble(manifest, read)
+        content, _ = assemble(manifest, read, cipher=self._guard.replies_of(message.node_id))
         return content
 
     def _unreadable(self, message: OpenMessage, error: Exception) -> Message:

@@ -58,7 +58,7 @@ def said(event: Event) -> str:
         case Kind.ERROR:
             words = [f"{shown_node(event.node)}: {event.text}"]
         case Kind.METRICS:
-            words = numbers
+            words = numbers or [event.text]
         case _:
             words = [event.kind, *numbers]
     return shown(": ".join(each for each in (what, ", ".join(words)) if each))
