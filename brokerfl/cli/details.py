@@ -34,6 +34,9 @@ _WIDTH = 12
 #: Points of a number that are drawn.
 _POINTS = 40
 
+#: What is said of the config of a sealed run.
+SEALED = "sealed"
+
 #: Most characters of a value.
 _LONGEST = 1000
 
@@ -85,7 +88,7 @@ def _of_run(run: RunView, overview: Overview) -> Iterator[tuple[str, str | Text]
         return
     yield "app", known.app
     yield "project", _project(known.origin)
-    yield "config", config_of(known.run_config)
+    yield "config", SEALED if known.is_sealed else config_of(known.run_config)
     yield "started", _moment(known.created_at, now)
     yield "held by", run.holder or ("" if run.is_over else "nobody")
     yield "counts", f"{run.nodes} nodes, {run.messages} messages, {run.replies} replies settled"

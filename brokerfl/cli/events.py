@@ -17,7 +17,7 @@ from brokerfl.cli.exits import Command
 from brokerfl.cli.options import RedisOptions, Text, redis_options
 from brokerfl.cli.references import find_run
 from brokerfl.cli.tables import accept_any_text, format_option, local_time, show, show_text
-from brokerfl.common import RunNotFound
+from brokerfl.common import ConfigError, RunNotFound
 from brokerfl.common.text import shown
 from brokerfl.view.history import ended, metrics_of, record_of, said
 from brokerfl.view.shape import event_to_json
@@ -70,8 +70,11 @@ def log_(run: str, redis: RedisOptions, follow: bool) -> None:
     connection = redis.connect()
     accept_any_text()
     run_id = find_run(connection, run)
-    if record_of(connection, run_id).ended_at:
+    past = record_of(connection, run_id)
+    if past.ended_at:
         raise RunNotFound(absent(connection, run_id))
+    if past.run.is_sealed:
+        raise ConfigError(f"run {run_id} is sealed: its log is only where its ServerApp runs (--log-file)")
     last = ""
     while True:
         for entry_id, line in [*read_log(connection, run_id, last)]:

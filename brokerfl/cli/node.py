@@ -34,6 +34,7 @@ from brokerfl.cli.options import (
     redis_options,
     state_dir_option,
 )
+from brokerfl.cli.protection import Wish, protection_options
 from brokerfl.cli.signals import end_at_once, handle, leave, on_second
 from brokerfl.cli.systemd import Systemd
 from brokerfl.client.executor import MAX_CRASHES
@@ -108,6 +109,7 @@ from brokerfl.common.log_context import log_for
     envvar="BROKERFL_SHARE_ERRORS",
     help="What the ServerApp is told of an exception of the ClientApp. A text may name data; this node's log has it.",
 )
+@protection_options
 @click.option(
     "--share-log",
     is_flag=True,
@@ -145,6 +147,7 @@ def main(
     any_app: bool,
     share_errors: str,
     share_log: bool,
+    wish: Wish,
     wait_for_redis: bool,
     exit_when_stuck: float | None,
 ) -> None:
@@ -155,6 +158,7 @@ def main(
     """
     config = parse_config(node_config, "--node-config")
     labels = parse_labels(label)
+    wish.check(redis.login)
     if redis.login is not None:
         redis.login.check_role(Role.NODE)
         name, labels = redis.login.check_node(name), {**redis.login.grant.labels, **labels}
@@ -189,6 +193,7 @@ def main(
         max_message=max_message,
         any_app=any_app,
         share_errors=share_errors,
+        protection=wish.granted(redis.login, connection),
         wait_for_redis=wait_for_redis,
         stuck_limit=exit_when_stuck or math.inf,
         on_stuck=lambda: _give_up(node, registration, Exit.NODE_STUCK),

@@ -319,6 +319,7 @@ run_config_option = click.option(
     help="Config for the Contexts of the ServerApp and all nodes, e.g. 'num-rounds=3 lr=0.1'.",
 )
 
+
 max_message_option = click.option(
     "--max-message",
     type=Bytes(),

@@ -28,6 +28,7 @@ from brokerfl.cli.options import (
     redis_options,
     run_config_option,
 )
+from brokerfl.cli.protection import Wish, protection_options
 from brokerfl.cli.references import find_run
 from brokerfl.cli.runfile import RunFile
 from brokerfl.cli.signals import SIGNALS
@@ -143,6 +144,7 @@ from brokerfl.server.session import OUTAGE_LIMIT
     help="After an outage that is longer than --outage-limit, wait until Redis answers, and resume the run.",
 )
 @click.option("--quiet", is_flag=True, envvar="BROKERFL_QUIET", help="Show no progress line below the log.")
+@protection_options
 @click.version_option(__version__)
 def main(
     app: str,
@@ -166,6 +168,7 @@ def main(
     no_share_log: bool,
     restart_on_outage: bool,
     quiet: bool,
+    wish: Wish,
 ) -> None:
     """Run a ServerApp as a new run on this Redis, or resume one.
 
@@ -174,6 +177,7 @@ def main(
     """
     if resume is not None and run_file is not None:
         raise ConfigError("--resume and --run-file both say which run to resume: give only one")
+    wish.check(redis.login)
     if redis.login is not None:
         redis.login.check_role(Role.SERVER)
     file = None if run_file is None else RunFile(run_file)
@@ -210,6 +214,7 @@ def main(
         events=not no_events,
         log=None if no_share_log else share_log(),
         origin=replace(origin, app=reference),
+        protection=wish.granted(redis.login, connection),
     )
     first = options.copy()
     first["name"] = run_name if is_named or resume is None else None
