@@ -25,6 +25,7 @@ from brokerfl.client.node import Node
 from brokerfl.common import Context, Message, MetricsRecord, ParametersRecord, RecordSet
 from brokerfl.server import Driver
 from brokerfl.server.hold import Options
+from brokerfl.wire.guard import UNPROTECTED, Protection
 
 #: Seconds that nodes have to come online, or to be reached by a model.
 LIMIT = 120.0
@@ -115,13 +116,16 @@ def set_inline_limit(limit: int) -> None:
         vars(module)["INLINE"] = limit
 
 
-def _serve(url: str, prefix: str, shift: int, workers: int, inline: int | None, gate: Gate | None) -> None:
+def _serve(
+    url: str, prefix: str, shift: int, workers: int, inline: int | None, gate: Gate | None, protection: Protection
+) -> None:
     global _gate
     _gate = gate
     if inline is not None:
         set_inline_limit(inline)
     connection = connect(url, prefix=prefix)
-    Node(app, connection, Registration(connection), node_config={"shift": shift}, workers=workers).serve()
+    config, registration = {"shift": shift}, Registration(connection)
+    Node(app, connection, registration, node_config=config, workers=workers, protection=protection).serve()
 
 
 class Federation:
@@ -133,13 +137,23 @@ class Federation:
         prefix: of their keys.
         workers: runs that a node serves at once.
         inline: bytes of a content that travel in the message; None leaves brokerfl's own limit.
+        protection: what the nodes sign and seal.
 
     Attributes:
         gate: holds back the answers to ``evaluate.gated``.
     """
 
-    def __init__(self, url: str, size: int, prefix: str, workers: int = 1, inline: int | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        size: int,
+        prefix: str,
+        workers: int = 1,
+        inline: int | None = None,
+        protection: Protection = UNPROTECTED,
+    ) -> None:
         self.url = url
+        self._protection = protection
         self.prefix = prefix
         self.size = size
         self.gate = Gate()
@@ -149,7 +163,8 @@ class Federation:
 
     def __enter__(self) -> Self:
         for shift in range(1, self.size + 1):
-            self._processes.start(_serve, self.url, self.prefix, shift, self._workers, self._inline, self.gate)
+            how = self._workers, self._inline, self.gate, self._protection
+            self._processes.start(_serve, self.url, self.prefix, shift, *how)
         return self
 
     def __exit__(

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from benchmarks import cpu, memory
+from benchmarks import cpu, memory, secured
 from benchmarks.federation import (
     LIMIT,
     Federation,
@@ -225,6 +225,14 @@ ROWS = {
         Row(
             "empty-wait", "empty round, 5 nodes, with `--wait-replicas 1`, on a primary with one replica",
             "without it", None, "s", compare_waiting,
+        ),
+        *(
+            Row(f"{name}-{option}", f"{work}, with `--{option}`", "without it", None, "s", measure(seals=seals))
+            for option, seals in (("sign", False), ("seal", True))
+            for name, work, measure in (
+                ("empty", "empty round, 5 nodes", secured.compare_empty),
+                ("10mb", "10 MB to 5 nodes, 10 MB back from each", secured.compare_model),
+            )
         ),
         Row("view", "Redis' time for a look at 20 runs and 1,000 nodes", "1 ms", 1.0, "s", measure_view),
     )
