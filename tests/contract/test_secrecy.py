@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
+from brokerfl.broker.remains import read_past
 from brokerfl.client import ClientApp
 from brokerfl.common import Array, ConfigsRecord, Context, Error, Message, MetricsRecord, ParametersRecord, RecordSet
 from tests.conftest import Backend
 from tests.monitor import watching
 from tests.parties import Parties
-from tests.stage import kill, resumed, start, to_all
+from tests.stage import beat, kill, resumed, start, to_all
 
 #: fakeredis has no MONITOR, and TLS changes nothing here.
 WITHOUT = ("fakeredis", "redis-tls")
@@ -87,10 +88,16 @@ def test_an_operator_sees_nothing_of_a_sealed_run(backend: Backend, seals: bool)
         driver.context.state["large"] = array("secret-large-state", 100_000)
         driver.checkpoint()
         spy.look()
+        beat(driver)  # the last events are written
+        spy.look()
         kill(driver)
         with resumed(backend, driver, protection=parties.of_owner) as after:
             assert after.context.state == driver.context.state
             to_all(after, ids, large, "2")
             spy.look()
         spy.look()
+        past = read_past(driver.connection, driver.run.run_id)
+        assert past is not None
+        assert past.run.proof is not None
+        assert (past.run.is_sealed, past.run.proof.config, past.run.proof.wrapped) == (seals, b"", b"")
     assert spy.shown(*WORDS) == (set() if seals else {*WORDS} - {"secret-node-state"})
