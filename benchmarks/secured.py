@@ -6,6 +6,7 @@ Owns whose keys these are: all nodes have the same.
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from itertools import count
 
 from benchmarks.federation import Federation, empty_round, model_round
 from benchmarks.measure import Comparison, Plan, compare
@@ -16,7 +17,7 @@ from brokerfl.common.identity import Identity, PublicKeys, Trusted
 from brokerfl.server import Driver
 from brokerfl.wire.protection import Protected
 
-_NODES = 5
+_NODES, _PAIRS = 5, count()
 
 
 class _Same(Mapping[int, PublicKeys]):
@@ -69,6 +70,7 @@ def compare_model(*, seals: bool) -> Callable[[Stage, Plan], Comparison]:
 def _runs(stage: Stage, stack: ExitStack, seals: bool) -> list[tuple[Driver, list[int]]]:
     """Return Driver and nodes of a run that is secured, and of one that is not."""
     url, protection = stage.server.url, _protected(seals=seals)
-    secured = stack.enter_context(Federation(url, _NODES, f"{PREFIX}-secured", protection=protection))
-    plain = stack.enter_context(Federation(url, _NODES, f"{PREFIX}-plain"))
+    prefix = f"{PREFIX}-{next(_PAIRS)}"  # nodes of another pair may seem to be online still
+    secured = stack.enter_context(Federation(url, _NODES, f"{prefix}-secured", protection=protection))
+    plain = stack.enter_context(Federation(url, _NODES, f"{prefix}-plain"))
     return [stack.enter_context(secured.run(protection=protection)), stack.enter_context(plain.run())]
