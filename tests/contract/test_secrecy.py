@@ -11,8 +11,8 @@ from tests.monitor import watching
 from tests.parties import Parties
 from tests.stage import beat, kill, resumed, start, to_all
 
-#: fakeredis has no MONITOR, and TLS changes nothing here.
-WITHOUT = ("fakeredis", "redis-tls")
+#: fakeredis has no MONITOR, TLS changes nothing here, and one server is watched.
+WITHOUT = ("fakeredis", "redis-tls", "sentinel", "cluster", "valkey-cluster")
 
 #: Everything that an app can tell, by where it tells it.
 WORDS = [

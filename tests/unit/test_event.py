@@ -8,6 +8,7 @@ import pytest
 from brokerfl.broker.keys import Keys
 from brokerfl.broker.ownership import ENDED, Ownership
 from brokerfl.broker.remains import Remains
+from brokerfl.view.history import said
 from brokerfl.wire.event import MAX_EVENT_BYTES, MOST_VALUES, Event, Kind, decode_event, encode_event
 from brokerfl.wire.past import (
     MAX_CURVES_BYTES,
@@ -117,3 +118,9 @@ def test_a_large_config_is_shortened() -> None:
     assert found.run.run_config.keys() >= {"key0", "lr"}
     assert found.run.overrides == ("lr",)
     assert encode_past(Past(Run(7, "x" * 60_000, {}, 100.0))) == b""
+
+
+def test_what_a_sealed_run_does_not_tell_is_said_to_be_sealed() -> None:
+    """Not as if the app had told nothing."""
+    assert said(Event(1.0, Kind.METRICS, "3", text="sealed")) == "round 3: sealed"
+    assert said(Event(1.0, Kind.METRICS, "3", values={"loss": 0.5})) == "round 3: loss=0.5"
