@@ -13,7 +13,7 @@ from benchmarks.measure import Comparison, Plan, compare
 from benchmarks.models import MEGABYTE, WARM_UP
 from benchmarks.stage import PREFIX, Stage
 from brokerfl.common import crypto
-from brokerfl.common.identity import Identity, PublicKeys, Trusted
+from brokerfl.common.identity import Identity, Owner, PublicKeys, Trusted
 from brokerfl.server import Driver
 from brokerfl.wire.protection import Protected
 
@@ -39,7 +39,7 @@ class _Same(Mapping[int, PublicKeys]):
 def _protected(*, seals: bool) -> Protected:
     me = Identity("bench", secrets.token_bytes(32), secrets.token_bytes(32))
     keys = PublicKeys(crypto.signing_public(me.signing), crypto.exchange_public(me.exchange))
-    return Protected(me, Trusted(owners={"bench": keys.signing}, nodes=_Same(keys)), seals=seals)
+    return Protected(me, Trusted(owners={"bench": Owner("bench", keys.signing)}, nodes=_Same(keys)), seals=seals)
 
 
 def compare_empty(*, seals: bool) -> Callable[[Stage, Plan], Comparison]:

@@ -3278,6 +3278,20 @@ SEALS = (
         "unit/test_guards",
     ),
     Mutant(
+        "an owner may have the runs of others",
+        "wire/node_guard.py",
+        "        if not owner.may_own(run_id):",
+        "        if False:",
+        "unit/test_guards",
+    ),
+    Mutant(
+        "what was answered is told to anybody",
+        "client/executor.py",
+        "answered is not None and self._guard.knows(work.run_id)",
+        "answered is not None",
+        "contract/test_signed",
+    ),
+    Mutant(
         "a reply that nobody signed counts",
         "wire/owner_guard.py",
         "        check_signature(keys.signing, said, fields, who)\n",

@@ -15,7 +15,7 @@ from brokerfl.client import ClientApp
 from brokerfl.client.node import Node
 from brokerfl.common import crypto
 from brokerfl.common.credentials import Credentials, Grant, Party, grant_of, keep
-from brokerfl.common.identity import Identity, PublicKeys, Trusted
+from brokerfl.common.identity import Identity, Owner, PublicKeys, Trusted
 from brokerfl.common.keypair import KeyPairs, to_text
 from brokerfl.server import Driver
 from brokerfl.wire.member import Member
@@ -47,7 +47,7 @@ class Parties:
         self.seals = seals
         self.owner = new_identity("lab")
         self.nodes = {name: new_identity(name) for name in nodes}
-        self.owners = {"lab": public_of(self.owner).signing}
+        self.owners = {"lab": Owner("lab", public_of(self.owner).signing)}
         self.members = {self.id_of(name): public_of(identity) for name, identity in self.nodes.items()}
 
     @staticmethod

@@ -11,7 +11,7 @@ from brokerfl.broker.connection import Connection
 from brokerfl.broker.member_keys import NodeKeys
 from brokerfl.cli.login import Login
 from brokerfl.common import ConfigError
-from brokerfl.common.identity import KEY_BYTES, Identity, Trusted
+from brokerfl.common.identity import KEY_BYTES, Identity, Owner, Trusted
 from brokerfl.common.keypair import check_cryptography, to_bytes
 from brokerfl.wire.guard import UNPROTECTED, Protection
 
@@ -55,7 +55,7 @@ class Wish:
         keys, grant = login.credentials.keys, login.grant
         identity = Identity(login.credentials.name, *(_raw(key) for key in (keys.signing, keys.sealing)))
         trusted = Trusted(
-            owners={owner.name: _raw(owner.ed25519) for owner in grant.owners},
+            owners={owner.name: Owner(owner.name, _raw(owner.ed25519), owner.realm) for owner in grant.owners},
             nodes=NodeKeys(connection, [operator.ed25519 for operator in grant.operators]),
         )
         return Protected(identity, trusted, seals=self.seals)

@@ -150,7 +150,7 @@ class Executor:
 
     def _reply(self, work: Work, worker: int, commit: Callable[[], None]) -> Fields | None:
         answered = self._journal.reply_to(work.run_id, work.message_id)
-        if answered is not None:
+        if answered is not None and self._guard.knows(work.run_id):
             return self._repeat(work, dict(answered))
         try:
             metadata, _ = decode_header(work.fields)

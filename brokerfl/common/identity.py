@@ -33,10 +33,16 @@ class Owner(NamedTuple):
     Attributes:
         name: what whoever trusts it calls it.
         signing: its public Ed25519 key.
+        realm: the digits with which the ids of its runs begin; "" for any.
     """
 
     name: str
     signing: bytes
+    realm: str = ""
+
+    def may_own(self, run_id: int) -> bool:
+        """Whether a run with this id may be its own."""
+        return str(run_id).startswith(self.realm)
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ class Trusted:
 
     Attributes:
         operator: the operator's public Ed25519 key, by which the others were found; b"" if they were given.
-        owners: the public Ed25519 keys of those who may own runs, by name.
+        owners: those who may own runs, each of them with a realm that no other one has, by name.
         nodes: the public keys of nodes, by node id. What it says may change while it is used.
 
     Raises:
@@ -74,16 +80,16 @@ class Trusted:
     """
 
     operator: bytes = b""
-    owners: Mapping[str, bytes] = field(default_factory=dict)
+    owners: Mapping[str, Owner] = field(default_factory=dict)
     nodes: Mapping[int, PublicKeys] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, key in self.owners.items():
-            _check(f"the public key of the owner {name!r}", key)
+        for name, owner in self.owners.items():
+            _check(f"the public key of the owner {name!r}", owner.signing)
 
     def owner(self, key: bytes) -> Owner | None:
         """Return the owner who has this public Ed25519 key; None if there is none."""
-        return next((Owner(name, known) for name, known in self.owners.items() if known == key), None)
+        return next((owner for owner in self.owners.values() if owner.signing == key), None)
 
 
 def _check(what: str, *keys: bytes) -> None:

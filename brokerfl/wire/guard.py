@@ -104,6 +104,10 @@ class NodeGuard:
         """Return the owner who signed a run; None if that is not known."""
         return None
 
+    def knows(self, run_id: int) -> bool:
+        """Whether what was answered in a run may be answered again: else it might be told to somebody else."""
+        return True
+
     def check(self, run_id: int, message_id: str, metadata: Metadata, fields: Mapping[bytes, Data]) -> None:
         """Check a message before anything is done with it.
 

@@ -62,6 +62,8 @@ class TrustingNode(NodeGuard):
         owner = self._trusted.owner(proof.owner)
         if owner is None:
             raise DistrustError("this node does not trust the owner of the run")
+        if not owner.may_own(run_id):  # what this node knows of another owner's run would be open to this one
+            raise DistrustError(f"a run with this id is not one of {owner.name}, who signed it")
         check_signature(proof.owner, said_of(run, self.data_set), {b"s": proof.signature}, f"{owner.name}, its owner")
         if not proof.commitment:
             if self._seals:
@@ -84,6 +86,10 @@ class TrustingNode(NodeGuard):
         """Return the owner who signed a run."""
         known = self._runs.get(run_id)
         return None if known is None else known.owner
+
+    def knows(self, run_id: int) -> bool:
+        """Whether a run is one that this node trusts."""
+        return run_id in self._runs
 
     def forget(self, run_ids: Iterable[int]) -> None:
         """These runs are over."""

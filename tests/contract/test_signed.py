@@ -15,9 +15,10 @@ import pytest
 from brokerfl.broker.contact import ring_doorbell
 from brokerfl.broker.keys import Keys
 from brokerfl.broker.nodes import Registration
+from brokerfl.client import ClientApp
 from brokerfl.client.dead import dead_messages
 from brokerfl.client.node import Node
-from brokerfl.common import ErrorCode, FrameError, Message, RecordSet
+from brokerfl.common import Context, ErrorCode, FrameError, Message, RecordSet
 from brokerfl.server import Driver
 from brokerfl.wire.frame import HEAD, ID, MANIFEST, SEALED, SIGNATURE
 from brokerfl.wire.guard import UNPROTECTED
@@ -453,6 +454,32 @@ def test_a_node_that_was_restarted_answers_from_its_journal(scene: Scene, tmp_pa
         with serving(backend, app, tmp_path, **options):
             [reply] = scene.replies(driver, message_id)
             assert reply.content == content
+
+
+def test_what_was_answered_is_not_told_to_who_changes_the_frame(scene: Scene, tmp_path: Path) -> None:
+    """The journal has the reason of an Error in clear: a node that does not know for whom it is says nothing of it."""
+    backend, app = scene.backend, ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        raise ValueError("secret")
+
+    options = {"name": "a", "protection": scene.parties.of_node("a")}
+    with scene.parties.driving(backend) as driver:
+        keys, run = driver.connection.keys, driver.run.run_id
+        message_id = push(driver, scene.a, number(1))
+        [(_, message)] = backend.admin.xrange(keys.inbox(scene.a, run))
+        with serving(backend, app, tmp_path, **options):
+            assert "secret" in reason_of(scene.replies(driver, message_id)[0], ErrorCode.CLIENT_APP_RAISED_EXCEPTION)
+        frame = backend.admin.hget(keys.node_runs(scene.a), str(run))
+        backend.admin.hset(keys.node_runs(scene.a), str(run), flipped(frame))
+        backend.admin.xadd(keys.inbox(scene.a, run), message)
+        backend.admin.xtrim(keys.outbox(scene.a, run), maxlen=0)
+        with serving(backend, app, tmp_path, **options):
+            eventually(lambda: backend.admin.xlen(keys.outbox(scene.a, run)))
+        [(_, told)] = backend.admin.xrange(keys.outbox(scene.a, run))
+        assert b"secret" not in b"".join(told.values())
+        assert b"cannot read the run's frame" in told[HEAD]
 
 
 @both

@@ -40,7 +40,7 @@ class Pair:
         self.node.run(RUN, self.frame)
 
     def new_node(self, node_id: int, identity: Identity | None = None, **trusted: Any) -> NodeGuard:
-        trusted = trusted or {"owners": {"lab": public_of(self.lab).signing}}
+        trusted = trusted or {"owners": {"lab": Owner("lab", public_of(self.lab).signing)}}
         node = Protected(identity or self.site, Trusted(**trusted), seals=self.seals).for_node(node_id)
         node.data_set = DATA_SET
         return node
@@ -189,7 +189,7 @@ def test_clocks_may_differ_a_little(pair: Pair) -> None:
 
 def test_a_node_trusts_only_owners_it_knows(pair: Pair) -> None:
     """In the data set where the run was created, and with the key that was wrapped for it."""
-    node = pair.new_node(5, owners={"other": public_of(new_identity("other")).signing})
+    node = pair.new_node(5, owners={"other": Owner("other", public_of(new_identity("other")).signing)})
     with pytest.raises(DistrustError, match="does not trust the owner"):
         node.run(RUN, pair.frame)
     node = pair.new_node(5)
@@ -204,7 +204,7 @@ def test_a_node_trusts_only_owners_it_knows(pair: Pair) -> None:
 
 def test_an_owner_that_is_no_longer_trusted_is_refused(pair: Pair) -> None:
     """From the next message on."""
-    owners = {"lab": public_of(pair.lab).signing}
+    owners = {"lab": Owner("lab", public_of(pair.lab).signing)}
     node = pair.new_node(5, owners=owners)
     node.run(RUN, pair.frame)
     message = _first(pair.message())
@@ -212,6 +212,15 @@ def test_an_owner_that_is_no_longer_trusted_is_refused(pair: Pair) -> None:
     owners.clear()
     with pytest.raises(DistrustError, match="does not trust"):
         node.check(RUN, *message)
+
+
+def test_owners_have_only_the_runs_of_their_realm(pair: Pair) -> None:
+    """Else one owner could take the run of another, and get the state that a node keeps for it."""
+    realm, key = str(RUN)[:4], public_of(pair.lab).signing
+    pair.new_node(5, owners={"lab": Owner("lab", key, realm)}).run(RUN, pair.frame)
+    for other in (realm[:3] + "0", str(RUN)[1:5]):
+        with pytest.raises(DistrustError, match="is not one of lab"):
+            pair.new_node(5, owners={"lab": Owner("lab", key, other)}).run(RUN, pair.frame)
 
 
 def test_a_sealed_run_is_only_for_its_nodes() -> None:
@@ -223,7 +232,9 @@ def test_a_sealed_run_is_only_for_its_nodes() -> None:
         pair.new_node(5, new_identity("site")).run(RUN, pair.frame)
     with pytest.raises(FrameError, match="has no keys: start it with --credentials"):
         NodeGuard().run(RUN, pair.frame)
-    node = Protected(signed.site, Trusted(owners={"lab": public_of(signed.lab).signing}), seals=True).for_node(5)
+    node = Protected(
+        signed.site, Trusted(owners={"lab": Owner("lab", public_of(signed.lab).signing)}), seals=True
+    ).for_node(5)
     node.data_set = DATA_SET
     with pytest.raises(DistrustError, match="serves only sealed ones"):
         node.run(RUN, signed.frame)
