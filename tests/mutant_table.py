@@ -1413,8 +1413,8 @@ NODE = (
     Mutant(
         "a message is executed again",
         "client/executor.py",
-        "        if answered is not None:\n",
-        "        if answered is not None and not answered:\n",
+        "        if answered is not None and ",
+        "        if answered is not None and not answered and ",
         "contract/test_journal",
     ),
     Mutant(
