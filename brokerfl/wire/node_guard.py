@@ -4,6 +4,7 @@ Owns what a node checks, and what of its replies is signed and sealed. It must n
 """
 
 import time
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -18,6 +19,9 @@ from brokerfl.wire.run import Run, decode_run
 from brokerfl.wire.run_key import commitment_to, sealing_contents, sealing_replies, unwrapped
 from brokerfl.wire.signing import DistrustError, check_signature, signed, statement_of
 
+#: Of how many sealed runs a node remembers for whom its replies are, although it may know nothing else of them.
+_REMEMBERED = 1000
+
 #: Seconds by which the clocks of a ServerApp and a node may differ, and by which an upload may delay a message.
 MOST_SKEW = 600.0
 
@@ -28,11 +32,6 @@ class _Known:
 
     owner: Owner
     contents: Cipher = CLEAR
-    replies: Cipher = CLEAR
-
-    @property
-    def is_sealed(self) -> bool:
-        return self.contents is not CLEAR
 
 
 class TrustingNode(NodeGuard):
@@ -49,6 +48,7 @@ class TrustingNode(NodeGuard):
         self._node_id = node_id
         self._identity, self._trusted, self._seals = identity, trusted, seals
         self._runs: dict[int, _Known] = {}
+        self._ciphers: OrderedDict[int, Cipher] = OrderedDict()  # of replies
 
     # Runs.
 
@@ -79,7 +79,11 @@ class TrustingNode(NodeGuard):
         contents = sealing_contents(key)
         run = opened_config(run, contents)
         replies = sealing_replies(key, private, proof.exchange, self.data_set, run_id, self._node_id)
-        self._runs[run_id] = _Known(owner, contents, replies)
+        self._runs[run_id] = _Known(owner, contents)
+        self._ciphers[run_id] = replies
+        self._ciphers.move_to_end(run_id)
+        if len(self._ciphers) > _REMEMBERED:
+            self._ciphers.popitem(last=False)
         return run
 
     def owner_of(self, run_id: int) -> Owner | None:
@@ -130,14 +134,15 @@ class TrustingNode(NodeGuard):
         return CLEAR if known is None else known.contents
 
     def replies(self, run_id: int) -> Cipher:
-        """Return the cipher of what this node replies to a run."""
-        known = self._runs.get(run_id)
-        return CLEAR if known is None else known.replies
+        """Return the cipher of what this node replies to a run.
+
+        A run may end, or its frame be changed, while its message is executed: what is replied then is sealed, too.
+        """
+        return self._ciphers.get(run_id, CLEAR)
 
     def tells(self, run_id: int) -> bool:
         """Whether a run is not sealed."""
-        known = self._runs.get(run_id)
-        return known is None or not known.is_sealed
+        return run_id not in self._ciphers
 
     def protected(self, run_id: int, message_id: str, reply: Fields) -> Fields:
         """Return the fields of a reply, signed, and the reason of an Error sealed."""

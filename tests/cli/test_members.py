@@ -479,3 +479,19 @@ def test_the_files_are_those_of_one_user(tmp_path: Path) -> None:
     assert file.read_text() == content
     for name in ("", "../n1", "a b", ".n1", "n" * 65):
         assert "cannot be used" in refused("node", "request", name, code=17)
+
+
+def test_a_consortium_seals(plain: Consortium) -> None:
+    """With logins of their own: a node that serves sealed runs refuses what is not, and nobody needs another right."""
+    for owner in ("alice", "bob"):
+        plain.join("server", owner)
+    for name in ("n1", "n2"):
+        plain.join("node", name)
+        plain.node(name, "--seal")
+    options = ("--run-config", "nodes=2 rounds=2")
+    plain.server("alice", "--seal", *options).ends(0).wait_for("Round 2: 2 of 2 replied")
+    bob = plain.server("bob", "--sign", *options).ends(5)
+    assert "Round 1: 0 of 2 replied" in bob.text
+    assert "serves only sealed ones" in bob.text
+    with plain.admin() as admin:
+        assert [entry for entry in admin.acl_log() if entry["reason"] != "auth"] == []

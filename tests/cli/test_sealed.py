@@ -6,7 +6,6 @@ import pytest
 
 from brokerfl.broker.connection import connect
 from tests.cli.conftest import Broker, Commands, Process, error_of, run_id
-from tests.cli.test_members import Consortium, plain  # noqa: F401
 from tests.conftest import PREFIX
 from tests.monitor import watching
 from tests.parties import Parties
@@ -108,19 +107,3 @@ def test_keys_are_asked_for(commands: Commands, broker: Broker, parties: Parties
     for command, option in (("brokerfl-node", "--sign"), ("brokerfl-server", "--seal")):
         told = error_of(commands.run(command, "client:app", option, code=2))
         assert f"{option} needs keys: --credentials FILE" in told
-
-
-def test_a_consortium_seals(plain: Consortium) -> None:  # noqa: F811
-    """With logins of their own: a node that serves sealed runs refuses what is not, and nobody needs another right."""
-    for owner in ("alice", "bob"):
-        plain.join("server", owner)
-    for name in ("n1", "n2"):
-        plain.join("node", name)
-        plain.node(name, "--seal")
-    options = ("--run-config", "nodes=2 rounds=2")
-    plain.server("alice", "--seal", *options).ends(0).wait_for("Round 2: 2 of 2 replied")
-    bob = plain.server("bob", "--sign", *options).ends(5)
-    assert "Round 1: 0 of 2 replied" in bob.text
-    assert "serves only sealed ones" in bob.text
-    with plain.admin() as admin:
-        assert [entry for entry in admin.acl_log() if entry["reason"] != "auth"] == []

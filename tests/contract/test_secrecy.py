@@ -1,15 +1,19 @@
 """What the operator of Redis learns of a sealed run: no array, no text, no number; of others, all of it."""
 
+import threading
+
 import numpy as np
 import pytest
 
+from brokerfl.broker.contact import ring_doorbell
 from brokerfl.broker.remains import read_past
 from brokerfl.client import ClientApp
 from brokerfl.common import Array, ConfigsRecord, Context, Error, Message, MetricsRecord, ParametersRecord, RecordSet
+from tests.apps import eventually
 from tests.conftest import Backend
 from tests.monitor import watching
 from tests.parties import Parties
-from tests.stage import beat, kill, resumed, start, to_all
+from tests.stage import beat, kill, known_runs, push, resumed, served_runs, start, to_all
 
 #: fakeredis has no MONITOR, TLS changes nothing here, and one server is watched.
 WITHOUT = ("fakeredis", "redis-tls", "sentinel", "cluster", "valkey-cluster")
@@ -61,6 +65,44 @@ def talkative() -> ClientApp:
 
 def _metrics() -> MetricsRecord:
     return MetricsRecord({"secret-metric": 0.5})
+
+
+@pytest.mark.parametrize("how", ["its frame is changed", "it ends"])
+@pytest.mark.parametrize("raises", [False, True], ids=["reply", "exception"])
+def test_what_is_replied_to_a_run_that_is_gone_is_sealed(backend: Backend, how: str, raises: bool) -> None:
+    """Whoever operates Redis can let a node lose sight of a run while it executes a message."""
+    parties, app = Parties("a", seals=True), ClientApp()
+    begun, go = threading.Event(), threading.Event()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        begun.set()
+        assert go.wait(20)
+        if raises:
+            raise ValueError("secret-exception")
+        content = {"secret-reply": text("secret-reply"), "l": array("secret-large-reply", 100_000)}
+        return message.create_reply(RecordSet(content))
+
+    with watching(backend.admin) as spy, parties.serving(backend, lambda: app, workers=2) as nodes:
+        driver = start(backend, protection=parties.of_owner)
+        keys, run, node = driver.connection.keys, driver.run.run_id, nodes["a"]
+        push(driver, node.node_id, RecordSet())
+        assert begun.wait(20)
+        if how == "it ends":
+            driver.end()
+        else:
+            frame = backend.admin.hget(keys.node_runs(node.node_id), str(run))
+            backend.admin.hset(keys.node_runs(node.node_id), str(run), frame[:-1] + bytes([frame[-1] ^ 1]))
+            ring_doorbell(driver.connection, node.node_id, str(run))
+        eventually(lambda: known_runs(node) == set())
+        go.set()
+        if how == "it ends":
+            eventually(lambda: served_runs(node) == set())
+        else:
+            eventually(lambda: backend.admin.xlen(keys.outbox(node.node_id, run)))
+            spy.look()
+            driver.end()
+    assert spy.shown(*WORDS) == set()
 
 
 @pytest.mark.parametrize("seals", [True, False], ids=["sealed", "signed"])
