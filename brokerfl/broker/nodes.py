@@ -19,7 +19,17 @@ from brokerfl.broker.failure import execute_unless_changed, map_errors, translat
 from brokerfl.broker.fields import read_fields
 from brokerfl.broker.gather import Gather
 from brokerfl.broker.identity import LONGEST_IDENTITY, ensure_identity
-from brokerfl.broker.keys import BELL_LENGTH, GROUP, LEASE, MOST_RETENTION, RETENTION, milliseconds
+from brokerfl.broker.keys import (
+    BELL_LENGTH,
+    GROUP,
+    LEASE,
+    MOST_RETENTION,
+    REALM_DIGITS,
+    RETENTION,
+    RUN_DIGITS,
+    Keys,
+    milliseconds,
+)
 from brokerfl.broker.lease import await_lapse
 from brokerfl.broker.mend import is_forged, mend
 from brokerfl.broker.node_info import LONGEST_FIELD, PAUSED, SHOWN, STATUS, NodeInfo, node_info_of
@@ -42,6 +52,12 @@ def node_id_of(prefix: str, name: str) -> int:
 def new_id() -> int:
     """Return a random uint64 that is neither 0 nor 1."""
     return secrets.randbelow(2**64 - 2) + 2
+
+
+def new_run_id(keys: Keys) -> int:
+    """Return a random id of a run, in the realm of this ServerApp if it has one."""
+    realm, rest = keys.realms[0], RUN_DIGITS - REALM_DIGITS
+    return int(f"{realm}{secrets.randbelow(10**rest):0{rest}}") if realm else new_id()
 
 
 class Registration:

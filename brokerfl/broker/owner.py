@@ -4,7 +4,6 @@ Owns how a run begins and changes its owner, its lease, and the lifetimes of its
 travel.
 """
 
-import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -24,18 +23,9 @@ from brokerfl.broker.failure import execute_unless_changed, map_errors
 from brokerfl.broker.fence import Fence, Transaction, watched_owner
 from brokerfl.broker.gather import Gather
 from brokerfl.broker.identity import ensure_identity, read_identity
-from brokerfl.broker.keys import (
-    GROUP,
-    LEASE,
-    MOST_RETENTION,
-    REALM_DIGITS,
-    RETENTION,
-    RUN_DIGITS,
-    Keys,
-    milliseconds,
-)
+from brokerfl.broker.keys import GROUP, LEASE, MOST_RETENTION, RETENTION, milliseconds
 from brokerfl.broker.lease import await_lapse
-from brokerfl.broker.nodes import new_id
+from brokerfl.broker.nodes import new_run_id
 from brokerfl.broker.process import is_dead, new_token, text_of
 from brokerfl.broker.rules import allows
 from brokerfl.broker.runs import absent, ask_for_oldest, prune, tidy
@@ -74,7 +64,7 @@ def create_run(
         ValueError: the run config holds a value that cannot be sent.
     """
     keys = connection.keys
-    run = Run(_new_run_id(keys), app, dict(run_config), connection.read_time(), origin, overrides, name)
+    run = Run(new_run_id(keys), app, dict(run_config), connection.read_time(), origin, overrides, name)
     connection.introduce(f"brokerfl-server:{run.run_id}")
     fence = Fence(connection, run.run_id, 1, new_token(), retention)
     guard = protection.for_new(ensure_identity(connection) if protection.needs_data_set else b"", run.run_id)
@@ -96,12 +86,6 @@ def create_run(
         with suppress(BrokerflError):  # the next run does it
             tidy(connection, oldest)
     return owner
-
-
-def _new_run_id(keys: Keys) -> int:
-    """Return a random id, in the realm of this ServerApp if it has one."""
-    realm, rest = keys.realms[0], RUN_DIGITS - REALM_DIGITS
-    return int(f"{realm}{secrets.randbelow(10**rest):0{rest}}") if realm else new_id()
 
 
 def resume_run(

@@ -73,7 +73,7 @@ def parties(commands: Commands, broker: Broker) -> Iterator[Parties]:
 
 
 def node(commands: Commands, name: str, *options: str) -> Process:
-    return commands.node("--credentials", f"{name}.credentials", "--share-errors", "text", *options)
+    return commands.node("--credentials", f"{name}.credentials", "--share-errors", "text", "--share-log", *options)
 
 
 def test_a_sealed_run_survives_a_kill(commands: Commands, broker: Broker, parties: Parties) -> None:
