@@ -55,9 +55,7 @@ def main(driver: Driver, context: Context) -> None:
             time.sleep(0.02)
 """
 
-SECRETS = [
-    f"secret-{what}" for what in ("exception", "reply", "state", "content", "log", "metric", "config", "Trains with")
-]
+SECRETS = [f"secret-{what}" for what in ("exception", "reply", "state", "content", "log", "metric", "config")]
 
 
 @pytest.fixture
