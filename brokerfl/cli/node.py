@@ -181,7 +181,6 @@ def main(
         systemd.tell(READY=1, STATUS=f"{title} serves {reference} on {connection.url}")
         systemd.watch(node.is_alive)
 
-    protection = wish.granted(redis.login, connection)
     node = Node(
         client_app,
         connection,
@@ -194,13 +193,13 @@ def main(
         max_message=max_message,
         any_app=any_app,
         share_errors=share_errors,
-        protection=protection,
+        protection=wish.granted(redis.login, connection),
         wait_for_redis=wait_for_redis,
         stuck_limit=exit_when_stuck or math.inf,
         on_stuck=lambda: _give_up(node, registration, Exit.NODE_STUCK),
     )
     _stop_on_signals(node, registration, grace, lambda: systemd.tell(STOPPING=1, STATUS="leaving"))
-    shared = NodeLog(connection, protection.tells) if share_log else None
+    shared = NodeLog(connection) if share_log else None
     try:
         node.serve()
     finally:

@@ -4,7 +4,6 @@ Owns when they are sent. It must not know what they say, or how they are kept.
 """
 
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from logging import DEBUG
 
@@ -21,16 +20,10 @@ _OFTEN = 2.0
 
 
 class NodeLog:
-    """Sends what a node logs about runs from now on, until it is closed.
+    """Sends what a node logs about runs from now on, until it is closed."""
 
-    Args:
-        connection: to the Redis of the runs.
-        tells: whether lines about a run may be sent: about a sealed one they stay here.
-    """
-
-    def __init__(self, connection: Connection, tells: Callable[[int], bool]) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._tells = tells
         self._shared = LogOfRuns()
         keep_for(self._shared)
         self._beat = Heartbeat("shared log", _OFTEN, self._send, _give_up)
@@ -45,7 +38,7 @@ class NodeLog:
     def _send(self) -> None:
         lines = self._shared.lines()
         if lines:
-            send_lines(self._connection, {run: found for run, found in lines.items() if self._tells(run)})
+            send_lines(self._connection, lines)
             self._shared.sent(lines)
 
 

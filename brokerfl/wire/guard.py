@@ -168,10 +168,6 @@ class Protection:
         """Return the guard of a node."""
         return NodeGuard()
 
-    def tells(self, run_id: int) -> bool:
-        """Whether what a run's messages did at the node of `for_node` may be told in clear."""
-        return True
-
 
 #: Nobody is asked who they are.
 UNPROTECTED = Protection()

@@ -23,7 +23,6 @@ class Protected(Protection):
 
     def __init__(self, identity: Identity, trusted: Trusted, *, seals: bool = False) -> None:
         self._identity, self._trusted, self._seals = identity, trusted, seals
-        self._node = NodeGuard()
 
     def for_new(self, data_set: bytes, run_id: int) -> RunGuard:
         """Return the guard of a new run."""
@@ -36,9 +35,4 @@ class Protected(Protection):
 
     def for_node(self, node_id: int) -> NodeGuard:
         """Return the guard of a node."""
-        self._node = TrustingNode(node_id, self._identity, self._trusted, seals=self._seals)
-        return self._node
-
-    def tells(self, run_id: int) -> bool:
-        """Whether a run is not sealed, as far as the node of `for_node` knows."""
-        return self._node.tells(run_id)
+        return TrustingNode(node_id, self._identity, self._trusted, seals=self._seals)
