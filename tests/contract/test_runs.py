@@ -347,7 +347,7 @@ def test_a_run_that_is_over_keeps_no_socket(backend: Backend, monkeypatch: pytes
     def new_id() -> int:
         return next(run for run in iter(nodes_module.new_id, 0) if connection.at(connection.keys.owner(run)) is home)
 
-    monkeypatch.setattr(owner_module, "new_id", new_id)
+    monkeypatch.setattr(owner_module, "new_run_id", lambda keys: new_id())
     for turn in range(12):
         driver = Driver(connection, "server:app")
         driver.checkpoint()

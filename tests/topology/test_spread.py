@@ -27,7 +27,7 @@ MESSAGES = ("xadd", "xdel", "xread", "xreadgroup", "exec")
 def same_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs have the same ids each time: eight random ones leave a primary out now and then."""
     ids = count(2)
-    monkeypatch.setattr(owner, "new_id", lambda: next(ids))
+    monkeypatch.setattr(owner, "new_run_id", lambda keys: next(ids))
 
 
 def called(cluster: ClusterFleet, *names: str) -> "Counter[int]":
