@@ -148,6 +148,9 @@ class FlowerGrid(compat.Grid):  # type: ignore[misc]  # of any flwr
         Every message ends as one reply, a refused one as an Error reply: Error 3, also for a node that is unknown. What
         has not come in time is cancelled: the app was never given its id.
 
+        Replies are in the order of their nodes' ids, those of one node in the order of their messages: sums of floats
+        depend on the order, so two equal runs give equal results only if it is always the same.
+
         Raises:
             TypeError, ValueError, BrokerflError: as brokerfl's Driver.
         """
@@ -160,6 +163,8 @@ class FlowerGrid(compat.Grid):  # type: ignore[misc]  # of any flwr
         for reply in replies:
             if reply.has_error() and not reply.metadata.reply_to_message:  # it was refused
                 reply.error = Error(ErrorCode.MESSAGE_UNAVAILABLE, reply.error.reason)
+        places = {message.metadata.message_id: place for place, message in enumerate(ours)}
+        replies.sort(key=lambda reply: (reply.metadata.src_node_id, places.get(reply.metadata.reply_to_message, -1)))
         return _converted(replies)
 
     def _cancel(self, message_ids: set[str], replies: list[Message]) -> None:

@@ -232,6 +232,27 @@ def test_a_timeout_returns_what_came() -> None:
     run(main, answer, nodes=2)
 
 
+def test_replies_have_one_order() -> None:
+    """Replies come by node and by their place in the batch, although the nodes answer the other way round."""
+    drivers: list[Driver] = []
+
+    def answer(message: Any, context: Any) -> Any:
+        before_it = number_in(message)
+        eventually(lambda: taken(drivers[0]) >= before_it, within=30)
+        return message.content
+
+    def main(grid: Any, context: Any) -> None:
+        drivers.append(driver_of(grid))
+        low, middle, high = grid.get_node_ids()
+        batch = [message_to(grid, node, number(n)) for n, node in enumerate((high, high, middle, low))]
+        batch.append(message_to(grid, max(high + 1, 2), number(0)))
+        *replies, refused = grid.send_and_receive(batch)
+        assert [number_in(reply) for reply in replies] == [3, 2, 0, 1]
+        assert refused.has_error()
+
+    run(main, answer, nodes=3)
+
+
 def test_many_threads_on_one_grid() -> None:
     """Threads that send and receive on one Grid at once get their own replies, and no other thread's."""
 
