@@ -670,16 +670,16 @@ BOOK = (
     ),
     Mutant(
         "what one push uploads another one's commit deletes",
-        "server/book/book.py",
-        "if each != saved and each not in self._kept]",
-        "if each != saved]",
+        "server/book/kept.py",
+        "kept = (self.sending, self.recording, steps)",
+        "kept = (self.recording, steps)",
         "unit/test_book contract/test_content_freed contract/test_broadcast_once contract/test_settle",
     ),
     Mutant(
         "the chunks of the saved state are idle",
-        "server/book/book.py",
-        "if each != saved and each not in self._kept]",
-        "if each not in self._kept]",
+        "server/book/kept.py",
+        "if each != saved and not any(",
+        "if not any(",
         "unit/test_book contract/test_large_state",
     ),
     Mutant(
@@ -790,8 +790,8 @@ BOOK = (
     Mutant(
         "an orphan that expired is adopted",
         "server/book/orphans.py",
-        "if not orphan.is_open or orphan.entry.deadline > now:",
-        "if orphan is not None:",
+        "if orphan.entry.sequence > after and (not orphan.is_open or orphan.entry.deadline > now):",
+        "if orphan.entry.sequence > after:",
         "contract/test_resume",
     ),
     Mutant(
@@ -2247,8 +2247,8 @@ UPLOADERS = (
     Mutant(
         "a resumed run writes its state again although it did not change",
         "server/commit.py",
-        "if not self._book.state_key.endswith(state.name):",
-        "if self._book.state_key != state.key:",
+        "if not self._book.kept.state_key.endswith(state.name):",
+        "if self._book.kept.state_key != state.key:",
         "contract/test_uploaders contract/test_large_state",
     ),
     Mutant(

@@ -472,8 +472,13 @@ def main(driver: Driver, context: Context) -> None:
     print("Trained", progress["progress"]["trained"], flush=True)
 '''
 
-FORGETFUL_SERVER = '''
-"""Four rounds of FedAvg, which keeps nothing in context.state and has no groups."""
+#: The same loop, with nothing in context.state and without groups.
+FORGETFUL_SERVER = KEEPING_SERVER.replace(
+    "context.state.parameters_records, context.state.metrics_records", "{}, {}"
+).replace("str(server_round)) for", '"") for')
+
+STRATEGY_SERVER = '''
+"""Four rounds of FedAvg."""
 
 import numpy as np
 from flwr.app import ArrayRecord, Context
@@ -561,13 +566,24 @@ def test_a_server_that_keeps_its_round_is_resumed(commands: Commands, broker: Br
 
 @needs_message_api
 def test_a_server_that_keeps_nothing_starts_over(commands: Commands, broker: Broker) -> None:
-    """kill -9 in mid-round, --resume: it begins at round 1, without what was left open, and the result is the same."""
+    """kill -9 in mid-round of a hand-written loop, --resume: it begins at round 1, without what was left open."""
     accident = Accident(commands, broker, FORGETFUL_SERVER)
     again = accident.resumed()
     eventually(lambda: accident.fast.text.count("Round 1 begins") == 2, cli.DEADLINE)
     open_gate(commands)
     again.ends(0)
     assert accident.rounds() == [["1", "2", "1", "2", "3", "4"]] * 2
+    assert_trained(commands)
+
+
+@needs_message_api
+def test_a_strategy_goes_on(commands: Commands, broker: Broker) -> None:
+    """kill -9 in mid-round of FedAvg, --resume: no line was written for it, and yet no node trains twice."""
+    accident = Accident(commands, broker, STRATEGY_SERVER)
+    again = accident.resumed()
+    open_gate(commands)
+    assert "goes on in round 2 (train)" in again.ends(0).err
+    assert accident.rounds() == [["1", "2", "3", "4"]] * 2
     assert_trained(commands)
 
 

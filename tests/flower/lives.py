@@ -1,0 +1,259 @@
+"""ServerApps of flwr that are killed and resumed, in one process: the nodes of all of them, and where they die.
+
+A life ends with an exception that no code catches, and with a heartbeat that stops; the next life takes the run over
+with a connection of its own. What a process would forget, an app here forgets as well: it makes all of its objects in
+``main``, and seeds the generators with the number of its life, as if it had never seeded them.
+"""
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+
+from brokerfl.flower import adapt_server_app
+from brokerfl.server import Driver
+from brokerfl.server.book.answers import Answers
+from brokerfl.server.push import Pusher
+from brokerfl.server.upload import Uploader
+from brokerfl.testing import FakeServer, Federation, fake_connection
+from tests.flower.names import (
+    ArrayRecord,
+    ClientApp,
+    ConfigRecord,
+    Message,
+    MetricRecord,
+    RecordDict,
+    ServerApp,
+    array_of,
+    record_in,
+    strategies,
+)
+from tests.stage import kill
+
+ROUNDS = 5
+
+#: The rounds in which apps are killed.
+DEADLY = range(2, ROUNDS + 1)
+
+
+class Dead(BaseException):
+    """What a ServerApp dies of here."""
+
+
+@dataclass
+class Fuse:
+    """Dies at one point; counts how often each point is reached.
+
+    A point is a round and what happens there. Pushes, replies and uploads belong to the round that was configured last.
+    """
+
+    dies_at: tuple[int, str] | None = None
+    server_round: int = 0
+    reached: list[tuple[int, str]] = field(default_factory=list)
+
+    def at(self, what: str) -> None:
+        """The app is at a point."""
+        count = sum(point[1].partition("#")[0] == what and point[0] == self.server_round for point in self.reached)
+        point = self.server_round, f"{what}#{count}"
+        self.reached.append(point)
+        if point == self.dies_at:
+            raise Dead
+
+
+#: The fuse of the life that runs now.
+FUSE = [Fuse()]
+
+
+def around(method: Any, what: str) -> Any:
+    """A method with a point before it and one after it."""
+
+    def deadly(self: Any, *arguments: Any, **named: Any) -> Any:
+        FUSE[0].at(f"before {what}")
+        result = method(self, *arguments, **named)
+        FUSE[0].at(f"after {what}")
+        return result
+
+    return deadly
+
+
+def _take(self: Any, wanted: Any, take: Any = Answers.take) -> Any:
+    message = take(self, wanted)
+    if message is not None:
+        FUSE[0].at("reply")
+    return message
+
+
+@contextmanager
+def deadly_points(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Pushes, uploads and replies of all runs are points."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Pusher, "_push", around(Pusher._push, "push"))
+        patch.setattr(Uploader, "_upload_window", around(Uploader._upload_window, "upload"))
+        patch.setattr(Answers, "take", _take)
+        yield
+
+
+class Mortal:
+    """A strategy whose hooks are points."""
+
+    def configure_train(self, server_round: int, arrays: Any, config: Any, grid: Any) -> Any:
+        """As flwr's."""
+        FUSE[0].server_round = server_round
+        FUSE[0].at("configure_train")
+        return super().configure_train(server_round, arrays, config, grid)  # type: ignore[misc]
+
+    def aggregate_train(self, server_round: int, replies: Any) -> Any:
+        """As flwr's."""
+        FUSE[0].at("before aggregate_train")
+        result = super().aggregate_train(server_round, replies)  # type: ignore[misc]
+        FUSE[0].at("after aggregate_train")
+        return result
+
+    def configure_evaluate(self, server_round: int, arrays: Any, config: Any, grid: Any) -> Any:
+        """As flwr's."""
+        FUSE[0].at("configure_evaluate")
+        return super().configure_evaluate(server_round, arrays, config, grid)  # type: ignore[misc]
+
+    def aggregate_evaluate(self, server_round: int, replies: Any) -> Any:
+        """As flwr's."""
+        FUSE[0].at("before aggregate_evaluate")
+        result = super().aggregate_evaluate(server_round, replies)  # type: ignore[misc]
+        FUSE[0].at("after aggregate_evaluate")
+        return result
+
+
+def model_of(seed: int) -> Any:
+    """A model with a large array and a small one."""
+    generator = np.random.default_rng(seed)
+    return ArrayRecord({"large": array_of(generator.normal(size=20_000)), "small": array_of(generator.normal(size=3))})
+
+
+def nodes_app(executed: dict[int, list[tuple[int, str, int]]]) -> Any:
+    """A ClientApp whose updates depend on all bits that it gets; notes what it executes, by run."""
+    app = ClientApp()
+
+    def note(message: Any, context: Any) -> tuple[int, Any, Any]:
+        partition = int(context.node_config["partition-id"])
+        config = record_in(message.content, "config")
+        executed.setdefault(context.run_id, []).append(
+            (partition, message.metadata.message_type, int(config["server-round"]))
+        )
+        return partition, config, record_in(message.content, "arrays")
+
+    @app.train()
+    def train(message: Any, context: Any) -> Any:
+        partition, config, arrays = note(message, context)
+        rate = float(config.get("lr", 0.1)) + float(config.get("proximal-mu", 0.0)) / 7
+        new = {
+            name: array_of(array.numpy() + rate * np.cos(3 * array.numpy() + partition))
+            for name, array in arrays.items()
+        }
+        metrics = MetricRecord({"loss": float(np.sum(arrays["large"].numpy())), "num-examples": 3 + partition})
+        return Message(RecordDict({"arrays": ArrayRecord(new), "metrics": metrics}), reply_to=message)
+
+    @app.evaluate()
+    def evaluate(message: Any, context: Any) -> Any:
+        partition, _, arrays = note(message, context)
+        metrics = MetricRecord({"accuracy": float(arrays["small"].numpy().mean()), "num-examples": 1 + partition})
+        return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+    return app
+
+
+@dataclass
+class Outcome:
+    """What an app has at its end: its model, bit for bit; its history; what else it kept; and what was executed."""
+
+    arrays: list[tuple[str, bytes]]
+    history: list[Any]
+    kept: Any
+    executed: list[tuple[int, str, int]]
+
+
+#: An app's own part of ``main``: gets the Grid, the Context and the number of the life; returns flwr's Result, and what
+#: else is to be compared.
+Main = Callable[[Any, Any, int], tuple[Any, Any]]
+
+
+class Lives:
+    """Three nodes, and runs on them, of which each may have several lives."""
+
+    def __init__(self, nodes: int = 3) -> None:
+        self.server = FakeServer()
+        self.executed: dict[int, list[tuple[int, str, int]]] = {}
+        self.federation = Federation(nodes_app(self.executed), nodes, connect=self.connect)
+
+    def connect(self) -> Any:
+        """A new connection."""
+        return fake_connection(self.server)
+
+    def live(self, main: Main, *deaths: tuple[int, str] | None, run: int | None = None, **options: Any) -> Outcome:
+        """Let an app live until it has ended, dying at each of these points in turn."""
+        ended: list[tuple[Any, Any]] = []
+        for number, death in enumerate((*deaths, None)):
+            FUSE[0] = Fuse(death)
+            driver = Driver(self.connect(), "app", resume=run, takeover=run is not None, **options)
+            run = driver.run.run_id
+
+            def app_main(grid: Any, context: Any, number: int = number) -> None:
+                random.seed(number)
+                np.random.seed(number)  # noqa: NPY002 # as apps do
+                ended.append(main(grid, context, number))
+
+            app = ServerApp()
+            app.main()(app_main)
+            try:
+                adapt_server_app(app)(driver, driver.context)
+            except Dead:
+                kill(driver)
+                driver.abandon()
+            else:
+                assert death is None, f"it did not die at {death}"
+                driver.end()
+        assert run is not None
+        [(result, kept)] = ended
+        return self.outcome(run, result, kept)
+
+    def outcome(self, run: int, result: Any, kept: Any) -> Outcome:
+        """What a run has at its end."""
+        history = [
+            {number: dict(record) for number, record in records.items()}
+            for records in (
+                result.train_metrics_clientapp,
+                result.evaluate_metrics_clientapp,
+                result.evaluate_metrics_serverapp,
+            )
+        ]
+        arrays = [(name, array.data) for name, array in result.arrays.items()]
+        return Outcome(arrays, history, kept, sorted(self.executed[run]))
+
+
+# Apps.
+
+
+def app_of(kind: str, **options: Any) -> Main:
+    """An app with one of flwr's strategies, as its documentation shows it."""
+    deadly = type(f"Mortal{kind}", (Mortal, getattr(strategies, kind)), {})
+
+    def main(grid: Any, context: Any, life: int) -> tuple[Any, Any]:
+        losses: list[float] = []
+
+        def evaluate(server_round: int, arrays: Any) -> Any:
+            losses.append(float(np.abs(arrays["large"].numpy()).sum()) + float(np.random.normal()))  # noqa: NPY002
+            return MetricRecord({"loss": losses[-1], "best": min(losses)})
+
+        strategy = deadly(min_available_nodes=3, **options)
+        result = strategy.start(
+            grid=grid,
+            initial_arrays=model_of(life),
+            train_config=ConfigRecord({"lr": 0.1}),
+            num_rounds=ROUNDS,
+            evaluate_fn=evaluate,
+        )
+        return result, losses
+
+    return main
