@@ -201,7 +201,7 @@ class Lives:
 
             def app_main(grid: Any, context: Any, number: int = number) -> None:
                 random.seed(number)
-                np.random.seed(number)  # noqa: NPY002 # as apps do
+                np.random.seed(number)  # as apps do
                 ended.append(main(grid, context, number))
 
             app = ServerApp()
@@ -243,7 +243,7 @@ def app_of(kind: str, **options: Any) -> Main:
         losses: list[float] = []
 
         def evaluate(server_round: int, arrays: Any) -> Any:
-            losses.append(float(np.abs(arrays["large"].numpy()).sum()) + float(np.random.normal()))  # noqa: NPY002
+            losses.append(float(np.abs(arrays["large"].numpy()).sum()) + float(np.random.normal()))
             return MetricRecord({"loss": losses[-1], "best": min(losses)})
 
         strategy = deadly(min_available_nodes=3, **options)
@@ -257,3 +257,94 @@ def app_of(kind: str, **options: Any) -> Main:
         return result, losses
 
     return main
+
+
+def wrapped_app(kind: str, **options: Any) -> Main:
+    """An app whose strategy is wrapped by one of differential privacy, which adds noise to what another one gives."""
+    deadly = type(f"Mortal{kind}", (Mortal, getattr(strategies, kind)), {})
+
+    def main(grid: Any, context: Any, life: int) -> tuple[Any, Any]:
+        inner = strategies.FedAdam(min_available_nodes=3, eta=0.05)
+        strategy = deadly(inner, 0.3, num_sampled_clients=3, **options)
+        return strategy.start(grid=grid, initial_arrays=model_of(life), num_rounds=ROUNDS), None
+
+    return main
+
+
+def own_start(grid: Any, context: Any, life: int) -> tuple[Any, Any]:
+    """An app with a loop of its own, as Flower's advanced examples have it.
+
+    It sets a learning rate in each round, halves another one in the hook, keeps the best model in an attribute, a count
+    in ``context.state``, and draws numbers between the hooks.
+    """
+
+    class Scheduled(Mortal, strategies.FedAdam):  # type: ignore[misc,name-defined]
+        def __init__(self) -> None:
+            super().__init__(min_available_nodes=3)
+            self.best, self.best_loss, self.drawn = None, float("inf"), []
+            self.generator = np.random.default_rng(life)
+
+        def configure_train(self, server_round: int, arrays: Any, config: Any, grid: Any) -> Any:
+            config["decay"] = config.get("decay", 1.0) / 2
+            return super().configure_train(server_round, arrays, config, grid)
+
+        def aggregate_train(self, server_round: int, replies: Any) -> Any:
+            counts = context.state.setdefault("counts", MetricRecord({"rounds": 0}))
+            counts["rounds"] += 1
+            self.drawn.append(float(self.generator.normal()))
+            return super().aggregate_train(server_round, replies)
+
+        def start(self, grid: Any, initial_arrays: Any, rounds: int, evaluate_fn: Any) -> Any:
+            result = strategies.Result()
+            arrays, config = initial_arrays, ConfigRecord({"lr": 0.5})
+            for server_round in range(1, rounds + 1):
+                config["lr"] = 0.5 / server_round
+                messages = self.configure_train(server_round, arrays, config, grid)
+                replies = grid.send_and_receive(messages=messages, timeout=60)
+                arrays, metrics = self.aggregate_train(server_round, replies)
+                result.arrays, result.train_metrics_clientapp[server_round] = arrays, metrics
+                measured = evaluate_fn(server_round, arrays)
+                if measured["loss"] < self.best_loss:
+                    self.best, self.best_loss = arrays, measured["loss"]
+                self.drawn.append(random.random())
+            return result
+
+    def evaluate(server_round: int, arrays: Any) -> Any:
+        return MetricRecord({"loss": abs(float(arrays["small"].numpy().sum()) - 0.4)})
+
+    strategy = Scheduled()
+    result = strategy.start(grid, model_of(life), ROUNDS, evaluate)
+    best = [(name, array.data) for name, array in strategy.best.items()]
+    return result, (best, strategy.best_loss, strategy.drawn, dict(context.state["counts"]))
+
+
+def two_loops(grid: Any, context: Any, life: int) -> tuple[Any, Any]:
+    """An app that trains with one strategy, then goes on with another one, and asks its nodes once more at the end."""
+    first = app_of("FedAvg")(grid, context, life)[0]
+    context.state["between"] = MetricRecord({"loss": first.train_metrics_clientapp[ROUNDS]["loss"]})
+    deadly = type("MortalFedMedian", (Mortal, strategies.FedMedian), {})
+    second = deadly(min_available_nodes=3).start(grid=grid, initial_arrays=first.arrays, num_rounds=2)
+    record = RecordDict({"arrays": second.arrays, "config": ConfigRecord({"server-round": 99})})
+    batch = [Message(record, node, "evaluate") for node in grid.get_node_ids()]
+    last = [dict(record_in(reply.content, "metrics")) for reply in grid.send_and_receive(batch)]
+    return second, (last, first.evaluate_metrics_serverapp, dict(context.state["between"]))
+
+
+def apps() -> dict[str, Main]:
+    """The apps, by what is special about them."""
+    return {
+        "FedAvg": app_of("FedAvg"),
+        "FedAdam": app_of("FedAdam"),
+        "FedYogi": app_of("FedYogi"),
+        "FedAdagrad": app_of("FedAdagrad"),
+        "FedAvgM": app_of("FedAvgM", server_momentum=0.9, server_learning_rate=0.7),
+        "FedMedian": app_of("FedMedian"),
+        "Krum": app_of("Krum", num_malicious_nodes=0),
+        "FedProx": app_of("FedProx", proximal_mu=0.1),
+        "sampled": app_of("FedAvg", fraction_train=0.7, fraction_evaluate=0.4, min_evaluate_nodes=1),
+        "no evaluation": app_of("FedAvg", fraction_evaluate=0.0),
+        "own start": own_start,
+        "two loops": two_loops,
+        "fixed clipping": wrapped_app("DifferentialPrivacyServerSideFixedClipping", clipping_norm=5.0),
+        "adaptive clipping": wrapped_app("DifferentialPrivacyServerSideAdaptiveClipping", clipped_count_stddev=2.0),
+    }

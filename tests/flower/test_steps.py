@@ -1,11 +1,11 @@
 """An unmodified Flower app outlives its ServerApp: killed anywhere, it ends as if nothing had happened."""
 
+import random
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
-from tests.flower.lives import Lives, app_of, deadly_points
+from tests.flower.lives import DEADLY, FUSE, Lives, apps, deadly_points
 from tests.flower.names import HAS_MESSAGE_API
 
 if not HAS_MESSAGE_API:
@@ -20,15 +20,24 @@ def lives() -> Iterator[Lives]:
         yield made
 
 
-def test_quick(lives: Lives) -> None:
-    main = app_of("FedAvg")
-    undisturbed = lives.live(main)
-    assert len(undisturbed.executed) == 30
-    from tests.flower.lives import FUSE
+@pytest.fixture
+def chosen(request: pytest.FixtureRequest) -> random.Random | None:
+    """What chooses the points at which apps are killed; None for all of them, with --every-accident."""
+    if request.config.getoption("--every-accident"):
+        return None
+    return random.Random(f"{request.node.name} {request.config.getoption('--seed')}")
 
-    print(FUSE[0].reached)
-    for point in list(FUSE[0].reached):
-        if point[0] == 2:
-            print(point)
-            again = lives.live(main, point)
-            assert again == undisturbed, point
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", apps())
+def test_killed_anywhere(lives: Lives, name: str, chosen: random.Random | None) -> None:
+    """Killed at a point of rounds 2 to 5 and resumed: model and history are equal bit for bit, and nobody works twice.
+
+    The app begins with another model and other random numbers in its second life.
+    """
+    main = apps()[name]
+    undisturbed = lives.live(main)
+    points = [point for point in FUSE[0].reached if point[0] in DEADLY]
+    assert len(points) > 30
+    for point in points if chosen is None else chosen.sample(points, 2):
+        assert lives.live(main, point) == undisturbed, f"{name}, killed at {point}"
