@@ -13,6 +13,7 @@ from types import FrameType
 import click
 
 from brokerfl import __version__
+from brokerfl.broker.ending import read_run
 from brokerfl.broker.keys import LEASE, MOST_RETENTION, OFFLINE_GRACE, RETENTION
 from brokerfl.cli.apps import find_project, load_server_app, print_traceback
 from brokerfl.cli.configs import parse_config
@@ -38,6 +39,7 @@ from brokerfl.cli.signals import SIGNALS, handle, leave, on_second
 from brokerfl.common import (
     ConfigError,
     OutageLimit,
+    RecordSet,
     RedisError,
     RunError,
     RunNotFound,
@@ -51,7 +53,7 @@ from brokerfl.server.outcome import Outcome
 from brokerfl.server.session import OUTAGE_LIMIT
 
 #: Options that the printed command for resuming a run leaves out.
-_OF_ONE_START = ("run_config", "run_name", "resume", "takeover", "run_file")
+_OF_ONE_START = ("run_config", "run_name", "resume", "takeover", "from_start", "run_file")
 
 
 class _Signalled(BaseException):
@@ -74,6 +76,8 @@ class _Signalled(BaseException):
     "no node trains twice.",
 )
 @click.option("--takeover", is_flag=True, help="With --resume: take the run from a ServerApp that seems to be alive.")
+@click.option("--from-start", is_flag=True, help="With --resume: begin anew, whatever the run has recorded or saved.")
+@click.option("--keep", is_flag=True, help="When the app has ended, keep the run: --resume can go on with more rounds.")
 @click.option("--another-app", is_flag=True, help="With --resume: the app had another name when the run was started.")
 @click.option(
     "--run-file",
@@ -160,6 +164,8 @@ def main(
     run_config: tuple[str, ...],
     resume: str | None,
     takeover: bool,
+    from_start: bool,
+    keep: bool,
     another_app: bool,
     run_file: Path | None,
     run_name: str | None,
@@ -184,8 +190,8 @@ def main(
         raise ConfigError("--resume and --run-file both say which run to resume: give only one")
     file = None if run_file is None else RunFile(run_file)
     resume = resume if file is None else file.read()
-    if resume is None and (takeover or another_app):
-        option = "--takeover" if takeover else "--another-app"
+    if resume is None and (takeover or another_app or from_start):
+        option = "--takeover" if takeover else "--another-app" if another_app else "--from-start"
         raise ConfigError(f"{option} needs --resume RUN, the run to continue")
     # The environment is for new runs.
     source = click.get_current_context().get_parameter_source
@@ -203,6 +209,8 @@ def main(
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     signals = _Signals()
     try:
+        if run_id is not None and given is not None:  # what was not given now is as it was given first
+            config = read_run(connection, run_id).run_config | given
         signals.driver = driver = Driver(
             connection,
             "" if another_app else reference,
@@ -225,7 +233,9 @@ def main(
         )
         if file is not None:
             file.write(driver.run.run_id)
-        code = _run(driver, server_app, signals, retention, "started" if resume is None else "resumed")
+        driver.record.is_kept = keep
+        how = "started" if resume is None else "started over" if from_start else "resumed"
+        code = _run(driver, server_app, signals, retention, how)
     except _Signalled as signalled:  # while detaching; if that was not finished, the lease lapses
         code = 128 + signalled.number
     except RunNotFound:
@@ -241,7 +251,7 @@ def _run(driver: Driver, server_app: ServerAppCallable, signals: "_Signals", ret
     run_id, started = driver.run.run_id, time.monotonic()
     log_for(run=run_id)
     log(INFO, "Run %s of %s %s", run_id, driver.run.app, how)
-    if how == "resumed" and not keeps_something(server_app, driver.context.state):
+    if how == "resumed" and driver.record.head is None and not keeps_something(server_app, driver.context.state):
         log(
             WARNING,
             "Run %s has nothing in context.state: its app begins at its start, while its nodes keep theirs",
@@ -249,10 +259,18 @@ def _run(driver: Driver, server_app: ServerAppCallable, signals: "_Signals", ret
         )
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        if how == "started over":
+            driver.context.state = RecordSet()
+            driver.start_over()
+            driver.checkpoint()
         with progress_line(driver.report):
             server_app(driver, driver.context)
         if signals.number:
             raise _Signalled(signals.number)
+        if driver.record.is_kept:
+            driver.checkpoint()
+            _detach(driver, retention, "its app has ended, and --keep keeps it")
+            return Exit.OK
         driver.end()
     except BaseException as error:  # SystemExit, asyncio's CancelledError: only a main that returns ends its run
         if signals.number:  # what follows a signal is not the app's, which may have caught it, or lost its children

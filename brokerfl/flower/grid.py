@@ -131,6 +131,13 @@ class FlowerGrid(compat.Grid):  # type: ignore[misc]  # of any flwr
         with self._saving:  # of two threads, the last one to save has also read last
             self._driver.context.state = FlowerState(self._context.state)
 
+    def commit(self) -> None:
+        """Commit what a loop has to record, without a push."""
+        stage = self.brokerfl_steps.stage()
+        if stage is not None:
+            self._driver.push_messages([], checkpoint=stage)
+            self.brokerfl_steps.pushed(stage)
+
     def push_messages(self, messages: Iterable[Any]) -> list[str]:
         """Send messages; return their ids in the same order, ``""`` where one was refused.
 

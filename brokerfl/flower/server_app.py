@@ -44,6 +44,7 @@ class FlowerServerApp:
             driver.start_over()
         flower_context = flower_context_of(replace(context, state=RecordSet()) if is_recorded else context)
         grid = FlowerGrid(driver, flower_context)
+        grid.brokerfl_steps.say_where()
         over = None
         try:
             compat.run_server_app(self._app, grid, flower_context, check_ran)
@@ -51,7 +52,10 @@ class FlowerServerApp:
             over = error.__cause__ or error
         if over is not None:  # raised inside the except block, each of the two would be the other's cause or context
             raise over
-        grid.save_state()
+        if driver.record.is_kept and grid.brokerfl_steps.is_pending:
+            grid.commit()
+        else:
+            grid.save_state()
 
     @staticmethod
     def keeps_something(state: RecordSet) -> bool:

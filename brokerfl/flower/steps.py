@@ -58,12 +58,21 @@ class Steps:
         self._story = Story(self._run_id, self._record.fields)
         self._keeper = Keeper(self._record)
         self._models = Models(self._record, self._keeper)
+        self._is_hand_written = False
         self._is_live = self._story.head is None
         self._mark = self._story.head.sequence if self._story.head else 0
         self._snapshot: Snapshot | None = None
-        self._is_given_up = self._is_removed = False
+        self._is_given_up = False
         self._replayed: list[list[int]] | None = None  # node lists for the hook that is being called
         self._is_configuring = False
+
+    def say_where(self) -> None:
+        """Log where a resumed run goes on."""
+        head, executed = self._story.head, self._record.executed
+        if head is not None:
+            count = "1 execution is" if executed == 1 else f"{executed} executions are"
+            place = place_in_words(head.hook, head.round)
+            log(INFO, "Run %s goes on in %s; %s not repeated", self._run_id, place, count)
 
     # The loop.
 
@@ -240,38 +249,57 @@ class Steps:
                 yield _PLACE + place.name, place.read()
 
     def give_up(self, reason: str) -> None:
-        """From now on nothing is recorded, and the next push deletes the record."""
-        if not self._is_given_up:
-            log(WARNING, "Run %s is not resumable by its steps, and would start over: %s", self._run_id, reason)
+        """From now on nothing is recorded, and what was recorded is deleted: it would soon lag behind the replies."""
+        if self._is_given_up:
+            return
+        log(WARNING, "Run %s is not resumable by its steps, and would start over: %s", self._run_id, reason)
         self._is_given_up, self._snapshot = True, None
+        self._record.keep(())
+        self._driver.push_messages([], checkpoint=Stage(True, Recorded()))
 
     # Pushing.
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether there is something to record, and nothing was pushed since."""
+        return self._snapshot is not None
 
     def stage(self) -> Stage | None:
         """Return what the next push is to this loop; None if it is a hand-written one's."""
         if self._is_given_up:
-            return None if self._is_removed else Stage(True, Recorded())
+            return None
         if not self._is_live:
             return Stage(False, match=Match(after=float("inf")))
+        if self._snapshot is None and self.loop is None:
+            self._say_that_it_is_hand_written()
+            return None
         if self._snapshot is None:
-            return None if self.loop is None else Stage(False, match=Match(after=self._mark))
+            return Stage(False, match=Match(after=self._mark))
         if self.loop is not None and not self._is_here():
             return Stage(False, match=Match(after=self._mark))
         mark = self._record.mark()
         return Stage(True, self._snapshot.recorded(mark), self._snapshot.uploads, Match(after=self._mark))
 
+    def _say_that_it_is_hand_written(self) -> None:
+        if not self._is_hand_written and not len(self._story):
+            self._is_hand_written = True
+            log(
+                INFO,
+                "Run %s is resumable: from the start; a hand-written loop keeps its progress in context.state",
+                self._run_id,
+            )
+
     def pushed(self, stage: Stage | None) -> None:
         """The push succeeded."""
         if stage is None or stage.steps is None:
             return
-        if not stage.steps.fields:
-            self._is_removed = True
-        elif self._snapshot is not None:
+        if self._snapshot is not None:
             self._story.written(self._snapshot.pages, self._snapshot.steps)
             self._snapshot = None
             self._record.keep(())
             head = self._record.head
             self._mark = head.sequence if head is not None else self._mark
+            self._record.tell(head.round if head is not None else 0)
 
     # Resuming.
 
@@ -297,7 +325,7 @@ class Steps:
         self._is_live = True
         for state in ("random", "numpy", "torch"):
             restore_random(state, self._value(state))
-        log(INFO, "Run %s goes on in %s", self._run_id, place_in_words(head.hook, head.round))
+        self._record.tell(head.round)
 
     def _value(self, name: str) -> Any:
         content = self._record.read(name)

@@ -143,7 +143,7 @@ class Hold:
         uploader = Uploader(session, blobs)
         self.committer = Committer(session, book, receiver, uploader, self.context)
         self.pusher = Pusher(session, book, self.committer, uploader, progress)
-        self.record = Record(session, steps, book, uploader)
+        self.record = Record(session, steps, book, uploader, progress)
         self.verdicts = Verdicts(book, session, receiver, liveness, blobs)
         self.waits = Waits(book, session, receiver, self.verdicts, progress)
         self.outcome = Outcome(session.names.of)

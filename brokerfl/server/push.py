@@ -13,6 +13,7 @@ from logging import WARNING
 from brokerfl.broker.keys import milliseconds
 from brokerfl.broker.origins import read_origins
 from brokerfl.broker.presence import registered
+from brokerfl.broker.steps import Recorded
 from brokerfl.common import BrokerflError, Message, Metadata, log
 from brokerfl.common.text import shown
 from brokerfl.server.book import Book, OpenMessage, Sending
@@ -146,11 +147,13 @@ class Pusher:
             raise
 
     def start_over(self) -> None:
-        """Cancel the orphans that have not been adopted; every group is new."""
+        """Cancel the orphans that have not been adopted; every group is new, and no step is recorded."""
         with self._pushing:  # a push may be adopting some
             self._session.check()
             self._committer.cancel_orphans()
             self._book.start_over()
+            if self._book.kept.is_recorded:
+                self._committer.commit(moves_on=True, steps=Recorded())
 
     def is_registered(self, node_id: int) -> bool:
         """Return whether the node was registered when it was looked up."""

@@ -15,6 +15,7 @@ from brokerfl.broker.steps import Recorded, SavedSteps
 from brokerfl.common import RecordSet
 from brokerfl.server.book import Book
 from brokerfl.server.book.orphans import ANY, Match
+from brokerfl.server.progress import Progress
 from brokerfl.server.session import Session
 from brokerfl.server.upload import Uploader
 from brokerfl.wire.payload import EncodedContent
@@ -39,10 +40,17 @@ class Stage(NamedTuple):
 
 
 class Record:
-    """The record of one run. For the thread of the loop."""
+    """The record of one run. For the thread of the loop.
 
-    def __init__(self, session: Session, saved: SavedSteps, book: Book, uploader: Uploader) -> None:
+    Attributes:
+        is_kept: the run is to stay when its app has ended, so that it can go on later.
+    """
+
+    is_kept = False
+
+    def __init__(self, session: Session, saved: SavedSteps, book: Book, uploader: Uploader, progress: Progress) -> None:
         self._session = session
+        self._progress = progress
         self._saved = saved
         self._book = book
         self._uploader = uploader
@@ -68,6 +76,16 @@ class Record:
         """
         value = self.fields.get(value_field(name))
         return None if value is None else self._session.through_outage(lambda: self._saved.read(value))
+
+    @property
+    def executed(self) -> int:
+        """How many messages of former ServerApps are answered, and need not be executed again."""
+        return self._book.snapshot().replies + sum(not orphan.is_open for orphan in self._book.orphans())
+
+    def tell(self, server_round: int) -> None:
+        """Let whoever looks at the run see its round, and how large its record is."""
+        head = self.head
+        self._progress.round, self._progress.record = str(server_round), head.size if head is not None else 0
 
     def mark(self) -> int:
         """Return a number that all messages pushed so far have not exceeded, and all later ones will."""

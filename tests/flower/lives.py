@@ -6,6 +6,7 @@ with a connection of its own. What a process would forget, an app here forgets a
 """
 
 import random
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -186,37 +187,71 @@ class Lives:
         self.server = FakeServer()
         self.executed: dict[int, list[tuple[int, str, int]]] = {}
         self.federation = Federation(nodes_app(self.executed), nodes, connect=self.connect)
+        self.kept = 0  # the run that was kept last
 
     def connect(self) -> Any:
         """A new connection."""
         return fake_connection(self.server)
 
-    def live(self, main: Main, *deaths: tuple[int, str] | None, run: int | None = None, **options: Any) -> Outcome:
+    def live(self, main: Main, *deaths: tuple[int, str], **options: Any) -> Outcome:
         """Let an app live until it has ended, dying at each of these points in turn."""
-        ended: list[tuple[Any, Any]] = []
-        for number, death in enumerate((*deaths, None)):
-            FUSE[0] = Fuse(death)
-            driver = Driver(self.connect(), "app", resume=run, takeover=run is not None, **options)
-            run = driver.run.run_id
+        run = None
+        for life, death in enumerate(deaths):
+            run = self.die(main, death, run, life, **options)
+        return self.end(main, run, len(deaths), **options)
 
-            def app_main(grid: Any, context: Any, number: int = number) -> None:
-                random.seed(number)
-                np.random.seed(number)  # as apps do
-                ended.append(main(grid, context, number))
+    def die(self, main: Main, death: tuple[int, str], run: int | None = None, life: int = 0, **options: Any) -> int:
+        """Let an app live until it dies at a point, in a new run or a former one; return the run."""
+        driver = self._driver(run, death, options)
+        with pytest.raises(Dead):
+            self._run(main, driver, life)
+        kill(driver)
+        driver.abandon()
+        return driver.run.run_id
 
-            app = ServerApp()
-            app.main()(app_main)
-            try:
-                adapt_server_app(app)(driver, driver.context)
-            except Dead:
-                kill(driver)
-                driver.abandon()
+    def end(self, main: Main, run: int | None = None, life: int = 1, *, keep: bool = False, **options: Any) -> Outcome:
+        """Let an app live until it has ended."""
+        driver = self._driver(run, None, options)
+        driver.record.is_kept = keep
+        try:
+            [(result, kept)] = self._run(main, driver, life)
+        finally:
+            if keep:
+                driver.checkpoint()
+                driver.detach()
+                self.kept = driver.run.run_id
             else:
-                assert death is None, f"it did not die at {death}"
                 driver.end()
-        assert run is not None
-        [(result, kept)] = ended
-        return self.outcome(run, result, kept)
+        return self.outcome(driver.run.run_id, result, kept)
+
+    def refuse(self, main: Main, run: int) -> None:
+        """Let an app live until it raises what it is refused with; the run stays."""
+        driver = self._driver(run, None, {})
+        try:
+            self._run(main, driver, 1)
+        finally:
+            driver.detach()
+
+    def _driver(self, run: int | None, death: tuple[int, str] | None, options: dict[str, Any]) -> Driver:
+        FUSE[0] = Fuse(death)
+        return Driver(self.connect(), "app", resume=run, takeover=run is not None, **options)
+
+    def _run(self, main: Main, driver: Driver, life: int) -> list[tuple[Any, Any]]:
+        ended: list[tuple[Any, Any]] = []
+        app = ServerApp()
+
+        @app.main()
+        def app_main(grid: Any, context: Any) -> None:
+            random.seed(life)
+            np.random.seed(life)
+            ended.append(main(grid, context, life))
+
+        adapt_server_app(app)(driver, driver.context)
+        return ended
+
+    def in_redis(self) -> set[str]:
+        """All keys."""
+        return {key.decode() for database in self.server.dbs.values() for key in database}
 
     def outcome(self, run: int, result: Any, kept: Any) -> Outcome:
         """What a run has at its end."""
@@ -235,9 +270,13 @@ class Lives:
 # Apps.
 
 
-def app_of(kind: str, **options: Any) -> Main:
+def mortal(kind: str) -> Any:
+    """One of flwr's strategies, whose hooks are points."""
+    return type(f"Mortal{kind}", (Mortal, getattr(strategies, kind)), {"__module__": __name__})
+
+
+def app_of(kind: str, rounds: int = ROUNDS, has_evaluate: bool = True, **options: Any) -> Main:
     """An app with one of flwr's strategies, as its documentation shows it."""
-    deadly = type(f"Mortal{kind}", (Mortal, getattr(strategies, kind)), {})
 
     def main(grid: Any, context: Any, life: int) -> tuple[Any, Any]:
         losses: list[float] = []
@@ -246,13 +285,13 @@ def app_of(kind: str, **options: Any) -> Main:
             losses.append(float(np.abs(arrays["large"].numpy()).sum()) + float(np.random.normal()))
             return MetricRecord({"loss": losses[-1], "best": min(losses)})
 
-        strategy = deadly(min_available_nodes=3, **options)
+        strategy = mortal(kind)(min_available_nodes=3, **options)
         result = strategy.start(
             grid=grid,
             initial_arrays=model_of(life),
             train_config=ConfigRecord({"lr": 0.1}),
-            num_rounds=ROUNDS,
-            evaluate_fn=evaluate,
+            num_rounds=rounds,
+            evaluate_fn=evaluate if has_evaluate else None,
         )
         return result, losses
 
@@ -261,11 +300,10 @@ def app_of(kind: str, **options: Any) -> Main:
 
 def wrapped_app(kind: str, **options: Any) -> Main:
     """An app whose strategy is wrapped by one of differential privacy, which adds noise to what another one gives."""
-    deadly = type(f"Mortal{kind}", (Mortal, getattr(strategies, kind)), {})
 
     def main(grid: Any, context: Any, life: int) -> tuple[Any, Any]:
         inner = strategies.FedAdam(min_available_nodes=3, eta=0.05)
-        strategy = deadly(inner, 0.3, num_sampled_clients=3, **options)
+        strategy = mortal(kind)(inner, 0.3, num_sampled_clients=3, **options)
         return strategy.start(grid=grid, initial_arrays=model_of(life), num_rounds=ROUNDS), None
 
     return main
@@ -274,8 +312,8 @@ def wrapped_app(kind: str, **options: Any) -> Main:
 def own_start(grid: Any, context: Any, life: int) -> tuple[Any, Any]:
     """An app with a loop of its own, as Flower's advanced examples have it.
 
-    It sets a learning rate in each round, halves another one in the hook, keeps the best model in an attribute, a count
-    in ``context.state``, and draws numbers between the hooks.
+    It sets a learning rate in each round, in the hook halves another one and tells the time, keeps the best model in an
+    attribute and a count in ``context.state``, and draws numbers between the hooks.
     """
 
     class Scheduled(Mortal, strategies.FedAdam):  # type: ignore[misc,name-defined]
@@ -285,7 +323,7 @@ def own_start(grid: Any, context: Any, life: int) -> tuple[Any, Any]:
             self.generator = np.random.default_rng(life)
 
         def configure_train(self, server_round: int, arrays: Any, config: Any, grid: Any) -> Any:
-            config["decay"] = config.get("decay", 1.0) / 2
+            config["decay"], config["now"] = config.get("decay", 1.0) / 2, time.time()
             return super().configure_train(server_round, arrays, config, grid)
 
         def aggregate_train(self, server_round: int, replies: Any) -> Any:
@@ -322,8 +360,7 @@ def two_loops(grid: Any, context: Any, life: int) -> tuple[Any, Any]:
     """An app that trains with one strategy, then goes on with another one, and asks its nodes once more at the end."""
     first = app_of("FedAvg")(grid, context, life)[0]
     context.state["between"] = MetricRecord({"loss": first.train_metrics_clientapp[ROUNDS]["loss"]})
-    deadly = type("MortalFedMedian", (Mortal, strategies.FedMedian), {})
-    second = deadly(min_available_nodes=3).start(grid=grid, initial_arrays=first.arrays, num_rounds=2)
+    second = mortal("FedMedian")(min_available_nodes=3).start(grid=grid, initial_arrays=first.arrays, num_rounds=2)
     record = RecordDict({"arrays": second.arrays, "config": ConfigRecord({"server-round": 99})})
     batch = [Message(record, node, "evaluate") for node in grid.get_node_ids()]
     last = [dict(record_in(reply.content, "metrics")) for reply in grid.send_and_receive(batch)]

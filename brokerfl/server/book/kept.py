@@ -22,12 +22,14 @@ class Kept:
         sending: contents that a push is uploading: what needs them is not accepted yet.
         recording: the same of a record that a push will commit.
         sequence: the number of the last message before those that the record waits for; 0 without a record.
+        is_recorded: the run has a record.
     """
 
     def __init__(self, state_key: bytes, recorded: Recorded = Recorded()) -> None:  # noqa: B008 # it never changes
         self.state_key = state_key
         self.sending: Collection[bytes] = ()
         self.recording: Collection[bytes] = ()
+        self.is_recorded = bool(recorded.fields)
         self.sequence = decode_head(recorded.fields[HEAD]).sequence if recorded.fields else 0
         self._recorded = recorded.contents
 
@@ -43,4 +45,4 @@ class Kept:
         if state is not None:
             self.state_key = state.key
         if recorded is not None:
-            self._recorded = recorded.contents
+            self._recorded, self.is_recorded = recorded.contents, bool(recorded.fields)
