@@ -2212,8 +2212,8 @@ UPLOADERS = (
     Mutant(
         "new messages use what a former ServerApp uploaded",
         "server/push.py",
-        "Contents(self._uploads_as)",
-        "Contents(1)",
+        "Contents(self._uploads_as, ",
+        "Contents(1, ",
         "contract/test_uploaders",
     ),
     Mutant(
@@ -2552,11 +2552,11 @@ WEIGHTS = (
         "wire/contents.py",
         """        if look in self._by_look:
             other, encoded = self._by_look[look]
-            if all(map(_are_equal, fields.values(), other.values())):
+            if all(map(are_equal, fields.values(), other.values())):
                 return encoded
 """,
         """        for other, encoded in [pair for known, pair in self._by_look.items() if known[0] == look]:
-            if all(map(_are_equal, fields.values(), other.values())):
+            if all(map(are_equal, fields.values(), other.values())):
                 return encoded
         look = (look, len(self._by_look))
 """,
@@ -2921,8 +2921,8 @@ PROCESSES = (
     Mutant(
         "nobody says that an app begins at its start",
         "cli/server.py",
-        'if how == "resumed" and not keeps_something(server_app, driver.context.state):',
-        "if False:",
+        "and not keeps_something(server_app, driver.context.state):",
+        "and False:",
         "cli/test_resume",
     ),
     Mutant(
@@ -3136,7 +3136,117 @@ CLUSTER = (
     ),
 )
 
+#: What a loop records of its steps, and what a resumed app makes of it.
+RECORDS = (
+    Mutant(
+        "the chunks of a record are idle",
+        "server/book/kept.py",
+        "kept = (self.sending, self.recording, steps)",
+        "kept = (self.sending, self.recording)",
+        "flower/test_steps",
+    ),
+    Mutant(
+        "the chunks of a snapshot are idle before its push",
+        "server/book/kept.py",
+        "kept = (self.sending, self.recording, steps)",
+        "kept = (self.sending, steps)",
+        "flower/test_steps",
+    ),
+    Mutant(
+        "a resumed loop adopts what was pushed before its record",
+        "server/book/orphans.py",
+        "names, after = [key], match.after",
+        "names, after = [key], -1.0",
+        "unit/test_book",
+    ),
+    Mutant(
+        "a resumed loop adopts by content",
+        "server/book/orphans.py",
+        "names, after = [key], match.after",
+        "names, after = [exact], match.after",
+        "flower/test_steps",
+    ),
+    Mutant(
+        "a push without a snapshot moves the run on",
+        "flower/steps.py",
+        "        if self._snapshot is None:\n            return Stage(False, ",
+        "        if self._snapshot is None:\n            return Stage(True, ",
+        "flower/test_steps",
+    ),
+    Mutant(
+        "random states are not put back",
+        "flower/steps.py",
+        "            restore_random(state, self._value(state))",
+        "            continue",
+        "flower/test_steps",
+    ),
+    Mutant(
+        "attributes are not put back",
+        "flower/places.py",
+        "            place.write(in_place(place.read(), value))",
+        "            pass",
+        "flower/test_steps",
+    ),
+    Mutant(
+        "context.state is not put back",
+        "flower/steps.py",
+        "        compat.replace_records(self._context.state, record_dict_of(self._driver.context.state))\n",
+        "",
+        "flower/test_steps",
+    ),
+    Mutant(
+        "configs are not put back",
+        "flower/steps.py",
+        "                in_place(config, recorded)",
+        "                pass",
+        "flower/test_steps",
+    ),
+    Mutant(
+        "the record forgets the first model",
+        "flower/steps.py",
+        "            if self._models.has(step.number):\n                initial",
+        "            if False:\n                initial",
+        "flower/test_steps",
+    ),
+    Mutant(
+        "a configure hook sees the nodes of today",
+        "flower/steps.py",
+        "        if self._replayed:\n",
+        "        if False:\n",
+        "flower/test_steps",
+    ),
+    Mutant(
+        "an array that changed in place is taken for the same",
+        "flower/keeper.py",
+        "return reference() is source and sketch_of(source) == sketch",
+        "return reference() is source",
+        "flower/test_steps",
+    ),
+    Mutant(
+        "buffers of equal length have equal digests",
+        "wire/digests.py",
+        "(_look_alike(buffer, data) and are_equal(buffer, data))",
+        "len(buffer) == len(data)",
+        "flower/test_steps",
+    ),
+    Mutant(
+        "an app that diverges goes on",
+        "flower/story.py",
+        "if (recorded_hook, recorded_number) != (hook, number):",
+        "if False:",
+        "flower/test_steps",
+    ),
+    Mutant(
+        "Redis does not restore a record",
+        "broker/transactions.py",
+        "            self._steps.write_again(pipe)\n",
+        "",
+        "flower/test_steps",
+    ),
+)
+
 MUTANTS = (
+    *RECORDS,
     *FENCE,
     *TRANSACTIONS,
     *STREAMS,

@@ -75,7 +75,7 @@ class Keeper:
             if encoded.size > INLINE:
                 self._first[name] = _Look(encoded)
 
-    def keep(self, name: str, value: Any) -> Kept | None:
+    def keep(self, name: str, value: Any, *, is_model: bool = False) -> Kept | None:
         """Return a value as a record has it, its chunks in Redis; None if main makes it as it is.
 
         Raises:
@@ -89,7 +89,7 @@ class Keeper:
         if look is not None and kept is not None and look.is_of(encoded) and self._record.has(kept.content):
             self._former[name] = look, kept._replace(upload=None)
             return self._former[name][1]
-        content = self._record.upload(value_of(encoded.tree, encoded.arrays()))
+        content = self._record.upload(value_of(encoded.tree, encoded.arrays()), is_model=is_model)
         size = sum(map(len, content.fields.values())) if content.payload is None else content.payload.manifest.size
         if content.payload is None:
             self._former.pop(name, None)

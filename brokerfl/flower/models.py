@@ -74,7 +74,7 @@ class Models:
             RecordTypeError, ValueError, MessageTooLarge, RedisOutOfMemory, OutageLimit, RunError: as `Keeper.keep`.
         """
         for step, arrays in list(self._fresh.items()):
-            kept = self._keeper.keep(f"{_PREFIX}{step}", arrays)
+            kept = self._keeper.keep(f"{_PREFIX}{step}", arrays, is_model=True)
             assert kept is not None, "only cells are as main makes them"
             self._kept[step] = kept
             del self._fresh[step]

@@ -71,8 +71,8 @@ class Steps:
         head, executed = self._story.head, self._record.executed
         if head is not None:
             count = "1 execution is" if executed == 1 else f"{executed} executions are"
-            place = place_in_words(head.hook, head.round)
-            log(INFO, "Run %s goes on in %s; %s not repeated", self._run_id, place, count)
+            place = f"{'at' if head.hook == END else 'in'} {place_in_words(head.hook, head.round)}"
+            log(INFO, "Run %s goes on %s; %s not repeated", self._run_id, place, count)
 
     # The loop.
 
@@ -216,7 +216,7 @@ class Steps:
             return
         self._save_state()
         self._snapshot = Snapshot(number, hook, len(self._story), pages, values)
-        self._record.keep(self._snapshot.contents)
+        self._record.settle(self._snapshot.contents)
 
     def _kept_values(self) -> dict[str, Kept]:
         assert self.loop is not None, "a snapshot is taken in a loop"

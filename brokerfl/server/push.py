@@ -100,7 +100,7 @@ class Pusher:
                 return [""] * len(batch)
             if not waits:
                 self._look_up({message.metadata.dst_node_id for message in batch})
-            contents = Contents(self._uploads_as)
+            contents = Contents(self._uploads_as, self._uploader.digests)
             drafts: list[_Draft | None] = []
             began = time.monotonic()
             try:

@@ -91,17 +91,20 @@ class Record:
         """Return a number that all messages pushed so far have not exceeded, and all later ones will."""
         return self._book.next_sequence()
 
-    def upload(self, value: RecordSet) -> EncodedContent:
+    def upload(self, value: RecordSet, *, is_model: bool = False) -> EncodedContent:
         """Encode a value, frozen as it is now, and bring its chunks to Redis.
 
-        They stay there until `keep` is called without it, and as long as a committed record has it.
+        They stay there until `keep` is called without it, and as long as a committed record has it. The arrays of a
+        model will be sent to nodes, and need not be hashed again for that.
 
         Raises:
             MessageTooLarge: the run would exceed its limit in Redis.
             RedisOutOfMemory, OutageLimit, RunError: as for a push.
         """
-        content = EncodedContent(encode_content(value), self._uploads_as)
+        content = EncodedContent(encode_content(value), self._uploads_as, self._uploader.digests)
         if content.payload is not None:
+            if is_model:
+                content.payload.note(self._uploader.digests)
             self.keep([*self._book.kept.recording, content.key])
             self._uploader.upload(content)
         return content
@@ -110,6 +113,11 @@ class Record:
         """Of what was uploaded and not committed, only these will be needed."""
         with self._book.lock:
             self._book.kept.recording = contents
+
+    def settle(self, contents: Collection[bytes]) -> None:
+        """These are what the next commit needs: forget the digests of all others."""
+        self.keep(contents)
+        self._uploader.digests.keep(contents)
 
     def has(self, content: bytes) -> bool:
         """Return whether, as far as this process knows, Redis has all of a large content."""

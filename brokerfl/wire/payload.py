@@ -13,6 +13,7 @@ from contextlib import suppress
 from functools import cached_property
 
 from brokerfl.common import FrameError
+from brokerfl.wire.digests import Digests
 from brokerfl.wire.frame import CONTENT, MANIFEST, Fields, size_of
 from brokerfl.wire.hashing import digest_now, digest_soon, digests_of
 from brokerfl.wire.manifest import Manifest, Piece, divide, uploaded_by
@@ -47,10 +48,12 @@ class Payload:
     Args:
         content: as `record.encode_content` returned it.
         uploader: the number of the run's owner that uploads it; 0 for a reply.
+        digests: those that are known already.
     """
 
-    def __init__(self, content: Fields, uploader: int = 0) -> None:
+    def __init__(self, content: Fields, uploader: int = 0, digests: Digests | None = None) -> None:
         self._uploader = uploader
+        self._digests = digests or Digests()
         self._buffers = [memoryview(data) for data in content.values()]
         self._pieces = divide(map(len, self._buffers))
         self._places = [(piece, piece.place(index)) for piece in self._pieces for index in piece.chunks]
@@ -76,8 +79,23 @@ class Payload:
     @cached_property
     def manifest(self) -> Manifest:
         """Its manifest, without entries. The first access hashes the whole content."""
-        digests = digests_of(map(self.chunk, range(len(self))))
-        return Manifest(tuple(map(len, self._buffers)), tuple(digests), uploader=self._uploader)
+        known: dict[int, bytes] = {}
+        for piece in self._large():
+            known |= dict(zip(piece.chunks, self._digests.of(self._buffers[piece.first]) or (), strict=False))
+        unknown = digests_of(self.chunk(index) for index in range(len(self)) if index not in known)
+        digests = tuple(known[index] if index in known else next(unknown) for index in range(len(self)))
+        return Manifest(tuple(map(len, self._buffers)), digests, uploader=self._uploader)
+
+    def _large(self) -> Iterator[Piece]:
+        """Yield the buffers that have chunks of their own."""
+        return (piece for piece in self._pieces if len(piece.offsets) == 1 and piece.size > INLINE)
+
+    def note(self, digests: Digests) -> None:
+        """Let what is sent later know the digests of its large buffers, as far as these cannot change."""
+        chunks = self.manifest.digests
+        found = [(self._buffers[piece.first].obj, piece.chunks) for piece in self._large()]
+        noted = [(data, chunks[at.start : at.stop]) for data, at in found if isinstance(data, bytes)]
+        digests.note(self.manifest.key, noted)
 
 
 # Assembling.
@@ -206,14 +224,15 @@ class EncodedContent:
     Args:
         content: as `record.encode_content` returned it.
         uploader: as for a `Payload`.
+        digests: as for a `Payload`.
 
     Attributes:
         fields: what the message carries.
         payload: what has to be sent besides the message; None for a small content.
     """
 
-    def __init__(self, content: Fields, uploader: int = 0) -> None:
-        self.payload = Payload(content, uploader) if is_large(content) else None
+    def __init__(self, content: Fields, uploader: int = 0, digests: Digests | None = None) -> None:
+        self.payload = Payload(content, uploader, digests) if is_large(content) else None
         self.fields: Fields = frozen(content) if self.payload is None else {MANIFEST: self.payload.manifest.encoded}
 
     @cached_property

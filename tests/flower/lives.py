@@ -249,6 +249,10 @@ class Lives:
         adapt_server_app(app)(driver, driver.context)
         return ended
 
+    def forget(self, key: str) -> None:
+        """Redis loses a key."""
+        assert self.connect().at(key).redis.delete(key) == 1
+
     def in_redis(self) -> set[str]:
         """All keys."""
         return {key.decode() for database in self.server.dbs.values() for key in database}
@@ -321,6 +325,7 @@ def own_start(grid: Any, context: Any, life: int) -> tuple[Any, Any]:
             super().__init__(min_available_nodes=3)
             self.best, self.best_loss, self.drawn = None, float("inf"), []
             self.generator = np.random.default_rng(life)
+            self.total = np.full(20_000, float(life))
 
         def configure_train(self, server_round: int, arrays: Any, config: Any, grid: Any) -> Any:
             config["decay"], config["now"] = config.get("decay", 1.0) / 2, time.time()
@@ -330,6 +335,7 @@ def own_start(grid: Any, context: Any, life: int) -> tuple[Any, Any]:
             counts = context.state.setdefault("counts", MetricRecord({"rounds": 0}))
             counts["rounds"] += 1
             self.drawn.append(float(self.generator.normal()))
+            self.total += counts["rounds"]
             return super().aggregate_train(server_round, replies)
 
         def start(self, grid: Any, initial_arrays: Any, rounds: int, evaluate_fn: Any) -> Any:
@@ -353,7 +359,7 @@ def own_start(grid: Any, context: Any, life: int) -> tuple[Any, Any]:
     strategy = Scheduled()
     result = strategy.start(grid, model_of(life), ROUNDS, evaluate)
     best = [(name, array.data) for name, array in strategy.best.items()]
-    return result, (best, strategy.best_loss, strategy.drawn, dict(context.state["counts"]))
+    return result, (best, strategy.best_loss, strategy.drawn, strategy.total.tobytes(), dict(context.state["counts"]))
 
 
 def two_loops(grid: Any, context: Any, life: int) -> tuple[Any, Any]:

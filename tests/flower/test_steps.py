@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from brokerfl.broker.nodes import Registration
 from brokerfl.common import RunDiverged
 from brokerfl.flower import models
 from tests.flower.lives import DEADLY, FUSE, ROUNDS, Lives, app_of, apps, deadly_points, model_of, mortal
-from tests.flower.names import HAS_MESSAGE_API, ConfigRecord, strategies
-from tests.stage import driver_of
+from tests.flower.names import HAS_MESSAGE_API, ConfigRecord, MetricRecord, strategies
+from tests.stage import distrust, driver_of
 
 if not HAS_MESSAGE_API:
     pytest.skip("flwr 1.13 has no strategies of the message API", allow_module_level=True)
@@ -65,6 +66,41 @@ def test_killed_in_the_first_round(lives: Lives, death: tuple[int, str]) -> None
     undisturbed = lives.live(main)
     life = 1 if "after" in death[1] else 0  # without a record, an app is as good as its seeds
     assert lives.end(main, died, life) == undisturbed
+
+
+def test_other_nodes_are_online(lives: Lives) -> None:
+    """A hook that was called before the kill chooses the same nodes again, whoever came and went meanwhile."""
+    main = apps()["sampled"]
+    undisturbed = lives.live(main)
+    run = lives.die(main, (5, "after push#1"))
+    registration = Registration(lives.connect())
+    registration.register()
+    try:
+        assert lives.end(main, run) == undisturbed
+    finally:
+        registration.leave()
+
+
+def test_redis_forgets_a_record(lives: Lives) -> None:
+    """What Redis has lost of a record is written again after a lost connection, as all that a run has."""
+
+    def main(grid: Any, context: Any, life: int) -> tuple[Any, Any]:
+        driver = driver_of(grid)
+
+        def lose() -> None:
+            lives.forget(driver.connection.keys.steps(driver.run.run_id))
+            distrust(driver)
+
+        def evaluate(server_round: int, arrays: Any) -> Any:
+            if server_round == 3 and not life:
+                lose()
+            return MetricRecord({"round": server_round})
+
+        strategy = mortal("FedAvg")()
+        return strategy.start(grid=grid, initial_arrays=model_of(life), num_rounds=5, evaluate_fn=evaluate), None
+
+    undisturbed = lives.end(main, None, 0)
+    assert lives.live(main, (4, "after push#0")) == undisturbed
 
 
 # What a user sees.
@@ -174,9 +210,12 @@ def test_a_record_leaves_nothing_behind(lives: Lives) -> None:
     def main(grid: Any, context: Any, life: int) -> tuple[Any, Any]:
         run = driver_of(grid).run.run_id
 
-        def evaluate(server_round: int, arrays: Any) -> Any:
+        def look(server_round: int) -> None:
             counts.append(len([key for key in lives.in_redis() if f":blob:{run}:" in key]))
             assert not server_round or [key for key in lives.in_redis() if key.endswith(f"run:{run}}}:steps")]
+
+        def evaluate(server_round: int, arrays: Any) -> None:
+            look(server_round)
 
         strategy = strategies.FedAdam()
         return strategy.start(grid, model_of(0), num_rounds=5, evaluate_fn=evaluate), run

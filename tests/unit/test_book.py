@@ -232,6 +232,15 @@ def test_a_push_that_fails_leaves_its_orphans_to_the_next() -> None:
     assert [message.message_id for message in book.awaited()] == ["a"]
 
 
+def test_an_orphan_is_adopted_by_its_place() -> None:
+    """The oldest after a given one, whatever its content is; and no older one, even of equal content."""
+    entries = [LedgerEntry(7, "g", "train", 10**15, number, digest) for number, digest in enumerate((b"c", b"d", b"e"))]
+    book = resumed(*zip("xyz", entries, strict=True))
+    for after, found in ((0.0, "y"), (0.0, "z"), (0.0, None), (-1.0, "x"), (float("inf"), None)):
+        orphan = book.reserve(entries[0], 10.0, Match(after=after))
+        assert (orphan and orphan.message_id) == found
+
+
 def test_an_orphan_is_adopted_by_equal_content_else_the_oldest() -> None:
     """One that expired without a reply is not; with `exactly` only equal content is."""
     old = resumed(("x", LedgerEntry(7, "g", "train", 5, 1, b"c")), ("y", LedgerEntry(7, "g", "train", 10**15, 2, b"d")))
