@@ -3143,14 +3143,14 @@ RECORDS = (
         "server/book/kept.py",
         "kept = (self.sending, self.recording, steps)",
         "kept = (self.sending, self.recording)",
-        "flower/test_steps",
+        "unit/test_book",
     ),
     Mutant(
         "the chunks of a snapshot are idle before its push",
         "server/book/kept.py",
         "kept = (self.sending, self.recording, steps)",
         "kept = (self.sending, steps)",
-        "flower/test_steps",
+        "unit/test_book",
     ),
     Mutant(
         "a resumed loop adopts what was pushed before its record",
@@ -3225,9 +3225,9 @@ RECORDS = (
     Mutant(
         "buffers of equal length have equal digests",
         "wire/digests.py",
-        "(_look_alike(buffer, data) and are_equal(buffer, data))",
-        "len(buffer) == len(data)",
-        "flower/test_steps",
+        "(buffer.obj is data or _are_equal(buffer, data))",
+        "True",
+        "unit/test_digests",
     ),
     Mutant(
         "an app that diverges goes on",

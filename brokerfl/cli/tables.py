@@ -21,7 +21,7 @@ from brokerfl.common.text import shown
 NOTHING = "-"
 
 #: Columns of numbers.
-_NUMBERS = ("bytes", "crashes", "errors", "queue", "last", "median", "memory", "answered")
+_NUMBERS = ("bytes", "crashes", "errors", "queue", "last", "median", "memory", "record", "answered")
 
 format_option = click.option(
     "--format",

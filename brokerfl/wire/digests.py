@@ -35,10 +35,10 @@ class Digests:
         """Return the digests of a buffer's chunks; None if they are not known."""
         for buffers in self._known.values():
             for data, digests in buffers:
-                if buffer.obj is data or (_look_alike(buffer, data) and are_equal(buffer, data)):
+                if len(buffer) == len(data) and (buffer.obj is data or _are_equal(buffer, data)):
                     return digests
         return None
 
 
-def _look_alike(one: memoryview, other: bytes) -> bool:
-    return len(one) == len(other) and one[-END:] == other[-END:] and one[:END] == other[:END]
+def _are_equal(one: memoryview, other: bytes) -> bool:
+    return one[-END:] == other[-END:] and one[:END] == other[:END] and are_equal(one, other)

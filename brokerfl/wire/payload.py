@@ -93,8 +93,12 @@ class Payload:
     def note(self, digests: Digests) -> None:
         """Let what is sent later know the digests of its large buffers, as far as these cannot change."""
         chunks = self.manifest.digests
-        found = [(self._buffers[piece.first].obj, piece.chunks) for piece in self._large()]
-        noted = [(data, chunks[at.start : at.stop]) for data, at in found if isinstance(data, bytes)]
+        found = [(self._buffers[piece.first].obj, piece) for piece in self._large()]
+        noted = [
+            (data, chunks[piece.start : piece.chunks.stop])
+            for data, piece in found
+            if isinstance(data, bytes) and len(data) == piece.size
+        ]
         digests.note(self.manifest.key, noted)
 
 

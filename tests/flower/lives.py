@@ -127,10 +127,10 @@ class Mortal:
         return result
 
 
-def model_of(seed: int) -> Any:
+def model_of(seed: int, size: int = 20_000) -> Any:
     """A model with a large array and a small one."""
     generator = np.random.default_rng(seed)
-    return ArrayRecord({"large": array_of(generator.normal(size=20_000)), "small": array_of(generator.normal(size=3))})
+    return ArrayRecord({"large": array_of(generator.normal(size=size)), "small": array_of(generator.normal(size=3))})
 
 
 def nodes_app(executed: dict[int, list[tuple[int, str, int]]]) -> Any:
@@ -148,7 +148,9 @@ def nodes_app(executed: dict[int, list[tuple[int, str, int]]]) -> Any:
     @app.train()
     def train(message: Any, context: Any) -> Any:
         partition, config, arrays = note(message, context)
-        rate = float(config.get("lr", 0.1)) + float(config.get("proximal-mu", 0.0)) / 7
+        rate = (
+            float(config.get("lr", 0.1)) * float(config.get("decay", 1.0)) + float(config.get("proximal-mu", 0.0)) / 7
+        )
         new = {
             name: array_of(array.numpy() + rate * np.cos(3 * array.numpy() + partition))
             for name, array in arrays.items()
@@ -279,7 +281,7 @@ def mortal(kind: str) -> Any:
     return type(f"Mortal{kind}", (Mortal, getattr(strategies, kind)), {"__module__": __name__})
 
 
-def app_of(kind: str, rounds: int = ROUNDS, has_evaluate: bool = True, **options: Any) -> Main:
+def app_of(kind: str, rounds: int = ROUNDS, has_evaluate: bool = True, size: int = 20_000, **options: Any) -> Main:
     """An app with one of flwr's strategies, as its documentation shows it."""
 
     def main(grid: Any, context: Any, life: int) -> tuple[Any, Any]:
@@ -292,7 +294,7 @@ def app_of(kind: str, rounds: int = ROUNDS, has_evaluate: bool = True, **options
         strategy = mortal(kind)(min_available_nodes=3, **options)
         result = strategy.start(
             grid=grid,
-            initial_arrays=model_of(life),
+            initial_arrays=model_of(life, size),
             train_config=ConfigRecord({"lr": 0.1}),
             num_rounds=rounds,
             evaluate_fn=evaluate if has_evaluate else None,
@@ -386,6 +388,7 @@ def apps() -> dict[str, Main]:
         "FedProx": app_of("FedProx", proximal_mu=0.1),
         "sampled": app_of("FedAvg", fraction_train=0.7, fraction_evaluate=0.4, min_evaluate_nodes=1),
         "no evaluation": app_of("FedAvg", fraction_evaluate=0.0),
+        "many chunks": app_of("FedAdam", size=150_000),
         "own start": own_start,
         "two loops": two_loops,
         "fixed clipping": wrapped_app("DifferentialPrivacyServerSideFixedClipping", clipping_norm=5.0),

@@ -12,7 +12,7 @@ from brokerfl.broker.nodes import Registration
 from brokerfl.common import RunDiverged
 from brokerfl.flower import models
 from tests.flower.lives import DEADLY, FUSE, ROUNDS, Lives, app_of, apps, deadly_points, model_of, mortal
-from tests.flower.names import HAS_MESSAGE_API, ConfigRecord, MetricRecord, strategies
+from tests.flower.names import HAS_MESSAGE_API, ConfigRecord, Message, MetricRecord, RecordDict, strategies
 from tests.stage import distrust, driver_of
 
 if not HAS_MESSAGE_API:
@@ -238,6 +238,35 @@ class Summing(strategies.FedAvg):  # type: ignore[misc,name-defined]
             self.sums.append(float(arrays["small"].numpy().sum()))
         result.arrays = arrays
         return result
+
+
+class Asking(Summing):
+    """A loop that asks its nodes between two steps."""
+
+    def start(self, grid: Any, initial_arrays: Any, num_rounds: int) -> Any:
+        """As above, with a push of its own after each aggregation."""
+        result, arrays = strategies.Result(), initial_arrays
+        for server_round in range(1, num_rounds + 1):
+            FUSE[0].server_round = server_round
+            replies = grid.send_and_receive(self.configure_train(server_round, arrays, ConfigRecord(), grid))
+            arrays, _ = self.aggregate_train(server_round, replies)
+            content = RecordDict({"arrays": arrays, "config": ConfigRecord({"server-round": server_round})})
+            list(grid.send_and_receive([Message(content, node, "evaluate") for node in grid.get_node_ids()]))
+        result.arrays = arrays
+        return result
+
+
+def test_a_push_between_two_steps(lives: Lives) -> None:
+    """What an app pushes by itself inside its loop settles no reply whose step is not recorded yet."""
+
+    def main(grid: Any, context: Any, life: int) -> tuple[Any, Any]:
+        return Asking().start(grid, model_of(life), ROUNDS), None
+
+    undisturbed = lives.live(main)
+    again = lives.live(main, (3, "after push#1"))
+    assert again.arrays == undisturbed.arrays
+    trained = [each for each in again.executed if each[1] == "train"]
+    assert trained == [(node, "train", number) for node in range(3) for number in range(1, ROUNDS + 1)]
 
 
 def test_models_of_early_rounds(lives: Lives, monkeypatch: pytest.MonkeyPatch) -> None:

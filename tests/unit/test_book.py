@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from brokerfl.broker.books import Snapshot
+from brokerfl.broker.steps import Recorded
 from brokerfl.common import Error
 from brokerfl.server.book import Book, Event, OpenMessage, Sending, State, Step, Wanted
 from brokerfl.server.book.kept import Kept
@@ -193,6 +194,19 @@ def test_contents_are_idle_when_nobody_needs_them() -> None:
     book.keep(())
     assert book.plan(settled=[last], contents=contents).idle == (c, d, e)
     assert book.plan([sending("x", digest=b"c")], settled=[last], contents=contents).idle == (d, e)
+
+
+def test_a_record_needs_its_contents() -> None:
+    """Those of the committed record until another one is committed, and those of a snapshot before its push."""
+    c, d, e = (entry(digest=digest).content_key for digest in (b"c", b"d", b"e"))
+    book, contents = Book(Snapshot(), Kept(b"state", Recorded({}, frozenset({c})))), [c, d, e]
+    assert book.plan(contents=contents).idle == (d, e)
+    book.kept.recording = [d]
+    assert book.plan(contents=contents).idle == (e,)
+    assert book.plan(contents=contents, steps=Recorded({}, frozenset({d}))).idle == (c, e)
+    book.apply([])
+    book.kept.recording = ()
+    assert book.plan(contents=contents).idle == (c, e)
 
 
 def test_a_content_is_needed_from_who_uploaded_it() -> None:
