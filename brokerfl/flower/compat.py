@@ -73,6 +73,9 @@ Metadata = _public("Metadata")
 DEFAULT_TTL = float(_public("DEFAULT_TTL"))  # seconds: 1 hour in 1.13, 12 hours since
 Grid = _public("Grid", "Driver", modules=("flwr.serverapp", "flwr.server"))
 
+#: The module whose functions collect results from the threads of a legacy Server.
+legacy_server = importlib.import_module("flwr.server.server")
+
 #: Of the message API; None before 1.21.
 Strategy = _find("Strategy", modules=("flwr.serverapp.strategy",))
 

@@ -16,12 +16,20 @@ from brokerfl.flower.loop import Loop
 from brokerfl.flower.steps import Steps
 
 _HOOKS = ("configure_train", "aggregate_train", "configure_evaluate", "aggregate_evaluate")
+_COLLECTING = ("fit_clients", "evaluate_clients")
 _EVALUATE, _INITIAL = "evaluate_fn", "initial_arrays"
 _CONFIGS = ("train_config", "evaluate_config")
 
 
 def install() -> None:
-    """Wrap ``start`` of flwr's Strategy and of all its subclasses, also of those that are defined later."""
+    """Wrap ``start`` of flwr's Strategy and of all its subclasses, also of those that are defined later.
+
+    What a legacy Server collects from many threads gets the order that a Grid gives replies.
+    """
+    for name in _COLLECTING:
+        collect = getattr(compat.legacy_server, name, None)
+        if collect is not None and not hasattr(collect, "_brokerfl_tells"):
+            setattr(compat.legacy_server, name, _in_order(collect))
     strategy = compat.Strategy
     if strategy is None or hasattr(strategy, "_brokerfl_tells"):
         return
@@ -41,6 +49,16 @@ def install() -> None:
         kind = classes.pop()
         _wrap(kind)
         classes += kind.__subclasses__()
+
+
+def _in_order(collect: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(collect)
+    def ordered(*arguments: Any, **named: Any) -> Any:
+        results, failures = collect(*arguments, **named)
+        return sorted(results, key=lambda result: int(getattr(result[0], "node_id", 0))), failures
+
+    ordered._brokerfl_tells = True  # type: ignore[attr-defined]
+    return ordered
 
 
 def _wrap(kind: Any) -> None:

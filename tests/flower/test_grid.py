@@ -478,6 +478,21 @@ def test_a_legacy_strategy_counts_failures() -> None:
 # States and runs.
 
 
+def test_legacy_results_have_one_order() -> None:
+    """A legacy strategy gets what its threads collected by the ids of the nodes, not by who was first."""
+    orders = []
+
+    class Looking(legacy.FedAvg):  # type: ignore[misc,name-defined]
+        def aggregate_fit(self, server_round: int, results: Any, failures: Any) -> Any:
+            orders.append([client.node_id for client, _ in results])
+            return super().aggregate_fit(server_round, results, failures)
+
+    run_legacy(legacy_strategy(6, np.zeros(3), Looking), [], 6)
+    [order] = orders
+    assert len(order) == 6
+    assert order == sorted(order)
+
+
 def count_up(message: Any, context: Any) -> Any:
     """Counts the messages of a run in its state; a negative number makes it raise when it has counted."""
     count = 1 + (record_in(context.state, "m")["n"] if records_in(context.state) else 0)
