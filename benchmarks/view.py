@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from benchmarks.measure import Comparison, Plan, Samples, singles
 from benchmarks.stage import Stage
 from brokerfl.broker.connection import Connection, connect
-from brokerfl.broker.nodes import STATUS
+from brokerfl.broker.node_info import STATUS
 from brokerfl.broker.runs import forget_registry
 from brokerfl.server import Driver
 from brokerfl.view.overview import read_overview
-from brokerfl.wire.status import Awaited, Doing, NodeStatus, Phase, RunStatus, encode_status
+from brokerfl.wire.status import About, Awaited, Doing, NodeStatus, Phase, RunStatus, encode_status
 
 RUNS, NODES = 20, 1000
 
@@ -64,11 +64,21 @@ def _tell(stage: Stage, connection: Connection, runs: Sequence[int], nodes: Sequ
     with stage.client.pipeline(transaction=False) as pipe:
         for node in nodes:
             doing = (Doing(runs[node % len(runs)], "0" * 32, "train", "21", now - 3),)
-            status = NodeStatus(
-                now, now, "host", 1234, doing=doing, queue=2, done=20, last=3.1, median=3.0, disk=10**10
-            )
             about = {"name": f"site-{node}", "labels": '{"site": "berlin"}', "version": "0.1.0", "since": repr(now)}
             about["app"] = '["client:app", "project", "1.0", "0123456789abcdef"]'
+            status = NodeStatus(
+                now,
+                now,
+                "host",
+                1234,
+                doing=doing,
+                queue=2,
+                done=20,
+                last=3.1,
+                median=3.0,
+                disk=10**10,
+                about=About(**about),
+            )
             pipe.hset(keys.node_info(node), mapping={**about, STATUS: encode_status(status)})
             pipe.set(keys.node_lease(node), "host/1/1/x/", px=_LEASE)
             pipe.sadd(keys.nodes, str(node))

@@ -1,7 +1,7 @@
 """Runs and nodes as a view shows them, made by hand, for tests of what is shown."""
 
 from brokerfl.broker.capacity import ServerMemory
-from brokerfl.broker.nodes import NodeInfo
+from brokerfl.broker.node_info import NodeInfo
 from brokerfl.broker.seen import SeenServer
 from brokerfl.common.text import short
 from brokerfl.view.judge import NodeJudged, RunJudged

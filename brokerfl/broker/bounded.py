@@ -128,6 +128,9 @@ def bounded(kind: Any, went_astray: Callable[[], None] = lambda: None) -> Any:
             self._was_limited = time_left() is not None  # the timeout that it gets
             return self._wait(super().connect)
 
+        def pack_commands(self, commands: Any) -> Any:
+            return self._command_packer.pack_all(commands)
+
         def send_packed_command(self, *args: Any, **options: Any) -> Any:
             self._handled = sys.exc_info()[1]
             is_limited = time_left() is not None

@@ -15,19 +15,14 @@ from weakref import WeakSet
 import redis
 from redis.backoff import NoBackoff
 from redis.connection import Connection as TCPConnection
-from redis.connection import (
-    HiredisRespSerializer,
-    PythonRespSerializer,
-    SSLConnection,
-    UnixDomainSocketConnection,
-)
+from redis.connection import SSLConnection, UnixDomainSocketConnection
 from redis.credentials import CredentialProvider
 from redis.exceptions import ReadOnlyError, ResponseError
 from redis.retry import Retry
-from redis.utils import HIREDIS_AVAILABLE
 
 from brokerfl.broker.bounded import bounded
 from brokerfl.broker.failure import AstrayError
+from brokerfl.broker.packer import Packer
 from brokerfl.broker.sockets import Command
 from brokerfl.broker.url import Address, Kind, RedisURL
 from brokerfl.common import ConfigError
@@ -43,9 +38,6 @@ _LOOK_UP_TIMEOUT = 2.0
 #: When TCP probes a silent peer, how often (seconds) and how many times, as in redis-py; and after how many
 #: milliseconds without an acknowledgement it gives up.
 _TCP_OPTIONS = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 20_000}
-
-#: Bytes from which on redis-py's packer does not copy an argument, as in redis-py itself.
-_CUTOFF = 6000
 
 #: Characters of a socket's name.
 _LONGEST_NAME = 128
@@ -111,7 +103,7 @@ class Clients:
             db=self.url.database,
             redis_connect_func=greeting,
         )
-        pool.connection_kwargs["command_packer"] = _Packer(pool.get_encoder().encode)
+        pool.connection_kwargs["command_packer"] = Packer(pool.get_encoder().encode)
         # Not `from_pool`: a client that is not used any more would disconnect sockets that threads still read from.
         return redis.Redis(connection_pool=pool), greeting.retire
 
@@ -227,18 +219,3 @@ def _other_url(url: RedisURL, mode: str) -> str:
     what, rest = ("a Sentinel", f"{place}/SERVICE") if mode == "sentinel" else ("a server of a Cluster", place)
     scheme = f"redis{'s' if url.is_tls else ''}+{mode}"
     return f"the server at {url.shown} is {what}: write {scheme}://{rest}, with the user name and password, if any"
-
-
-class _Packer:
-    """Packs commands with hiredis if it is installed, but a chunk with redis-py's own packer, which does not copy it.
-
-    hiredis takes only bytes, so a memoryview is copied twice (850 MB/s; 7 GB/s without).
-    """
-
-    def __init__(self, encode: Callable[[Any], Any]) -> None:
-        self._plain = PythonRespSerializer(_CUTOFF, encode)
-        self._fast = HiredisRespSerializer() if HIREDIS_AVAILABLE else self._plain
-
-    def pack(self, *args: Any) -> Any:
-        packer = self._plain if memoryview in map(type, args) else self._fast
-        return packer.pack(*args)

@@ -7,8 +7,8 @@ import json
 import platform
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from hashlib import sha256
 from logging import WARNING
 
@@ -21,32 +21,18 @@ from brokerfl.broker.gather import Gather
 from brokerfl.broker.keys import BELL_LENGTH, GROUP, LEASE, MOST_RETENTION, RETENTION, milliseconds
 from brokerfl.broker.lease import await_lapse
 from brokerfl.broker.mend import is_forged, mend
-from brokerfl.broker.origins import FIELD, decode_origin, info_of
+from brokerfl.broker.node_info import LONGEST_FIELD, PAUSED, SHOWN, STATUS, NodeInfo, node_info_of
+from brokerfl.broker.origins import info_of
 from brokerfl.broker.oversize import MOST_ABOUT
 from brokerfl.broker.presence import members, online_among, remove
 from brokerfl.broker.process import home_of, is_dead, new_token, text_of
 from brokerfl.common import ConfigError, NodeNameTaken, log
 from brokerfl.wire.origin import Origin
-from brokerfl.wire.status import NodeStatus, decode_status, encode_status
-
-#: The field of a node's info that says what the node is doing.
-STATUS = "status"
-
-#: The field that is there while the node is paused. Only operators write it.
-PAUSED = "paused"
-
-#: The fields of a node's info that are shown.
-SHOWN = ("name", "labels", "version", "since", FIELD, STATUS)
-
-#: Most bytes of one of them: the node alone decides how large they are.
-LONGEST_FIELD = 8192
+from brokerfl.wire.status import LONGEST_TOLD, About, NodeStatus, encode_status
 
 #: Most bytes of the identity of a data set, which names a file of the node's journal. brokerfl writes 32. One more is
 #: read, however large it is.
 LONGEST_IDENTITY = 64
-
-#: Unix time after which no clock shows a node to have started.
-_YEAR_9999 = 253_402_000_000
 
 
 def node_id_of(prefix: str, name: str) -> int:
@@ -58,20 +44,6 @@ def node_id_of(prefix: str, name: str) -> int:
 def new_id() -> int:
     """Return a random uint64 that is neither 0 nor 1."""
     return secrets.randbelow(2**64 - 2) + 2
-
-
-@dataclass(frozen=True)
-class NodeInfo:
-    """What the registry knows about a node. ``name`` is "" for an unnamed node, ``since`` Unix time in seconds."""
-
-    node_id: int
-    online: bool
-    name: str = ""
-    labels: dict[str, str] = field(default_factory=dict)
-    version: str = ""
-    since: float = 0.0
-    origin: Origin | None = None
-    status: NodeStatus | None = None
 
 
 class Registration:
@@ -177,14 +149,16 @@ class Registration:
             raise foreign(self._connection.url, self._connection.keys.identity)
         return identity
 
-    def _enter(self) -> None:
-        keys, node = self._connection.keys, self.node_id
+    def _enter(self, status: NodeStatus | None = None) -> None:
+        keys, node, told = self._connection.keys, self.node_id, self._told(status or NodeStatus())
         with map_errors(self._connection.url, keys.identity, keys.nodes, keys.node_info(node), keys.ctl(node)):
             identity = self.read_identity()
             with self._connection.at(keys.ctl(node)).redis.pipeline(transaction=True) as pipe:
                 pipe.hget(keys.node_info(node), "home")
                 pipe.hexists(keys.node_info(node), PAUSED)
                 pipe.hset(keys.node_info(node), mapping=self._info())
+                # What its former process said holds until the first heartbeat.
+                (pipe.hsetnx if status is None else pipe.hset)(keys.node_info(node), STATUS, told)
                 pipe.xgroup_create(keys.ctl(node), GROUP, id="0", mkstream=True)
                 for key, lives in self._lifetimes():
                     pipe.pexpire(key, lives)
@@ -201,6 +175,12 @@ class Registration:
                 "and messages that it had answered may be executed again",
                 self.name,
             )
+
+    def _told(self, status: NodeStatus) -> bytes:
+        """Return a status that repeats the info, unless that is too long to be told."""
+        texts = {name: text for name, text in self._info().items() if name in SHOWN}
+        is_short = all(len(text) <= LONGEST_TOLD for text in texts.values())
+        return encode_status(replace(status, about=About(**texts) if is_short else About()))
 
     def _info(self) -> dict[str, str]:
         return {
@@ -241,7 +221,7 @@ class Registration:
             gather.at(keys.identity).time()
             gather.at(info).hexists(info, PAUSED)
             if status is not None:
-                gather.at(info).hset(info, STATUS, encode_status(status))
+                gather.at(info).hset(info, STATUS, self._told(status))
             for key, lives in self._lifetimes():
                 gather.at(key).pexpire(key, lives)
             holder, _, *known, identity, _, now, paused = gather.execute(raise_on_error=False)[:8]
@@ -257,7 +237,7 @@ class Registration:
             return False
         self.is_paused = paused == 1
         if not is_ours or known != [1, 1] or identity != self.identity:
-            self._enter()
+            self._enter(status)
         if self._is_spoilt(keys.ctl(node)):
             self._replace_doorbell()
         self.renewed_at = time.monotonic()
@@ -322,17 +302,3 @@ def _look_at(connection: Connection, node_ids: list[int]) -> list[NodeInfo]:
     }
     remove(connection, set(node_ids) - known.keys())
     return [node_info_of(node, node in online, info) for node, info in known.items()]
-
-
-def node_info_of(node_id: int, online: bool, info: Sequence[bytes | None]) -> NodeInfo:
-    """Return what these fields of a node's info say, in the order of `SHOWN`; what is malformed counts as missing."""
-    status = decode_status(NodeStatus, info[SHOWN.index(STATUS)])
-    text = {name: value.decode(errors="replace") for name, value in zip(SHOWN, info, strict=True) if value}
-    try:
-        labels = {str(key): str(value) for key, value in json.loads(text.get("labels", "{}")).items()}
-        since = float(text.get("since", "0"))
-        since = since if 0 <= since < _YEAR_9999 else 0.0  # not inf and not nan
-    except (ValueError, AttributeError, RecursionError):
-        labels, since = {}, 0.0
-    origin = decode_origin(text.get(FIELD))
-    return NodeInfo(node_id, online, text.get("name", ""), labels, text.get("version", ""), since, origin, status)

@@ -9,7 +9,7 @@ an unnamed node when it ends, that of a named one `MOST_RETENTION` after it was 
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.contact import STEER, ring
 from brokerfl.broker.failure import execute_unless_changed, map_errors
-from brokerfl.broker.nodes import PAUSED
+from brokerfl.broker.node_info import PAUSED
 from brokerfl.common import NodeNotFound
 
 

@@ -14,7 +14,8 @@ from brokerfl.broker.sockets import Command
 #: For the name of a key: every command that brokerfl cannot do without, as docs/deploy.md lists them.
 _COMMANDS = (
     "EXISTS {}", "TYPE {}", "UNLINK {}", "PTTL {}", "PEXPIRE {} 1", "GET {}", "GETRANGE {} 0 1", "SET {} v",
-    "HSET {} f v", "HGET {} f", "HMGET {} f", "HGETALL {}", "HVALS {}", "HEXISTS {} f", "HSTRLEN {} f", "HDEL {} f",
+    "HSET {} f v", "HSETNX {} f v", "HGET {} f", "HMGET {} f", "HGETALL {}", "HVALS {}", "HEXISTS {} f",
+    "HSTRLEN {} f", "HDEL {} f",
     "SADD {} m", "SREM {} m", "SCARD {}", "SMEMBERS {}", "SMISMEMBER {} m", "SSCAN {} 0", "RPUSH {} v",
     "LRANGE {} 0 1", "LTRIM {} 0 1", "ZADD {} 1 m", "ZMSCORE {} m", "ZRANGEBYSCORE {} 0 1",
     "ZREMRANGEBYSCORE {} 0 1", "XADD {} * f v", "XDEL {} 1-1", "XLEN {}", "XRANGE {} - +", "XREAD STREAMS {} 0",

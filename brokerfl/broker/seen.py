@@ -1,29 +1,29 @@
 """What is seen of all runs and nodes at one moment, in two round trips.
 
-Owns what is asked for a view, and how little: one hash a node, two keys and two counts a run, one key a run that has
+Owns what is asked for a view, and how little: one field a node, two keys and two counts a run, one key a run that has
 ended, whatever the number of runs and nodes. It changes nothing in Redis. It must not know what is concluded from it.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from brokerfl.broker.books import Summary, summary_commands, summary_of
 from brokerfl.broker.bounded import OversizeError
-from brokerfl.broker.capacity import ServerMemory, memory_in
+from brokerfl.broker.capacity import ServerMemory, info_in, memory_in
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import found_or_none, map_errors
 from brokerfl.broker.fields import read_fields
 from brokerfl.broker.keys import MOST_RETENTION, milliseconds, parse_id
-from brokerfl.broker.nodes import LONGEST_FIELD, SHOWN, NodeInfo, node_info_of
+from brokerfl.broker.node_info import LONGEST_FIELD, SHOWN, STATUS, NodeInfo, node_info_in, node_info_of
 from brokerfl.broker.presence import members, online_among
 from brokerfl.broker.process import describe, text_of
 from brokerfl.broker.remains import past_command
 from brokerfl.broker.sockets import Command
 from brokerfl.broker.stream import MOST_ARGUMENTS
 from brokerfl.wire.past import MAX_PAST_BYTES, Past, decode_past
-from brokerfl.wire.status import MAX_STATUS_BYTES, RunStatus, decode_status
+from brokerfl.wire.status import MAX_STATUS_BYTES, NodeStatus, RunStatus, decode_status
 
 #: Most runs that have not ended, and most that have, of which a view tells; the latest.
 MOST_RUNS = 1000
@@ -31,8 +31,8 @@ MOST_RUNS = 1000
 #: Nodes that are read in the first round trip; the registry of a larger federation takes a few more.
 _AT_ONCE = 2000
 
-#: Most bytes of an answer: of all fields of a node, of a run's meta, of a lease.
-_MOST_NODE, _MOST_META, _MOST_LEASE = len(SHOWN) * LONGEST_FIELD, 256 * 1024, 512
+#: Most bytes of an answer: of a run's meta, of a lease.
+_MOST_META, _MOST_LEASE = 256 * 1024, 512
 
 _INFO: tuple[Command, ...] = tuple(
     ("INFO", section) for section in ("server", "memory", "clients", "stats", "persistence")
@@ -98,7 +98,7 @@ class Seen:
 
 
 def look(connection: Connection) -> Seen:
-    """Look at everything: two round trips, and more only for a registry of thousands of nodes.
+    """Look at everything: two round trips, and more only for thousands of nodes, or for those that say nothing.
 
     Raises:
         RedisUnreachable, RedisAuthError: Redis could not be asked.
@@ -135,7 +135,13 @@ def look_at_nodes(connection: Connection, node_ids: Sequence[int]) -> list[NodeI
     Raises:
         RedisUnreachable, RedisAuthError: Redis could not be asked.
     """
-    online = online_among(connection, node_ids)
+    return _look_up(connection, node_ids, online_among(connection, node_ids))
+
+
+def _look_up(connection: Connection, node_ids: Sequence[int], online: Collection[int]) -> list[NodeInfo]:
+    """Return what the registry says of nodes of which these are online; arguments and errors are those of `fields`."""
+    if not node_ids:
+        return []
     infos = read_fields(connection, list(map(connection.keys.node_info, node_ids)), SHOWN, LONGEST_FIELD)
     return [node_info_of(node, node in online, info) for node, info in zip(node_ids, infos, strict=True)]
 
@@ -176,7 +182,7 @@ def _read(
     for part in leases:
         ask(("MGET", *part), _MOST_LEASE * len(part))
     for node in nodes:
-        ask(("HMGET", keys.node_info(node), *SHOWN), _MOST_NODE)
+        ask(("HGET", keys.node_info(node), STATUS), MAX_STATUS_BYTES)
     for run in runs:
         ask(("GET", keys.run_lease(run)), _MOST_LEASE)
         ask(("GET", keys.run_status(run)), MAX_STATUS_BYTES)
@@ -186,9 +192,11 @@ def _read(
         ask(past_command(keys, run), MAX_PAST_BYTES)
     answers = connection.stream(commands, limits) if commands else iter(())
     online = _online(connection, nodes, [(part, next(answers)) for part in leases])
-    seen_nodes = [node_info_of(node, node in online, _fields(next(answers))) for node in nodes]
+    told = {node: node_info_in(node, node in online, _status(connection, next(answers))) for node in nodes}
     seen_runs = [_run(connection, run, [next(answers) for _ in range(4)]) for run in runs]
     pasts = [_past(connection, run, next(answers)) for run in over]
+    asked = _look_up(connection, [node for node, info in told.items() if info is None], online)
+    seen_nodes = [info for info in (*told.values(), *asked) if info is not None]
     known = [node for node in seen_nodes if node.online or node.name]
     return [run for run in seen_runs if run is not None], known, pasts
 
@@ -208,11 +216,10 @@ def _online(connection: Connection, nodes: Sequence[int], leases: Iterable[tuple
     return {node for node in nodes if connection.keys.node_lease(node) in found}
 
 
-def _fields(answer: Any) -> list[bytes | None]:
-    """Return the fields of a node's info, none of which is longer than what is shown."""
-    if not isinstance(answer, list):
-        return [None] * len(SHOWN)
-    return [value if value is None or len(value) <= LONGEST_FIELD else None for value in answer]
+def _status(connection: Connection, answer: Any) -> NodeStatus | None:
+    """Return what a node says of itself; None if it says nothing, too much, or something else."""
+    data = None if isinstance(answer, OversizeError) else found_or_none(answer, connection.url)
+    return decode_status(NodeStatus, data) if isinstance(data, bytes) else None
 
 
 def _run(connection: Connection, run_id: int, answers: Sequence[Any]) -> SeenRun | None:
@@ -241,15 +248,11 @@ def _ended(answer: Any, now: float) -> Iterator[EndedRun]:
 
 def _server(answers: Sequence[Any]) -> SeenServer:
     """Return what INFO said, as far as it is allowed and understood."""
-    found: dict[str, str] = {}
-    for answer in answers:
-        if isinstance(answer, bytes | str):
-            lines = (answer.decode(errors="replace") if isinstance(answer, bytes) else answer).splitlines()
-            found |= {name: value for name, _, value in (line.partition(":") for line in lines)}
+    found = info_in(answers)
 
     def number(name: str) -> int:
-        text = found.get(name, "")
-        return int(text) if text.isdecimal() else 0
+        value = found.get(name)
+        return value if isinstance(value, int) else 0
 
     name = "Valkey" if "valkey_version" in found else "Redis"
     version = found.get(f"{name.lower()}_version")
@@ -262,7 +265,7 @@ def _server(answers: Sequence[Any]) -> SeenServer:
     )
 
 
-def _aof(found: dict[str, str]) -> str:
-    if found.get("aof_enabled") != "1":
+def _aof(found: Mapping[str, str | int]) -> str:
+    if found.get("aof_enabled") != 1:
         return "off" if found else ""
     return "failing" if found.get("aof_last_write_status") == "err" else "ok"

@@ -16,6 +16,7 @@ from brokerfl.common import (
     ConfigError,
     InsecureURL,
     JournalError,
+    MessageNotFound,
     MissingExtra,
     NodeNameTaken,
     NodeNotFound,
@@ -64,7 +65,8 @@ class Exit(IntEnum):
     RUN_LOST = 32
     RUN_FENCED = 33
     RUN_ATTACHED = 34
-    RUN_DIVERGED = 35
+    MESSAGE_NOT_FOUND = 35
+    RUN_DIVERGED = 36
     MISSING_EXTRA = 40
     UNHEALTHY = 50
 
@@ -89,6 +91,7 @@ _CODES: tuple[tuple[type[Exception], Exit], ...] = (
     (RunLost, Exit.RUN_LOST),
     (RunFenced, Exit.RUN_FENCED),
     (RunAttached, Exit.RUN_ATTACHED),
+    (MessageNotFound, Exit.MESSAGE_NOT_FOUND),
     (RunDiverged, Exit.RUN_DIVERGED),
     (MissingExtra, Exit.MISSING_EXTRA),
 )

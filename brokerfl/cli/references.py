@@ -8,7 +8,8 @@ from typing import TypeVar
 
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.keys import parse_id
-from brokerfl.broker.nodes import NodeInfo, node_id_of, read_node
+from brokerfl.broker.node_info import NodeInfo
+from brokerfl.broker.nodes import node_id_of, read_node
 from brokerfl.broker.runs import absent
 from brokerfl.common import BrokerflError, NodeNotFound, RunNotFound
 from brokerfl.common.text import shown, shown_node

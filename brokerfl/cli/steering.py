@@ -5,7 +5,7 @@ import sys
 import click
 
 from brokerfl.broker.connection import Connection
-from brokerfl.broker.nodes import NodeInfo
+from brokerfl.broker.node_info import NodeInfo
 from brokerfl.broker.pausing import pause as pause_node
 from brokerfl.broker.pausing import resume as resume_node
 from brokerfl.cli.exits import Command, Exit

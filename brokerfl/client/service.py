@@ -5,6 +5,7 @@ to another Redis. It must not know how messages are read, or who holds the lease
 """
 
 import time
+from dataclasses import replace
 from logging import INFO
 
 from brokerfl.broker.clock import Clock
@@ -49,7 +50,11 @@ class Service:
     def status(self, clock: Clock) -> NodeStatus:
         """Return what the node says of itself; ``clock`` is what is known of Redis' clock."""
         disk, paused = self.executor.free_disk(), self._worklist.is_paused
-        return self.executor.activity.status(clock, self._worklist.queued, disk, is_paused=paused, is_full=self.is_full)
+        status = self.executor.activity.status(
+            clock, self._worklist.queued, disk, is_paused=paused, is_full=self.is_full
+        )
+        aside = self.executor.aside
+        return replace(status, dead=aside.count, latest_dead=aside.latest)
 
     def keep_only(self, frames: dict[int, bytes]) -> None:
         """Serve these runs: add new ones, and drop what is queued for those that are over."""
@@ -70,29 +75,26 @@ class Service:
             JournalError: the node cannot continue.
         """
         with log_context(run=work.run_id, node=self.publisher.node_id, message=work.message_id):
-            self._work(work, worker)
-
-    def _work(self, work: Work, worker: int) -> None:
-        judged = tuple(work.entries)
-        try:
-            reply = self._execute(work, worker)
-        except (RedisUnreachable, RedisOutOfMemory) as error:  # its entry is known: a drain would not queue it again
-            trace("waiting", "Waits for Redis: %s", error)
-            self._worklist.release(work, put_back=True)
-            raise
-        except InterruptedExecution:  # a named node executes it when it is started again
-            self._worklist.release(work, put_back=True)
-            return
-        except LackingContent as error:
-            self._lack(work, error)
-            return
-        try:
-            if reply is None:
-                self._worklist.give_up(work, judged)
-            else:
-                self.publisher.put(work, reply, more=self._worklist.has_more(work))
-        finally:
-            self._worklist.release(work)
+            judged = tuple(work.entries)
+            try:
+                reply = self._execute(work, worker)
+            except (RedisUnreachable, RedisOutOfMemory) as error:  # its entry is known: no drain would queue it again
+                trace("waiting", "Waits for Redis: %s", error)
+                self._worklist.release(work, put_back=True)
+                raise
+            except InterruptedExecution:  # a named node executes it when it is started again
+                self._worklist.release(work, put_back=True)
+                return
+            except LackingContent as error:
+                self._lack(work, error)
+                return
+            try:
+                if reply is None:
+                    self._worklist.give_up(work, judged)
+                else:
+                    self.publisher.put(work, reply, more=self._worklist.has_more(work))
+            finally:
+                self._worklist.release(work)
 
     def _lack(self, work: Work, error: LackingContent) -> None:
         """Leave a message in its inbox until its run, which hears of it, has written its content again and rings."""

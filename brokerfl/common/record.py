@@ -184,6 +184,8 @@ def _empty(given: Any, keep_input: bool) -> None:
 
 
 def _check(value: Any, kinds: tuple[type, ...], wanted: str) -> None:
+    if type(value) in kinds and (type(value) is not int or MIN_INT <= value <= MAX_INT):
+        return
     values = value if isinstance(value, list) else [value]
     types = set(map(type, values))
     bases = set()

@@ -26,7 +26,7 @@ class _Records(TypedDict[R]):
     def __init__(self, kind: type[R], order: _Order) -> None:
         self._kind = kind
         self._order = order
-        super().__init__()
+        self._data = {}  # without a call of the base's method: each message makes a dozen of these
 
     def __setitem__(self, key: str, value: R) -> None:
         super().__setitem__(key, value)

@@ -3,13 +3,14 @@
 Owns when an event is due, what it says, and which events are still to be written. It must not know where they are kept,
 or how they are brought there.
 
-An event is written with the next commit, else with the next heartbeat. Nothing is decided by it: what exceeds the
-bounds here is left out, and a process that dies takes at most a few seconds of events with it.
+An event is written with a commit, at most every `_PAUSE` seconds so that fast rounds share an entry, else with the next
+heartbeat. Nothing is decided by it: what exceeds the bounds here is left out, and a process that dies takes at most a
+few seconds of events with it.
 """
 
 import threading
 import time
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
@@ -19,11 +20,13 @@ from brokerfl.broker.owner import Owner
 from brokerfl.common import Message
 from brokerfl.common.shared_log import SharedLog
 from brokerfl.server.book import Sending
-from brokerfl.server.outcome import is_failure
 from brokerfl.wire.event import LONGEST_NAME, MOST_VALUES, Event, Kind, encode_event
 
 #: Most events that wait to be written; more are left out.
 _MOST_WAITING = 256
+
+#: Seconds between commits that write events, unless a whole entry of them waits.
+_PAUSE = 0.1
 
 #: Groups of which replies are counted, the last ones.
 _MOST_GROUPS = 64
@@ -35,13 +38,12 @@ _MOST_NODES = 100
 class _Tally:
     """What became of one group of messages of one type."""
 
-    __slots__ = ("answered", "began", "errors", "latest", "noted", "sent", "sums")
+    __slots__ = ("answered", "began", "errors", "latest", "sent", "sums")
 
     def __init__(self, began: float) -> None:
         self.began = self.latest = began
         self.sent = self.answered = 0
-        self.noted = 0  # of the replies, by the latest event
-        self.errors = 0  # since then
+        self.errors = 0  # since its latest event
         self.sums: dict[str, tuple[float, int]] = {}  # since then
 
 
@@ -61,8 +63,12 @@ class Diary:
         self._lock = threading.Lock()
         self._waiting: list[bytes] = []
         self._on_page = 0
-        self._sending: Counter[tuple[str, str]] = Counter()
+        self._wrote = -_PAUSE  # local monotonic time
+        self._sending: dict[tuple[str, str], int] = {}
+        self._begun: list[bytes] = []  # what it begins, and how many events waited before them
+        self._before = 0
         self._tallies: OrderedDict[tuple[str, str], _Tally] = OrderedDict()
+        self._incomplete: dict[tuple[str, str], None] = {}  # those with replies that no event has
         self._erred: set[int] = set()
 
     # What happens.
@@ -81,21 +87,23 @@ class Diary:
         """The ServerApp leaves its run."""
         self._note(Kind.DETACHED)
 
-    def replied(self, reply: Message) -> None:
-        """The app gets a reply. This is on the path of every message."""
+    def replied(self, reply: Message, is_failure: bool) -> None:
+        """The app gets a reply, maybe an Error that nobody asked for. This is on the path of every message."""
         if self._events is None:
             return
-        meta, is_error = reply.metadata, is_failure(reply)
+        meta = reply.metadata
         key = meta.group_id, meta.message_type
         with self._lock:
             tally = self._tally(key)
             tally.answered += 1
-            tally.errors += is_error
+            tally.errors += is_failure
             tally.latest = time.monotonic()
             if not reply.has_error():
                 _add(tally.sums, reply)
             is_complete = tally.answered == tally.sent
-        if is_error:
+            if not is_complete:
+                self._incomplete[key] = None
+        if is_failure:
             self._erred_first(meta.src_node_id, key, f"Error {reply.error.code}: {reply.error.reason}")
         if is_complete:
             self._conclude(key)
@@ -103,7 +111,7 @@ class Diary:
     def moves_on(self) -> None:
         """The run moves on: note what was replied, also in groups that are not complete."""
         with self._lock:
-            keys = [key for key, tally in self._tallies.items() if tally.answered > tally.noted]
+            keys = [*self._incomplete]
         for key in keys:
             self._conclude(key)
 
@@ -124,10 +132,11 @@ class Diary:
 
     def _conclude(self, key: tuple[str, str]) -> None:
         with self._lock:
+            self._incomplete.pop(key, None)
             tally = self._tallies.get(key)
             if tally is None:
                 return
-            sums, errors, tally.sums, tally.errors, tally.noted = tally.sums, tally.errors, {}, 0, tally.answered
+            sums, errors, tally.sums, tally.errors = tally.sums, tally.errors, {}, 0
         self._note(
             Kind.ANSWERED,
             *key,
@@ -163,33 +172,42 @@ class Diary:
         """Return the events of a commit; `written` says that it was executed.
 
         Args:
-            sending: what it sends. The groups that it begins are noted in it.
+            sending: what it sends. The groups that it begins are noted in it, or later.
             has_room: it may have events.
         """
         if self._events is None:
             return ()
-        self._sending = Counter((one.entry.group_id, one.entry.message_type) for one in sending if one.is_new)
+        sent: dict[tuple[str, str], int] = {}
+        for one in sending:
+            if one.is_new:
+                key = one.entry.group_id, one.entry.message_type
+                sent[key] = sent.get(key, 0) + 1
         with self._lock:
-            begun = [(key, count) for key, count in self._sending.items() if key not in self._tallies][: AT_ONCE // 2]
-            page = self._waiting[: AT_ONCE - len(begun)] if has_room else []
-        self._on_page = len(page)
-        if not has_room:
-            return ()
-        return page + [_event(self._events, Kind.BEGUN, *key, sent=count) for key, count in begun]
+            self._sending = sent
+            begun = [key for key in sent if key not in self._tallies][: AT_ONCE // 2]
+            self._begun = [_event(self._events, Kind.BEGUN, *key, sent=sent[key]) for key in begun]
+            is_due = time.monotonic() - self._wrote >= _PAUSE or len(self._waiting) + len(begun) >= AT_ONCE
+            page = (self._waiting + self._begun)[:AT_ONCE] if has_room and is_due else []
+            self._before, self._on_page = len(self._waiting), len(page)
+        return page
 
     def pages(self) -> list[Page]:
         """Return all events that are to be written; `written` says that they were."""
         with self._lock:
-            self._on_page, self._sending = len(self._waiting), Counter()
+            self._before = self._on_page = len(self._waiting)
+            self._sending, self._begun = {}, []
             return pages_of(self._waiting[:])
 
     def written(self) -> None:
         """What `page` or `pages` returned last was written."""
         with self._lock:
+            self._waiting[self._before : self._before] = self._begun
             del self._waiting[: self._on_page]
             for key, count in self._sending.items():
                 self._tally(key).sent += count
-        self._on_page, self._sending = 0, Counter()
+            if self._on_page:
+                self._wrote = time.monotonic()
+            self._on_page, self._sending, self._begun = 0, {}, []
 
 
 def _event(events: Events, kind: Kind, group: str, message_type: str, **what: Any) -> bytes:
@@ -209,6 +227,6 @@ def _add(sums: dict[str, tuple[float, int]], reply: Message) -> None:
     """Add the numbers of a reply's metrics records."""
     for record in reply.content.metrics_records.values():
         for name, value in record.items():
-            if isinstance(value, int | float) and (name in sums or len(sums) < MOST_VALUES):
+            if isinstance(value, (int, float)) and (name in sums or len(sums) < MOST_VALUES):
                 total, count = sums.get(name, (0.0, 0))
                 sums[name] = total + value, count + 1

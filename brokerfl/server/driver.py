@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Unpack
 
 from brokerfl.broker.connection import Connection
-from brokerfl.broker.nodes import NodeInfo
+from brokerfl.broker.node_info import NodeInfo
 from brokerfl.broker.patience import ends_at, within
 from brokerfl.common import DEFAULT_TTL, SUPERLINK_NODE_ID, Message, Metadata, RecordSet, RunError, UserConfig
 from brokerfl.common.forked import belong_here

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.fields import read_fields
-from brokerfl.broker.nodes import LONGEST_FIELD, NodeInfo
+from brokerfl.broker.node_info import LONGEST_FIELD, NodeInfo
 from brokerfl.broker.patience import within
 from brokerfl.common import BrokerflError
 from brokerfl.common.log_context import name_node

@@ -6,7 +6,8 @@ Owns how often Redis is asked while the app waits for more of them. It must not 
 import time
 
 from brokerfl.broker.connection import Connection
-from brokerfl.broker.nodes import NodeInfo, list_nodes
+from brokerfl.broker.node_info import NodeInfo
+from brokerfl.broker.nodes import list_nodes
 from brokerfl.broker.patience import within
 from brokerfl.broker.presence import count_online, online_nodes
 from brokerfl.common import RedisUnreachable

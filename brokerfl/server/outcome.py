@@ -14,19 +14,17 @@ from brokerfl.wire.reply import DRAINED
 #: The reason of an Error that the app asked for.
 CANCELLED = "the message was cancelled"
 
+#: The reason of an Error that an operator asked for.
+CALLED_OFF = "an operator cancelled the message"
+
 #: The reasons of Errors that somebody asked for: nothing went wrong.
-_ASKED_FOR = {(ErrorCode.MESSAGE_UNAVAILABLE, reason) for reason in (CANCELLED, DRAINED)}
-
-
-def is_failure(reply: Message) -> bool:
-    """Whether a reply is an Error that nobody asked for."""
-    return reply.has_error() and (reply.error.code, reply.error.reason) not in _ASKED_FOR
+_ASKED_FOR = {(ErrorCode.MESSAGE_UNAVAILABLE, reason) for reason in (CANCELLED, CALLED_OFF, DRAINED)}
 
 
 class Outcome:
     """Counts the replies that an app got. Safe to share between threads.
 
-    What the app cancelled itself, or a drained run refused, counts as no reply.
+    What was cancelled, or a drained run refused, counts as no reply.
 
     Args:
         name_of: returns a node in words.
@@ -48,16 +46,19 @@ class Outcome:
         with self._lock:
             self.bytes_in += size
 
-    def note(self, reply: Message) -> None:
-        """The app gets a reply."""
-        is_error = is_failure(reply)
-        if reply.has_error() and not is_error:
-            return
+    def note(self, reply: Message) -> bool:
+        """The app gets a reply; return whether it is an Error that nobody asked for."""
+        if not reply.has_error():
+            with self._lock:
+                self.replies += 1
+            return False
+        if (reply.error.code, reply.error.reason) in _ASKED_FOR:
+            return False
         with self._lock:
             self.replies += 1
-            self.errors += is_error
-        if is_error:
-            self._complain(reply)
+            self.errors += 1
+        self._complain(reply)
+        return True
 
     def _complain(self, reply: Message) -> None:
         node_id, error = reply.metadata.src_node_id, reply.error

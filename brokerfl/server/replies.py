@@ -130,8 +130,8 @@ class Replies:
             while (message := self._waits.next(wanted, until)) is not None:
                 decoded = self._decode(message, form)
                 if decoded is not None:
-                    self._outcome.note(decoded)
-                    self._session.diary.replied(decoded)
+                    is_failure = self._outcome.note(decoded)
+                    self._session.diary.replied(decoded, is_failure)
                     return message, decoded
                 wanted.taken.pop()
                 if not time_is_up():  # otherwise the next call gets it

@@ -58,18 +58,19 @@ class Waits:
 
         Removes from ``wanted`` what was found, and what another call took. None means that none is left, or time is up.
         """
+        with self._lock:
+            message = self._take(wanted)
+        if message is not None:
+            return message
         waits: list[Activity] = []
+        is_over = False
         try:
             message = self._next(wanted, until, waits)
-        except BaseException:
-            self._end(waits, is_over=False)
-            raise
-        self._end(waits, is_over=message is None or not wanted.ids)
-        return message
-
-    def _end(self, waits: list[Activity], *, is_over: bool) -> None:
-        if waits:
-            self._progress.finish(waits[0], is_over=is_over)
+            is_over = message is None or not wanted.ids
+            return message
+        finally:
+            for activity in waits:
+                self._progress.finish(activity, is_over=is_over)
 
     def _next(self, wanted: Wanted, until: float | None, waits: list[Activity]) -> OpenMessage | None:
         """Like `next`; put into ``waits`` that it waits, if it does."""

@@ -68,19 +68,25 @@ class Event:
     values: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("kind", "group", "type", "text"):
-            object.__setattr__(self, name, getattr(self, name)[:LONGEST_TEXT])
-        values = {name[:LONGEST_NAME]: value for name, value in islice(self.values.items(), MOST_VALUES)}
-        object.__setattr__(self, "values", values)
+        for name in _TEXTS:
+            if len(getattr(self, name)) > LONGEST_TEXT:
+                object.__setattr__(self, name, getattr(self, name)[:LONGEST_TEXT])
+        if self.values:
+            values = {name[:LONGEST_NAME]: value for name, value in islice(self.values.items(), MOST_VALUES)}
+            object.__setattr__(self, "values", values)
 
 
+_TEXTS = ("kind", "group", "type", "text")
 _DEFAULTS: dict[str, Any] = {each.name: each.default if each.name != "values" else {} for each in fields(Event)}
 
 
 def encode_event(event: Event) -> bytes:
     """Return an event as bytes, at most `MAX_EVENT_BYTES`."""
-    told = {name: value for name, default in _DEFAULTS.items() if (value := getattr(event, name)) != default}
-    return pack(_plain(told), MAX_EVENT_BYTES)
+    told = {name: value for name, value in vars(event).items() if value != _DEFAULTS[name]}
+    try:
+        return pack(told, MAX_EVENT_BYTES)
+    except ValueError:  # a text that no encoding takes; to look at each one beforehand costs as much as to pack them
+        return pack(_plain(told), MAX_EVENT_BYTES)
 
 
 def _plain(value: Any) -> Any:

@@ -58,6 +58,42 @@ class Doing(_Told):
 
 
 @dataclass(frozen=True)
+class About(_Told):
+    """What the registry says of a node, as texts of the registry's form; all are empty if it is not told.
+
+    Attributes:
+        name: its name.
+        labels: its labels.
+        version: of brokerfl there.
+        since: when it registered.
+        app: where its app comes from.
+    """
+
+    name: str = ""
+    labels: str = ""
+    version: str = ""
+    since: str = ""
+    app: str = ""
+
+
+@dataclass(frozen=True)
+class Dead(_Told):
+    """One message that a node set aside because it killed it too often.
+
+    Attributes:
+        run: its run's id.
+        message: its id.
+        crashes: how often it killed the node.
+        at: Unix time by the node's clock, in seconds, at which it was set aside.
+    """
+
+    run: int = 0
+    message: str = ""
+    crashes: int = 0
+    at: float = 0.0
+
+
+@dataclass(frozen=True)
 class NodeStatus(_Told):
     """What a node says of itself. Times are Unix time by Redis' clock; durations are seconds.
 
@@ -76,6 +112,9 @@ class NodeStatus(_Told):
         last: how long the last execution took.
         median: the median of the last 50 executions.
         disk: free bytes where its journal is; 0 if unknown, or without a journal.
+        about: what the registry says of it, too: whoever looks at a thousand nodes reads one field of each.
+        dead: how many messages it has set aside.
+        latest_dead: the latest of them, the last one first.
     """
 
     at: float = 0.0
@@ -92,6 +131,9 @@ class NodeStatus(_Told):
     last: float = 0.0
     median: float = 0.0
     disk: int = 0
+    about: About = About()
+    dead: int = 0
+    latest_dead: tuple[Dead, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from brokerfl.broker.nodes import STATUS
+from brokerfl.broker.node_info import STATUS
 from brokerfl.view import watch
 from brokerfl.wire.status import Awaited, Doing, NodeStatus, Phase, RunStatus, encode_status
 from tests.apps import driving, federation

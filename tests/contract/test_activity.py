@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from brokerfl.broker.ending import stop_run
-from brokerfl.broker.nodes import PAUSED, STATUS, list_nodes, read_node
+from brokerfl.broker.node_info import PAUSED, STATUS
+from brokerfl.broker.nodes import list_nodes, read_node
 from brokerfl.broker.pausing import pause, resume
 from brokerfl.cli.references import find_node
 from brokerfl.client.node import Node

@@ -3,11 +3,11 @@
 import pytest
 
 from brokerfl.broker.ending import stop_run
-from brokerfl.broker.events import read_events
+from brokerfl.broker.events import AT_ONCE, read_events
 from brokerfl.broker.keys import MOST_RETENTION
 from brokerfl.client import ClientApp
 from brokerfl.common import Context, Message
-from brokerfl.server import Driver
+from brokerfl.server import Driver, diary
 from brokerfl.view.history import metrics_of
 from brokerfl.view.overview import RunView, read_overview
 from brokerfl.view.reasons import RunState
@@ -40,8 +40,9 @@ def kinds(backend: Backend, driver: Driver) -> list[str]:
     return [event.kind for event in events(backend, driver)]
 
 
-def test_what_happens_in_a_run(backend: Backend) -> None:
+def test_what_happens_in_a_run(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each group when it begins and when it is answered, with the means of its numbers, and what the app tells."""
+    monkeypatch.setattr(diary, "_PAUSE", 0.0)
     with federation(backend, nodes=2) as made, driving(backend) as driver:
         ids = push_numbers(driver, made.nodes[0], 1)
         assert kinds(backend, driver) == [Kind.STARTED, Kind.BEGUN]
@@ -58,6 +59,20 @@ def test_what_happens_in_a_run(backend: Backend) -> None:
         assert (told.kind, told.group, told.values) == (Kind.METRICS, "1", {"accuracy": 0.25})
         assert (begun_next.kind, begun_next.group) == (Kind.BEGUN, "2")
         assert abs(told.at - backend.connect().read_time()) < 60
+
+
+def test_fast_rounds_share_entries(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their events come a whole entry at a time, in order, and none is left out; the heartbeat brings the last."""
+    monkeypatch.setattr(diary, "_PAUSE", 3600.0)
+    groups = [str(number) for number in range(1, 21)]
+    with federation(backend, nodes=1) as made, driving(backend) as driver:
+        for group in groups:
+            to_all(driver, [made.nodes[0].node_id], number(1), group)
+        beat(driver)
+        found = [*read_events(backend.connect(), driver.run.run_id)]
+        told = [(event.group, event.kind, event.sent) for _, event in found]
+        assert told[1:] == [(group, kind, 1) for group in groups for kind in (Kind.BEGUN, Kind.ANSWERED)]
+        assert len({entry_id for entry_id, _ in found}) == 1 + 1 + len(told[2:]) // AT_ONCE + 1
 
 
 def test_a_heartbeat_writes_what_no_commit_did(backend: Backend) -> None:

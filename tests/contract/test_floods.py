@@ -17,7 +17,7 @@ from brokerfl.broker.sockets import Command, Sockets
 from brokerfl.broker.stream import LAST
 from brokerfl.client.node import Node
 from brokerfl.common import ConfigsRecord, RecordSet
-from brokerfl.server import Driver
+from brokerfl.server import Driver, diary
 from brokerfl.wire.frame import size_of
 from tests.apps import Bench, driving, number
 from tests.conftest import Backend
@@ -322,8 +322,9 @@ def test_a_flood_of_frames_is_not_read(backend: Backend, monkeypatch: pytest.Mon
 # What is normal.
 
 
-def test_normal_traffic_costs_no_command_more(backend: Backend) -> None:
+def test_normal_traffic_costs_no_command_more(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Messages and replies are read as if nobody were hostile."""
+    monkeypatch.setattr(diary, "_PAUSE", 0.0)
     bench = Bench()
     with driving(backend) as driver, by_hand(backend, bench.app, None) as node:
         warm_up(node, driver, bench)

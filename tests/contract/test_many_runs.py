@@ -1,11 +1,10 @@
 """A node with many runs, and a run with much of anything: no command has more than a thousand arguments."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
-from redis.connection import HiredisRespSerializer, PythonRespSerializer
 
 from brokerfl.broker import blobs, fields, inbox, reach
 from brokerfl.broker.contact import READ_ON, ring
@@ -13,6 +12,7 @@ from brokerfl.broker.inbox import Inboxes, add_message
 from brokerfl.broker.keys import GROUP
 from brokerfl.broker.nodes import list_nodes
 from brokerfl.broker.outbox import Outgoing, publish
+from brokerfl.broker.packer import Packer
 from brokerfl.broker.stream import MOST_ARGUMENTS
 from brokerfl.common import Array, ParametersRecord, RecordSet
 from brokerfl.wire.payload import Payload
@@ -30,18 +30,16 @@ def longest(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
     """The most arguments that a command of each name had. At the end no one may have had too many."""
     most: dict[str, int] = {}
 
-    def spy(kind: type) -> None:
-        pack = kind.pack
+    pack_all = Packer.pack_all
 
-        def count(self: Any, *command: Any) -> Any:
+    def count(self: Packer, commands: Iterable[Sequence[Any]]) -> Any:
+        commands = list(commands)
+        for command in commands:
             name = str(command[0])
             most[name] = max(len(command), most.get(name, 0))
-            return pack(self, *command)
+        return pack_all(self, commands)
 
-        monkeypatch.setattr(kind, "pack", count)
-
-    spy(HiredisRespSerializer)
-    spy(PythonRespSerializer)
+    monkeypatch.setattr(Packer, "pack_all", count)
     yield most
     assert {name: count for name, count in most.items() if count > MOST_ARGUMENTS} == {}
 

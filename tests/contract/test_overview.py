@@ -3,7 +3,8 @@
 import pytest
 
 from brokerfl.broker.connection import Connection
-from brokerfl.broker.nodes import STATUS
+from brokerfl.broker.node_info import STATUS
+from brokerfl.broker.nodes import Registration
 from brokerfl.view.overview import Overview, RunView, read_overview
 from brokerfl.view.reasons import NodeState, Reason, RunState
 from brokerfl.wire.status import Awaited, Doing, NodeStatus, Phase, RunStatus, encode_status
@@ -135,3 +136,26 @@ def test_what_others_wrote(backend: Backend) -> None:
         admin.delete(keys.run_status(driver.run.run_id))
         admin.rpush(keys.run_status(driver.run.run_id), "a list")
         assert view_of(backend, driver.run.run_id).status == RunStatus()
+
+
+def test_what_a_status_cannot_repeat_is_looked_up(backend: Backend) -> None:
+    """Labels that are too long for it, and what the registry says of a node that has said nothing."""
+    labels = {"site": "x" * 200}
+    long, short = Registration(backend.connect(), "long", labels), Registration(backend.connect(), "short", {"a": "b"})
+    for registration in (long, short):
+        registration.register()
+        registration.renew(NodeStatus(5.0, done=7))
+    backend.admin.hdel(backend.connect().keys.node_info(short.node_id), "labels")
+    silent = Registration(backend.connect(), "silent", {"c": "d"})
+    silent.register()
+    found = {view.info.name: view.info for view in overview(backend).nodes}
+    assert {name: info.labels for name, info in found.items()} == {
+        "long": labels,
+        "short": {"a": "b"},
+        "silent": {"c": "d"},
+    }
+    assert {name: info.status is None or info.status.done for name, info in found.items()} == {
+        "long": 7,
+        "short": 7,
+        "silent": True,
+    }

@@ -608,12 +608,12 @@ def test_a_kept_run_is_extended(commands: Commands, broker: Broker) -> None:
 
 @needs_message_api
 def test_another_app_is_refused_and_begins_anew(commands: Commands, broker: Broker) -> None:
-    """What diverges from the record ends with 35 and says how; --from-start forgets the record."""
+    """What diverges from the record ends with 36 and says how; --from-start forgets the record."""
     accident = Accident(commands, broker, STRATEGY_SERVER)
     accident.server.kill()
     commands.write("server.py", STRATEGY_SERVER.replace("FedAvg", "FedMedian"))
     resume = ("brokerfl-server", "server:app", "--resume", run_id(accident.server))
-    refused = commands.run(*resume, code=35)
+    refused = commands.run(*resume, code=36)
     assert "has the strategy flwr.serverapp.strategy.fedavg.FedAvg where this app has flwr.serverapp" in refused.err
     open_gate(commands)
     commands.write("server.py", STRATEGY_SERVER)

@@ -12,7 +12,7 @@ replies find them, and nothing else does.
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from brokerfl.broker.books import Change, Parcel, Snapshot
+from brokerfl.broker.change import Change, Parcel, Snapshot
 from brokerfl.broker.clock import Clock
 from brokerfl.broker.data import Settled
 from brokerfl.broker.steps import Recorded
@@ -72,8 +72,7 @@ class Book:
         self.lock, self.changed = self._index.lock, self._index.changed
         self._held = Held()
         self.answers = Answers(self._index, self._clock, self._held)
-        self._orphans = Orphans()
-        self._groups = KnownGroups(snapshot.groups)
+        self._orphans, self._groups = Orphans(), KnownGroups(snapshot.groups)
         self._needs: dict[bytes, int] = {}
         self.kept = kept
         self.contacts = Contacts(snapshot.nodes, self._index)
@@ -108,6 +107,11 @@ class Book:
         with self.lock:
             owed = self._index.owed(message_ids)
             return [each for each in owed if each.state not in ORPHANS and not self._orphans.is_reserved(each)]
+
+    def left(self, message_ids: Iterable[str]) -> set[str]:
+        """Return those of these ids that no message has, nor one that is under way."""
+        with self.lock:
+            return {message_id for message_id in message_ids if self._index.find(message_id) is None}
 
     def is_new_group(self, group_ids: Iterable[str]) -> bool:
         """Return whether one of ``group_ids`` is not among the last that the run pushed: then it moves on."""
@@ -218,17 +222,16 @@ class Book:
             cancelled: orphans, and what is unwanted; they leave.
             state: the ServerApp's, if it differs from what the last commit saved.
             contents: the large contents that the run has in Redis.
-            steps: the record of the run's steps, if it differs.
+            steps: the record of its steps, if that differs.
         """
         with self.lock:
-            gone = (*settled, *cancelled)
+            gone, again = (*settled, *cancelled), [message for message in settled if message.is_asked_again]
             entered = {one.message.message_id: one.entry for one in sending}
             self._index.unsent = {one.message.message_id: one.message for one in sending if one.is_new}
             nodes = dict.fromkeys(one.entry.node_id for one in sending)
             self.contacts.reached.update(nodes)
             for message in self._index.unsent.values():  # by which a reply that is faster is judged
                 message.replace(entered[message.message_id])
-            again = [message for message in settled if message.is_asked_again]
             change = Change(
                 entered=entered,
                 new=tuple(self._index.unsent),
