@@ -670,16 +670,16 @@ BOOK = (
     ),
     Mutant(
         "what one push uploads another one's commit deletes",
-        "server/book/book.py",
-        "if each != saved and each not in self._kept]",
-        "if each != saved]",
+        "server/book/kept.py",
+        "kept = (self.sending, self.recording, steps)",
+        "kept = (self.recording, steps)",
         "unit/test_book contract/test_content_freed contract/test_broadcast_once contract/test_settle",
     ),
     Mutant(
         "the chunks of the saved state are idle",
-        "server/book/book.py",
-        "if each != saved and each not in self._kept]",
-        "if each not in self._kept]",
+        "server/book/kept.py",
+        "if each != saved and not any(",
+        "if not any(",
         "unit/test_book contract/test_large_state",
     ),
     Mutant(
@@ -790,8 +790,8 @@ BOOK = (
     Mutant(
         "an orphan that expired is adopted",
         "server/book/orphans.py",
-        "if not orphan.is_open or orphan.entry.deadline > now:",
-        "if orphan is not None:",
+        "if orphan.entry.sequence > after and (not orphan.is_open or orphan.entry.deadline > now):",
+        "if orphan.entry.sequence > after:",
         "contract/test_resume",
     ),
     Mutant(
@@ -2212,8 +2212,8 @@ UPLOADERS = (
     Mutant(
         "new messages use what a former ServerApp uploaded",
         "server/push.py",
-        "Contents(self._uploads_as, self._guard.contents)",
-        "Contents(1, self._guard.contents)",
+        "Contents(self._uploads_as, ",
+        "Contents(1, ",
         "contract/test_uploaders",
     ),
     Mutant(
@@ -2247,8 +2247,8 @@ UPLOADERS = (
     Mutant(
         "a resumed run writes its state again although it did not change",
         "server/commit.py",
-        "if not self._book.state_key.endswith(state.name):",
-        "if self._book.state_key != state.key:",
+        "if not self._book.kept.state_key.endswith(state.name):",
+        "if self._book.kept.state_key != state.key:",
         "contract/test_uploaders contract/test_large_state",
     ),
     Mutant(
@@ -2552,11 +2552,11 @@ WEIGHTS = (
         "wire/contents.py",
         """        if look in self._by_look:
             other, encoded = self._by_look[look]
-            if all(map(_are_equal, fields.values(), other.values())):
+            if all(map(are_equal, fields.values(), other.values())):
                 return encoded
 """,
         """        for other, encoded in [pair for known, pair in self._by_look.items() if known[0] == look]:
-            if all(map(_are_equal, fields.values(), other.values())):
+            if all(map(are_equal, fields.values(), other.values())):
                 return encoded
         look = (look, len(self._by_look))
 """,
@@ -3019,8 +3019,8 @@ PROCESSES = (
     Mutant(
         "nobody says that an app begins at its start",
         "cli/life.py",
-        'if how == "resumed" and not keeps_something(server_app, driver.context.state):',
-        "if False:",
+        "and not keeps_something(server_app, driver.context.state):",
+        "and False:",
         "cli/test_resume",
     ),
     Mutant(
@@ -3412,7 +3412,117 @@ SEALS = (
     ),
 )
 
+#: What a loop records of its steps, and what a resumed app makes of it.
+RECORDS = (
+    Mutant(
+        "the chunks of a record are idle",
+        "server/book/kept.py",
+        "kept = (self.sending, self.recording, steps)",
+        "kept = (self.sending, self.recording)",
+        "unit/test_book",
+    ),
+    Mutant(
+        "the chunks of a snapshot are idle before its push",
+        "server/book/kept.py",
+        "kept = (self.sending, self.recording, steps)",
+        "kept = (self.sending, steps)",
+        "unit/test_book",
+    ),
+    Mutant(
+        "a resumed loop adopts what was pushed before its record",
+        "server/book/orphans.py",
+        "names, after = [key], match.after",
+        "names, after = [key], -1.0",
+        "unit/test_book",
+    ),
+    Mutant(
+        "a resumed loop adopts by content",
+        "server/book/orphans.py",
+        "names, after = [key], match.after",
+        "names, after = [exact], match.after",
+        "flower/test_steps",
+    ),
+    Mutant(
+        "a push without a snapshot moves the run on",
+        "flower/steps.py",
+        "        if self._snapshot is None:\n            return Stage(False, ",
+        "        if self._snapshot is None:\n            return Stage(True, ",
+        "flower/test_steps",
+    ),
+    Mutant(
+        "random states are not put back",
+        "flower/steps.py",
+        "            restore_random(state, self._value(state))",
+        "            continue",
+        "flower/test_steps",
+    ),
+    Mutant(
+        "attributes are not put back",
+        "flower/places.py",
+        "            place.write(in_place(place.read(), value))",
+        "            pass",
+        "flower/test_steps",
+    ),
+    Mutant(
+        "context.state is not put back",
+        "flower/steps.py",
+        "        compat.replace_records(self._context.state, record_dict_of(self._driver.context.state))\n",
+        "",
+        "flower/test_steps",
+    ),
+    Mutant(
+        "configs are not put back",
+        "flower/steps.py",
+        "                in_place(config, recorded)",
+        "                pass",
+        "flower/test_steps",
+    ),
+    Mutant(
+        "the record forgets the first model",
+        "flower/steps.py",
+        "            if self._models.has(step.number):\n                initial",
+        "            if False:\n                initial",
+        "flower/test_steps",
+    ),
+    Mutant(
+        "a configure hook sees the nodes of today",
+        "flower/steps.py",
+        "        if self._replayed:\n",
+        "        if False:\n",
+        "flower/test_steps",
+    ),
+    Mutant(
+        "an array that changed in place is taken for the same",
+        "flower/keeper.py",
+        "return reference() is source and sketch_of(source) == sketch",
+        "return reference() is source",
+        "flower/test_steps",
+    ),
+    Mutant(
+        "buffers of equal length have equal digests",
+        "wire/digests.py",
+        "(buffer.obj is data or _are_equal(buffer, data))",
+        "True",
+        "unit/test_digests",
+    ),
+    Mutant(
+        "an app that diverges goes on",
+        "flower/story.py",
+        "if (recorded_hook, recorded_number) != (hook, number):",
+        "if False:",
+        "flower/test_steps",
+    ),
+    Mutant(
+        "Redis does not restore a record",
+        "broker/transactions.py",
+        "            self._steps.write_again(pipe)\n",
+        "",
+        "flower/test_steps",
+    ),
+)
+
 MUTANTS = (
+    *RECORDS,
     *FENCE,
     *TRANSACTIONS,
     *STREAMS,

@@ -397,7 +397,7 @@ def known_chunks(driver: Driver) -> set[bytes]:
 def needs(driver: Driver) -> list[int]:
     """How many messages and states need each content that the run has in Redis."""
     book = driver._hold.book
-    return [book._needs.get(each, 0) + (each == book.state_key) for each in driver._hold.blobs.contents]
+    return [book._needs.get(each, 0) + (each == book.kept.state_key) for each in driver._hold.blobs.contents]
 
 
 def is_stale(driver: Driver) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from brokerfl.broker.steps import Recorded
 from brokerfl.wire.frame import Fields
 from brokerfl.wire.payload import EncodedContent
 from brokerfl.wire.run import LedgerEntry
@@ -67,6 +68,7 @@ class Change:
         recalled: the inbox entries that are no longer needed: of what is cancelled, and of what was sent again for a
             reply that the app has had in the meantime.
         state: the ServerApp's, if it differs from what the last commit saved.
+        steps: the record of the run's steps, if it differs from what the last commit wrote.
         idle: the contents that are no longer needed, as Redis calls them.
         needed_from: for each node the first entry of its data stream that may still be needed; "" for none.
         messages: how many messages the run has pushed, with these.
@@ -82,13 +84,14 @@ class Change:
     cancelled: tuple[str, ...] = ()
     recalled: tuple[Parcel, ...] = ()
     state: EncodedContent | None = None
+    steps: Recorded | None = None
     idle: tuple[bytes, ...] = ()
     needed_from: Mapping[int, str] = field(default_factory=dict)
     messages: int = 0
     replies: int = 0
 
     def __bool__(self) -> bool:
-        return bool(self.entered or self.leaving or self.idle or self.state is not None)
+        return bool(self.entered or self.leaving or self.idle or self.state or self.steps is not None)
 
     @property
     def leaving(self) -> tuple[str, ...]:
@@ -98,7 +101,7 @@ class Change:
     @property
     def frees(self) -> bool:
         """Whether it only deletes."""
-        return not self.entered and self.state is None
+        return not self.entered and self.state is None and self.steps is None
 
 
 @dataclass(frozen=True)

@@ -241,6 +241,9 @@ class Keys:
     def context(self, run_id: int) -> str:
         return self._run(run_id, "context")
 
+    def steps(self, run_id: int) -> str:
+        return self._run(run_id, "steps")
+
     def run_status(self, run_id: int) -> str:
         return self._run(run_id, "status")
 
@@ -265,13 +268,14 @@ class Keys:
 
     def of_messages(self, run_id: int) -> tuple[str, ...]:
         """Return the keys by which the messages of a run are found again after a resume."""
-        return self.ledger(run_id), self.context(run_id), self.groups(run_id)
+        return self.ledger(run_id), self.context(run_id), self.groups(run_id), self.steps(run_id)
 
     def of_run(self, run_id: int) -> tuple[str, ...]:
         """Return the keys of a run that live as long as it, the owner last; without the streams of its nodes."""
         return (
             self.ledger(run_id),
             self.context(run_id),
+            self.steps(run_id),
             self.blobs(run_id),
             self.run_nodes(run_id),
             self.cancelled(run_id),

@@ -41,7 +41,7 @@ from brokerfl.common import (
 from brokerfl.wire.event import Kind
 from brokerfl.wire.guard import UNPROTECTED, Protection, RunGuard
 from brokerfl.wire.origin import Origin
-from brokerfl.wire.run import Run
+from brokerfl.wire.run import Run, extended
 
 
 def create_run(
@@ -107,7 +107,7 @@ def resume_run(
     Args:
         connection: to the run's Redis.
         run_id: the run.
-        run_config: the expected run config; None accepts any.
+        run_config: the expected run config, or one that only has more rounds; None accepts any.
         app: the expected app; "" accepts any.
         takeover: take the run even if its ServerApp seems to be alive.
         lease: seconds after which a silent ServerApp counts as gone.
@@ -138,12 +138,15 @@ def resume_run(
         )
     origin = run.origin if origin is None else replace(origin, app=run.app)
     renamed = replace(run, origin=origin, name=run.name if name is None else name)
-    has_new_frame, run = renamed != run, renamed
     if run_config is not None and run_config != run.run_config:
-        raise ConfigError(
-            f"run {run_id} was started with the run config {run.run_config}, not {run_config}: "
-            "resume it without a run config, or start a new run"
-        )
+        longer = extended(renamed, run_config)
+        if longer is None:
+            raise ConfigError(
+                f"run {run_id} was started with the run config {run.run_config}, not {run_config}: "
+                "resume it without a run config, or with more rounds and nothing else, or start a new run"
+            )
+        renamed = longer
+    has_new_frame, run = renamed != run, renamed
     connection.introduce(f"brokerfl-server:{run_id}")
     connection.read_time()
 

@@ -9,17 +9,17 @@ slots (`echoes`). It must not know what a message's state is, or what became of 
     renew        lease, if it has lapsed                   -                                   `owner.Owner.renew`
     seal         owner: what is on its way has no effect   -                                   `fence.Fence.seal`
     upload       manifest                                  chunks                              `Transactions`, `blobs`
-    commit       books, context, manifests, new streams,   unneeded chunks, contact of new nodes
-                 cancelled messages out, messages in,
-                 events
+    commit       books, context, steps, manifests, new     unneeded chunks, contact of new nodes
+                 streams, cancelled messages out,
+                 messages in, events
     send         books: nodes; strays out, new streams,    contact of the messages' nodes
                  messages in
     announce     the run's frame                           contact of all nodes
     leave        books: nodes; streams of nodes that are   what else is at them
                  gone for good
     verdict      messages out                              -
-    restore      owner, books, context, manifests, bell,   lifetimes, index
-                 events
+    restore      owner, books, context, steps, manifests,  lifetimes, index
+                 bell, events
     close        status, events; the nodes' streams and    everything at nodes, chunks         `ending`
                  the ledger go
     delete       everything goes; a tombstone, and what    index                               `ending`
@@ -64,6 +64,7 @@ from brokerfl.broker.owner import Owner
 from brokerfl.broker.ownership import Ownership
 from brokerfl.broker.remains import Remains, read_remains
 from brokerfl.broker.requests import heeded
+from brokerfl.broker.steps import SavedSteps
 from brokerfl.wire.manifest import Manifest
 from brokerfl.wire.payload import Payload
 
@@ -74,12 +75,14 @@ class Transactions:
     Args:
         owner: the run's owner; also an attribute.
         context: the ServerApp's saved state.
+        steps: what the run has recorded of its steps.
         blobs: what the run has broadcast.
     """
 
-    def __init__(self, owner: Owner, context: SavedContext, blobs: Blobs) -> None:
+    def __init__(self, owner: Owner, context: SavedContext, steps: SavedSteps, blobs: Blobs) -> None:
         self.owner = owner
         self._context = context
+        self._steps = steps
         self._blobs = blobs
         self._connection = owner.connection
         self._keys = owner.connection.keys
@@ -98,6 +101,8 @@ class Transactions:
             self.owner.books.change(pipe, change)
             if change.state is not None:
                 self._context.write(pipe, change.state)
+            if change.steps is not None:
+                self._steps.write(pipe, change.steps)
             self._blobs.remove_manifests(pipe)
             if page and self.owner.events is not None:
                 self.owner.events.add(pipe, [page])
@@ -217,6 +222,7 @@ class Transactions:
 
         def run(pipe: Pipeline) -> None:
             self._context.write_again(pipe)
+            self._steps.write_again(pipe)
             self._blobs.write_manifests_again(pipe)
             self.owner.write(pipe, snapshot)
             self.owner.expire_streams(pipe, footprint.nodes)
@@ -270,5 +276,7 @@ class Transactions:
         """A commit was executed: note what Redis has of the context and of the contents."""
         if change.state is not None:
             self._context.saved(change.state)
+        if change.steps is not None:
+            self._steps.saved(change.steps)
         self._blobs.removed(change.idle)
         self._blobs.dropped()

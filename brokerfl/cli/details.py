@@ -105,7 +105,8 @@ def _of_run(run: RunView, overview: Overview) -> Iterator[tuple[str, str | Text]
     yield "rounds", _rounds(status.rounds)
     yield "replies", f"usually after {lasting(status.usually)}" if status.usually else ""
     yield "bytes", f"{sized(status.bytes_in)} in, {sized(status.bytes_out)} out"
-    yield "memory", f"{sized(status.memory)} in Redis, as far as its ServerApp knows"
+    record = f", of which {sized(status.record)} are its record" if status.record else ""
+    yield "memory", f"{sized(status.memory)} in Redis{record}, as far as its ServerApp knows"
 
 
 def _waiting(run: RunView, now: float) -> Iterator[tuple[str, str]]:

@@ -31,6 +31,7 @@ from brokerfl.common import (
     RedisTooOld,
     RedisUnreachable,
     RunAttached,
+    RunDiverged,
     RunFenced,
     RunLost,
     RunNotFound,
@@ -67,6 +68,7 @@ class Exit(IntEnum):
     RUN_FENCED = 33
     RUN_ATTACHED = 34
     MESSAGE_NOT_FOUND = 35
+    RUN_DIVERGED = 36
     MISSING_EXTRA = 40
     UNHEALTHY = 50
 
@@ -93,6 +95,7 @@ _CODES: tuple[tuple[type[Exception], Exit], ...] = (
     (RunFenced, Exit.RUN_FENCED),
     (RunAttached, Exit.RUN_ATTACHED),
     (MessageNotFound, Exit.MESSAGE_NOT_FOUND),
+    (RunDiverged, Exit.RUN_DIVERGED),
     (MissingExtra, Exit.MISSING_EXTRA),
 )
 

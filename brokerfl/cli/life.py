@@ -17,7 +17,7 @@ from brokerfl.cli.exits import Exit, code_of, say
 from brokerfl.cli.options import CONNECTION, typed_options
 from brokerfl.cli.progress_line import progress_line
 from brokerfl.cli.signals import SIGNALS, handle, leave, on_second
-from brokerfl.common import OutageLimit, RedisError, RunError, log
+from brokerfl.common import OutageLimit, RecordSet, RedisError, RunError, log
 from brokerfl.common.log_context import log_for
 from brokerfl.flower import keeps_something
 from brokerfl.server import Driver
@@ -25,7 +25,7 @@ from brokerfl.server.app import ServerAppCallable
 from brokerfl.server.outcome import Outcome
 
 #: Options that the printed command for resuming a run leaves out.
-_OF_ONE_START = ("run_config", "run_name", "resume", "takeover", "run_file")
+_OF_ONE_START = ("run_config", "run_name", "resume", "takeover", "from_start", "run_file")
 
 
 class Signalled(BaseException):
@@ -36,7 +36,14 @@ class Signalled(BaseException):
 
 
 def live(
-    driver: Driver, server_app: ServerAppCallable, signals: "Signals", how: str, *, quiet: bool, comes_back: bool
+    driver: Driver,
+    server_app: ServerAppCallable,
+    signals: "Signals",
+    how: str,
+    *,
+    quiet: bool,
+    comes_back: bool,
+    keeps: bool,
 ) -> int:
     """Run the app's main, and end or detach its run; return the exit code.
 
@@ -44,14 +51,16 @@ def live(
         driver: the run's.
         server_app: the app.
         signals: those of the process.
-        how: how the run began: ``started`` or ``resumed``.
+        how: how the run began: ``started``, ``resumed``, or ``started over``: a resumed run that forgets what it had.
         quiet: show no progress line.
         comes_back: the run is resumed when Redis, which was away for too long, answers again.
+        keeps: the run stays when main has returned.
     """
+    driver.record.is_kept = keeps
     run_id, started = driver.run.run_id, time.monotonic()
     log_for(run=run_id)
     log(INFO, "Run %s of %s %s", run_id, driver.run.app, how)
-    if how == "resumed" and not keeps_something(server_app, driver.context.state):
+    if how == "resumed" and driver.record.head is None and not keeps_something(server_app, driver.context.state):
         log(
             WARNING,
             "Run %s has nothing in context.state: its app begins at its start, while its nodes keep theirs",
@@ -59,10 +68,18 @@ def live(
         )
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        if how == "started over":
+            driver.context.state = RecordSet()
+            driver.start_over()
+            driver.checkpoint()
         with progress_line(driver.report, quiet=quiet):
             server_app(driver, driver.context)
         if signals.number:
             raise Signalled(signals.number)
+        if keeps:
+            driver.checkpoint()
+            _detach(driver, "its app has ended, and --keep keeps it")
+            return Exit.OK
         driver.end()
     except BaseException as error:  # SystemExit, asyncio's CancelledError: only a main that returns ends its run
         if signals.number:  # what follows a signal is not the app's, which may have caught it, or lost its children

@@ -78,6 +78,7 @@ def run_row(run: RunView, now: float) -> dict[str, Any]:
         "waiting for": waiting_for(run),
         "age": since(run.run.created_at if run.run else 0.0, now),
         "memory": sized(status.memory) if is_told else None,
+        "record": sized(status.record) if is_told and status.record else None,
         "why": why(run, now),
     }
 

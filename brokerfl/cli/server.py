@@ -10,6 +10,7 @@ import click
 
 from brokerfl import __version__
 from brokerfl.broker.arrival import await_redis
+from brokerfl.broker.ending import read_run
 from brokerfl.broker.keys import LEASE, MOST_RETENTION, OFFLINE_GRACE, RETENTION
 from brokerfl.broker.rules import Role
 from brokerfl.cli.apps import find_project, load_server_app
@@ -58,6 +59,8 @@ from brokerfl.server.session import OUTAGE_LIMIT
     "no node trains twice.",
 )
 @click.option("--takeover", is_flag=True, help="With --resume: take the run from a ServerApp that seems to be alive.")
+@click.option("--from-start", is_flag=True, help="With --resume: begin anew, whatever the run has recorded or saved.")
+@click.option("--keep", is_flag=True, help="When the app has ended, keep the run: --resume can go on with more rounds.")
 @click.option("--another-app", is_flag=True, help="With --resume: the app had another name when the run was started.")
 @click.option(
     "--run-file",
@@ -152,6 +155,8 @@ def main(
     run_config: tuple[str, ...],
     resume: str | None,
     takeover: bool,
+    from_start: bool,
+    keep: bool,
     another_app: bool,
     run_file: Path | None,
     run_name: str | None,
@@ -182,8 +187,8 @@ def main(
         redis.login.check_role(Role.SERVER)
     file = None if run_file is None else RunFile(run_file)
     resume = resume if file is None else file.read()
-    if resume is None and (takeover or another_app):
-        option = "--takeover" if takeover else "--another-app"
+    if resume is None and (takeover or another_app or from_start):
+        option = "--takeover" if takeover else "--another-app" if another_app else "--from-start"
         raise ConfigError(f"{option} needs --resume RUN, the run to continue")
     # The environment is for new runs.
     source = click.get_current_context().get_parameter_source
@@ -220,6 +225,8 @@ def main(
     first["name"] = run_name if is_named or resume is None else None
     first["overrides"] = None if given is None or project.defaults is None else tuple(given)
     try:
+        if run_id is not None and given is not None:  # what was not given now is as it was given first
+            config = read_run(connection, run_id).run_config | given
         signals.driver = driver = Driver(
             connection,
             "" if another_app else reference,
@@ -230,11 +237,11 @@ def main(
         )
         if file is not None:
             file.write(driver.run.run_id)
-        how = "started" if resume is None else "resumed"
-        code = live(driver, server_app, signals, how, quiet=quiet, comes_back=restart_on_outage)
+        how = "started" if resume is None else "started over" if from_start else "resumed"
+        code = live(driver, server_app, signals, how, quiet=quiet, comes_back=restart_on_outage, keeps=keep)
         while restart_on_outage and code == Exit.REDIS_UNREACHABLE:
             signals.driver = driver = _resume_when_up(redis, driver.run.run_id, reference, options)
-            code = live(driver, server_app, signals, "resumed", quiet=quiet, comes_back=True)
+            code = live(driver, server_app, signals, "resumed", quiet=quiet, comes_back=True, keeps=keep)
     except Signalled as signalled:  # while detaching; if that was not finished, the lease lapses
         code = 128 + signalled.number
     except RunNotFound:

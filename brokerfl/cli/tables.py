@@ -22,7 +22,7 @@ NOTHING = "-"
 
 #: Columns of numbers.
 _NUMBERS = (
-    "bytes", "crashes", "errors", "dead", "queue", "last", "median", "memory", "answered", "nodes", "total",
+    "bytes", "crashes", "errors", "dead", "queue", "last", "median", "memory", "record", "answered", "nodes", "total",
     "contents", "inboxes", "outboxes", "chunks", "context", "books",
 )  # fmt: skip
 

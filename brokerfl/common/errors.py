@@ -126,5 +126,9 @@ class RunFenced(RunError):
     """Another ServerApp took over the run; this one can write nothing more."""
 
 
+class RunDiverged(RunError):
+    """The app does not do what the run has recorded of it, so that it cannot go on from there."""
+
+
 class PortInUse(BrokerflError):
     """Another process listens on the port."""

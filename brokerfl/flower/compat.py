@@ -73,6 +73,12 @@ Metadata = _public("Metadata")
 DEFAULT_TTL = float(_public("DEFAULT_TTL"))  # seconds: 1 hour in 1.13, 12 hours since
 Grid = _public("Grid", "Driver", modules=("flwr.serverapp", "flwr.server"))
 
+#: The module whose functions collect results from the threads of a legacy Server.
+legacy_server = importlib.import_module("flwr.server.server")
+
+#: Of the message API; None before 1.21.
+Strategy = _find("Strategy", modules=("flwr.serverapp.strategy",))
+
 #: A RecordDict is one mapping of records of all kinds; the RecordSet of 1.13 has a mapping for each kind.
 _IS_MAPPING = hasattr(RecordDict, "items")
 
@@ -116,6 +122,20 @@ def record_dict_of(records: Iterable[tuple[str, Any]]) -> Any:
         else:
             getattr(made, _ATTRIBUTES[type(record)])[name] = record
     return made
+
+
+def replace_records(records: Any, others: Any) -> None:
+    """Let a RecordDict or RecordSet hold what another one does."""
+    if _IS_MAPPING:
+        records.clear()
+        for name, record in records_of(others):
+            records[name] = record
+        return
+    for attribute in _ATTRIBUTES.values():
+        mine = getattr(records, attribute)
+        mine.clear()
+        for name, record in items_of(getattr(others, attribute)):
+            mine[name] = record
 
 
 def array_of(dtype: str, shape: tuple[int, ...], stype: str, data: bytes) -> Any:

@@ -26,7 +26,9 @@ from brokerfl.flower import compat
 from brokerfl.flower.context import FlowerState
 from brokerfl.flower.message import flower_error_of, flower_message_of
 from brokerfl.flower.records import record_set_of
+from brokerfl.flower.steps import Steps
 from brokerfl.server import Driver
+from brokerfl.server.record import Stage
 
 #: Most messages of one type that a node gets in one round: SecAgg+ sends it four, and what it answered is needed until
 #: the round is over.
@@ -41,15 +43,22 @@ class FlowerGrid(compat.Grid):  # type: ignore[misc]  # of any flwr
     group is new, as with brokerfl's Driver; and when a message follows `_MOST_OF_A_ROUND` others of the same group,
     node and type whose replies the app has: an asynchronous app may name one group for ever.
 
+    In a strategy's loop, a push does what its steps say instead (`steps`): the first push after a configure hook moves
+    the run on, together with the record of the loop, and no other one does.
+
     Args:
         driver: brokerfl's.
         context: flwr's; a push saves its state.
+
+    Attributes:
+        brokerfl_steps: the steps of the loops that this Grid is given to.
     """
 
     def __init__(self, driver: Driver, context: Any) -> None:
         self._driver = driver
         self._context = context
         self._saving = threading.Lock()
+        self.brokerfl_steps = Steps(driver, context, self.save_state)
 
     def __repr__(self) -> str:
         return f"<FlowerGrid on {self._driver!r}>"
@@ -80,7 +89,10 @@ class FlowerGrid(compat.Grid):  # type: ignore[misc]  # of any flwr
         Raises:
             RunNotRunningException: the run is over; flwr's strategies and threads end with it.
         """
+        steps = self.brokerfl_steps
         try:
+            if steps.is_configuring:
+                return steps.node_ids(self._driver.get_node_ids)
             return self._driver.get_node_ids()
         except (RunError, OutageLimit) as error:
             raise compat.RunNotRunning from error
@@ -119,6 +131,13 @@ class FlowerGrid(compat.Grid):  # type: ignore[misc]  # of any flwr
         with self._saving:  # of two threads, the last one to save has also read last
             self._driver.context.state = FlowerState(self._context.state)
 
+    def commit(self) -> None:
+        """Commit what a loop has to record, without a push."""
+        stage = self.brokerfl_steps.stage()
+        if stage is not None:
+            self._driver.push_messages([], checkpoint=stage)
+            self.brokerfl_steps.pushed(stage)
+
     def push_messages(self, messages: Iterable[Any]) -> list[str]:
         """Send messages; return their ids in the same order, ``""`` where one was refused.
 
@@ -127,8 +146,9 @@ class FlowerGrid(compat.Grid):  # type: ignore[misc]  # of any flwr
             RunStopped, RunFenced, RunLost: the run is over. An app that only pushes would not notice otherwise.
         """
         batch = list(messages)
-        ours = self._taken(batch)
-        ids = self._driver.push_messages(ours, checkpoint=self._is_checkpoint(ours))
+        ours, stage = self._taken(batch)
+        ids = self._driver.push_messages(ours, checkpoint=self._is_checkpoint(ours) if stage is None else stage)
+        self.brokerfl_steps.pushed(stage)
         self._stamp(batch, ours)
         if self._driver.context.cancelled():
             self._driver.get_node_ids()  # raises why
@@ -148,18 +168,25 @@ class FlowerGrid(compat.Grid):  # type: ignore[misc]  # of any flwr
         Every message ends as one reply, a refused one as an Error reply: Error 3, also for a node that is unknown. What
         has not come in time is cancelled: the app was never given its id.
 
+        Replies are in the order of their nodes' ids, those of one node in the order of their messages: sums of floats
+        depend on the order, so two equal runs give equal results only if it is always the same.
+
         Raises:
             TypeError, ValueError, BrokerflError: as brokerfl's Driver.
         """
         batch = list(messages)
-        ours = self._taken(batch)
-        replies = self._driver.send_and_receive(ours, timeout=timeout, checkpoint=self._is_checkpoint(ours))
+        ours, stage = self._taken(batch)
+        checkpoint = self._is_checkpoint(ours) if stage is None else stage
+        replies = self._driver.send_and_receive(ours, timeout=timeout, checkpoint=checkpoint)
+        self.brokerfl_steps.pushed(stage)
         self._stamp(batch, ours)
         if timeout is not None:
             self._cancel({message.metadata.message_id for message in ours}, replies)
         for reply in replies:
             if reply.has_error() and not reply.metadata.reply_to_message:  # it was refused
                 reply.error = Error(ErrorCode.MESSAGE_UNAVAILABLE, reply.error.reason)
+        places = {message.metadata.message_id: place for place, message in enumerate(ours)}
+        replies.sort(key=lambda reply: (reply.metadata.src_node_id, places.get(reply.metadata.reply_to_message, -1)))
         return _converted(replies)
 
     def _cancel(self, message_ids: set[str], replies: list[Message]) -> None:
@@ -168,9 +195,14 @@ class FlowerGrid(compat.Grid):  # type: ignore[misc]  # of any flwr
             with suppress(RedisUnreachable, RedisOutOfMemory):  # their replies leave when they come
                 self._driver.cancel_messages(late, timeout=0)
 
-    def _taken(self, batch: list[Any]) -> list[Message]:
-        """Return brokerfl's Messages, frozen as they are now; those that share a RecordDict share a RecordSet."""
-        self.save_state()
+    def _taken(self, batch: list[Any]) -> tuple[list[Message], Stage | None]:
+        """Return brokerfl's Messages, frozen as they are now, and what their push is to a loop.
+
+        Messages that share a RecordDict share a RecordSet.
+        """
+        stage = self.brokerfl_steps.stage() if batch else Stage(False)
+        if stage is None:
+            self.save_state()
         contents: dict[int, RecordSet] = {}
         taken = []
         for message in batch:
@@ -180,7 +212,7 @@ class FlowerGrid(compat.Grid):  # type: ignore[misc]  # of any flwr
             if id(content) not in contents:
                 contents[id(content)] = record_set_of(content)
             taken.append(Message(self._metadata_of(message.metadata), content=contents[id(content)]))
-        return taken
+        return taken, stage
 
     def _is_checkpoint(self, batch: list[Message]) -> bool:
         return any(

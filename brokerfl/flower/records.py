@@ -69,7 +69,8 @@ def _base(value: Any) -> Any:
     return next((kind for kind in _CONVERSIONS if isinstance(value, kind)), type(value))
 
 
-def _array_of(array: Any) -> Array:
+def our_array(array: Any) -> Array:
+    """Return flwr's Array as brokerfl's, which shares its memory."""
     dtype, shape, stype = str(array.dtype), tuple(array.shape), array.stype
     data = array.data if isinstance(array.data, bytes) else bytes(array.data)
     made = Array(dtype, shape, stype, data)
@@ -106,7 +107,7 @@ def _flower_record(record: Record[Any]) -> Any:
     raise TypeError(f"flwr has no kind of record for {type(record).__name__}")
 
 
-def _flower_array(array: Array) -> Any:
+def flower_array(array: Array) -> Any:
     """Return an Array of flwr, whose numpy() trusts the header of an .npy file, and whose legacy code any stype."""
     stype, data = array.stype, array.data
     if stype == SType.NUMPY:
@@ -129,7 +130,7 @@ def _same(value: Any) -> Any:
 
 
 _KINDS = (
-    _Kind(ParametersRecord, compat.ArrayRecord, _array_of, _flower_array),
+    _Kind(ParametersRecord, compat.ArrayRecord, our_array, flower_array),
     _Kind(MetricsRecord, compat.MetricRecord, _plain, _same),
     _Kind(ConfigsRecord, compat.ConfigRecord, _plain, _same),
 )

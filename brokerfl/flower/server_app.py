@@ -1,5 +1,6 @@
 """flwr's ServerApp, for `brokerfl-server` to run. Owns how it starts or resumes; must not know how messages travel."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from brokerfl.common import Context, RecordSet
@@ -7,6 +8,7 @@ from brokerfl.common.main import check_ran
 from brokerfl.flower import compat
 from brokerfl.flower.context import flower_context_of
 from brokerfl.flower.grid import FlowerGrid
+from brokerfl.flower.hooks import install
 
 if TYPE_CHECKING:
     from brokerfl.server import Driver
@@ -21,6 +23,7 @@ class FlowerServerApp:
 
     def __init__(self, app: Any) -> None:
         self._app = app
+        install()
 
     def __repr__(self) -> str:
         return f"<FlowerServerApp {self._app!r}>"
@@ -28,16 +31,20 @@ class FlowerServerApp:
     def __call__(self, driver: "Driver", context: Context) -> None:
         """Run the app to its end.
 
-        A resumed run whose app kept nothing in ``context.state`` starts over: its open messages are cancelled.
+        The app of a resumed run with a record of its steps begins with an empty ``context.state``, as it did first, and
+        gets back what was saved where it goes on. Without one, an app that kept nothing in ``context.state`` starts
+        over: its open messages are cancelled.
 
         Raises:
             Exception: raised by the app.
             TypeError: its main function returned a coroutine or a generator.
         """
-        if not self.keeps_something(context.state):
+        is_recorded = driver.record.head is not None
+        if not is_recorded and not self.keeps_something(context.state):
             driver.start_over()
-        flower_context = flower_context_of(context)
+        flower_context = flower_context_of(replace(context, state=RecordSet()) if is_recorded else context)
         grid = FlowerGrid(driver, flower_context)
+        grid.brokerfl_steps.say_where()
         over = None
         try:
             compat.run_server_app(self._app, grid, flower_context, check_ran)
@@ -45,7 +52,10 @@ class FlowerServerApp:
             over = error.__cause__ or error
         if over is not None:  # raised inside the except block, each of the two would be the other's cause or context
             raise over
-        grid.save_state()
+        if driver.record.is_kept and grid.brokerfl_steps.is_pending:
+            grid.commit()
+        else:
+            grid.save_state()
 
     @staticmethod
     def keeps_something(state: RecordSet) -> bool:

@@ -12,6 +12,7 @@ from brokerfl.broker.change import Parcel
 from brokerfl.broker.fence import Transaction
 from brokerfl.broker.patience import holding
 from brokerfl.broker.presence import registered
+from brokerfl.broker.steps import Recorded
 from brokerfl.common import BrokerflError, Context, Error, ErrorCode, RedisOutOfMemory, RedisUnreachable, log
 from brokerfl.server.book import Applied, Book, OpenMessage, Sending
 from brokerfl.server.receive import Receiver
@@ -36,35 +37,49 @@ class Committer:
         self._run_id = context.run_id
 
     def commit(
-        self, sending: Sequence[Sending] = (), contents: Collection[EncodedContent] = (), *, moves_on: bool = False
+        self,
+        sending: Sequence[Sending] = (),
+        contents: Collection[EncodedContent] = (),
+        *,
+        moves_on: bool | None = None,
+        steps: Recorded | None = None,
     ) -> None:
         """Send messages; if the run moves on, save the state and settle the replies that were handed over.
 
         Args:
             sending: the messages; none for a checkpoint.
-            contents: their large contents, already uploaded.
-            moves_on: move the run on even if no group is new.
+            contents: the large contents of these and of the record, already uploaded.
+            moves_on: whether the run moves on; None if a group is new, or nothing is sent.
+            steps: the record of the run's steps, for a run that moves on; None leaves it as it is.
         """
         owner_key = self._transactions.owner.connection.keys.owner(self._run_id)
         wanted = {owner_key: sum(size_of(one.fields) for one in sending)}
-        while not self._session.with_room(lambda: self._commit(sending, contents, moves_on), wanted):
+        while not self._session.with_room(lambda: self._commit(sending, contents, moves_on, steps), wanted):
             for content in contents:
                 self._uploader.upload(content)
 
-    def _commit(self, sending: Sequence[Sending], contents: Collection[EncodedContent], moves_on: bool) -> bool:
+    def _commit(
+        self,
+        sending: Sequence[Sending],
+        contents: Collection[EncodedContent],
+        moves_on: bool | None,
+        steps: Recorded | None,
+    ) -> bool:
         """Like `commit`, but do not wait for room. If Redis lost a content, do nothing and return False."""
         with self._session.writing:
             if contents:  # without any, do not compare: a full Redis would refuse, and a commit that settles makes room
                 self._session.through_outage(self._session.reconcile)
             if not all(map(self._uploader.has, contents)):
                 return False
-            if moves_on or not sending or self._book.is_new_group({one.entry.group_id for one in sending}):
-                self._move_on(sending)
+            if moves_on is None:
+                moves_on = not sending or self._book.is_new_group({one.entry.group_id for one in sending})
+            if moves_on:
+                self._move_on(sending, steps)
             else:
                 self._execute(sending)
             return True
 
-    def _move_on(self, sending: Sequence[Sending]) -> None:
+    def _move_on(self, sending: Sequence[Sending], steps: Recorded | None) -> None:
         self._leave_vanished()
         self._diary.moves_on()
         # Before the state is read: a reply handed to another thread after that is not in it.
@@ -73,11 +88,11 @@ class Committer:
         cancelled = self._book.unwanted() + (self._book.orphans() if sending and settled else [])
         owner = self._transactions.owner
         state = EncodedContent(encode_content(self._context.state), owner.fence.counter, owner.guard.state)
-        if not self._book.state_key.endswith(state.name):  # whoever uploaded it
+        if not self._book.kept.state_key.endswith(state.name):  # whoever uploaded it
             self._uploader.upload(state, patient=False)
-            self._execute(sending, settled, cancelled, state)
-        elif sending or settled or cancelled:
-            self._execute(sending, settled, cancelled)
+            self._execute(sending, settled, cancelled, state, steps)
+        elif sending or settled or cancelled or steps is not None:
+            self._execute(sending, settled, cancelled, steps=steps)
 
     def _leave_vanished(self) -> None:
         """Delete what the run has at nodes that are no longer registered, once it has contacted many."""
@@ -119,16 +134,17 @@ class Committer:
         settled: Sequence[OpenMessage] = (),
         cancelled: Sequence[OpenMessage] = (),
         state: EncodedContent | None = None,
+        steps: Recorded | None = None,
     ) -> None:
         """Plan the change, run its transaction, apply it to the book."""
 
         def plan() -> Transaction:
-            change = self._book.plan(sending, settled, cancelled, state, self._uploader.contents)
+            change = self._book.plan(sending, settled, cancelled, state, self._uploader.contents, steps)
             has_room = bool(change.settled) or not change.frees
             return self._transactions.commit(change, self._diary.page(sending, has_room=has_room))
 
         try:
-            results = self._session.transact(plan, self._was_executed, frees=not sending and state is None)
+            results = self._session.transact(plan, self._was_executed, frees=not (sending or state or steps))
         except BaseException:
             self._book.discard()
             raise

@@ -15,6 +15,7 @@ from brokerfl.common.forked import belong_here
 from brokerfl.common.form import Form, Like
 from brokerfl.server.hold import Options, Settings, create, take_over
 from brokerfl.server.online import OnlineNodes
+from brokerfl.server.record import Stage
 from brokerfl.server.report import Report
 from brokerfl.wire.message import check_message, check_metadata, is_message_id
 from brokerfl.wire.reply import unknown_reply
@@ -40,6 +41,7 @@ class Driver:
     Attributes:
         context: the ServerApp's Context. Every push of a new group and every `checkpoint` saves its state in Redis, in
             the transaction that settles replies; a resumed run gets it back.
+        record: of the steps of a loop that is not the app's own, as `brokerfl.flower` makes it.
 
     Raises:
         RunNotFound, RunStopped: the run does not exist, or was stopped.
@@ -69,7 +71,7 @@ class Driver:
         self._connection, self._run_id = connection, self._hold.run.run_id
         self._session, self._replies, self._book = self._hold.session, self._hold.replies, self._hold.book
         self._nodes = OnlineNodes(connection, self._session, self._hold.progress)
-        self.context = self._hold.context
+        self.context, self.record = self._hold.context, self._hold.record
         belong_here(self, self._replies, self._book.answers)
 
     def __repr__(self) -> str:
@@ -141,7 +143,7 @@ class Driver:
         return Message(metadata, content=content)
 
     def push_messages(
-        self, messages: Iterable[Message], *, deliver_when_online: bool = False, checkpoint: bool = False
+        self, messages: Iterable[Message], *, deliver_when_online: bool = False, checkpoint: bool | Stage = False
     ) -> list[str]:
         """Send messages and return their ids in order; "" for one that was refused. The ids are also set in them.
 
@@ -290,7 +292,7 @@ class Driver:
         *,
         timeout: float | None = None,
         deliver_when_online: bool = False,
-        checkpoint: bool = False,
+        checkpoint: bool | Stage = False,
         like: Like | None = None,
     ) -> list[Message]:
         """Push messages and wait for their replies, in the order in which they arrive.

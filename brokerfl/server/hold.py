@@ -25,6 +25,7 @@ from brokerfl.broker.outbox import Outboxes
 from brokerfl.broker.owner import Owner, create_run, resume_run
 from brokerfl.broker.patience import STEP, within
 from brokerfl.broker.runs import has_ended
+from brokerfl.broker.steps import SavedSteps
 from brokerfl.broker.transactions import Transactions
 from brokerfl.common import (
     SUPERLINK_NODE_ID,
@@ -41,12 +42,14 @@ from brokerfl.common.logger import is_tracing
 from brokerfl.common.shared_log import SharedLog
 from brokerfl.server.announcer import Announcer
 from brokerfl.server.book import Book, Event
+from brokerfl.server.book.kept import Kept
 from brokerfl.server.commit import Committer
 from brokerfl.server.outcome import Outcome
 from brokerfl.server.progress import Progress
 from brokerfl.server.push import Pusher
 from brokerfl.server.receive import Receiver
 from brokerfl.server.reconcile import Reconciler
+from brokerfl.server.record import Record
 from brokerfl.server.replies import Replies
 from brokerfl.server.report import Report
 from brokerfl.server.requests import Requests
@@ -113,10 +116,12 @@ class Hold:
         if settings.wait_replicas:
             owner.fence.await_replicas(settings.wait_replicas)
         saved = SavedContext(connection, run_id, settings.retention, owner.guard)
+        steps = SavedSteps(connection, run_id, settings.retention, owner.guard)
         self.blobs = blobs = Blobs(connection, run_id, settings.retention, settings.max_run)
         try:
             snapshot = read_books(connection, run_id)
             state, state_key = saved.load()
+            steps.load()
             if not state:  # an app that keeps nothing begins at its start, and so do its groups
                 snapshot = replace(snapshot, groups=())
             blobs.load()
@@ -128,9 +133,9 @@ class Hold:
             run_id, SUPERLINK_NODE_ID, {}, state, dict(owner.run.run_config), lambda: self.session.is_over
         )
         outboxes = Outboxes(connection, run_id)
-        transactions = Transactions(owner, saved, blobs)
+        transactions = Transactions(owner, saved, steps, blobs)
         self.progress = progress = Progress()
-        self.book = book = Book(snapshot, state_key, self._count, connection.clock)
+        self.book = book = Book(snapshot, Kept(state_key, steps.recorded), self._count, connection.clock)
         receiver = Receiver(outboxes, book)
         liveness = Liveness(settings.offline_grace, settings.lease)
         reconciler = Reconciler(transactions, book, receiver, blobs, identity)
@@ -141,6 +146,7 @@ class Hold:
         uploader = Uploader(session, blobs)
         self.committer = Committer(session, book, receiver, uploader, self.context)
         self.pusher = Pusher(session, book, self.committer, uploader, progress)
+        self.record = Record(session, steps, book, uploader, progress)
         self.verdicts = Verdicts(book, session, receiver, liveness, blobs)
         self.waits = Waits(book, session, receiver, self.verdicts, progress)
         self.outcome = Outcome(session.names.of)

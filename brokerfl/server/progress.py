@@ -77,6 +77,8 @@ class Progress:
         rung: is called when somebody rang who is no node.
         bytes_out: what was pushed, each content once for each node.
         is_draining: the run is to push nothing any more.
+        round: the round of a loop that names no groups.
+        record: bytes of what the run has recorded of its steps.
     """
 
     def __init__(self) -> None:
@@ -84,6 +86,7 @@ class Progress:
         self.rung: Callable[[], object] = lambda: None
         self.bytes_out = 0
         self.is_draining = False
+        self.round, self.record = "", 0
         self._groups: OrderedDict[str, Group] = OrderedDict()  # by their first push
         self._latest: Group | None = None
         self._took: deque[float] = deque(maxlen=_MEASURED)

@@ -13,12 +13,15 @@ from logging import WARNING
 from brokerfl.broker.keys import milliseconds
 from brokerfl.broker.origins import read_origins
 from brokerfl.broker.presence import registered
+from brokerfl.broker.steps import Recorded
 from brokerfl.common import BrokerflError, Message, Metadata, log
 from brokerfl.common.text import shown
 from brokerfl.server.book import Book, OpenMessage, Sending
+from brokerfl.server.book.orphans import Match
 from brokerfl.server.book.state import LOST, NEW
 from brokerfl.server.commit import Committer
 from brokerfl.server.progress import Progress
+from brokerfl.server.record import Stage
 from brokerfl.server.session import Session
 from brokerfl.server.upload import Uploader
 from brokerfl.wire.contents import Contents
@@ -73,7 +76,7 @@ class Pusher:
         self._registered: set[int] = set()
         self._pushing = threading.Lock()
 
-    def push(self, batch: list[Message], *, waits: bool = False, moves_on: bool = False) -> list[str]:
+    def push(self, batch: list[Message], *, waits: bool = False, moves_on: bool | Stage = False) -> list[str]:
         """Push messages of this run; return their ids, ``""`` if the node is not registered or the ttl has passed.
 
         A run that is being drained accepts nothing, neither new messages nor adopted ones.
@@ -81,7 +84,8 @@ class Pusher:
         Args:
             batch: the messages.
             waits: they wait for nodes that are offline or not registered yet.
-            moves_on: move the run on, as a new group does; and adopt only orphans of equal content.
+            moves_on: move the run on, as a new group does, and adopt only orphans of equal content; or what a loop
+                that records its steps says of this.
         """
         activity = self._progress.begin(Phase.PUSHING)
         try:
@@ -89,21 +93,22 @@ class Pusher:
         finally:
             self._progress.finish(activity)
 
-    def _push(self, batch: list[Message], waits: bool, moves_on: bool) -> list[str]:
+    def _push(self, batch: list[Message], waits: bool, moves_on: bool | Stage) -> list[str]:
+        stage = moves_on if isinstance(moves_on, Stage) else Stage(moves_on or None, match=Match(exactly=moves_on))
         with self._pushing:
             self._session.check()
             if self._progress.is_draining:
                 return [""] * len(batch)
             if not waits:
                 self._look_up({message.metadata.dst_node_id for message in batch})
-            contents = Contents(self._uploads_as, self._guard.contents)
+            contents = Contents(self._uploads_as, self._guard.contents, self._uploader.digests)
             drafts: list[_Draft | None] = []
             began = time.monotonic()
             try:
                 for message in batch:
                     is_refused = _is_expired(message) or not (waits or self.is_registered(message.metadata.dst_node_id))
-                    drafts.append(None if is_refused else self._draft(message, contents, waits, exactly=moves_on))
-                self._send([draft for draft in drafts if draft], contents, began, moves_on)
+                    drafts.append(None if is_refused else self._draft(message, contents, waits, stage.match))
+                self._send([draft for draft in drafts if draft], contents, began, stage)
             except BaseException as error:
                 # Some parts of a push may be in Redis already: pushed again, their messages are adopted.
                 if isinstance(error, BrokerflError):
@@ -115,7 +120,7 @@ class Pusher:
                 raise
             return [self._book.hand_out(draft.message.message_id) if draft else "" for draft in drafts]
 
-    def _send(self, drafts: list[_Draft], contents: Iterable[EncodedContent], began: float, moves_on: bool) -> None:
+    def _send(self, drafts: list[_Draft], contents: Iterable[EncodedContent], began: float, stage: Stage) -> None:
         needed = {draft.entry.content_key for draft in drafts}
         self._book.keep(needed)
         large = [content for content in contents if content.payload is not None and content.key in needed]
@@ -123,11 +128,12 @@ class Pusher:
             self._uploader.upload(content)
         due = _postponed((draft for draft in drafts if draft.is_due), time.monotonic() - began)
         sizes = {content.key: content.payload.manifest.size for content in large if content.payload is not None}
+        moves_on, steps, uploaded = stage.moves_on, stage.steps, [*large, *stage.contents]
         for part, size in _parts(due):
-            self._committer.commit(part, large, moves_on=moves_on)
+            self._committer.commit(part, uploaded, moves_on=moves_on, steps=steps)
             self._progress.bytes_out += size + sum(sizes.get(one.entry.content_key, 0) for one in part if sizes)
         if moves_on and not due:
-            self._committer.commit()
+            self._committer.commit(contents=stage.contents, moves_on=True, steps=steps)
         if self._book.adopt((draft.message, draft.fields) for draft in drafts if not draft.is_new):
             self._session.distrust()  # Redis lost one in the meantime: the next comparison sends it
         self._book.keep(())
@@ -142,11 +148,13 @@ class Pusher:
             raise
 
     def start_over(self) -> None:
-        """Cancel the orphans that have not been adopted; every group is new."""
+        """Cancel the orphans that have not been adopted; every group is new, and no step is recorded."""
         with self._pushing:  # a push may be adopting some
             self._session.check()
             self._committer.cancel_orphans()
             self._book.start_over()
+            if self._book.kept.is_recorded:
+                self._committer.commit(moves_on=True, steps=Recorded())
 
     def is_registered(self, node_id: int) -> bool:
         """Return whether the node was registered when it was looked up."""
@@ -178,7 +186,7 @@ class Pusher:
                     shown(str(self._origin)),
                 )
 
-    def _draft(self, message: Message, contents: Contents, waits: bool, *, exactly: bool) -> _Draft:
+    def _draft(self, message: Message, contents: Contents, waits: bool, match: Match) -> _Draft:
         """Return the orphan that this message adopts, otherwise a new message; equal contents are encoded once."""
         meta, content = message.metadata, contents.encode(message.content)
         now = self._connection.clock.time()
@@ -192,7 +200,7 @@ class Pusher:
             waits,
             content.uploader,
         )
-        orphan = self._book.reserve(entry, milliseconds(now), exactly=exactly)
+        orphan = self._book.reserve(entry, milliseconds(now), match)
         if orphan is not None:
             return self._adopt(orphan, meta, content)
         message_id = new_message_id(self._run_id)

@@ -49,7 +49,7 @@ class Report:
             at=self._told(time.monotonic()),
             phase=activity.phase,
             since=self._told(activity.since),
-            group=group.name if group is not None else "",
+            group=(group.name if group is not None else "") or self._progress.round,
             sent=sent,
             answered=max(0, sent - still_open[group.name]) if group is not None else 0,
             errors=self.outcome.errors,
@@ -62,6 +62,7 @@ class Report:
             bytes_out=self._progress.bytes_out,
             bytes_in=self.outcome.bytes_in,
             memory=self._blobs.size + weight,
+            record=self._progress.record,
             is_full=self._session.is_full or self._session.is_short,
             is_draining=self._progress.is_draining,
         )

@@ -11,6 +11,7 @@ from typing import Any
 from brokerfl.broker.blobs import TRIAL, Blobs
 from brokerfl.common import RedisOutOfMemory, RunError
 from brokerfl.server.session import Session
+from brokerfl.wire.digests import Digests
 from brokerfl.wire.manifest import Manifest
 from brokerfl.wire.payload import EncodedContent, Payload
 
@@ -19,11 +20,16 @@ _MOST_PASSES = 10
 
 
 class Uploader:
-    """Brings the chunks of one run's contents to Redis, from any thread."""
+    """Brings the chunks of one run's contents to Redis, from any thread.
+
+    Attributes:
+        digests: of what is sent again and again.
+    """
 
     def __init__(self, session: Session, blobs: Blobs) -> None:
         self._session = session
         self._blobs = blobs
+        self.digests = Digests()
         self._uploaded = False  # since the owner was looked at
 
     def upload(self, content: EncodedContent, *, patient: bool = True) -> None:

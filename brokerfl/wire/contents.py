@@ -9,12 +9,10 @@ from itertools import islice
 from brokerfl.common import RecordSet
 from brokerfl.common.array import memory_of
 from brokerfl.wire.cipher import CLEAR, Cipher
+from brokerfl.wire.digests import END, Digests, are_equal
 from brokerfl.wire.frame import CONTENT, Fields
 from brokerfl.wire.payload import EncodedContent, is_large
 from brokerfl.wire.record import encode_content
-
-#: Bytes at both ends of an array that distinguish contents before they are compared, and bytes compared at once.
-_END, _STRETCH = 256, 1024 * 1024
 
 
 class Contents:
@@ -23,11 +21,13 @@ class Contents:
     Args:
         uploader: the number of the run's owner that uploads the large ones.
         cipher: seals them.
+        digests: those that are known already.
     """
 
-    def __init__(self, uploader: int = 0, cipher: Cipher = CLEAR) -> None:
+    def __init__(self, uploader: int = 0, cipher: Cipher = CLEAR, digests: Digests | None = None) -> None:
         self._uploader = uploader
         self._cipher = cipher
+        self._digests = digests
         self._by_record: dict[int, EncodedContent] = {}
         self._by_memory: dict[Hashable, EncodedContent] = {}
         self._by_look: dict[Hashable, tuple[Fields, EncodedContent]] = {}
@@ -48,11 +48,11 @@ class Contents:
 
         It is compared with the first one that looks like it, as copies of one model do; otherwise it is hashed.
         """
-        ends = (bytes(data[:_END]) + bytes(data[-_END:]) for data in islice(fields.values(), 1, None))
+        ends = (bytes(data[:END]) + bytes(data[-END:]) for data in islice(fields.values(), 1, None))
         look = (fields[CONTENT], *ends)
         if look in self._by_look:
             other, encoded = self._by_look[look]
-            if all(map(_are_equal, fields.values(), other.values())):
+            if all(map(are_equal, fields.values(), other.values())):
                 return encoded
         hashed = self._encoded(fields)
         encoded = self._by_name.setdefault(hashed.name, hashed)
@@ -60,14 +60,7 @@ class Contents:
         return encoded
 
     def _encoded(self, fields: Fields) -> EncodedContent:
-        return EncodedContent(fields, self._uploader, self._cipher)
+        return EncodedContent(fields, self._uploader, self._cipher, self._digests)
 
     def __iter__(self) -> Iterator[EncodedContent]:
         return iter({id(content): content for content in self._by_memory.values()}.values())
-
-
-def _are_equal(one: bytes | memoryview, other: bytes | memoryview) -> bool:
-    """Compare as bytes, which is memcmp: memoryviews compare element by element."""
-    return len(one) == len(other) and all(
-        bytes(one[at : at + _STRETCH]) == bytes(other[at : at + _STRETCH]) for at in range(0, len(one), _STRETCH)
-    )

@@ -67,12 +67,12 @@ class RunGuard:
         """
         return fields
 
-    def written(self, state: Fields) -> Fields:
-        """Return the fields of a state as they are saved."""
+    def written(self, state: Fields, what: str = "state") -> Fields:
+        """Return the fields of a state as they are saved, or of ``what`` else the owner keeps for itself."""
         return state
 
-    def check_state(self, state: Mapping[bytes, Data]) -> None:
-        """Check the fields of a state that was saved.
+    def check_state(self, state: Mapping[bytes, Data], what: str = "state") -> None:
+        """Check the fields of a state that was saved, or of what else.
 
         Raises:
             DistrustError: they are not as the owner wrote them.

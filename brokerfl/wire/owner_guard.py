@@ -162,16 +162,16 @@ class OwnerGuard(RunGuard):
 
     # The state.
 
-    def written(self, state: Fields) -> Fields:
+    def written(self, state: Fields, what: str = "state") -> Fields:
         """Return the signed fields of a state; nothing of an empty one."""
-        return signed(self._identity.signing, self._said_of_state(state), state) if state else state
+        return signed(self._identity.signing, self._said_of(what, state), state) if state else state
 
-    def check_state(self, state: Mapping[bytes, Data]) -> None:
+    def check_state(self, state: Mapping[bytes, Data], what: str = "state") -> None:
         """Check the fields of a state that was saved."""
-        check_signature(crypto.signing_public(self._identity.signing), self._said_of_state(state), state, "its owner")
+        check_signature(crypto.signing_public(self._identity.signing), self._said_of(what, state), state, "its owner")
 
-    def _said_of_state(self, state: Mapping[bytes, Data]) -> bytes:
-        return statement("state", self._data_set, self._run_id, digest_of(state))
+    def _said_of(self, what: str, state: Mapping[bytes, Data]) -> bytes:
+        return statement(what, self._data_set, self._run_id, digest_of(state))
 
 
 def _with_key(shown: Run, key: bytes) -> Run:

@@ -14,6 +14,7 @@ from functools import cached_property
 
 from brokerfl.common import FrameError
 from brokerfl.wire.cipher import CLEAR, Cipher
+from brokerfl.wire.digests import Digests
 from brokerfl.wire.frame import CONTENT, MANIFEST, Fields, size_of
 from brokerfl.wire.hashing import digest_now, digest_soon, digests_of
 from brokerfl.wire.manifest import Manifest, Piece, divide, uploaded_by
@@ -49,11 +50,15 @@ class Payload:
         content: as `record.encode_content` returned it.
         uploader: the number of the run's owner that uploads it; 0 for a reply.
         cipher: seals the chunks.
+        digests: those that are known already, of chunks in clear.
     """
 
-    def __init__(self, content: Fields, uploader: int = 0, cipher: Cipher = CLEAR) -> None:
+    def __init__(
+        self, content: Fields, uploader: int = 0, cipher: Cipher = CLEAR, digests: Digests | None = None
+    ) -> None:
         self._uploader = uploader
         self._cipher = cipher
+        self._digests = Digests() if digests is None or cipher.overhead else digests
         self._buffers = [memoryview(data) for data in content.values()]
         self._pieces = divide(map(len, self._buffers))
         self._places = [(piece, piece.place(index)) for piece in self._pieces for index in piece.chunks]
@@ -82,8 +87,29 @@ class Payload:
     @cached_property
     def manifest(self) -> Manifest:
         """Its manifest, without entries. The first access hashes the whole content."""
-        digests = digests_of(map(self.chunk, range(len(self))))
-        return Manifest(tuple(map(len, self._buffers)), tuple(digests), uploader=self._uploader)
+        known: dict[int, bytes] = {}
+        for piece in self._large():
+            known |= dict(zip(piece.chunks, self._digests.of(self._buffers[piece.first]) or (), strict=False))
+        unknown = digests_of(self.chunk(index) for index in range(len(self)) if index not in known)
+        digests = tuple(known[index] if index in known else next(unknown) for index in range(len(self)))
+        return Manifest(tuple(map(len, self._buffers)), digests, uploader=self._uploader)
+
+    def _large(self) -> Iterator[Piece]:
+        """Yield the buffers that have chunks of their own."""
+        return (piece for piece in self._pieces if len(piece.offsets) == 1 and piece.size > INLINE)
+
+    def note(self, digests: Digests) -> None:
+        """Let what is sent later know the digests of its large buffers, if these cannot change and are in clear."""
+        if self._cipher.overhead:
+            return
+        chunks = self.manifest.digests
+        found = [(self._buffers[piece.first].obj, piece) for piece in self._large()]
+        noted = [
+            (data, chunks[piece.start : piece.chunks.stop])
+            for data, piece in found
+            if isinstance(data, bytes) and len(data) == piece.size
+        ]
+        digests.note(self.manifest.key, noted)
 
 
 # Assembling.
@@ -233,14 +259,17 @@ class EncodedContent:
         content: as `record.encode_content` returned it.
         uploader: as for a `Payload`.
         cipher: seals it, wherever it goes.
+        digests: as for a `Payload`.
 
     Attributes:
         fields: what the message carries.
         payload: what has to be sent besides the message; None for a small content.
     """
 
-    def __init__(self, content: Fields, uploader: int = 0, cipher: Cipher = CLEAR) -> None:
-        self.payload = Payload(content, uploader, cipher) if is_large(content) else None
+    def __init__(
+        self, content: Fields, uploader: int = 0, cipher: Cipher = CLEAR, digests: Digests | None = None
+    ) -> None:
+        self.payload = Payload(content, uploader, cipher, digests) if is_large(content) else None
         self.fields: Fields = (
             cipher.inline(content) if self.payload is None else {MANIFEST: self.payload.manifest.encoded}
         )

@@ -3,7 +3,7 @@
 Owns their layout. It must not know keys or states.
 """
 
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any, NamedTuple
 
 from brokerfl.common import ConfigError, FrameError, MessageTooLarge, UserConfig
@@ -70,6 +70,22 @@ class Run:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", self.name[:_LONGEST_NAME])
+
+
+#: The keys by which apps are told how many rounds to make: `num-server-rounds` is that of Flower's templates.
+_ROUNDS = frozenset({"num-server-rounds", "num_server_rounds", "num-rounds", "num_rounds"})
+
+
+def extended(run: Run, run_config: UserConfig) -> Run | None:
+    """Return a run with another config that only has more rounds; None if more is different."""
+    former = run.run_config
+    if former.keys() != run_config.keys():
+        return None
+    changed = [key for key, value in run_config.items() if value != former[key] or type(value) is not type(former[key])]
+    if not _ROUNDS.issuperset(changed) or any(run_config[key] < former[key] for key in changed):  # type: ignore[operator]
+        return None
+    given = None if run.overrides is None else (*run.overrides, *(key for key in changed if key not in run.overrides))
+    return replace(run, run_config=dict(run_config), overrides=given)
 
 
 def encode_run(run: Run) -> bytes:

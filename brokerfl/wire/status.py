@@ -174,6 +174,7 @@ class RunStatus(_Told):
         bytes_out: what it pushed, each content once for each node.
         bytes_in: what the replies had.
         memory: what the run has in Redis, as far as the ServerApp knows.
+        record: how much of that is the record of its steps.
         is_full: Redis has no room for what the run pushes.
         is_draining: it pushes nothing any more, and finishes what is out.
     """
@@ -194,6 +195,7 @@ class RunStatus(_Told):
     bytes_out: int = 0
     bytes_in: int = 0
     memory: int = 0
+    record: int = 0
     is_full: bool = False
     is_draining: bool = False
 

@@ -38,7 +38,20 @@ def main(driver: Driver, context: Context) -> None:
     list(driver.replies(ids))
 '''
 
-RUN_COLUMNS = ["RUN", "NAME", "APP", "STATE", "ROUND", "ANSWERED", "ERRORS", "WAITING FOR", "AGE", "MEMORY", "WHY"]
+RUN_COLUMNS = [
+    "RUN",
+    "NAME",
+    "APP",
+    "STATE",
+    "ROUND",
+    "ANSWERED",
+    "ERRORS",
+    "WAITING FOR",
+    "AGE",
+    "MEMORY",
+    "RECORD",
+    "WHY",
+]
 
 NODE_COLUMNS = [
     "NODE", "NAME", "STATE", "SEEN", "DOING", "SINCE", "QUEUE", "LAST", "MEDIAN", "ERRORS", "DEAD", "LAST ERROR", "APP",

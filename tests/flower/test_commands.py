@@ -472,8 +472,13 @@ def main(driver: Driver, context: Context) -> None:
     print("Trained", progress["progress"]["trained"], flush=True)
 '''
 
-FORGETFUL_SERVER = '''
-"""Four rounds of FedAvg, which keeps nothing in context.state and has no groups."""
+#: The same loop, with nothing in context.state and without groups.
+FORGETFUL_SERVER = KEEPING_SERVER.replace(
+    "context.state.parameters_records, context.state.metrics_records", "{}, {}"
+).replace("str(server_round)) for", '"") for')
+
+STRATEGY_SERVER = '''
+"""Four rounds of FedAvg."""
 
 import numpy as np
 from flwr.app import ArrayRecord, Context
@@ -486,7 +491,8 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     strategy = FedAvg(fraction_evaluate=0.0)
-    result = strategy.start(grid, ArrayRecord([np.zeros(3)]), num_rounds=4)
+    num_rounds = context.run_config.get("num-server-rounds", 4)
+    result = strategy.start(grid, ArrayRecord([np.zeros(3)]), num_rounds=num_rounds)
     np.save("model.npy", result.arrays.to_numpy_ndarrays()[0])
 '''
 
@@ -561,12 +567,57 @@ def test_a_server_that_keeps_its_round_is_resumed(commands: Commands, broker: Br
 
 @needs_message_api
 def test_a_server_that_keeps_nothing_starts_over(commands: Commands, broker: Broker) -> None:
-    """kill -9 in mid-round, --resume: it begins at round 1, without what was left open, and the result is the same."""
+    """kill -9 in mid-round of a hand-written loop, --resume: it begins at round 1, without what was left open."""
     accident = Accident(commands, broker, FORGETFUL_SERVER)
     again = accident.resumed()
     eventually(lambda: accident.fast.text.count("Round 1 begins") == 2, cli.DEADLINE)
     open_gate(commands)
     again.ends(0)
+    assert accident.rounds() == [["1", "2", "1", "2", "3", "4"]] * 2
+    assert_trained(commands)
+
+
+@needs_message_api
+def test_a_strategy_goes_on(commands: Commands, broker: Broker) -> None:
+    """kill -9 in mid-round of FedAvg, --resume: no line was written for it, and yet no node trains twice."""
+    accident = Accident(commands, broker, STRATEGY_SERVER)
+    again = accident.resumed()
+    open_gate(commands)
+    assert "goes on in round 2 (train)" in again.ends(0).err
+    assert accident.rounds() == [["1", "2", "3", "4"]] * 2
+    assert_trained(commands)
+
+
+@needs_message_api
+def test_a_kept_run_is_extended(commands: Commands, broker: Broker) -> None:
+    """--keep lets a run stay that has ended; resumed with more rounds and nothing else, it goes on after its last."""
+    commands.write("client.py", TRAINING_CLIENT)
+    commands.write("server.py", STRATEGY_SERVER)
+    nodes = serving(*(begin_node(commands, "client:app", index, "--lease", NEVER) for index in (0, 1)))
+    server = ("brokerfl-server", "server:app", "--run-config")
+    kept = commands.run(*server, "num-server-rounds=2 lr=0.1", "--keep")
+    run = run_id(kept)
+    assert "is detached: its app has ended, and --keep keeps it" in kept.err
+    for other in ("num-server-rounds=1", "lr=0.2"):
+        assert "with more rounds and nothing else" in commands.run(*server, other, "--resume", run, code=2).err
+    again = commands.run(*server, "num-server-rounds=4", "--resume", run)
+    assert "goes on at the end of its loop; 4 executions are not repeated" in again.err
+    assert [re.findall(r"Round (\d) begins", node.text) for node in nodes] == [["1", "2", "3", "4"]] * 2
+    assert_trained(commands)
+
+
+@needs_message_api
+def test_another_app_is_refused_and_begins_anew(commands: Commands, broker: Broker) -> None:
+    """What diverges from the record ends with 36 and says how; --from-start forgets the record."""
+    accident = Accident(commands, broker, STRATEGY_SERVER)
+    accident.server.kill()
+    commands.write("server.py", STRATEGY_SERVER.replace("FedAvg", "FedMedian"))
+    resume = ("brokerfl-server", "server:app", "--resume", run_id(accident.server))
+    refused = commands.run(*resume, code=36)
+    assert "has the strategy flwr.serverapp.strategy.fedavg.FedAvg where this app has flwr.serverapp" in refused.err
+    open_gate(commands)
+    commands.write("server.py", STRATEGY_SERVER)
+    assert "started over" in commands.run(*resume, "--from-start").err
     assert accident.rounds() == [["1", "2", "1", "2", "3", "4"]] * 2
     assert_trained(commands)
 

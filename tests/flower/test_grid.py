@@ -232,6 +232,27 @@ def test_a_timeout_returns_what_came() -> None:
     run(main, answer, nodes=2)
 
 
+def test_replies_have_one_order() -> None:
+    """Replies come by node and by their place in the batch, although the nodes answer the other way round."""
+    drivers: list[Driver] = []
+
+    def answer(message: Any, context: Any) -> Any:
+        before_it = number_in(message)
+        eventually(lambda: taken(drivers[0]) >= before_it, within=30)
+        return message.content
+
+    def main(grid: Any, context: Any) -> None:
+        drivers.append(driver_of(grid))
+        low, middle, high = grid.get_node_ids()
+        batch = [message_to(grid, node, number(n)) for n, node in enumerate((high, high, middle, low))]
+        batch.append(message_to(grid, max(high + 1, 2), number(0)))
+        *replies, refused = grid.send_and_receive(batch)
+        assert [number_in(reply) for reply in replies] == [3, 2, 0, 1]
+        assert refused.has_error()
+
+    run(main, answer, nodes=3)
+
+
 def test_many_threads_on_one_grid() -> None:
     """Threads that send and receive on one Grid at once get their own replies, and no other thread's."""
 
@@ -455,6 +476,21 @@ def test_a_legacy_strategy_counts_failures() -> None:
 
 
 # States and runs.
+
+
+def test_legacy_results_have_one_order() -> None:
+    """A legacy strategy gets what its threads collected by the ids of the nodes, not by who was first."""
+    orders = []
+
+    class Looking(legacy.FedAvg):  # type: ignore[misc,name-defined]
+        def aggregate_fit(self, server_round: int, results: Any, failures: Any) -> Any:
+            orders.append([client.node_id for client, _ in results])
+            return super().aggregate_fit(server_round, results, failures)
+
+    run_legacy(legacy_strategy(6, np.zeros(3), Looking), [], 6)
+    [order] = orders
+    assert len(order) == 6
+    assert order == sorted(order)
 
 
 def count_up(message: Any, context: Any) -> Any:

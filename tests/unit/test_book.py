@@ -9,9 +9,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from brokerfl.broker.change import Snapshot
+from brokerfl.broker.steps import Recorded
 from brokerfl.common import Error
 from brokerfl.server.book import Book, Event, OpenMessage, Sending, State, Step, Wanted
+from brokerfl.server.book.kept import Kept
 from brokerfl.server.book.message import IllegalStep
+from brokerfl.server.book.orphans import Match
 from brokerfl.server.book.state import ORPHANS, OWING, TAKEN
 from brokerfl.wire.frame import Fields
 from brokerfl.wire.run import LedgerEntry
@@ -81,7 +84,7 @@ def sending(message_id: str, node: int = 7, group: str = "g", digest: bytes = b"
 
 
 def empty() -> Book:
-    return Book(Snapshot(), b"state")
+    return Book(Snapshot(), Kept(b"state"))
 
 
 def pushed(*message_ids: str) -> Book:
@@ -193,6 +196,19 @@ def test_contents_are_idle_when_nobody_needs_them() -> None:
     assert book.plan([sending("x", digest=b"c")], settled=[last], contents=contents).idle == (d, e)
 
 
+def test_a_record_needs_its_contents() -> None:
+    """Those of the committed record until another one is committed, and those of a snapshot before its push."""
+    c, d, e = (entry(digest=digest).content_key for digest in (b"c", b"d", b"e"))
+    book, contents = Book(Snapshot(), Kept(b"state", Recorded({}, frozenset({c})))), [c, d, e]
+    assert book.plan(contents=contents).idle == (d, e)
+    book.kept.recording = [d]
+    assert book.plan(contents=contents).idle == (e,)
+    assert book.plan(contents=contents, steps=Recorded({}, frozenset({d}))).idle == (c, e)
+    book.apply([])
+    book.kept.recording = ()
+    assert book.plan(contents=contents).idle == (c, e)
+
+
 def test_a_content_is_needed_from_who_uploaded_it() -> None:
     """A predecessor's is idle although a new message has the same: that one has its own."""
     theirs, ours = entry()._replace(uploader=1), entry()._replace(uploader=2)
@@ -203,7 +219,7 @@ def test_a_content_is_needed_from_who_uploaded_it() -> None:
     book.apply([b"1-0"])
     assert book.plan(contents=contents).idle == ()
     assert book.plan(cancelled=book.orphans(), contents=contents).idle == (theirs.content_key,)
-    orphan = book.reserve(ours, 0, exactly=True)
+    orphan = book.reserve(ours, 0, Match(exactly=True))
     assert orphan is not None, "equal content is adopted, whoever uploaded it"
     book.plan([Sending(orphan, ours, {})])
     book.apply([b"1-1"])
@@ -211,7 +227,7 @@ def test_a_content_is_needed_from_who_uploaded_it() -> None:
 
 
 def resumed(*entries: tuple[str, LedgerEntry]) -> Book:
-    return Book(Snapshot(dict(entries), {7}, len(entries), 0), b"state")
+    return Book(Snapshot(dict(entries), {7}, len(entries), 0), Kept(b"state"))
 
 
 def test_a_push_that_fails_leaves_its_orphans_to_the_next() -> None:
@@ -230,10 +246,19 @@ def test_a_push_that_fails_leaves_its_orphans_to_the_next() -> None:
     assert [message.message_id for message in book.awaited()] == ["a"]
 
 
+def test_an_orphan_is_adopted_by_its_place() -> None:
+    """The oldest after a given one, whatever its content is; and no older one, even of equal content."""
+    entries = [LedgerEntry(7, "g", "train", 10**15, number, digest) for number, digest in enumerate((b"c", b"d", b"e"))]
+    book = resumed(*zip("xyz", entries, strict=True))
+    for after, found in ((0.0, "y"), (0.0, "z"), (0.0, None), (-1.0, "x"), (float("inf"), None)):
+        orphan = book.reserve(entries[0], 10.0, Match(after=after))
+        assert (orphan and orphan.message_id) == found
+
+
 def test_an_orphan_is_adopted_by_equal_content_else_the_oldest() -> None:
     """One that expired without a reply is not; with `exactly` only equal content is."""
     old = resumed(("x", LedgerEntry(7, "g", "train", 5, 1, b"c")), ("y", LedgerEntry(7, "g", "train", 10**15, 2, b"d")))
-    assert old.reserve(entry(), 10.0, exactly=True) is None
+    assert old.reserve(entry(), 10.0, Match(exactly=True)) is None
     found = old.reserve(entry(), 10.0)
     assert found is not None
     assert found.message_id == "y"
@@ -383,7 +408,7 @@ def test_what_is_being_fetched_is_not_settled() -> None:
 
 def test_what_a_push_is_adopting_gets_no_verdict() -> None:
     """Not even if the app waits for its id in another thread: the push may be about to send it again."""
-    book = Book(Snapshot({"a": entry()}), b"state")
+    book = Book(Snapshot({"a": entry()}), Kept(b"state"))
     orphan = book.reserve(entry(), 0.0)
     assert orphan is not None
     book.claim("a")
@@ -414,7 +439,7 @@ def test_chunks_of_a_reply_that_is_not_settled_are_needed() -> None:
 def test_every_step_is_told_once() -> None:
     """A listener that only counts knows how far each message came."""
     told: list[Event] = []
-    book = Book(Snapshot(), b"state", told.append)
+    book = Book(Snapshot(), Kept(b"state"), told.append)
     book.plan([sending("a")])
     book.apply([b"1-0"])
     answer(book, "a")

@@ -15,6 +15,7 @@ import brokerfl
 from brokerfl.broker.change import Snapshot
 from brokerfl.common import Array, Error, ErrorCode, ParametersRecord, RecordSet
 from brokerfl.server.book import Book, OpenMessage, Sending, Wanted
+from brokerfl.server.book.kept import Kept
 from brokerfl.server.progress import Progress
 from brokerfl.server.wait import Waits
 from brokerfl.wire import payload
@@ -84,7 +85,7 @@ def take_all(book: Book, ids: list[str], one_by_one: bool) -> None:
 
 def taken_in_order(count: int) -> Callable[[], object]:
     """One iterator takes all in the order in which they came, and each is settled at once."""
-    book = Book(Snapshot(), b"state")
+    book = Book(Snapshot(), Kept(b"state"))
     ids = push(book, range(count))
     answer(book, ids)
     return lambda: take_all(book, ids, one_by_one=False)
@@ -92,7 +93,7 @@ def taken_in_order(count: int) -> Callable[[], object]:
 
 def taken_from_behind(count: int) -> Callable[[], object]:
     """The app asks for one after the other, the last first."""
-    book = Book(Snapshot(), b"state")
+    book = Book(Snapshot(), Kept(b"state"))
     ids = push(book, range(count))
     answer(book, ids)
     return lambda: take_all(book, ids, one_by_one=True)
@@ -100,7 +101,7 @@ def taken_from_behind(count: int) -> Callable[[], object]:
 
 def large_ones_settled(count: int) -> Callable[[], object]:
     """Large replies of one node, each settled when it was folded: its leftovers are looked for each time."""
-    book = Book(Snapshot(), b"state")
+    book = Book(Snapshot(), Kept(b"state"))
     ids = push(book, range(count))
     answer(book, ids, is_large=True)
     return lambda: take_all(book, ids, one_by_one=True)
@@ -108,7 +109,7 @@ def large_ones_settled(count: int) -> Callable[[], object]:
 
 def left_behind(count: int) -> Callable[[], object]:
     """Rounds of two messages of which the app takes the first."""
-    book = Book(Snapshot(), b"state")
+    book = Book(Snapshot(), Kept(b"state"))
 
     def rounds() -> None:
         for turn in range(count // 2):
@@ -126,7 +127,7 @@ def left_behind(count: int) -> Callable[[], object]:
 
 def open_ones_let_go(count: int) -> Callable[[], object]:
     """Nobody answers what the app let go of, and the run moves on each time."""
-    book = Book(Snapshot(), b"state")
+    book = Book(Snapshot(), Kept(b"state"))
 
     def rounds() -> None:
         for turn in range(count):
@@ -138,7 +139,7 @@ def open_ones_let_go(count: int) -> Callable[[], object]:
 
 def nodes_that_vanish(count: int) -> Callable[[], object]:
     """Each round has a node of its own, which then is gone: what is looked through is only what came since."""
-    book = Book(Snapshot(), b"state")
+    book = Book(Snapshot(), Kept(b"state"))
 
     def rounds() -> None:
         for node in range(count):
@@ -152,7 +153,7 @@ def nodes_that_vanish(count: int) -> Callable[[], object]:
 
 def nodes_that_all_owe(count: int) -> Callable[[], object]:
     """The run moves on with each push, while every node has a message: none of them can have been left."""
-    book = Book(Snapshot(), b"state")
+    book = Book(Snapshot(), Kept(b"state"))
 
     def rounds() -> None:
         for node in range(count):
@@ -164,7 +165,7 @@ def nodes_that_all_owe(count: int) -> Callable[[], object]:
 
 def adopted(count: int) -> Callable[[], object]:
     """A resumed app pushes everything again."""
-    book = Book(Snapshot({f"m{n}": entry(n) for n in range(count)}), b"state")
+    book = Book(Snapshot({f"m{n}": entry(n) for n in range(count)}), Kept(b"state"))
 
     def adopt() -> None:
         found = [book.reserve(entry(count + n), 0.0) for n in range(count)]
@@ -176,7 +177,7 @@ def adopted(count: int) -> Callable[[], object]:
 
 def cancelled(count: int) -> Callable[[], object]:
     """One after the other, as the threads of a strategy do."""
-    book = Book(Snapshot(), b"state")
+    book = Book(Snapshot(), Kept(b"state"))
     ids = push(book, range(count))
 
     def cancel() -> None:
@@ -189,7 +190,7 @@ def cancelled(count: int) -> Callable[[], object]:
 
 def waited_for_by_two(count: int) -> Callable[[], object]:
     """Two iterators take turns: what one takes does not make the other look through all that it waits for."""
-    book = Book(Snapshot(), b"state")
+    book = Book(Snapshot(), Kept(b"state"))
     ids = push(book, range(count))
     waits = Waits(book, _Session(), None, None, Progress())  # type: ignore[arg-type]
     two = [Wanted(set(ids[::2])), Wanted(set(ids[1::2]))]
@@ -252,7 +253,7 @@ def test_a_step_costs_what_it_touches(
 
 def test_an_old_message_of_a_node_keeps_no_places_of_later_ones() -> None:
     """It is open for ever; of all large replies that came and went since, nothing stays."""
-    book = Book(Snapshot(), b"state")
+    book = Book(Snapshot(), Kept(b"state"))
     [old] = push(book, range(1), group="old")
     for number in range(100_000, 100_000 + FEW):
         [message_id] = push(book, range(number, number + 1))
@@ -265,7 +266,7 @@ def test_an_old_message_of_a_node_keeps_no_places_of_later_ones() -> None:
 
 def test_what_a_failed_commit_would_have_settled_is_still_needed() -> None:
     """A plan that is discarded leaves the places as they were: the next one comes to the same."""
-    book = Book(Snapshot(), b"state")
+    book = Book(Snapshot(), Kept(b"state"))
     ids = push(book, range(100_000, 100_003))
     answer(book, ids, is_large=True)
     taken = [book.answers.take(Wanted({message_id})) for message_id in ids[:2]]

@@ -246,7 +246,7 @@ def test_exceptions() -> None:
     import brokerfl.common as common
 
     kinds = [kind for kind in vars(errors_module).values() if getattr(kind, "__module__", "") == errors_module.__name__]
-    assert len(kinds) == 28
+    assert len(kinds) == 29
     for kind in kinds:
         assert issubclass(kind, BrokerflError)
         assert kind.__name__ in common.__all__
@@ -254,7 +254,7 @@ def test_exceptions() -> None:
     assert issubclass(FrameError, ValueError)
     assert issubclass(MessageTooLarge, ValueError)
     assert {k.__name__ for k in kinds if issubclass(k, RunError)} == {
-        "RunError", "RunNotFound", "RunAttached", "RunStopped", "RunLost", "RunFenced",
+        "RunError", "RunNotFound", "RunAttached", "RunStopped", "RunLost", "RunFenced", "RunDiverged",
     }  # fmt: skip
     assert {k.__name__ for k in kinds if issubclass(k, RedisError)} == {
         "RedisError", "RedisUnreachable", "RedisAuthError", "RedisTLSError", "RedisTooOld", "RedisOutOfMemory",

@@ -9,6 +9,7 @@ from brokerfl.common import Error, ErrorCode
 from brokerfl.server import progress as module
 from brokerfl.server.announcer import named_group
 from brokerfl.server.book import Book, OpenMessage, Sending, Wanted
+from brokerfl.server.book.kept import Kept
 from brokerfl.server.outcome import CANCELLED, Outcome
 from brokerfl.server.progress import Activity, Progress
 from brokerfl.wire.reply import error_reply
@@ -33,7 +34,7 @@ class Run:
 
     def __init__(self) -> None:
         self.progress = Progress()
-        self.book = Book(Snapshot(), b"state", self.progress.note)
+        self.book = Book(Snapshot(), Kept(b"state"), self.progress.note)
 
     def push(self, group: str, *ids: str) -> None:
         entries = [LedgerEntry(7, group, "train", FAR, sequence) for sequence, _ in enumerate(ids, 1)]

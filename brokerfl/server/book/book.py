@@ -15,14 +15,16 @@ from typing import Any, NamedTuple
 from brokerfl.broker.change import Change, Parcel, Snapshot
 from brokerfl.broker.clock import Clock
 from brokerfl.broker.data import Settled
+from brokerfl.broker.steps import Recorded
 from brokerfl.server.book.answers import Answers
 from brokerfl.server.book.comparison import compare
 from brokerfl.server.book.contacts import Contacts
 from brokerfl.server.book.groups import KnownGroups
 from brokerfl.server.book.held import Held, HeldId
 from brokerfl.server.book.index import Index, Tell, count
+from brokerfl.server.book.kept import Kept
 from brokerfl.server.book.message import OpenMessage
-from brokerfl.server.book.orphans import Orphans
+from brokerfl.server.book.orphans import ANY, Match, Orphans
 from brokerfl.server.book.plan import Sending, idle
 from brokerfl.server.book.state import ORPHANS, State, Step
 from brokerfl.wire.frame import Fields
@@ -50,7 +52,7 @@ class Book:
 
     Args:
         snapshot: what the books in Redis hold: the messages in them are orphans.
-        state_key: what the state that the last commit saved is called in Redis, as a content.
+        kept: the contents that the last commit saved.
         tell: is told of every step that a message takes; it must not call the book.
         clock: of Redis.
 
@@ -59,23 +61,22 @@ class Book:
         lock: that lock. Taken through ``changed``, it would stay held if a signal handler raised an exception.
         answers: the replies.
         contacts: the nodes.
+        kept: the contents that no message needs.
     """
 
     def __init__(
-        self, snapshot: Snapshot, state_key: bytes, tell: Tell = lambda event: None, clock: Clock | None = None
+        self, snapshot: Snapshot, kept: Kept, tell: Tell = lambda event: None, clock: Clock | None = None
     ) -> None:
         self._clock = clock or Clock()
         self._index = Index(tell)
         self.lock, self.changed = self._index.lock, self._index.changed
         self._held = Held()
         self.answers = Answers(self._index, self._clock, self._held)
-        self._orphans = Orphans()
-        self._groups = KnownGroups(snapshot.groups)
+        self._orphans, self._groups = Orphans(), KnownGroups(snapshot.groups)
         self._needs: dict[bytes, int] = {}
-        self._kept: Collection[bytes] = ()
-        self.state_key = state_key
+        self.kept = kept
         self.contacts = Contacts(snapshot.nodes, self._index)
-        self._pushed, self._replied, self._sequence = snapshot.messages, snapshot.replies, 0
+        self._pushed, self._replied, self._sequence = snapshot.messages, snapshot.replies, kept.sequence
         self._under_way: _UnderWay | None = None
         for message_id, entry in sorted(snapshot.entries.items(), key=lambda item: item[1].sequence):
             orphan = OpenMessage(message_id, entry, state=State.ORPHAN, began=None)
@@ -83,7 +84,7 @@ class Book:
             self._orphans.add(orphan)
             self._groups.add(entry.group_id)
             count(self._needs, entry.content_key, 1)
-            self._sequence = entry.sequence
+            self._sequence = max(self._sequence, entry.sequence)
 
     def __contains__(self, message_id: str) -> bool:
         return message_id in self._index.messages
@@ -139,12 +140,12 @@ class Book:
     def keep(self, contents: Collection[bytes]) -> None:
         """Let no plan count these contents as idle: they are on their way, and what needs them is not accepted yet."""
         with self.lock:
-            self._kept = contents
+            self.kept.sending = contents
 
-    def reserve(self, entry: LedgerEntry, now: float, *, exactly: bool = False) -> OpenMessage | None:
+    def reserve(self, entry: LedgerEntry, now: float, match: Match = ANY) -> OpenMessage | None:
         """Return the orphan that a message adopts, and reserve it until `adopt` or `disown`: see `Orphans.reserve`."""
         with self.lock:
-            return self._orphans.reserve(entry, now, exactly=exactly)
+            return self._orphans.reserve(entry, now, match)
 
     def adopt(self, adopted: Iterable[tuple[OpenMessage, Fields | None]]) -> bool:
         """The push that reserved these orphans succeeded, with these fields; return whether Redis lost one of them."""
@@ -211,6 +212,7 @@ class Book:
         cancelled: Sequence[OpenMessage] = (),
         state: EncodedContent | None = None,
         contents: Iterable[bytes] = (),
+        steps: Recorded | None = None,
     ) -> Change:
         """Return what one commit changes. It is under way until `apply` or `discard`, or until the next plan.
 
@@ -220,17 +222,16 @@ class Book:
             cancelled: orphans, and what is unwanted; they leave.
             state: the ServerApp's, if it differs from what the last commit saved.
             contents: the large contents that the run has in Redis.
+            steps: the record of its steps, if that differs.
         """
         with self.lock:
-            gone, saved = (*settled, *cancelled), state.key if state else self.state_key
+            gone, again = (*settled, *cancelled), [message for message in settled if message.is_asked_again]
             entered = {one.message.message_id: one.entry for one in sending}
             self._index.unsent = {one.message.message_id: one.message for one in sending if one.is_new}
             nodes = dict.fromkeys(one.entry.node_id for one in sending)
             self.contacts.reached.update(nodes)
             for message in self._index.unsent.values():  # by which a reply that is faster is judged
                 message.replace(entered[message.message_id])
-            contents = [each for each in contents if each != saved and each not in self._kept]
-            again = [message for message in settled if message.is_asked_again]
             change = Change(
                 entered=entered,
                 new=tuple(self._index.unsent),
@@ -241,7 +242,8 @@ class Book:
                 cancelled=tuple(message.message_id for message in cancelled),
                 recalled=tuple(each.parcel({}) for each in (*cancelled, *again)),
                 state=state,
-                idle=idle(contents, self._needs, sending, gone),
+                steps=steps,
+                idle=idle(self.kept.others(contents, state, steps), self._needs, sending, gone),
                 needed_from=self._index.places.needed_from(gone, self._clock.slack),
                 messages=self._pushed + len(self._index.unsent),
                 replies=self._replied + len(settled),
@@ -284,8 +286,7 @@ class Book:
             if cancelled:  # a thread that has claimed one in the meantime waits for nothing
                 self.answers.takes += len(cancelled)
                 self.changed.notify_all()
-            if change.state is not None:
-                self.state_key = change.state.key
+            self.kept.save(change.state, change.steps)
             self.discard()
             return Applied(vanished, refused, freed)
 

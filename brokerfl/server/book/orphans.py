@@ -5,11 +5,28 @@ know what happens to an orphan.
 """
 
 from collections import OrderedDict
-from typing import Any
+from typing import Any, NamedTuple
 
 from brokerfl.server.book.message import OpenMessage
 from brokerfl.server.book.state import ORPHANS
 from brokerfl.wire.run import LedgerEntry
+
+
+class Match(NamedTuple):
+    """Which orphans a message may adopt, besides that group, node and type are its own.
+
+    Attributes:
+        exactly: only one of equal content. Otherwise such a one comes first.
+        after: with this, its place alone counts: the oldest that was pushed after the message of this number, no matter
+            what its content is.
+    """
+
+    exactly: bool = False
+    after: float | None = None
+
+
+#: An orphan of any content.
+ANY = Match()
 
 
 class Orphans:
@@ -34,17 +51,21 @@ class Orphans:
                 if not self._by_name[name]:
                     del self._by_name[name]
 
-    def reserve(self, entry: LedgerEntry, now: float, *, exactly: bool) -> OpenMessage | None:
+    def reserve(self, entry: LedgerEntry, now: float, match: Match = ANY) -> OpenMessage | None:
         """Return the orphan that a message adopts, and reserve it; None if there is none.
 
         Args:
             entry: the message's. An orphan with equal content comes first, otherwise the oldest with the same key.
             now: milliseconds, by the clock of the deadlines. An orphan that expired without a reply is skipped.
-            exactly: only accept equal content.
+            match: which orphans it may be.
         """
-        for name in _names(entry)[: 1 if exactly else 2] if self._free else ():
+        exact, key = _names(entry)
+        names, after = [exact] if match.exactly else [exact, key], -1.0
+        if match.after is not None:
+            names, after = [key], match.after
+        for name in names if self._free else ():
             for orphan in self._by_name.get(name, OrderedDict()).values():
-                if not orphan.is_open or orphan.entry.deadline > now:
+                if orphan.entry.sequence > after and (not orphan.is_open or orphan.entry.deadline > now):
                     self.remove(orphan)
                     self._reserved[orphan.message_id] = orphan
                     return orphan

@@ -12,26 +12,20 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Train for num-server-rounds rounds, or for what an interrupted run has left of them; save the model."""
-    config, state = context.run_config, context.state
-    if "arrays" not in state:
-        state["arrays"] = ArrayRecord(task.create_model())
-        state["progress"] = MetricRecord({"round": 0})
-    done = state["progress"]["round"]
+    """Train for num-server-rounds rounds; save the model."""
+    config = context.run_config
     digits = task.load_test_set()
 
-    def after_round(server_round: int, arrays: ArrayRecord) -> MetricRecord:
-        """Save the progress, from which a resumed run continues; measure the model on digits that no node has."""
-        state["arrays"] = arrays
-        state["progress"] = MetricRecord({"round": done + server_round})
+    def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        """Measure the model on digits that no node has."""
         loss, accuracy = task.evaluate(arrays.to_numpy_ndarrays(), digits)
         return MetricRecord({"loss": loss, "accuracy": accuracy})
 
-    FedAvg(min_available_nodes=config["min-nodes"]).start(
+    result = FedAvg(min_available_nodes=config["min-nodes"]).start(
         grid=grid,
-        initial_arrays=state["arrays"],
-        num_rounds=config["num-server-rounds"] - done,
+        initial_arrays=ArrayRecord(task.create_model()),
+        num_rounds=config["num-server-rounds"],
         train_config=ConfigRecord({"lr": config["train.lr"], "steps": config["train.steps"]}),
-        evaluate_fn=after_round,
+        evaluate_fn=evaluate,
     )
-    np.savez("final_model.npz", *state["arrays"].to_numpy_ndarrays())
+    np.savez("final_model.npz", *result.arrays.to_numpy_ndarrays())

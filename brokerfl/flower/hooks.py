@@ -1,0 +1,151 @@
+"""The hooks: how a strategy's loop is made to tell its steps.
+
+Owns what is put around flwr's classes and the strategies of an app: their ``start``, and inside it, on the one instance
+whose loop runs, the methods that it calls. It must not know what becomes of a step.
+
+All names are flwr's public ones. A loop whose Grid is not brokerfl's is left alone.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from brokerfl.flower import compat
+from brokerfl.flower.loop import Loop
+from brokerfl.flower.steps import Steps
+
+_HOOKS = ("configure_train", "aggregate_train", "configure_evaluate", "aggregate_evaluate")
+_COLLECTING = ("fit_clients", "evaluate_clients")
+_EVALUATE, _INITIAL = "evaluate_fn", "initial_arrays"
+_CONFIGS = ("train_config", "evaluate_config")
+
+
+def install() -> None:
+    """Wrap ``start`` of flwr's Strategy and of all its subclasses, also of those that are defined later.
+
+    What a legacy Server collects from many threads gets the order that a Grid gives replies.
+    """
+    for name in _COLLECTING:
+        collect = getattr(compat.legacy_server, name, None)
+        if collect is not None and not hasattr(collect, "_brokerfl_tells"):
+            setattr(compat.legacy_server, name, _in_order(collect))
+    strategy = compat.Strategy
+    if strategy is None or hasattr(strategy, "_brokerfl_tells"):
+        return
+    own = vars(strategy).get("__init_subclass__")
+
+    def of_subclass(cls: Any, /, **options: Any) -> None:
+        if own is not None:
+            own.__func__(cls, **options)
+        else:
+            super(strategy, cls).__init_subclass__(**options)
+        _wrap(cls)
+
+    strategy._brokerfl_tells = True
+    strategy.__init_subclass__ = classmethod(of_subclass)
+    classes = [strategy]
+    while classes:
+        kind = classes.pop()
+        _wrap(kind)
+        classes += kind.__subclasses__()
+
+
+def _in_order(collect: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(collect)
+    def ordered(*arguments: Any, **named: Any) -> Any:
+        results, failures = collect(*arguments, **named)
+        return sorted(results, key=lambda result: int(getattr(result[0], "node_id", 0))), failures
+
+    ordered._brokerfl_tells = True  # type: ignore[attr-defined]
+    return ordered
+
+
+def _wrap(kind: Any) -> None:
+    start = vars(kind).get("start")
+    if not inspect.isfunction(start) or hasattr(start, "_brokerfl_tells"):
+        return
+    signature = inspect.signature(start)
+
+    @functools.wraps(start)
+    def telling(self: Any, *arguments: Any, **named: Any) -> Any:
+        bound = signature.bind(self, *arguments, **named)
+        steps = next((found for each in bound.arguments.values() if (found := _steps_of(each)) is not None), None)
+        if steps is None:
+            return start(self, *arguments, **named)
+        return _run(steps, start, bound, is_flowers=kind is compat.Strategy)
+
+    telling._brokerfl_tells = True  # type: ignore[attr-defined]
+    kind.start = telling
+
+
+def _steps_of(value: Any) -> Steps | None:
+    found = getattr(value, "brokerfl_steps", None) if isinstance(value, compat.Grid) else None
+    return found if isinstance(found, Steps) else None
+
+
+def _run(steps: Steps, start: Callable[..., Any], bound: inspect.BoundArguments, *, is_flowers: bool) -> Any:
+    """Run a loop, or the loop within the one of a subclass."""
+    strategy, given = next(iter(bound.arguments.values())), bound.arguments
+    loop = steps.loop
+    if loop is not None:
+        if loop.strategy is strategy:
+            loop.is_flowers = loop.is_flowers or is_flowers
+            _tell_of_evaluate(steps, given)
+        return start(*bound.args, **bound.kwargs)
+    evaluate = given.get(_EVALUATE)
+    loop = Loop(strategy, evaluate if callable(evaluate) else None, frozenset(_HOOKS), is_flowers=is_flowers)
+    loop.configs = {name: given[name] for name in _CONFIGS if isinstance(given.get(name), compat.ConfigRecord)}
+    try:
+        initial = steps.begin(loop, given.get(_INITIAL))
+        if _INITIAL in given:
+            given[_INITIAL] = initial
+        _tell_of_evaluate(steps, given)
+        _tell_of_hooks(steps, strategy)
+        result = start(*bound.args, **bound.kwargs)
+    except BaseException:
+        steps.leave()
+        raise
+    finally:
+        for name in _HOOKS:
+            vars(strategy).pop(name, None)
+    steps.end()
+    return result
+
+
+def _tell_of_evaluate(steps: Steps, given: dict[str, Any]) -> None:
+    evaluate = given.get(_EVALUATE)
+    if not callable(evaluate) or hasattr(evaluate, "_brokerfl_tells"):
+        return
+
+    @functools.wraps(evaluate)
+    def telling(server_round: Any, *arguments: Any, **named: Any) -> Any:
+        return steps.measure(_EVALUATE, int(server_round), lambda: evaluate(server_round, *arguments, **named))
+
+    telling._brokerfl_tells = True  # type: ignore[attr-defined]
+    given[_EVALUATE] = telling
+
+
+def _tell_of_hooks(steps: Steps, strategy: Any) -> None:
+    for name in _HOOKS:
+        vars(strategy)[name] = _telling(steps, name, getattr(strategy, name))
+
+
+def _telling(steps: Steps, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    signature = inspect.signature(method)
+
+    @functools.wraps(method)
+    def telling(*arguments: Any, **named: Any) -> Any:
+        def call() -> Any:
+            return method(*arguments, **named)
+
+        values = list(signature.bind(*arguments, **named).arguments.values())
+        number = int(values[0])
+        if name.startswith("configure"):
+            config = next((each for each in values if isinstance(each, compat.ConfigRecord)), None)
+            return steps.configure(name, number, config, call)
+        if name == "aggregate_train":
+            return steps.aggregate(name, number, call)
+        return steps.measure(name, number, call)
+
+    return telling

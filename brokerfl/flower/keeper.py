@@ -1,0 +1,109 @@
+"""The values of a record on their way to Redis: each is encoded and uploaded once, as long as it does not change.
+
+Owns how it is found out that a value has not changed. It must not know where values are in an app, or when they are
+recorded.
+"""
+
+import weakref
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from brokerfl.common.array import sketch_of
+from brokerfl.flower.values import Encoded, encode
+from brokerfl.server.record import Record
+from brokerfl.wire.payload import INLINE, EncodedContent
+from brokerfl.wire.record import encode_content
+from brokerfl.wire.steps import encode_value, value_of
+
+
+class Kept(NamedTuple):
+    """A value as a record has it.
+
+    Attributes:
+        field: of the record.
+        content: what it is called in Redis if it is large; "" otherwise.
+        size: bytes.
+        upload: what is to be there when the record is committed; None if it has been for long.
+    """
+
+    field: bytes
+    content: bytes
+    size: int
+    upload: EncodedContent | None = None
+
+
+class _Look:
+    """What distinguishes a value from what it was: its tree, and each of its arrays."""
+
+    def __init__(self, encoded: Encoded) -> None:
+        self._tree = encoded.tree
+        # Bytes never change, so they only have to be the same ones.
+        self._sources = [
+            each if isinstance(each, bytes) else (weakref.ref(each), sketch_of(each)) for each in encoded.sources
+        ]
+
+    def is_of(self, encoded: Encoded) -> bool:
+        """Return whether a value is still as it was."""
+        if encoded.tree != self._tree or len(encoded.sources) != len(self._sources):
+            return False
+        return all(map(_is_same, encoded.sources, self._sources))
+
+
+def _is_same(source: Any, former: Any) -> bool:
+    if isinstance(former, bytes):
+        return source is former
+    reference, sketch = former
+    return reference() is source and sketch_of(source) == sketch
+
+
+class Keeper:
+    """Encodes and uploads the values of one run's record.
+
+    Args:
+        record: the run's.
+    """
+
+    def __init__(self, record: Record) -> None:
+        self._record = record
+        self._former: dict[str, tuple[_Look, Kept]] = {}
+        self._first: dict[str, _Look] = {}
+
+    def note_first(self, values: Iterable[tuple[str, Any]]) -> None:
+        """These values are as main made them: what is large among them and stays so is not recorded."""
+        for name, value in values:
+            encoded = encode(value)
+            if encoded.size > INLINE:
+                self._first[name] = _Look(encoded)
+
+    def keep(self, name: str, value: Any, *, is_model: bool = False) -> Kept | None:
+        """Return a value as a record has it, its chunks in Redis; None if main makes it as it is.
+
+        Raises:
+            RecordTypeError: it, or something in it, cannot be recorded.
+            ValueError, MessageTooLarge, RedisOutOfMemory, OutageLimit, RunError: as `Record.upload`.
+        """
+        encoded = encode(value)
+        if name in self._first and self._first[name].is_of(encoded):
+            return None
+        look, kept = self._former.get(name, (None, None))
+        if look is not None and kept is not None and look.is_of(encoded) and self._record.has(kept.content):
+            self._former[name] = look, kept._replace(upload=None)
+            return self._former[name][1]
+        content = self._record.upload(value_of(encoded.tree, encoded.arrays()), is_model=is_model)
+        size = sum(map(len, content.fields.values())) if content.payload is None else content.payload.manifest.size
+        if content.payload is None:
+            self._former.pop(name, None)
+            return Kept(encode_value(content.fields), b"", size)
+        made = Kept(encode_value(content.fields), content.key, size, content)
+        self._former[name] = _Look(encoded), made._replace(upload=None)
+        return made
+
+    def forget(self, names: Iterable[str]) -> None:
+        """These values are not recorded any more."""
+        for name in names:
+            self._former.pop(name, None)
+
+
+def small(tree: Any) -> bytes:
+    """Return the field of a small value that is a tree itself."""
+    return encode_value(EncodedContent(encode_content(value_of(tree, []))).fields)

@@ -1,0 +1,38 @@
+"""The loop: one call of a strategy's ``start``.
+
+Owns what is known of it while it runs. It must not know what a step is.
+"""
+
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+from brokerfl.flower.places import Places
+
+
+@dataclass(eq=False)
+class Loop:
+    """One call of a strategy's loop.
+
+    Attributes:
+        strategy: the object whose hooks are called.
+        evaluate_fn: the app's own function, or None.
+        hidden: names of the strategy's attributes that are hooks.
+        begun: the number of its first step.
+        is_flowers: the loop is flwr's own code, which only needs the last model of the rounds before.
+        configs: its config records, by name.
+        unrecorded: names of values that cannot be recorded, and that the app was told of.
+    """
+
+    strategy: Any
+    evaluate_fn: Any
+    hidden: frozenset[str]
+    begun: int = 0
+    is_flowers: bool = False
+    configs: dict[str, Any] = field(default_factory=dict)
+    unrecorded: set[str] = field(default_factory=set)
+    thread: int = field(default_factory=threading.get_ident)
+
+    def places(self) -> Places:
+        """Return where its values are now."""
+        return Places(self.strategy, self.evaluate_fn, self.hidden)
