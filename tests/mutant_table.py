@@ -1420,8 +1420,8 @@ NODE = (
     Mutant(
         "a node executes what expired",
         "client/wanted.py",
-        "if clock.latest(work.entries[0], work.read_at) + ttl * 1000 > clock.time() * 1000:",
-        "if clock.latest(work.entries[0], work.read_at) + ttl * 1000 > 0:",
+        "if self.left(work, ttl) > 0:",
+        "if self.left(work, ttl) > -math.inf:",
         "contract/test_waits",
     ),
     Mutant(
@@ -1547,8 +1547,8 @@ NODE = (
     Mutant(
         "the next message of a run is not the one that was put back",
         "client/worklist.py",
-        "queue.appendleft(work)",
-        "queue.append(work)",
+        "queue.appendleft(work)\n            if queue:",
+        "queue.append(work)\n            if queue:",
         "unit/test_worklist",
     ),
     Mutant(
@@ -2098,15 +2098,15 @@ READS = (
     ),
     Mutant(
         "workers are given ever more runs",
-        "client/node.py",
+        "client/intake.py",
         "count = 0 if is_full or self._worklist.is_paused else ",
         "count = ",
         "contract/test_bounded_reads",
     ),
     Mutant(
         "a node reads ahead without a budget",
-        "client/node.py",
-        "if self._worklist.size > _MOST_IN_HAND:",
+        "client/intake.py",
+        "if self._worklist.size > MOST_IN_HAND:",
         "if self._worklist.size < 0:",
         "contract/test_bounded_reads",
     ),

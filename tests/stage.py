@@ -22,9 +22,9 @@ from brokerfl.broker.inbox import Delivery
 from brokerfl.broker.keys import Keys
 from brokerfl.broker.nodes import Registration
 from brokerfl.broker.outbox import Reply
-from brokerfl.client import ClientApp, activity, publisher, stuck, wanted
+from brokerfl.client import ClientApp, activity, intake, publisher, stuck, wanted
 from brokerfl.client.journal import Journal
-from brokerfl.client.node import _MOST_READ, Node
+from brokerfl.client.node import Node
 from brokerfl.client.publisher import Publisher
 from brokerfl.client.wanted import Wanted
 from brokerfl.client.worklist import Work
@@ -658,7 +658,7 @@ def manifests_written(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> list[s
 # Inside a Node: what it keeps.
 
 #: Most messages of one run that it reads at once.
-MOST_READ = _MOST_READ
+MOST_READ = intake.MOST_READ
 
 
 def identity(node: Node) -> bytes:
@@ -731,7 +731,7 @@ def bytes_in_hand(node: Node) -> int:
 
 def read_ahead(node: Node) -> int:
     """How many messages of a run it would read at once."""
-    return node._read_ahead()
+    return node._intake.ahead()
 
 
 def has_queued(node: Node) -> bool:

@@ -9,6 +9,7 @@ from brokerfl.cli.demo import demo
 from brokerfl.cli.doctor import doctor
 from brokerfl.cli.draining import drain
 from brokerfl.cli.events import compare, events, export, log_
+from brokerfl.cli.gate import gate
 from brokerfl.cli.metrics import metrics
 from brokerfl.cli.nodes import nodes
 from brokerfl.cli.runs import runs, stop
@@ -26,6 +27,6 @@ def main() -> None:
 
 for command in (
     *(up, demo, top, runs, nodes, show, events, log_, compare, export, drain, stop, pause, resume, node_health),
-    *(doctor, dead, dashboard, metrics),
+    *(gate, doctor, dead, dashboard, metrics),
 ):
     main.add_command(command)

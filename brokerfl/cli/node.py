@@ -16,11 +16,12 @@ from brokerfl import __version__
 from brokerfl.broker.arrival import await_redis
 from brokerfl.broker.keys import LEASE
 from brokerfl.broker.nodes import Registration, node_id_of
-from brokerfl.cli.apps import find_project, load_client_app
+from brokerfl.cli.apps import find_project, load_client_app, load_function
 from brokerfl.cli.configs import parse_config, parse_labels
 from brokerfl.cli.exits import Command, Exit
 from brokerfl.cli.logs import adopt_log_of, log_options
 from brokerfl.cli.options import (
+    FilePath,
     Name,
     RedisOptions,
     Seconds,
@@ -33,12 +34,17 @@ from brokerfl.cli.options import (
 )
 from brokerfl.cli.signals import end_at_once, handle, leave, on_second
 from brokerfl.cli.systemd import Systemd
+from brokerfl.client.audit import NAME as AUDIT
+from brokerfl.client.audit import Audit
 from brokerfl.client.executor import MAX_CRASHES
 from brokerfl.client.folder import default_state_dir, node_folder
+from brokerfl.client.gate import Gate
+from brokerfl.client.gate_folder import FOLDER, GateFolder
 from brokerfl.client.journal import Journal
 from brokerfl.client.node import Node
 from brokerfl.client.running import MOST_WORKERS
-from brokerfl.common import log
+from brokerfl.client.site import Site
+from brokerfl.common import ConfigError, log
 from brokerfl.common.log_context import log_for
 
 
@@ -106,6 +112,25 @@ from brokerfl.common.log_context import log_for
     help="What the ServerApp is told of an exception of the ClientApp. A text may name data; this node's log has it.",
 )
 @click.option(
+    "--gate",
+    type=FilePath(exists=True, dir_okay=False, path_type=Path),
+    envvar="BROKERFL_GATE",
+    help="TOML file that says whose messages are executed; all others wait for `brokerfl gate approve`. Read again "
+    "when it changes.",
+)
+@click.option(
+    "--audit",
+    type=FilePath(dir_okay=False, path_type=Path),
+    envvar="BROKERFL_AUDIT",
+    help="File that gets a line for each reply before it leaves. [default with --gate: audit.jsonl in the node's state]",
+)
+@click.option(
+    "--review",
+    metavar="MODULE:FUNCTION",
+    envvar="BROKERFL_REVIEW",
+    help="Function that is given each message and its reply before that leaves; False, or an exception, keeps it here.",
+)
+@click.option(
     "--wait-for-redis",
     is_flag=True,
     envvar="BROKERFL_WAIT_FOR_REDIS",
@@ -135,6 +160,9 @@ def main(
     max_message: int,
     any_app: bool,
     share_errors: str,
+    gate: Path | None,
+    audit: Path | None,
+    review: str | None,
     wait_for_redis: bool,
     exit_when_stuck: float | None,
 ) -> None:
@@ -143,17 +171,28 @@ def main(
     APP is module:attribute, such as client:app, or a directory whose pyproject.toml names the app, such as the
     current one: brokerfl-node .
     """
+    if gate is not None and not name:
+        raise ConfigError("--gate needs --name: what the site decides is kept with the node's state")
     config = parse_config(node_config, "--node-config")
     labels = parse_labels(label)
     states = (state_dir or default_state_dir()) if name else None  # before the app changes the environment
     reference, project = find_project(app, app_dir)
     origin = project.origin  # before the import: code that is edited from now on is not what the node runs
     reference, client_app = load_client_app(reference, project)
+    look_over = load_function(review, "--review") if review is not None else None
     adopt_log_of("flwr")
     systemd = Systemd()
     systemd.tell(STATUS="connecting to Redis")
     connection = await_redis(redis.connect) if wait_for_redis else redis.connect()
-    journal = Journal(node_folder(states, node_id_of(connection.keys.prefix, name)) if name and states else None)
+    folder = node_folder(states, node_id_of(connection.keys.prefix, name)) if name and states else None
+    journal = Journal(folder)
+    if gate is not None and folder is not None:
+        audit = audit or folder / AUDIT
+    site = Site(
+        Gate(gate, GateFolder(folder / FOLDER)) if gate is not None and folder is not None else None,
+        Audit(audit) if audit is not None else None,
+        look_over,
+    )
     registration = Registration(connection, name or "", labels, lease, journal.home, replace(origin, app=reference))
     log_for(node=registration.node_id)
     title = f"Node {registration.node_id}" + (f" ({name})" if name else "")
@@ -175,6 +214,7 @@ def main(
         max_message=max_message,
         any_app=any_app,
         share_errors=share_errors,
+        site=site,
         wait_for_redis=wait_for_redis,
         stuck_limit=exit_when_stuck or math.inf,
         on_stuck=lambda: _give_up(node, registration, Exit.NODE_STUCK),

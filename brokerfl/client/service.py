@@ -5,12 +5,15 @@ to another Redis. It must not know how messages are read, or who holds the lease
 """
 
 import time
+from dataclasses import replace
 from logging import INFO
 
 from brokerfl.broker.clock import Clock
 from brokerfl.client.executor import Executor, LackingContent
+from brokerfl.client.gate import Withheld
 from brokerfl.client.publisher import Publisher
 from brokerfl.client.runner import InterruptedExecution
+from brokerfl.client.site import Site
 from brokerfl.client.wanted import Wanted
 from brokerfl.client.worklist import Work, Worklist
 from brokerfl.common import RedisOutOfMemory, RedisUnreachable, log
@@ -28,17 +31,21 @@ class Service:
         executor: executes it.
         publisher: publishes it.
         wanted: says, just before its execution, whether a message is still wanted.
+        site: what the site decides.
 
     Attributes:
-        executor, publisher: as given.
+        executor, publisher, site: as given.
         pace: seconds that the last execution took; slow before the first one.
     """
 
-    def __init__(self, worklist: Worklist, executor: Executor, publisher: Publisher, wanted: Wanted) -> None:
+    def __init__(
+        self, worklist: Worklist, executor: Executor, publisher: Publisher, wanted: Wanted, site: Site
+    ) -> None:
         self.pace = 1.0
         self._worklist = worklist
         self.executor = executor
         self.publisher = publisher
+        self.site = site
         self._wanted = wanted
 
     @property
@@ -49,7 +56,9 @@ class Service:
     def status(self, clock: Clock) -> NodeStatus:
         """Return what the node says of itself; ``clock`` is what is known of Redis' clock."""
         disk, paused = self.executor.free_disk(), self._worklist.is_paused
-        return self.executor.activity.status(clock, self._worklist.queued, disk, is_paused=paused, is_full=self.is_full)
+        told = self.executor.activity.status(clock, self._worklist.queued, disk, is_paused=paused, is_full=self.is_full)
+        held = self.site.held()
+        return replace(told, withheld=len(held), withheld_runs=tuple(held)) if held else told
 
     def keep_only(self, frames: dict[int, bytes]) -> None:
         """Serve these runs: add new ones, and drop what is queued for those that are over."""
@@ -82,6 +91,12 @@ class Service:
                 return
             except LackingContent as error:
                 self._lack(work, error)
+                return
+            except Withheld as error:
+                trace("withheld", "Waits at the gate of this site: %s", error)
+                self._worklist.park(work)
+                if not self.site.holds(work.run_id):  # it was let in just now
+                    self.site.wake()
                 return
             try:
                 if reply is None:
