@@ -11,16 +11,17 @@ from typing import Any
 
 import click
 
+from brokerfl.broker.keys import parse_id
 from brokerfl.cli.exits import Command, Group
 from brokerfl.cli.options import Text, state_dir_option
 from brokerfl.cli.tables import format_option, local_time, show, show_done
 from brokerfl.client.folder import default_state_dir
-from brokerfl.client.gate_folder import Entry, GateFolder, Verdict, gate_folders
+from brokerfl.client.gate_folder import Entry, Verdict, gate_folders
 from brokerfl.common import RunNotFound
 from brokerfl.common.text import shown
 
-#: Digits of an id that name a run, and of an id that is written in full.
-_LEAST, _MOST = 4, 20
+#: Digits of an id that name a run, and the fewest of an id that is written in full.
+_LEAST, _FULL = 4, 16
 
 _run = click.argument("run", type=Text())
 
@@ -50,7 +51,7 @@ def list_(state_dir: Path | None, form: str) -> None:
 def approve(run: str, state_dir: Path | None, form: str) -> None:
     """Let the nodes of this machine execute the run RUN.
 
-    RUN is its id, or at least four digits with which the id of no other run begins that waits. The hours, and the most
+    RUN is its id, or at least four digits with which the id of no other listed run begins. The hours, and the most
     messages an hour, still hold.
     """
     _decide(run, state_dir, form, Verdict.APPROVED)
@@ -71,32 +72,33 @@ def _entries(folder: Path) -> list[Entry]:
 
 def _decide(text: str, state_dir: Path | None, form: str, verdict: Verdict) -> None:
     folder = state_dir or default_state_dir()
-    run_id, found = _found(text, folder)
-    for gate_folder, known in found:
-        record = {key: value for key, value in known.items() if key not in ("why", "until")}
-        gate_folder.decide(run_id, verdict, {**record, "decided": time.time()})
-    nodes = [gate_folder.path.parent.name for gate_folder, _ in found]
+    run_id, known = _found(text, folder)
+    record = {key: value for key, value in known.items() if key not in ("why", "until")}
+    folders = gate_folders(folder)
+    for each in folders:
+        each.decide(run_id, verdict, {**record, "decided": time.time()})
+    nodes = [each.path.parent.name for each in folders]
     text = f"Run {run_id} is {verdict} at {'node' if len(nodes) == 1 else 'nodes'} {', '.join(nodes)}."
     show_done({"run": str(run_id), "state": str(verdict), "nodes": " ".join(nodes)}, text, form)
 
 
-def _found(text: str, folder: Path) -> tuple[int, list[tuple[GateFolder, dict[str, Any]]]]:
-    """Return the run that is meant, and where to decide; all nodes with a gate, for an id that none of them knows."""
+def _found(text: str, folder: Path) -> tuple[int, dict[str, Any]]:
+    """Return the run that is meant, and what is known of it: nothing of an id in full that waits nowhere."""
     entries = _entries(folder)
-    meant = [entry for entry in entries if str(entry.run_id) == text]
+    meant = {entry.run_id: entry.record for entry in entries if str(entry.run_id) == text}
     if not meant and text.isdecimal() and len(text) >= _LEAST:
-        meant = [entry for entry in entries if str(entry.run_id).startswith(text)]
-    if len(ids := {entry.run_id for entry in meant}) == 1:
-        return ids.pop(), [(entry.folder, entry.record) for entry in meant]
-    if ids:
-        raise RunNotFound(f"{len(ids)} runs begin with {text}: {', '.join(map(str, sorted(ids)))}")
-    folders = gate_folders(folder)
-    if not folders or not (text.isdecimal() and text.isascii() and 19 <= len(text) <= _MOST and int(text) < 2**64):
+        meant = {entry.run_id: entry.record for entry in entries if str(entry.run_id).startswith(text)}
+    if len(meant) == 1:
+        return meant.popitem()
+    if meant:
+        raise RunNotFound(f"{len(meant)} runs begin with {text}: {', '.join(map(str, sorted(meant)))}")
+    run_id = parse_id(text.encode()) if len(text) >= _FULL else None
+    if run_id is None or not gate_folders(folder):
         raise RunNotFound(
-            f"no run {shown(text)} waits at a gate in {folder}: `brokerfl gate list` shows what does, --state-dir names "
-            "another directory, and an id in full need not wait"
+            f"no run {shown(text)} waits at a gate in {folder}: `brokerfl gate list` shows what does, and --state-dir "
+            "names another directory"
         )
-    return int(text), [(each, {}) for each in folders]
+    return run_id, {}
 
 
 def _row(entry: Entry) -> dict[str, Any]:

@@ -122,7 +122,8 @@ from brokerfl.common.log_context import log_for
     "--audit",
     type=FilePath(dir_okay=False, path_type=Path),
     envvar="BROKERFL_AUDIT",
-    help="File that gets a line for each reply before it leaves. [default with --gate: audit.jsonl in the node's state]",
+    help="File that gets a line for each reply before it leaves. [default with --gate: audit.jsonl in the state "
+    "directory]",
 )
 @click.option(
     "--review",

@@ -223,7 +223,7 @@ class Gate:
             for run_id in over:
                 self._held.pop(run_id, None)
                 self._forget(run_id)
-            self._release(lambda held: held.owner in owners)
+            self._release(lambda _, held: held.owner in owners)
 
     def clear(self) -> None:
         """They belong to another Redis."""
@@ -245,9 +245,7 @@ class Gate:
             changed = {run for run in verdicts.keys() | self._verdicts if verdicts.get(run) != self._verdicts.get(run)}
             self._verdicts = verdicts
             before = len(self._held)
-            for run_id in changed & self._held.keys():
-                del self._held[run_id]
-            self._release(lambda held: is_new or held.until <= now)
+            self._release(lambda run_id, held: is_new or held.until <= now or run_id in changed)
             return len(self._held) < before
 
     def _tidy(self) -> None:
@@ -261,8 +259,11 @@ class Gate:
             del absent[run_id]
         self._absent = absent
 
-    def _release(self, is_free: Callable[[_Held], bool]) -> None:
-        self._held = {run_id: held for run_id, held in self._held.items() if not is_free(held)}
+    def _release(self, is_free: Callable[[int, _Held], bool]) -> None:
+        """Ask again about these runs, of which perhaps nothing is left to ask about."""
+        for run_id in [run_id for run_id, held in self._held.items() if is_free(run_id, held)]:
+            del self._held[run_id]
+            self._folder.remove(run_id)
 
     def _look(self) -> tuple[int, ...]:
         """Return what changes with the file; nothing if it is not there."""
