@@ -139,8 +139,8 @@ class Audit:
         size = os.fstat(self._file).st_size
         lines = os.pread(self._file, _TAIL, max(0, size - _TAIL)).splitlines()
         for line in lines[size > _TAIL :]:
-            with suppress(ValueError):
-                if isinstance(found := json.loads(line), dict):
+            with suppress(ValueError):  # of one that was cut off
+                if line and isinstance(found := json.loads(line), dict):
                     yield found
 
     def _learn(self, line: dict[str, Any]) -> None:

@@ -201,7 +201,13 @@ class Gate:
     def _forget(self, run_id: int) -> None:
         """It does not wait any more."""
         if self._said.pop(run_id, None) is not None:
-            self._folder.remove(run_id)
+            self._remove(run_id)
+
+    def _remove(self, run_id: int, verdict: Verdict = Verdict.PENDING) -> None:
+        try:
+            self._folder.remove(run_id, verdict)
+        except OSError as error:
+            raise self._trouble(error) from None
 
     # Runs.
 
@@ -255,7 +261,7 @@ class Gate:
             return
         absent = {run_id: self._absent.get(run_id, now) for run_id in self._verdicts.keys() - known}
         for run_id in [run_id for run_id, since in absent.items() if now - since > FORGET_AFTER]:
-            self._folder.remove(run_id, self._verdicts[run_id])
+            self._remove(run_id, self._verdicts[run_id])
             del absent[run_id]
         self._absent = absent
 
@@ -263,7 +269,7 @@ class Gate:
         """Ask again about these runs, of which perhaps nothing is left to ask about."""
         for run_id in [run_id for run_id, held in self._held.items() if is_free(run_id, held)]:
             del self._held[run_id]
-            self._folder.remove(run_id)
+            self._remove(run_id)
 
     def _look(self) -> tuple[int, ...]:
         """Return what changes with the file; nothing if it is not there."""

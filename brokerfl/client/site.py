@@ -121,7 +121,7 @@ class Site:
         except Exception as error:
             log(WARNING, "The review refused a reply: %s: %s", type(error).__name__, error)
             raise ReplyRefused(_KEPT) from None
-        if verdict not in (None, True):
+        if verdict is not None and verdict is not True:
             log(WARNING, "The review refused a reply: it returned %r", verdict)
             raise ReplyRefused(_KEPT)
 
