@@ -70,7 +70,7 @@ def audit_of(commands: Commands, node: Process) -> Path:
 def test_a_site_approves_and_denies(commands: Commands, broker: Broker, gate: Path) -> None:
     """What waits is seen on both sides; an approval lets the run go on, a denial ends it with Errors."""
     node = commands.node(*named("--lease", "0.9"))
-    first = commands.server("--run-config", "nodes=1 lr=0.1", "--run-name", "tuning")
+    first = commands.server("--run-config", "nodes=1 lr=0.1", "--run-name", "tuning", "--lease", "0.9")
     run = run_id(first)
     eventually(lambda: listed(commands), DEADLINE)
     [row] = listed(commands)
@@ -80,8 +80,12 @@ def test_a_site_approves_and_denies(commands: Commands, broker: Broker, gate: Pa
     first.wait_for(r"site-7 \(\w+…\) has not approved it \[awaits_approval\]")
     shown = output(commands, "show", "node", "site-7")
     assert re.search(r"^withheld +1 runs, until its site lets them in$", shown, re.MULTILINE)
-    [seen] = json.loads(output(commands, "runs", "--format", "json"))
-    assert (seen["state"], seen["reason"]) == ("waiting", "awaits_approval")
+
+    def seen() -> tuple[str, str]:
+        [shown] = json.loads(output(commands, "runs", "--format", "json"))
+        return shown["state"], shown["reason"]
+
+    eventually(lambda: seen() == ("waiting", "awaits_approval"), DEADLINE)
     assert "is approved at node" in output(commands, "gate", "approve", run[:6])
     assert "Round 1: 1 of 1 replied" in first.ends(0).text
     second = commands.server("--run-config", "nodes=1")
