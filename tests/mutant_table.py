@@ -3154,8 +3154,8 @@ SITE = (
     Mutant(
         "a run is executed that the site has denied",
         "client/gate.py",
-        "is Verdict.DENIED:\n            self._forget",
-        "is None:\n            self._forget",
+        "is Verdict.DENIED:\n            self.forget",
+        "is Verdict.PENDING:\n            self.forget",
         "contract/test_gate",
     ),
     Mutant(
@@ -3196,8 +3196,8 @@ SITE = (
     Mutant(
         "what the site decided is never seen",
         "client/gate.py",
-        "            self._verdicts = verdicts\n            before",
-        "            before",
+        "            self._verdicts = verdicts\n            return",
+        "            return",
         "contract/test_gate",
     ),
     Mutant(
@@ -3226,14 +3226,14 @@ SITE = (
         "client/worklist.py",
         "            work.fields = {}\n",
         "            pass\n",
-        "contract/test_gate",
+        "unit/test_worklist contract/test_gate",
     ),
     Mutant(
         "a later message of a run that waits is executed",
         "client/worklist.py",
         "        if run_id in self._parked:\n            self._parked[run_id].append(work)",
         "        if run_id in ():\n            self._parked[run_id].append(work)",
-        "contract/test_gate",
+        "unit/test_worklist contract/test_gate",
     ),
     Mutant(
         "a run of which one message expired waits for ever",
@@ -3295,7 +3295,7 @@ SITE = (
         "what a review refuses leaves",
         "client/site.py",
         "        if verdict is not None and verdict is not True:",
-        "        if verdict is ():",
+        "        if verdict == ():",
         "contract/test_audit",
     ),
     Mutant(

@@ -726,6 +726,8 @@ def can_send_again(node: Node, run_id: int, message_id: str) -> bool:
 
 def bytes_in_hand(node: Node) -> int:
     """How many bytes the messages have that the node has read and not published yet."""
+    held = node._worklist._in_hand.values()
+    assert node._worklist.size == sum(size_of(work.fields) for work in held)
     return node._worklist.size
 
 

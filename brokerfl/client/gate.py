@@ -25,6 +25,9 @@ from brokerfl.wire.run import Run
 
 HOUR = 3600.0
 
+#: Seconds after which the gate is asked again about a run: the message that it did not let in may be cancelled.
+_AGAIN = 60.0
+
 #: What a ServerApp is told; what the file says stays at the site.
 REFUSED = "the gate of the node's site refused the run"
 
@@ -89,7 +92,8 @@ class Gate:
         self._rules = read_gate_file(path)
         self._using = threading.RLock()
         self._held: dict[int, _Held] = {}
-        self._said: dict[int, str] = {}
+        self._said: dict[int, tuple[str, float]] = {}  # why, and since when
+        self._free: set[int] = set()  # of those held: nobody has asked about them again
         self._let_in: dict[int, str] = {}
         self._executed: dict[str, dict[str, float]] = {}  # by owner and message, the oldest first
         self._known: set[int] | None = None
@@ -139,11 +143,11 @@ class Gate:
                 configs = configs_in(content())
                 if why := rule.objection_to_content(configs):
                     self._hold(asked, why, asked.expires, {key: _told(value) for key, value in configs})
-            self._forget(asked.run.run_id)
+            self.forget(asked.run.run_id)
 
     def _rule_of(self, asked: Asked) -> Rule | None:
         if self._verdicts.get(asked.run.run_id) is Verdict.DENIED:
-            self._forget(asked.run.run_id)
+            self.forget(asked.run.run_id)
             raise Denied(REFUSED)
         return self._rules.get(asked.owner) or self._rules.get(ANYBODY)
 
@@ -174,8 +178,11 @@ class Gate:
         executed[asked.message_id] = now
 
     def _hold(self, asked: Asked, why: str, until: float, configs: dict[str, Any] | None = None) -> None:
-        run, until = asked.run, min(until, asked.expires)
-        self._held[run.run_id] = _Held(asked.owner, why, until)
+        run, until, now = asked.run, min(until, asked.expires), time.time()
+        self._held[run.run_id] = _Held(asked.owner, why, min(until, now + _AGAIN))
+        self._free.discard(run.run_id)
+        former, since = self._said.get(run.run_id, ("", now))
+        self._said[run.run_id] = why, since
         record = {
             "owner": asked.owner,
             "name": run.name,
@@ -185,21 +192,22 @@ class Gate:
             "run_config": run.run_config,
             "message_configs": configs or {},
             "why": why,
-            "since": time.time(),
+            "since": since,
             "until": until,
         }
         try:
             self._folder.write(run.run_id, Verdict.PENDING, record)
         except OSError as error:
             raise self._trouble(error) from None
-        if self._said.get(run.run_id) != why:
-            self._said[run.run_id] = why
+        if former != why:
             text = "Run %s of %s waits at the gate: %s (brokerfl gate approve %s)"
             log(WARNING, text, run.run_id, shown(asked.owner) or "an unknown owner", shown(why), run.run_id)
         raise Withheld(why)
 
-    def _forget(self, run_id: int) -> None:
+    def forget(self, run_id: int) -> None:
         """It does not wait any more."""
+        self._held.pop(run_id, None)
+        self._free.discard(run_id)
         if self._said.pop(run_id, None) is not None:
             self._remove(run_id)
 
@@ -212,8 +220,13 @@ class Gate:
     # Runs.
 
     def holds(self, run_id: int) -> bool:
-        """Whether a run waits."""
-        return run_id in self._held
+        """Whether a run has to wait: otherwise the gate is to be asked."""
+        return run_id in self._held and run_id not in self._free
+
+    def free(self) -> list[int]:
+        """Return those of the runs that wait about which the gate is to be asked again."""
+        with self._using:
+            return list(self._free)
 
     def held(self) -> list[int]:
         """Return the runs that wait."""
@@ -227,8 +240,7 @@ class Gate:
             over = [run_id for run_id in (*self._held, *self._let_in, *self._said) if run_id not in run_ids]
             owners = {self._let_in.pop(run_id) for run_id in dict.fromkeys(over) if run_id in self._let_in}
             for run_id in over:
-                self._held.pop(run_id, None)
-                self._forget(run_id)
+                self.forget(run_id)
             self._release(lambda _, held: held.owner in owners)
 
     def clear(self) -> None:
@@ -250,9 +262,7 @@ class Gate:
         with self._using:
             changed = {run for run in verdicts.keys() | self._verdicts if verdicts.get(run) != self._verdicts.get(run)}
             self._verdicts = verdicts
-            before = len(self._held)
-            self._release(lambda run_id, held: is_new or held.until <= now or run_id in changed)
-            return len(self._held) < before
+            return self._release(lambda run_id, held: is_new or held.until <= now or run_id in changed)
 
     def _tidy(self) -> None:
         """Delete decisions about runs that have been over for long: a Redis that forgot a run may get it back."""
@@ -265,11 +275,11 @@ class Gate:
             del absent[run_id]
         self._absent = absent
 
-    def _release(self, is_free: Callable[[int, _Held], bool]) -> None:
-        """Ask again about these runs, of which perhaps nothing is left to ask about."""
-        for run_id in [run_id for run_id, held in self._held.items() if is_free(run_id, held)]:
-            del self._held[run_id]
-            self._remove(run_id)
+    def _release(self, is_free: Callable[[int, _Held], bool]) -> bool:
+        """Let the gate be asked again about these runs; return whether there are any."""
+        free = {run_id for run_id, held in self._held.items() if is_free(run_id, held)}
+        self._free |= free
+        return bool(free)
 
     def _look(self) -> tuple[int, ...]:
         """Return what changes with the file; nothing if it is not there."""

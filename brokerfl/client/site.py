@@ -88,6 +88,13 @@ class Site:
         """Whether a run waits at the gate."""
         return self._gate is not None and self._gate.holds(run_id)
 
+    def ask_again(self, is_there: Callable[[int], bool]) -> None:
+        """Forget the runs about which the gate is to be asked again, but of which nothing ``is_there`` any more."""
+        if self._gate is not None:
+            for run_id in self._gate.free():
+                if not is_there(run_id):
+                    self._gate.forget(run_id)
+
     def held(self) -> list[int]:
         """Return the runs that wait at the gate."""
         return [] if self._gate is None else self._gate.held()

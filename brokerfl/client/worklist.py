@@ -167,6 +167,11 @@ class Worklist:
         with self._changed:
             return set(self._parked)
 
+    def has(self, run_id: int) -> bool:
+        """Whether a message of a run is in hand."""
+        with self._changed:
+            return any(run == run_id for run, _ in self._in_hand)
+
     def park(self, work: Work) -> None:
         """Let the run of this work, which was handed out, wait until `unpark`, and leave its contents in the inbox."""
         with self._changed:

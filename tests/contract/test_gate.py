@@ -264,6 +264,50 @@ def test_what_expires_or_is_over_waits_no_more(backend: Backend, site: AtSite) -
         assert bench.executed == {}
 
 
+def test_what_waits_is_seen_while_the_node_is_busy(backend: Backend, site: AtSite, clock: Clock) -> None:
+    """Its only thread executes: so it asks nothing again, and what waits is still shown."""
+    site.allows(f'{ALL}types = ["train"]')
+    bench = Bench()
+    with (
+        driving(backend) as busy,
+        driving(backend) as driver,
+        serving(backend, bench.app, site.node, site=site.made()) as node,
+    ):
+        go = bench.hold(busy)
+        push(driver, node.node_id, number(1), kind="query")
+        site.awaits(driver)
+        ids = push_numbers(busy, node, 1)
+        assert bench.begun.acquire(timeout=10)
+        clock.now += 61
+        for _ in range(2):
+            node._site.watch()
+        assert site.sees(driver) is not None
+        assert status_of(backend, node).withheld == 1
+        go.set()
+        assert numbers(busy, ids) == [1]
+
+
+def test_what_is_cancelled_holds_up_nothing(backend: Backend, site: AtSite, clock: Clock) -> None:
+    """A minute later the gate looks at what is behind it; what still waits has waited since it came."""
+    site.allows(f'{ALL}types = ["train"]')
+    with (
+        serving(backend, echo_app(), site.node, site=site.made()) as node,
+        driving(backend) as driver,
+        driving(backend) as other,
+    ):
+        refused = push(driver, node.node_id, number(1), kind="query")
+        push(other, node.node_id, number(1), kind="query")
+        since = site.awaits(other)["since"]
+        site.awaits(driver)
+        driver.cancel_messages([refused])
+        ids = push_numbers(driver, node, 2)
+        clock.now += 61
+        assert numbers(driver, ids) == [2]
+        eventually(lambda: site.sees(driver) is None)
+        assert site.awaits(other)["since"] == since
+        assert status_of(backend, node).withheld_runs == (other.run.run_id,)
+
+
 def test_the_file_is_read_again(backend: Backend, site: AtSite, caplog: pytest.LogCaptureFixture) -> None:
     """When it changes; one that is wrong, or gone, changes nothing, and that is said once."""
     site.allows(f"{ALL}types = []")
