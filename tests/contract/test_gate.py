@@ -201,7 +201,9 @@ def test_a_run_is_denied(backend: Backend, site: AtSite) -> None:
         site.awaits(driver)
         site.decides(driver, Verdict.DENIED)
         ids += push_numbers(driver, node, 3)
-        for reply in driver.replies(ids, timeout=20):
+        replies = [*driver.replies(ids, timeout=20)]
+        assert len(replies) == 3
+        for reply in replies:
             reason = reason_of(reply, ErrorCode.MOD_FAILED_PRECONDITION)
             assert reason.endswith("the gate of the node's site refused the run")
         assert site.sees(driver) is None
