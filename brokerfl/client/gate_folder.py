@@ -48,6 +48,7 @@ class GateFolder:
         Raises:
             OSError: it cannot be made.
         """
+        private_directory(self.path.parent)
         private_directory(self.path)
         for run_id, verdict in self._files():
             if verdict is Verdict.PENDING:

@@ -59,7 +59,7 @@ class AtSite:
 
     def made(self, audit: bool = False) -> Site:
         """What a node is given when it is started."""
-        self.node.mkdir(exist_ok=True)
+        self.node.mkdir(mode=0o700, exist_ok=True)
         return Site(Gate(self.file, self.folder), Audit(self.node / "audit.jsonl") if audit else None)
 
     def decides(self, driver: Driver, verdict: Verdict) -> None:
