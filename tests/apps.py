@@ -8,10 +8,12 @@ from pathlib import Path
 
 from redis import Redis
 
+from brokerfl.broker.connection import Connection
 from brokerfl.client import ClientApp
 from brokerfl.common import Array, ConfigsRecord, Context, Message, MetricsRecord, ParametersRecord, RecordSet
 from brokerfl.server import Driver
 from brokerfl.testing import Federation
+from brokerfl.view.overview import RunView, read_overview
 from tests.conftest import Backend
 
 
@@ -51,6 +53,21 @@ def eventually(condition: Callable[[], object], within: float = 10.0) -> None:
     while not condition():
         assert time.monotonic() < until, f"not within {within} s"
         threading.Event().wait(0.01)
+
+
+@contextmanager
+def waiting(action: object) -> Iterator[threading.Thread]:
+    """Another thread of the app waits while the block runs, and until it has what it waits for."""
+    thread = threading.Thread(target=action)  # type: ignore[arg-type]
+    thread.start()
+    yield thread
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def runs_seen(connection: Connection) -> list[RunView]:
+    """The runs as an operator sees them, the newest first."""
+    return [*read_overview(connection).runs]
 
 
 class Clock:

@@ -573,8 +573,8 @@ BOOK = (
     Mutant(
         "any number of runs is looked at at once",
         "broker/runs.py",
-        "_AT_ONCE = 1000",
-        "_AT_ONCE = 10**9",
+        "_TIDIED, _SETTLED = 100, 3600.0",
+        "_TIDIED, _SETTLED = 10**9, 3600.0",
         "contract/test_not_trusted",
     ),
     Mutant(
@@ -2328,7 +2328,7 @@ ENDING = (
         "the index is believed",
         "broker/runs.py",
         "            mark_as_ended(gather.at(keys.runs), keys, run_id, tombstone)\n",
-        "",
+        "            pass\n",
         "contract/test_ending",
     ),
     Mutant(
@@ -2616,10 +2616,10 @@ STRANGERS = (
     ),
     Mutant(
         "a foreign member of the runs is one",
-        "broker/runs.py",
-        "if run_id is not None and -score / 1000 <= now + MOST_RETENTION:",
+        "broker/seen.py",
+        "if run_id is not None and oldest <= score <= newest:",
         "if run_id is not None:",
-        "contract/test_not_trusted",
+        "contract/test_overview contract/test_not_trusted",
     ),
     Mutant(
         "all members of the registry are looked at at once",
@@ -2920,7 +2920,7 @@ PROCESSES = (
     ),
     Mutant(
         "nobody says that an app begins at its start",
-        "cli/server.py",
+        "cli/life.py",
         'if how == "resumed" and not keeps_something(server_app, driver.context.state):',
         "if False:",
         "cli/test_resume",
@@ -3252,8 +3252,8 @@ SITE = (
     Mutant(
         "nobody is told that a run waits for a site",
         "client/service.py",
-        "        return replace(told, withheld=len(held), withheld_runs=tuple(held)) if held else told",
-        "        return told",
+        "        status = replace(status, withheld=len(held), withheld_runs=tuple(held)) if held else status\n",
+        "",
         "contract/test_gate",
     ),
     Mutant(

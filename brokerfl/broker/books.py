@@ -12,135 +12,30 @@ A `Change` says what one commit does to a run; `Books.change` writes the part of
 put commands into a transaction, which `transactions` puts together.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from redis.client import Pipeline
 
+from brokerfl.broker.change import MOST_GROUPS, Change, Groups, Snapshot
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import map_errors
+from brokerfl.broker.fields import read_hash
 from brokerfl.broker.keys import Keys, milliseconds, parse_id
 from brokerfl.broker.stream import MOST_ARGUMENTS, batches
 from brokerfl.common import FrameError
-from brokerfl.wire.frame import Fields
-from brokerfl.wire.payload import EncodedContent
 from brokerfl.wire.run import LedgerEntry, Run, decode_entry, decode_run, encode_entry, encode_run
-
-
-class Parcel(NamedTuple):
-    """A message on its way into its node's inbox.
-
-    Attributes:
-        node_id: the node.
-        message_id: the message's id.
-        fields: what is sent; empty if the message is only taken out of the inbox.
-        former: its former inbox entries, which are removed.
-    """
-
-    node_id: int
-    message_id: str
-    fields: Fields
-    former: tuple[str, ...] = ()
-
 
 #: The status of a run whose keys are being deleted.
 _ENDING = b"ending"
 
+#: Most bytes of an entry of the ledger that an operator looks at.
+_MOST_ENTRY = 64 * 1024
+
 #: The field of meta that says that the run is to push nothing any more.
 _DRAINED = "drained"
-
-#: Of how many groups a run knows that it has pushed them.
-MOST_GROUPS = 1000
-
-
-class Groups(NamedTuple):
-    """Digests of groups that are not among the last that the run pushed.
-
-    Attributes:
-        digests: the digests.
-        is_all: they replace those that are there.
-        is_full: with them, there are too many.
-    """
-
-    digests: tuple[bytes, ...] = ()
-    is_all: bool = False
-    is_full: bool = False
-
-    def __bool__(self) -> bool:
-        return bool(self.digests)
-
-
-_NO_GROUPS = Groups()
-
-
-@dataclass(frozen=True)
-class Change:
-    """What one commit does to a run: all of it or nothing.
-
-    Attributes:
-        entered: the ledger entries of the messages that are sent, by id.
-        new: the ids of the new ones.
-        groups: those of their groups that are new.
-        parcels: what goes into inboxes.
-        contacted: the nodes among theirs that the run has not contacted before.
-        settled: the ids of the messages whose replies the app has: they leave.
-        cancelled: the ids of the messages that were not adopted: they leave.
-        recalled: the inbox entries that are no longer needed: of what is cancelled, and of what was sent again for a
-            reply that the app has had in the meantime.
-        state: the ServerApp's, if it differs from what the last commit saved.
-        idle: the contents that are no longer needed, as Redis calls them.
-        needed_from: for each node the first entry of its data stream that may still be needed; "" for none.
-        messages: how many messages the run has pushed, with these.
-        replies: how many of them are settled, with these.
-    """
-
-    entered: Mapping[str, LedgerEntry] = field(default_factory=dict)
-    new: tuple[str, ...] = ()
-    groups: Groups = _NO_GROUPS
-    parcels: tuple[Parcel, ...] = ()
-    contacted: Collection[int] = ()
-    settled: tuple[str, ...] = ()
-    cancelled: tuple[str, ...] = ()
-    recalled: tuple[Parcel, ...] = ()
-    state: EncodedContent | None = None
-    idle: tuple[bytes, ...] = ()
-    needed_from: Mapping[int, str] = field(default_factory=dict)
-    messages: int = 0
-    replies: int = 0
-
-    def __bool__(self) -> bool:
-        return bool(self.entered or self.leaving or self.idle or self.state is not None)
-
-    @property
-    def leaving(self) -> tuple[str, ...]:
-        """The ids of the messages that leave the ledger."""
-        return self.settled + self.cancelled
-
-    @property
-    def frees(self) -> bool:
-        """Whether it only deletes."""
-        return not self.entered and self.state is None
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """Everything that the books hold: as they were read, or as they are to be restored.
-
-    Attributes:
-        entries: the ledger, by message id.
-        nodes: the nodes that may hold keys of the run.
-        messages: how many the run has pushed.
-        replies: how many of them are settled.
-        groups: the digests of the groups that it has pushed.
-    """
-
-    entries: Mapping[str, LedgerEntry] = field(default_factory=dict)
-    nodes: Collection[int] = ()
-    messages: int = 0
-    replies: int = 0
-    groups: Collection[bytes] = ()
 
 
 class Books:
@@ -255,11 +150,9 @@ def read_books(connection: Connection, run_id: int) -> Snapshot:
         pipe.lrange(keys.groups(run_id), 0, -1)
         pipe.hmget(keys.meta(run_id), "messages", "replies")
         ledger, members, groups, (messages, replies) = pipe.execute()
-    entries = {message_id.decode(): decode_entry(entry) for message_id, entry in ledger.items()}
-    skew = round(connection.clock.skew * 1000)
-    entries = {each: entry._replace(deadline=entry.deadline - skew) for each, entry in entries.items()}
-    nodes = {node for member in members if (node := parse_id(member)) is not None}
-    nodes |= {entry.node_id for entry in entries.values()}
+    skew, decoded = round(connection.clock.skew * 1000), {each.decode(): decode_entry(ledger[each]) for each in ledger}
+    entries = {each: entry._replace(deadline=entry.deadline - skew) for each, entry in decoded.items()}
+    nodes = nodes_in(members) | {entry.node_id for entry in entries.values()}
     return Snapshot(entries, nodes, int(messages or 0), int(replies or 0), groups)
 
 
@@ -281,11 +174,30 @@ def nodes_of(connection: Connection, run_id: int) -> set[int]:
     with map_errors(connection.url):
         redis = connection.at(keys.run_nodes(run_id)).redis
         members, entries = redis.smembers(keys.run_nodes(run_id)), redis.hvals(keys.ledger(run_id))
-    nodes = {node for member in members if (node := parse_id(member)) is not None}
+    nodes = nodes_in(members)
     for entry in entries:
         with suppress(FrameError):
             nodes.add(decode_entry(entry).node_id)
     return nodes
+
+
+def ledger_of(connection: Connection, run_id: int) -> dict[str, LedgerEntry]:
+    """Return the messages of a run that are neither settled nor left behind, by id, for whoever only looks."""
+    found = {}
+    for message_id, entry in read_hash(connection, connection.keys.ledger(run_id), _MOST_ENTRY).items():
+        with suppress(FrameError):
+            found[message_id.decode(errors="replace")] = decode_entry(entry)
+    return found
+
+
+def nodes_command(keys: Keys, run_id: int) -> tuple[str, str]:
+    """Return the command that asks for what `nodes_in` needs."""
+    return "SMEMBERS", keys.run_nodes(run_id)
+
+
+def nodes_in(members: Any) -> set[int]:
+    """Return the nodes in a run's set of nodes."""
+    return {node for member in members if (node := parse_id(member)) is not None}
 
 
 def is_ending(connection: Connection, run_id: int) -> bool:

@@ -1,9 +1,9 @@
-"""The capacity: what the section "memory" of a server's INFO says.
+"""The capacity: what a server's INFO says, and above all its section "memory".
 
 Owns how it is read. It must not know how the server is asked.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,3 +47,14 @@ def memory_in(place: str, info: Mapping[str, Any]) -> ServerMemory:
         int(info.get("maxmemory", 0)),
         str(info.get("maxmemory_policy", "")),
     )
+
+
+def info_in(answers: Iterable[Any]) -> dict[str, str | int]:
+    """Return what sections of INFO say; nothing of those that were refused."""
+    found: dict[str, str | int] = {}
+    for answer in answers:
+        if isinstance(answer, bytes | str):
+            lines = (answer.decode(errors="replace") if isinstance(answer, bytes) else answer).splitlines()
+            pairs = (line.partition(":") for line in lines)
+            found |= {name: int(text) if text.isdecimal() else text for name, _, text in pairs if text}
+    return found

@@ -27,6 +27,7 @@ from brokerfl.broker.settings import (
     object_to_saving,
     saving_of,
 )
+from brokerfl.common.text import sized
 
 #: How many PINGs the median is of, and the seconds that one may take: a round of small messages needs some.
 _PINGS, _SLOW = 20, 0.1
@@ -224,10 +225,10 @@ def _memory(primary: _Primary, need: Need | None, servers: int) -> Finding:
     memory = primary.memory
     most = memory.most or int(primary.info.get("total_system_memory", 0))
     limit = "maxmemory" if memory.most else "the machine's memory; there is no maxmemory"
-    text = f"{_megabytes(memory.used)} of {_megabytes(most)} MB in use ({limit})"
+    text = f"{sized(memory.used)} of {sized(most)} in use ({limit})"
     if need is not None:
         wanted = round(need.bytes * _SPARE / servers)
-        text += f"; {need.runs} * (1 + {need.nodes}) * {_megabytes(need.model)} MB need {_megabytes(wanted)} MB"
+        text += f"; {need.runs} * (1 + {need.nodes}) * {sized(need.model)} need {sized(wanted)}"
         if wanted > most:
             return Finding(check, Status.PROBLEM, text, "raise maxmemory, settle replies as you fold them, or run less")
     if memory.is_full:
@@ -281,7 +282,3 @@ def _registry(connection: Connection) -> Finding:
 
 def _unknown(check: str) -> Finding:
     return Finding(check, Status.WARNING, "unknown: INFO may not be asked")
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.0f}"

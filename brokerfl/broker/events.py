@@ -1,4 +1,6 @@
-"""The events of a run and the log of its ServerApp: capped streams, to which that adds when it writes anyway.
+"""The events of a run and its log: capped streams, to which its ServerApp adds when it writes anyway.
+
+Nodes that share their log add to that, too.
 
 Owns `P:{run:R}:events` and `P:{run:R}:log`. It must not know what events and lines mean, or when they come about.
 
@@ -7,7 +9,7 @@ The streams are made where the run's other keys are made, and no later entry mak
 deleted.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from redis.client import Pipeline
@@ -15,6 +17,7 @@ from redis.client import Pipeline
 from brokerfl.broker.bounded import OversizeError
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import found_or_none, map_errors
+from brokerfl.broker.gather import Gather
 from brokerfl.broker.stream import entries_of_one
 from brokerfl.wire.event import Event, Kind, decode_event, encode_event
 
@@ -75,13 +78,32 @@ class Events:
         with map_errors(self._connection.url), server.redis.pipeline(transaction=False) as pipe:
             self.add(pipe, pages)
             for line in lines:
-                data = line.encode(errors="replace")
-                pipe.xadd(self._log, {_LINE: data}, maxlen=MOST_LINES, approximate=True, nomkstream=True)
+                _add_line(pipe, self._log, line)
             return not isinstance(pipe.execute(raise_on_error=False)[0], Exception)
 
     def now(self) -> float:
         """Return Unix time by Redis' clock, in seconds."""
         return self._connection.clock.time() + self._connection.clock.skew
+
+
+def send_lines(connection: Connection, lines: Mapping[int, Iterable[str]]) -> None:
+    """Write lines of a node's log into the logs of runs. What has ended, has no log, or has no room takes none.
+
+    Raises:
+        RedisUnreachable: unknown whether they were written.
+    """
+    gather = Gather(connection)
+    for run_id, of_run in lines.items():
+        key = connection.keys.log(run_id)
+        for line in of_run:
+            _add_line(gather.at(key), key, line)
+    with map_errors(connection.url):
+        gather.execute(raise_on_error=False)
+
+
+def _add_line(pipe: Pipeline, key: str, line: str) -> None:
+    data = line.encode(errors="replace")
+    pipe.xadd(key, {_LINE: data}, maxlen=MOST_LINES, approximate=True, nomkstream=True)
 
 
 def read_events(connection: Connection, run_id: int, after: str = "") -> Iterator[tuple[str, Event]]:

@@ -168,6 +168,9 @@ class Keys:
         """The key of a chunk, which is called as `uploaded_by` says."""
         return f"{self.prefix}:blob:{run_id}:{int.from_bytes(chunk[:8], 'big')}:{{{chunk[8:].hex()}}}"
 
+    def cancelled(self, run_id: int) -> str:
+        return self._run(run_id, "cancelled")
+
     def context(self, run_id: int) -> str:
         return self._run(run_id, "context")
 
@@ -204,6 +207,7 @@ class Keys:
             self.context(run_id),
             self.blobs(run_id),
             self.run_nodes(run_id),
+            self.cancelled(run_id),
             self.groups(run_id),
             self.run_status(run_id),
             self.events(run_id),

@@ -13,7 +13,8 @@ from dataclasses import replace
 from redis.client import Pipeline
 
 from brokerfl.broker.blobs import expire_blobs
-from brokerfl.broker.books import Books, Snapshot, is_ending
+from brokerfl.broker.books import Books, is_ending
+from brokerfl.broker.change import Snapshot
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.contact import expire_at_node, expire_streams
 from brokerfl.broker.echoes import Echo, send_echoes
@@ -26,7 +27,7 @@ from brokerfl.broker.keys import GROUP, LEASE, MOST_RETENTION, RETENTION, millis
 from brokerfl.broker.lease import await_lapse
 from brokerfl.broker.nodes import LONGEST_IDENTITY, new_id
 from brokerfl.broker.process import is_dead, new_token, text_of
-from brokerfl.broker.runs import absent, prune, tidy
+from brokerfl.broker.runs import absent, ask_for_oldest, prune, tidy
 from brokerfl.common import (
     BrokerflError,
     ConfigError,
@@ -63,8 +64,6 @@ def create_run(
     run = Run(new_id(), app, dict(run_config), connection.read_time(), origin, overrides, name)
     connection.introduce(f"brokerfl-server:{run.run_id}")
     owner = Owner(connection, run, Fence(connection, run.run_id, 1, new_token(), retention), lease, retention)
-    with suppress(BrokerflError):  # the next run does it, and what follows says what is wrong
-        tidy(connection, run.created_at)
     owner.events = Events(connection, run.run_id) if events else None
     redis = connection.at(keys.owner(run.run_id)).redis
     with map_errors(connection.url, keys.runs), redis.pipeline(transaction=True) as creation:
@@ -74,8 +73,12 @@ def create_run(
         index.at(keys.identity).set(keys.identity, secrets.token_hex(16), nx=True)
         prune(index.at(keys.runs), keys, run.created_at)
         owner.enter(index.at(keys.runs))
-        index.execute()
+        ask_for_oldest(index.at(keys.runs), keys, run.created_at)
+        oldest = index.execute()[-1]
         creation.execute()
+    if oldest:
+        with suppress(BrokerflError):  # the next run does it
+            tidy(connection, oldest)
     return owner
 
 

@@ -2,28 +2,22 @@
 
 Owns `P:runs`, an index of them. It must not know messages, what the run's books hold, or how a run ends.
 
-    running   a ServerApp holds the lease
-    detached  no ServerApp does; the keys stay for the retention time
-    stopping  it was stopped; the keys are deleted as soon as its ServerApp detaches, or the lease lapses
-    ending    it has ended, but whoever deleted its keys died; resuming or stopping it deletes the rest
-    completed, stopped   only its owner key and `P:runs` remember it, longer than a ServerApp of it can be cut off and
-              return
+A run that has ended is remembered by its owner key and `P:runs` alone, longer than a ServerApp of it can be cut off and
+return.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from redis.client import Pipeline
 
-from brokerfl.broker.books import Summary, summary_commands, summary_of
+from brokerfl.broker.books import summary_commands, summary_of
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import execute_unless_changed, found_or_none, map_errors
 from brokerfl.broker.fields import read_hash
 from brokerfl.broker.gather import Gather
-from brokerfl.broker.keys import MOST_RETENTION, RETENTION, Keys, milliseconds, parse_id
+from brokerfl.broker.keys import MOST_RETENTION, Keys, milliseconds, parse_id
 from brokerfl.broker.ownership import STOPPED, Ownership, ownership_in
-from brokerfl.broker.process import describe, text_of
 from brokerfl.broker.stream import batches
 from brokerfl.common import RedisAuthError, RunLost
 
@@ -35,26 +29,8 @@ _STOPPED_MARK = 0.5
 #: Most bytes of a run's frame that a node reads. It has a run config of up to 64 KiB.
 _LONGEST_FRAME = 256 * 1024
 
-#: Members of `P:runs` that are looked at in one round trip.
-_AT_ONCE = 1000
-
 #: Members that a new run looks at, and seconds after which a run that was entered there has its keys, if it lives.
 _TIDIED, _SETTLED = 100, 3600.0
-
-
-@dataclass(frozen=True)
-class RunInfo:
-    """What Redis knows about a run. Times are Unix seconds, 0 if unknown; an ended run has only the first three."""
-
-    run_id: int
-    status: str
-    ended_at: float = 0.0
-    created_at: float = 0.0
-    app: str = ""
-    holder: str = ""
-    nodes: int = 0
-    messages: int = 0
-    replies: int = 0
 
 
 def prune(pipe: Pipeline, keys: Keys, now: float) -> None:
@@ -62,22 +38,27 @@ def prune(pipe: Pipeline, keys: Keys, now: float) -> None:
     pipe.zremrangebyscore(keys.runs, -milliseconds(now - MOST_RETENTION), "(0")
 
 
-def tidy(connection: Connection, now: float) -> None:
+def ask_for_oldest(pipe: Pipeline, keys: Keys, now: float) -> None:
+    """Put into ``pipe`` the question for the oldest members that have not ended, which `tidy` looks at."""
+    pipe.zrangebyscore(keys.runs, 0, milliseconds(now - _SETTLED), start=0, num=_TIDIED)
+
+
+def tidy(connection: Connection, oldest: Sequence[bytes]) -> None:
     """Take runs whose keys expired out of `P:runs`, of the oldest that have not ended, and note which of them have.
 
     Every new run does, so that the index does not grow with those that nobody ended; who only looks changes nothing.
 
     Args:
         connection: to the index.
-        now: Redis TIME in seconds.
+        oldest: its members, as `ask_for_oldest` gets them.
     """
     index = connection.keys.runs
-    redis = connection.at(index).redis
-    with map_errors(connection.url, index), redis.pipeline(transaction=True) as removal:
+    with map_errors(connection.url, index), connection.at(index).redis.pipeline(transaction=True) as removal:
         for _ in range(2):  # what the first look notes changes the index; what is left then is for the next run
             removal.watch(index)  # a run that ends from here on keeps its mark
-            oldest = redis.zrangebyscore(index, 0, milliseconds(now - _SETTLED), start=0, num=_TIDIED)
-            expired = _look_at(connection, oldest)[1] if oldest else []
+            scores = removal.zmscore(index, [*oldest])
+            oldest = [member for member, score in zip(oldest, scores, strict=True) if score is not None and score >= 0]
+            expired = _expired(connection, oldest) if oldest else []
             if not expired:
                 return
             removal.multi()
@@ -122,66 +103,35 @@ def absent(connection: Connection, run_id: int) -> str:
     return f"there is no run {run_id} under the prefix {connection.keys.prefix!r}; see brokerfl runs"
 
 
-def list_runs(connection: Connection) -> list[RunInfo]:
-    """Return the runs that have not ended and those that ended within a day, newest first.
-
-    Runs whose keys expired are removed from `P:runs`.
-    """
-    keys, now = connection.keys, connection.read_time()
-    redis = connection.at(keys.runs).redis
-    with map_errors(connection.url, keys.runs):
-        with redis.pipeline(transaction=False) as pipe:
-            prune(pipe, keys, now)
-            pipe.execute()
-        with redis.pipeline(transaction=True) as removal:
-            # A run that ends from here on keeps its mark.
-            removal.watch(keys.runs)
-            with redis.pipeline(transaction=False) as pipe:
-                pipe.zrangebyscore(keys.runs, "-inf", -milliseconds(now - RETENTION), withscores=True)
-                pipe.zrangebyscore(keys.runs, 0, "+inf")
-                ended, going_on = pipe.execute()
-            looks = [_look_at(connection, going_on[at : at + _AT_ONCE]) for at in range(0, len(going_on), _AT_ONCE)]
-            runs, expired = [run for found, _ in looks for run in found], [each for _, gone in looks for each in gone]
-            if expired:
-                removal.multi()
-                for batch in batches(expired):
-                    removal.zrem(keys.runs, *batch)
-                execute_unless_changed(removal)
-    for member, score in ended:
-        run_id = parse_id(member)
-        if run_id is not None and -score / 1000 <= now + MOST_RETENTION:  # else somebody else's
-            runs.append(RunInfo(run_id, "stopped" if score % 1 else "completed", -score / 1000))
-    return sorted(runs, key=lambda run: run.created_at or run.ended_at, reverse=True)
+def going_on(connection: Connection) -> list[int]:
+    """Return the runs that have not ended, as far as the index knows; the keys of some may have expired."""
+    index = connection.keys.runs
+    with map_errors(connection.url, index):
+        members = connection.at(index).redis.zrangebyscore(index, 0, "+inf")
+    return [run_id for run_id in map(parse_id, members) if run_id is not None]
 
 
-def _look_at(connection: Connection, members: list[bytes]) -> tuple[list[RunInfo], list[bytes]]:
-    """Return what Redis knows about runs that have not ended, and those of them whose keys expired.
-
-    What has ended although the index does not say so is marked there.
-    """
+def _expired(connection: Connection, members: Sequence[bytes]) -> list[bytes]:
+    """Return those of these members of the index whose keys expired; what has ended is marked there."""
     keys, ids = connection.keys, {member: parse_id(member) for member in members}
     known = {member: run_id for member, run_id in ids.items() if run_id is not None}
     gather = Gather(connection)
     for run_id in known.values():
-        for key in (keys.owner(run_id), keys.run_lease(run_id)):
-            gather.at(key).get(key)
+        gather.at(keys.owner(run_id)).get(keys.owner(run_id))
         for command in summary_commands(keys, run_id):
             gather.at(command[1]).execute_command(*command)  # type: ignore[no-untyped-call]
     answers = iter(gather.execute(raise_on_error=False))
-    runs, expired = [], [member for member, run_id in ids.items() if run_id is None]
-    for (member, run_id), *found in zip(known.items(), *[answers] * 4, strict=True):
-        owner, lease, meta, nodes = (found_or_none(answer, connection.url) for answer in found)
-        summary = summary_of(run_id, meta, nodes or 0)
-        if summary is not None:
-            runs.append(_run_info(summary, lease))
-        elif (tombstone := _tombstone_in(owner)) is not None:
+    expired = [member for member, run_id in ids.items() if run_id is None]
+    for (member, run_id), *found in zip(known.items(), *[answers] * 3, strict=True):
+        owner, meta, nodes = (found_or_none(answer, connection.url) for answer in found)
+        if summary_of(run_id, meta, nodes or 0) is not None:
+            continue
+        if (tombstone := _tombstone_in(owner)) is not None:
             mark_as_ended(gather.at(keys.runs), keys, run_id, tombstone)
-            status = "stopped" if tombstone.token == STOPPED else "completed"
-            runs.append(RunInfo(run_id, status, tombstone.sequence / 1000))
         else:
             expired.append(member)
     gather.execute()
-    return runs, expired
+    return expired
 
 
 def _tombstone_in(value: bytes | None) -> Ownership | None:
@@ -190,20 +140,6 @@ def _tombstone_in(value: bytes | None) -> Ownership | None:
     except RunLost:  # somebody else's
         return None
     return owner if owner is not None and owner.is_over else None
-
-
-def _run_info(summary: Summary, lease: bytes | None) -> RunInfo:
-    is_detached = summary.status == "running" and lease is None
-    return RunInfo(
-        summary.run.run_id,
-        "detached" if is_detached else summary.status,
-        created_at=summary.run.created_at,
-        app=summary.run.app,
-        holder=describe(text_of(lease).partition(":")[2]) if lease else "",
-        nodes=summary.nodes,
-        messages=summary.messages,
-        replies=summary.replies,
-    )
 
 
 def runs_of(connection: Connection, node_id: int) -> dict[int, Any]:

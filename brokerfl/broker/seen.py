@@ -5,13 +5,13 @@ ended, whatever the number of runs and nodes. It changes nothing in Redis. It mu
 """
 
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from brokerfl.broker.books import Summary, summary_commands, summary_of
 from brokerfl.broker.bounded import OversizeError
-from brokerfl.broker.capacity import ServerMemory, memory_in
+from brokerfl.broker.capacity import ServerMemory, info_in, memory_in
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import found_or_none, map_errors
 from brokerfl.broker.fields import read_fields
@@ -248,15 +248,11 @@ def _ended(answer: Any, now: float) -> Iterator[EndedRun]:
 
 def _server(answers: Sequence[Any]) -> SeenServer:
     """Return what INFO said, as far as it is allowed and understood."""
-    found: dict[str, str] = {}
-    for answer in answers:
-        if isinstance(answer, bytes | str):
-            lines = (answer.decode(errors="replace") if isinstance(answer, bytes) else answer).splitlines()
-            found |= {name: value for name, _, value in (line.partition(":") for line in lines)}
+    found = info_in(answers)
 
     def number(name: str) -> int:
-        text = found.get(name, "")
-        return int(text) if text.isdecimal() else 0
+        value = found.get(name)
+        return value if isinstance(value, int) else 0
 
     name = "Valkey" if "valkey_version" in found else "Redis"
     version = found.get(f"{name.lower()}_version")
@@ -269,7 +265,7 @@ def _server(answers: Sequence[Any]) -> SeenServer:
     )
 
 
-def _aof(found: dict[str, str]) -> str:
-    if found.get("aof_enabled") != "1":
+def _aof(found: Mapping[str, str | int]) -> str:
+    if found.get("aof_enabled") != 1:
         return "off" if found else ""
     return "failing" if found.get("aof_last_write_status") == "err" else "ok"

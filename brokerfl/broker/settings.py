@@ -13,6 +13,7 @@ from redis.exceptions import ResponseError
 
 from brokerfl.broker.capacity import memory_in
 from brokerfl.broker.embedded import PACKAGE, SCRATCH
+from brokerfl.common.text import sized
 
 #: The share of ``maxmemory`` from which on a server has too little memory.
 SCARCE = 0.9
@@ -95,7 +96,7 @@ def object_to_memory(info: Mapping[str, Any], place: str) -> Objection | None:
     if not memory.most or memory.used <= memory.most * SCARCE:
         return None
     return Objection(
-        f"{place} has too little memory: {memory.used / 1e6:,.0f} of {memory.most / 1e6:,.0f} MB are in use",
+        f"{place} has too little memory: {sized(memory.used)} of {sized(memory.most)} are in use",
         "stop runs that nobody needs (brokerfl runs), or raise its maxmemory",
     )
 

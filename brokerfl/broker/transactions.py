@@ -40,7 +40,7 @@ from dataclasses import replace
 from redis.client import Pipeline
 
 from brokerfl.broker.blobs import Blobs, remove_blobs
-from brokerfl.broker.books import Change, Parcel, Snapshot
+from brokerfl.broker.change import Change, Parcel, Snapshot
 from brokerfl.broker.contact import READ_ON, contact, open_streams, ring
 from brokerfl.broker.context import SavedContext
 from brokerfl.broker.data import Settled, remove_chunks, trim_data
@@ -63,6 +63,7 @@ from brokerfl.broker.outbox import remove_replies
 from brokerfl.broker.owner import Owner
 from brokerfl.broker.ownership import Ownership
 from brokerfl.broker.remains import Remains, read_remains
+from brokerfl.broker.requests import heeded
 from brokerfl.wire.manifest import Manifest
 from brokerfl.wire.payload import Payload
 from brokerfl.wire.run import encode_run
@@ -151,6 +152,10 @@ class Transactions:
     def verdict(self, parcels: Sequence[Parcel]) -> Transaction:
         """Take messages out of the inboxes."""
         return Transaction("verdict", lambda pipe: self._take_back(pipe, parcels), frees=True)
+
+    def heeded(self, message_ids: Collection[str]) -> None:
+        """Note at once that these messages, which an operator asked to cancel, have left the books."""
+        self.owner.fence.execute(heeded(self._keys, self._run_id, message_ids))
 
     def contact(self, nodes: Collection[int]) -> None:
         """Tell nodes of the run once more: they owe a reply, and may have missed that it contacted them."""

@@ -10,6 +10,7 @@ from brokerfl.cli.extras import extra
 from brokerfl.cli.options import RedisOptions, Text, redis_options
 from brokerfl.cli.serving import LOOPBACK, address_options, is_loopback, listening, until_signal, url_of, wait
 from brokerfl.common import log
+from brokerfl.view.story import Stories
 from brokerfl.view.watch import Watch
 
 
@@ -34,7 +35,8 @@ def dashboard(redis: RedisOptions, port: int, host: str, names: tuple[str, ...])
         from brokerfl.cli.site import serving, site
     with until_signal():
         connection = redis.connect()
-        app = site(Watch(connection).look, connection.url, {*LOOPBACK, host, *names}, any_address=_is_any(host))
+        look, tell = Watch(connection).look, Stories(connection).of
+        app = site(look, tell, connection.url, {*LOOPBACK, host, *names}, any_address=_is_any(host))
         with serving(app, listening(host, port)) as (taken, thread):
             if not is_loopback(host):
                 log(WARNING, "Everybody who reaches port %d of %s can read the page: there is no password", taken, host)

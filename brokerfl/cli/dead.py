@@ -1,6 +1,7 @@
 """`brokerfl dead`: the messages that killed their node too often. Owns how they are shown, and the replay.
 
-It reads the state directories of nodes on this machine and needs no Redis.
+Without a state directory the list comes from Redis, where each node tells of its latest ones. Their contents are only
+in the state directories of their nodes.
 """
 
 import faulthandler
@@ -15,7 +16,14 @@ import click
 from brokerfl.cli.apps import find_project, load_client_app, print_traceback
 from brokerfl.cli.configs import parse_config
 from brokerfl.cli.exits import Command, Exit, Group, say
-from brokerfl.cli.options import app_dir_option, node_config_option, run_config_option, state_dir_option
+from brokerfl.cli.options import (
+    RedisOptions,
+    app_dir_option,
+    node_config_option,
+    redis_options,
+    run_config_option,
+    state_dir_option,
+)
 from brokerfl.cli.tables import accept_any_text, format_option, local_time, show, show_text, to_json
 from brokerfl.client.dead import DeadMessage, dead_messages
 from brokerfl.client.folder import default_state_dir
@@ -23,23 +31,34 @@ from brokerfl.common import Array, BrokerflError, ConfigError, Context, FrameErr
 from brokerfl.common.logger import configure_logging
 from brokerfl.common.recordset import KINDS
 from brokerfl.common.text import shown
+from brokerfl.view.overview import NodeView, read_overview
 from brokerfl.wire.message import decode_header, decode_message
 from brokerfl.wire.record import decode_content
+from brokerfl.wire.status import Dead
 
 
 @click.group(cls=Group, invoke_without_command=True)
 @state_dir_option
+@redis_options
 @format_option
 @click.pass_context
-def dead(ctx: click.Context, state_dir: Path | None, form: str) -> None:
+def dead(ctx: click.Context, state_dir: Path | None, redis: RedisOptions, form: str) -> None:
     """List the messages that killed their node too often.
 
-    Each was answered with Error 8. They are read from the state directory of this machine's nodes.
+    Each was answered with Error 8. With --state-dir, they are read from that directory and need no Redis; without it,
+    the latest ones of all nodes are listed.
     """
     ctx.obj = state_dir
-    if ctx.invoked_subcommand is None:
-        folder = state_dir or default_state_dir()
-        show([_row(found) for found in dead_messages(state_dir)], form, f"no dead messages in {folder}")
+    if ctx.invoked_subcommand is not None:
+        return
+    if state_dir is not None:
+        show([_row(found) for found in dead_messages(state_dir)], form, f"no dead messages in {state_dir}")
+        return
+    nodes = read_overview(redis.connect()).nodes
+    show([_told_row(node, told) for node in nodes for told in node.status.latest_dead], form, "no dead messages")
+    for node in nodes:
+        if node.status.dead > len(node.status.latest_dead):
+            say(f"{node.ref} has {node.status.dead} dead messages; brokerfl dead --state-dir on its machine lists all")
 
 
 @dead.command("show", cls=Command)
@@ -150,6 +169,20 @@ def _row(found: DeadMessage) -> dict[str, Any]:
         "bytes": found.size,
         "crashes": found.crashes,
         "at": local_time(found.at),
+    }
+
+
+def _told_row(node: NodeView, told: Dead) -> dict[str, Any]:
+    """As `_row`, for a message of which its node tells; what only its journal has is missing."""
+    return {
+        "message": told.message,
+        "node": str(node.info.node_id),
+        "run": str(told.run),
+        "type": None,
+        "group": None,
+        "bytes": None,
+        "crashes": told.crashes,
+        "at": local_time(told.at),
     }
 
 

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,11 +30,11 @@ from brokerfl.broker.embedded import EmbeddedServer, die_with_parent
 from brokerfl.broker.ending import stop_run
 from brokerfl.broker.nodes import list_nodes
 from brokerfl.broker.presence import online_nodes
-from brokerfl.broker.runs import forget_registry, list_runs
+from brokerfl.broker.runs import forget_registry, going_on
 from brokerfl.cli.exits import Command
 from brokerfl.cli.options import RedisOptions, redis_options
 from brokerfl.cli.signals import handle, ignore
-from brokerfl.common import BrokerflError, MissingExtra
+from brokerfl.common import BrokerflError, MissingExtra, RunNotFound
 
 _NODES_LIMIT = 120.0
 _OUTAGE_LIMIT = 10.0
@@ -165,9 +165,9 @@ class _Demo:
     def _clean(self) -> None:
         """Leave nothing on a Redis that is not ours: not a run that was interrupted, not the registry."""
         self._connection.wait_until_up(time.monotonic() + _OUTAGE_LIMIT)  # another server may be the primary by now
-        for run in list_runs(self._connection):
-            if not run.ended_at:
-                stop_run(self._connection, run.run_id)
+        for run_id in going_on(self._connection):
+            with suppress(RunNotFound):
+                stop_run(self._connection, run_id)
         forget_registry(self._connection)
 
     @contextmanager

@@ -9,6 +9,7 @@ from math import isfinite
 
 from rich.text import Text
 
+from brokerfl.broker.memory import RunMemory
 from brokerfl.cli.cells import (
     answered,
     bar,
@@ -20,10 +21,12 @@ from brokerfl.cli.cells import (
     style_of,
 )
 from brokerfl.cli.tables import NOTHING, local_time
-from brokerfl.common.text import short, shown
+from brokerfl.common.text import short, shown, sized
 from brokerfl.view.overview import NodeView, Overview, RunView
-from brokerfl.view.words import lasting, sized
+from brokerfl.view.shape import held_to_json
+from brokerfl.view.words import lasting
 from brokerfl.wire.origin import Origin
+from brokerfl.wire.status import NodeStatus
 
 #: Columns of what a line is about.
 _WIDTH = 12
@@ -43,6 +46,13 @@ def run_lines(run: RunView, overview: Overview) -> list[Text]:
 def metric_lines(curves: Mapping[str, Sequence[tuple[int, float]]]) -> list[Text]:
     """Return how the numbers of a run went: their last points as little columns, and the last value."""
     return list(_lines((shown(name), _curve([value for _, value in curve])) for name, curve in curves.items()))
+
+
+def held_lines(held: RunMemory) -> list[Text]:
+    """Return what a run was found to hold in Redis, the largest part first."""
+    total, *parts = held_to_json(held).items()
+    named = [f"{name} {sized(size)}" for name, size in sorted(parts, key=lambda part: -part[1]) if size]
+    return list(_lines(iter([("holds", f"{sized(total[1])} in Redis: {', '.join(named)}")])))
 
 
 def _curve(values: Sequence[float]) -> str:
@@ -92,7 +102,7 @@ def _of_run(run: RunView, overview: Overview) -> Iterator[tuple[str, str | Text]
     yield "rounds", _rounds(status.rounds)
     yield "replies", f"usually after {lasting(status.usually)}" if status.usually else ""
     yield "bytes", f"{sized(status.bytes_in)} in, {sized(status.bytes_out)} out"
-    yield "memory", f"{sized(status.memory)} in Redis"
+    yield "memory", f"{sized(status.memory)} in Redis, as far as its ServerApp knows"
 
 
 def _waiting(run: RunView, now: float) -> Iterator[tuple[str, str]]:
@@ -135,8 +145,17 @@ def _of_node(node: NodeView, overview: Overview) -> Iterator[tuple[str, str | Te
     yield "withheld", f"{status.withheld} runs, until its site lets them in" if status.withheld else ""
     yield "executed", f"{status.done} messages, {status.errors} exceptions"
     yield "last error", status.error
+    yield from _dead(status, now)
     yield "durations", _durations(status.last, status.median)
     yield "disk", f"{sized(status.disk)} free" if status.disk else ""
+
+
+def _dead(status: NodeStatus, now: float) -> Iterator[tuple[str, str]]:
+    """Yield a line for each message that is told of those that killed the node, and one for the others."""
+    for each in status.latest_dead:
+        yield "dead", f"message {each.message}, run {short(each.run)}: {each.crashes} crashes, {_moment(each.at, now)}"
+    if (rest := status.dead - len(status.latest_dead)) > 0:
+        yield "dead", f"and {rest} more messages"
 
 
 def _durations(last: float, median: float) -> str:

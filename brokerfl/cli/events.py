@@ -20,6 +20,7 @@ from brokerfl.cli.tables import accept_any_text, format_option, local_time, show
 from brokerfl.common import RunNotFound
 from brokerfl.common.text import shown
 from brokerfl.view.history import ended, metrics_of, record_of, said
+from brokerfl.view.shape import event_to_json
 from brokerfl.wire.event import Event, Kind
 from brokerfl.wire.past import Past
 
@@ -62,7 +63,7 @@ def events(run: str, redis: RedisOptions, follow: bool) -> None:
 @redis_options
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is logged from now on, until the run ends.")
 def log_(run: str, redis: RedisOptions, follow: bool) -> None:
-    """Show what the ServerApp of the run RUN logged, about the last 5,000 lines.
+    """Show what the ServerApp of the run RUN logged, and its nodes with --share-log, about the last 5,000 lines.
 
     The log is kept until the run ends.
     """
@@ -108,9 +109,9 @@ def export(run: str, redis: RedisOptions, form: str) -> None:
     """
     connection = redis.connect()
     past = record_of(connection, find_run(connection, run))
-    rows = [_row(event) for event in _told(connection, past)]
+    rows = [event_to_json(event) for event in _told(connection, past)]
     if past.ended_at:
-        rows.append(_row(_end_of(past)))
+        rows.append(event_to_json(_end_of(past)))
     accept_any_text()
     for line in _csv(rows) if form == "csv" else map(_json, rows):
         show_text(line)
@@ -124,23 +125,6 @@ def _told(connection: Connection, past: Past) -> Iterator[Event]:
     for name, curve in metrics_of(connection, past.run.run_id).items():
         for group, value in curve:
             yield Event(0.0, Kind.METRICS, str(group), values={name: value})
-
-
-def _row(event: Event) -> dict[str, Any]:
-    at = local_time(event.at)
-    return {
-        "time": at.isoformat(timespec="milliseconds") if at else None,
-        "kind": str(event.kind),
-        "group": event.group,
-        "type": event.type,
-        "sent": event.sent,
-        "answered": event.answered,
-        "errors": event.errors,
-        "seconds": round(event.seconds, 3),
-        "node": str(event.node) if event.node else None,
-        "text": event.text,
-        "values": dict(event.values),
-    }
 
 
 def _json(row: dict[str, Any]) -> str:

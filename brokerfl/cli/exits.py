@@ -16,6 +16,7 @@ from brokerfl.common import (
     ConfigError,
     InsecureURL,
     JournalError,
+    MessageNotFound,
     MissingExtra,
     NodeNameTaken,
     NodeNotFound,
@@ -63,6 +64,7 @@ class Exit(IntEnum):
     RUN_LOST = 32
     RUN_FENCED = 33
     RUN_ATTACHED = 34
+    MESSAGE_NOT_FOUND = 35
     MISSING_EXTRA = 40
     UNHEALTHY = 50
 
@@ -87,6 +89,7 @@ _CODES: tuple[tuple[type[Exception], Exit], ...] = (
     (RunLost, Exit.RUN_LOST),
     (RunFenced, Exit.RUN_FENCED),
     (RunAttached, Exit.RUN_ATTACHED),
+    (MessageNotFound, Exit.MESSAGE_NOT_FOUND),
     (MissingExtra, Exit.MISSING_EXTRA),
 )
 

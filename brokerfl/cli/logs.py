@@ -77,12 +77,16 @@ def _finish() -> None:
 
 def share_log() -> SharedLog | None:
     """Return the lines of the command's log from now on, for whoever sends them; None if it has no log."""
-    kept = kept_log()
-    if kept is None:
-        return None
     shared = SharedLog()
-    kept.share(shared)
-    return shared
+    return shared if keep_for(shared) else None
+
+
+def keep_for(shared: Handler) -> bool:
+    """Give another handler the lines of the command's log from now on; return False if it has no log."""
+    kept = kept_log()
+    if kept is not None:
+        kept.share(shared)
+    return kept is not None
 
 
 class _Adopted(Handler):

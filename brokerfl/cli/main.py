@@ -7,11 +7,11 @@ from brokerfl.cli.dashboard import dashboard
 from brokerfl.cli.dead import dead
 from brokerfl.cli.demo import demo
 from brokerfl.cli.doctor import doctor
-from brokerfl.cli.draining import drain
 from brokerfl.cli.events import compare, events, export, log_
 from brokerfl.cli.gate import gate
 from brokerfl.cli.metrics import metrics
 from brokerfl.cli.nodes import nodes
+from brokerfl.cli.requests import cancel, drain
 from brokerfl.cli.runs import runs, stop
 from brokerfl.cli.show import show
 from brokerfl.cli.steering import node_health, pause, resume
@@ -26,7 +26,7 @@ def main() -> None:
 
 
 for command in (
-    *(up, demo, top, runs, nodes, show, events, log_, compare, export, drain, stop, pause, resume, node_health),
+    *(up, demo, top, runs, nodes, show, events, log_, compare, export, cancel, drain, stop, pause, resume, node_health),
     *(gate, doctor, dead, dashboard, metrics),
 ):
     main.add_command(command)

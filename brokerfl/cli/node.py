@@ -20,6 +20,7 @@ from brokerfl.cli.apps import find_project, load_client_app, load_function
 from brokerfl.cli.configs import parse_config, parse_labels
 from brokerfl.cli.exits import Command, Exit
 from brokerfl.cli.logs import adopt_log_of, log_options
+from brokerfl.cli.node_log import NodeLog
 from brokerfl.cli.options import (
     FilePath,
     Name,
@@ -132,6 +133,12 @@ from brokerfl.common.log_context import log_for
     help="Function that is given each message and its reply before that leaves; False, or an exception, keeps it here.",
 )
 @click.option(
+    "--share-log",
+    is_flag=True,
+    envvar="BROKERFL_SHARE_LOG",
+    help="Send what this node logs about a run to that run's log in Redis, for `brokerfl log`. It may name data.",
+)
+@click.option(
     "--wait-for-redis",
     is_flag=True,
     envvar="BROKERFL_WAIT_FOR_REDIS",
@@ -164,6 +171,7 @@ def main(
     gate: Path | None,
     audit: Path | None,
     review: str | None,
+    share_log: bool,
     wait_for_redis: bool,
     exit_when_stuck: float | None,
 ) -> None:
@@ -221,7 +229,12 @@ def main(
         on_stuck=lambda: _give_up(node, registration, Exit.NODE_STUCK),
     )
     _stop_on_signals(node, registration, grace, lambda: systemd.tell(STOPPING=1, STATUS="leaving"))
-    node.serve()
+    shared = NodeLog(connection) if share_log else None
+    try:
+        node.serve()
+    finally:
+        if shared is not None:
+            shared.close()
     log(INFO, "%s has left", title)
 
 

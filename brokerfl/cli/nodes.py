@@ -72,6 +72,7 @@ def node_row(node: NodeView, now: float, ids: Sequence[int], runs: Sequence[RunV
         "last": lasted(status.last),
         "median": lasted(status.median),
         "errors": status.errors if is_told else None,
+        "dead": status.dead if is_told else None,
         "last error": cut(status.error),
         "app": "" if info.origin is None else str(info.origin),
         "host": status.host,

@@ -5,15 +5,16 @@ from typing import Any
 import click
 
 from brokerfl.broker.ending import stop_run
+from brokerfl.broker.memory import RunMemory, memory_of_runs
 from brokerfl.cli.cells import answered, has_said, name_of, since, state_cell, waiting_for, why
 from brokerfl.cli.exits import Command
 from brokerfl.cli.options import RedisOptions, Text, redis_options
 from brokerfl.cli.references import find_run
 from brokerfl.cli.tables import format_option, show, show_done
+from brokerfl.common.text import sized
 from brokerfl.view.overview import RunView, read_overview
 from brokerfl.view.reasons import OVER, RunState
-from brokerfl.view.shape import run_to_json
-from brokerfl.view.words import sized
+from brokerfl.view.shape import held_to_json, run_to_json
 
 
 @click.command(cls=Command)
@@ -27,14 +28,23 @@ from brokerfl.view.words import sized
     type=click.Choice([state.value for state in RunState]),
     help="List the runs in this state; may be repeated.",
 )
-def runs(redis: RedisOptions, form: str, ended_too: bool, states: tuple[str, ...]) -> None:
+@click.option("--memory", "by_memory", is_flag=True, help="List what each run holds in Redis, the largest first.")
+def runs(redis: RedisOptions, form: str, ended_too: bool, states: tuple[str, ...], by_memory: bool) -> None:
     """List the runs, and why each of them does not get on."""
-    found = read_overview(redis.connect())
+    connection = redis.connect()
+    found = read_overview(connection)
     wanted = set(states or [state for state in RunState if ended_too or state not in OVER])
     listed = [run for run in found.runs if run.state in wanted]
     nothing = "no runs" if ended_too else "no runs; --all also lists those that have ended"
-    tell = run_to_json if form == "json" else run_row
-    show([tell(run, found.at) for run in listed], form, "no runs in this state" if states else nothing)
+    held: dict[int, RunMemory] = {}
+    if by_memory:
+        held = memory_of_runs(connection, [run.run_id for run in listed if not run.is_over])
+        listed.sort(key=lambda run: -held.get(run.run_id, RunMemory()).total)
+    if form == "json":
+        rows = [run_to_json(run, found.at, held.get(run.run_id)) for run in listed]
+    else:
+        rows = [memory_row(run, held.get(run.run_id)) if by_memory else run_row(run, found.at) for run in listed]
+    show(rows, form, "no runs in this state" if states else nothing)
 
 
 @click.command(cls=Command)
@@ -69,4 +79,16 @@ def run_row(run: RunView, now: float) -> dict[str, Any]:
         "age": since(run.run.created_at if run.run else 0.0, now),
         "memory": sized(status.memory) if is_told else None,
         "why": why(run, now),
+    }
+
+
+def memory_row(run: RunView, held: RunMemory | None) -> dict[str, Any]:
+    """Return the cells of a run and what it holds in Redis; None if it has ended."""
+    parts = held_to_json(held or RunMemory())
+    return {
+        "run": run.short.removesuffix("…"),
+        "name": name_of(run),
+        "state": state_cell(run.state),
+        "nodes": run.nodes if run.run else None,
+        **{name: sized(size) if held else None for name, size in parts.items()},
     }

@@ -29,9 +29,10 @@ from brokerfl.cli.columns import Column, lines_of
 from brokerfl.cli.details import node_lines, run_lines
 from brokerfl.cli.picture import Page, Picture, chosen_of, nodes_of, runs_of
 from brokerfl.cli.tables import NOTHING, cell_of
+from brokerfl.common.text import sized
 from brokerfl.view.overview import NodeView, Overview, RunView
 from brokerfl.view.reasons import NodeState, RunState
-from brokerfl.view.words import lasting, sized
+from brokerfl.view.words import lasting
 
 _RUN_COLUMNS = (
     Column(" RUN"),

@@ -1,25 +1,22 @@
-"""`brokerfl-server`: creates a run, runs the ServerApp, ends the run. Owns its options, signals and detaching."""
+"""`brokerfl-server`: creates a run or resumes one, and again after an outage. Owns its options."""
 
-import shlex
 import signal
 import sys
-import threading
-import time
 from dataclasses import replace
-from logging import INFO, WARNING
+from logging import WARNING
 from pathlib import Path
-from types import FrameType
 
 import click
 
 from brokerfl import __version__
+from brokerfl.broker.arrival import await_redis
 from brokerfl.broker.keys import LEASE, MOST_RETENTION, OFFLINE_GRACE, RETENTION
-from brokerfl.cli.apps import find_project, load_server_app, print_traceback
+from brokerfl.cli.apps import find_project, load_server_app
 from brokerfl.cli.configs import parse_config
-from brokerfl.cli.exits import Command, Exit, code_of, say
+from brokerfl.cli.exits import Command, Exit
+from brokerfl.cli.life import Signalled, Signals, live
 from brokerfl.cli.logs import adopt_log_of, log_options, share_log
 from brokerfl.cli.options import (
-    CONNECTION,
     Bytes,
     FilePath,
     RedisOptions,
@@ -29,36 +26,21 @@ from brokerfl.cli.options import (
     max_message_option,
     redis_options,
     run_config_option,
-    typed_options,
 )
-from brokerfl.cli.progress_line import progress_line
 from brokerfl.cli.references import find_run
 from brokerfl.cli.runfile import RunFile
-from brokerfl.cli.signals import SIGNALS, handle, leave, on_second
+from brokerfl.cli.signals import SIGNALS
 from brokerfl.common import (
     ConfigError,
     OutageLimit,
-    RedisError,
-    RunError,
+    RedisUnreachable,
     RunNotFound,
     log,
 )
 from brokerfl.common.log_context import log_for
-from brokerfl.flower import keeps_something
 from brokerfl.server import Driver
-from brokerfl.server.app import ServerAppCallable
-from brokerfl.server.outcome import Outcome
+from brokerfl.server.hold import Options
 from brokerfl.server.session import OUTAGE_LIMIT
-
-#: Options that the printed command for resuming a run leaves out.
-_OF_ONE_START = ("run_config", "run_name", "resume", "takeover", "run_file")
-
-
-class _Signalled(BaseException):
-    """SIGINT, SIGTERM or SIGHUP; a BaseException, so that an app's own handlers let it pass."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
 
 
 @click.command(cls=Command)
@@ -153,6 +135,13 @@ class _Signalled(BaseException):
     envvar="BROKERFL_NO_SHARE_LOG",
     help="Keep this log out of Redis, where brokerfl log finds it.",
 )
+@click.option(
+    "--restart-on-outage",
+    is_flag=True,
+    envvar="BROKERFL_RESTART_ON_OUTAGE",
+    help="After an outage that is longer than --outage-limit, wait until Redis answers, and resume the run.",
+)
+@click.option("--quiet", is_flag=True, envvar="BROKERFL_QUIET", help="Show no progress line below the log.")
 @click.version_option(__version__)
 def main(
     app: str,
@@ -174,6 +163,8 @@ def main(
     max_run: int | None,
     no_events: bool,
     no_share_log: bool,
+    restart_on_outage: bool,
+    quiet: bool,
 ) -> None:
     """Run a ServerApp as a new run on this Redis, or resume one.
 
@@ -201,7 +192,23 @@ def main(
     log_for(run=run_id)
     if resume is None:  # a signal that comes while the run is created waits until there is something to detach
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    signals = _Signals()
+    signals = Signals()
+    options = Options(
+        lease=lease,
+        retention=retention,
+        offline_grace=offline_grace,
+        wait_replicas=wait_replicas,
+        round_timeout=round_timeout,
+        outage_limit=outage_limit,
+        max_message=max_message,
+        max_run=max_run,
+        events=not no_events,
+        log=None if no_share_log else share_log(),
+        origin=replace(origin, app=reference),
+    )
+    first = options.copy()
+    first["name"] = run_name if is_named or resume is None else None
+    first["overrides"] = None if given is None or project.defaults is None else tuple(given)
     try:
         signals.driver = driver = Driver(
             connection,
@@ -209,24 +216,16 @@ def main(
             config,
             resume=run_id,
             takeover=takeover,
-            lease=lease,
-            retention=retention,
-            offline_grace=offline_grace,
-            wait_replicas=wait_replicas,
-            round_timeout=round_timeout,
-            outage_limit=outage_limit,
-            max_message=max_message,
-            max_run=max_run,
-            events=not no_events,
-            log=None if no_share_log else share_log(),
-            origin=replace(origin, app=reference),
-            name=run_name if is_named or resume is None else None,
-            overrides=None if given is None or project.defaults is None else tuple(given),
+            **first,
         )
         if file is not None:
             file.write(driver.run.run_id)
-        code = _run(driver, server_app, signals, retention, "started" if resume is None else "resumed")
-    except _Signalled as signalled:  # while detaching; if that was not finished, the lease lapses
+        how = "started" if resume is None else "resumed"
+        code = live(driver, server_app, signals, how, quiet=quiet, comes_back=restart_on_outage)
+        while restart_on_outage and code == Exit.REDIS_UNREACHABLE:
+            signals.driver = driver = _resume_when_up(redis, driver.run.run_id, reference, options)
+            code = live(driver, server_app, signals, "resumed", quiet=quiet, comes_back=True)
+    except Signalled as signalled:  # while detaching; if that was not finished, the lease lapses
         code = 128 + signalled.number
     except RunNotFound:
         if file is not None:
@@ -237,87 +236,11 @@ def main(
     sys.exit(code)
 
 
-def _run(driver: Driver, server_app: ServerAppCallable, signals: "_Signals", retention: float, how: str) -> int:
-    run_id, started = driver.run.run_id, time.monotonic()
-    log_for(run=run_id)
-    log(INFO, "Run %s of %s %s", run_id, driver.run.app, how)
-    if how == "resumed" and not keeps_something(server_app, driver.context.state):
-        log(
-            WARNING,
-            "Run %s has nothing in context.state: its app begins at its start, while its nodes keep theirs",
-            run_id,
-        )
-    try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        with progress_line(driver.report):
-            server_app(driver, driver.context)
-        if signals.number:
-            raise _Signalled(signals.number)
-        driver.end()
-    except BaseException as error:  # SystemExit, asyncio's CancelledError: only a main that returns ends its run
-        if signals.number:  # what follows a signal is not the app's, which may have caught it, or lost its children
-            if not isinstance(error, _Signalled | RunError):
-                print_traceback(error)
-            _detach(driver, retention, f"got {signal.Signals(signals.number).name}")
-            return 128 + signals.number
-        if isinstance(error, RunError):
-            driver.detach()
-            say(f"Error: {error}")
-            return code_of(error)
-        if isinstance(error, OutageLimit | RedisError):
-            _detach(driver, retention, str(error))
-            return code_of(error)
-        print_traceback(error)
-        _detach(driver, retention, f"main raised {type(error).__name__}: {error}")
-        return Exit.APP_RAISED
-    return _complete(run_id, time.monotonic() - started, driver.report.outcome)
-
-
-def _complete(run_id: int, seconds: float, outcome: Outcome) -> Exit:
-    """Say that a run has completed; return the exit code."""
-    replies, errors = outcome.replies, outcome.errors
-    told = "1 reply" if replies == 1 else f"{replies} replies"
-    text = f": {errors} of {replies} replies were errors" if errors else f": {told}" if replies else ""
-    log(WARNING if errors else INFO, "Run %s completed after %.1f s%s", run_id, seconds, text)
-    return Exit.ALL_ERRORS if errors and errors == replies else Exit.OK
-
-
-def _detach(driver: Driver, retention: float, reason: str) -> None:
-    driver.detach()
-    run_id, app = str(driver.run.run_id), click.get_current_context().params["app"]
-    resume = shlex.join(["brokerfl-server", app, "--resume", run_id, *typed_options(but=_OF_ONE_START)])
-    stop = shlex.join(["brokerfl", "stop", run_id, *typed_options(only=CONNECTION)])
-    say(
-        f"Run {run_id} is detached: {reason}\n"
-        f"Its messages stay in Redis for {_in_words(retention)}. To resume it:\n"
-        f"    {resume}\n"
-        f"To delete it: {stop}"
-    )
-
-
-def _in_words(seconds: float) -> str:
-    unit, name = next((unit, name) for unit, name in ((3600, "h"), (60, "min"), (1, "s")) if seconds >= unit)
-    return f"{seconds / unit:.3g} {name}"
-
-
-class _Signals:
-    """Handles the signals: the first one detaches the run, a second one ends the process at once.
-
-    Attributes:
-        driver: the run's, once there is one.
-        number: of the first signal; 0 until then.
-    """
-
-    def __init__(self) -> None:
-        self.driver: Driver | None = None
-        self.number = 0
-        handle(self._on_first)
-
-    def _on_first(self, number: int, frame: FrameType | None) -> None:
-        self.number = number
-        handle(on_second(leave))
-        if self.driver is not None:
-            # While main unwinds, it may join threads that wait for replies, as a ThreadPoolExecutor does. Not in this
-            # thread, which may hold any lock.
-            threading.Thread(target=self.driver.abandon, name="abandon", daemon=True).start()
-        raise _Signalled(number)
+def _resume_when_up(redis: RedisOptions, run_id: int, app: str, options: Options) -> Driver:
+    """Return the Driver of a run that is resumed as soon as Redis answers."""
+    while True:
+        connection = await_redis(redis.connect)
+        try:
+            return Driver(connection, app, resume=run_id, **options)
+        except (RedisUnreachable, OutageLimit) as error:
+            log(WARNING, "Run %s is still detached: %s", run_id, error)

@@ -2,7 +2,8 @@
 
 import click
 
-from brokerfl.cli.details import metric_lines, node_lines, run_lines
+from brokerfl.broker.memory import memory_of_runs
+from brokerfl.cli.details import held_lines, metric_lines, node_lines, run_lines
 from brokerfl.cli.exits import Command
 from brokerfl.cli.options import RedisOptions, Text, redis_options
 from brokerfl.cli.references import node_called, run_called
@@ -30,7 +31,9 @@ def show(words: tuple[str, ...], redis: RedisOptions, form: str) -> None:
     overview = read_overview(connection)
     if kind == "run":
         run = run_called(connection, overview, name)
-        lines, record = run_lines(run, overview), run_to_json(run, overview.at)
+        held = None if run.is_over else memory_of_runs(connection, [run.run_id])[run.run_id]
+        lines, record = run_lines(run, overview), run_to_json(run, overview.at, held)
+        lines += held_lines(held) if held else []
         lines += metric_lines(metrics_of(connection, run.run_id))
     else:
         node = node_called(connection, overview, name)

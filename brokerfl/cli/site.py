@@ -26,18 +26,29 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from brokerfl.view.shape import sight_to_json
+from brokerfl.broker.keys import parse_id
+from brokerfl.common import BrokerflError
+from brokerfl.view.shape import sight_to_json, story_to_json
+from brokerfl.view.story import Story
 from brokerfl.view.watch import Sight
 
 #: Seconds for requests under way at the end.
 _GRACE = 5.0
 
 
-def site(look: Callable[[], Sight], url: str, hosts: Collection[str], *, any_address: bool = False) -> Starlette:
+def site(
+    look: Callable[[], Sight],
+    tell: Callable[[int], Story],
+    url: str,
+    hosts: Collection[str],
+    *,
+    any_address: bool = False,
+) -> Starlette:
     """Return the application.
 
     Args:
         look: returns what is there; it may take some seconds.
+        tell: returns what happened in a run; likewise.
         url: where Redis is, without its password.
         hosts: the names under which it answers. Others are refused: a page of somebody else whose name leads here
             (DNS rebinding) could read everything.
@@ -51,8 +62,17 @@ def site(look: Callable[[], Sight], url: str, hosts: Collection[str], *, any_add
     def overview(request: Request) -> Response:  # no coroutine: starlette calls it in a thread
         return _Answer(sight_to_json(look(), url))
 
+    def story(request: Request) -> Response:
+        run_id = parse_id(request.path_params["run"].encode())
+        if run_id is None:
+            return _Answer({"error": "a run id is a number"}, 404)
+        try:
+            return _Answer(story_to_json(tell(run_id)))
+        except BrokerflError as error:
+            return _Answer({"error": str(error)}, 503)
+
     return Starlette(
-        routes=[Route("/", show), Route("/api/overview", overview)],
+        routes=[Route("/", show), Route("/api/overview", overview), Route("/api/runs/{run}", story)],
         middleware=[Middleware(_Guard, hosts=hosts, any_address=any_address, headers=_headers(page))],
     )
 

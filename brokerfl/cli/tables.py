@@ -21,7 +21,10 @@ from brokerfl.common.text import shown
 NOTHING = "-"
 
 #: Columns of numbers.
-_NUMBERS = ("bytes", "crashes", "errors", "queue", "last", "median", "memory", "answered")
+_NUMBERS = (
+    "bytes", "crashes", "errors", "dead", "queue", "last", "median", "memory", "answered", "nodes", "total",
+    "contents", "inboxes", "outboxes", "chunks", "context", "books",
+)  # fmt: skip
 
 format_option = click.option(
     "--format",
@@ -67,7 +70,7 @@ def show_lines(lines: Sequence[Text]) -> None:
     _check()
 
 
-def show_done(record: dict[str, str], text: str, form: str) -> None:
+def show_done(record: Mapping[str, object], text: str, form: str) -> None:
     """Print what was done: as JSON, or in words."""
     click.echo(json.dumps(record) if form == "json" else text)
 

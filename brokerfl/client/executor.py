@@ -11,6 +11,7 @@ from contextlib import suppress
 from logging import ERROR, WARNING
 
 from brokerfl.client.activity import Activity, Execution
+from brokerfl.client.aside import Aside
 from brokerfl.client.gate import Denied
 from brokerfl.client.journal import Answer, Journal
 from brokerfl.client.payloads import Payloads
@@ -112,6 +113,11 @@ class Executor:
     def is_full(self) -> bool:
         """Whether a large reply waits for room in a full Redis."""
         return self._payloads.is_full
+
+    @property
+    def aside(self) -> Aside:
+        """What the node has set aside."""
+        return self._journal.aside
 
     def free_disk(self) -> int:
         """Return the free bytes of the journal's disk; 0 if it is in memory."""

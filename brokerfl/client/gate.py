@@ -92,7 +92,7 @@ class Gate:
         self._rules = read_gate_file(path)
         self._using = threading.RLock()
         self._held: dict[int, _Held] = {}
-        self._said: dict[int, tuple[str, float]] = {}  # why, and since when
+        self._said: dict[int, float] = {}  # since when runs wait
         self._free: set[int] = set()  # of those held: nobody has asked about them again
         self._let_in: dict[int, str] = {}
         self._executed: dict[str, dict[str, float]] = {}  # by owner and message, the oldest first
@@ -181,8 +181,7 @@ class Gate:
         run, until, now = asked.run, min(until, asked.expires), time.time()
         self._held[run.run_id] = _Held(asked.owner, why, min(until, now + _AGAIN))
         self._free.discard(run.run_id)
-        former, since = self._said.get(run.run_id, ("", now))
-        self._said[run.run_id] = why, since
+        is_new, since = run.run_id not in self._said, self._said.setdefault(run.run_id, now)
         record = {
             "owner": asked.owner,
             "name": run.name,
@@ -199,9 +198,9 @@ class Gate:
             self._folder.write(run.run_id, Verdict.PENDING, record)
         except OSError as error:
             raise self._trouble(error) from None
-        if former != why:
-            text = "Run %s of %s waits at the gate: %s (brokerfl gate approve %s)"
-            log(WARNING, text, run.run_id, shown(asked.owner) or "an unknown owner", shown(why), run.run_id)
+        if is_new:  # the reason stays at the site: its log may be shared with the run
+            text = "Run %s of %s waits at the gate; decide with `brokerfl gate approve %s`, or deny"
+            log(WARNING, text, run.run_id, shown(asked.owner) or "an unknown owner", run.run_id)
         raise Withheld(why)
 
     def forget(self, run_id: int) -> None:

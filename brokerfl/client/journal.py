@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from brokerfl.client.answered import Answered
+from brokerfl.client.aside import Aside
 from brokerfl.client.database import open_database
 from brokerfl.client.folder import Folder
 from brokerfl.client.running import RunningFile
@@ -74,6 +75,7 @@ class Journal:
 
     Attributes:
         home: the identity of the directory; "" in memory.
+        aside: what was set aside, as of the last `tidy`.
 
     Raises:
         NodeNameTaken: another process has locked the directory.
@@ -89,6 +91,7 @@ class Journal:
         self._using = threading.RLock()
         self._crashes: dict[tuple[str, str], int] = {}
         self._answered = Answered(in_memory=folder is None)
+        self.aside = Aside()
         self._gone: set[str] = set()  # runs that are forgotten, whose rows have not left yet
         self._known: set[str] = set()
         self._absent: dict[str, float] = {}
@@ -118,6 +121,8 @@ class Journal:
                 self._db = open_database(self._path)
                 self._count_crashes()
                 self._load()
+                self.aside = Aside()
+                self.aside.look(self._db)
             except (sqlite3.Error, OSError) as error:
                 raise self._trouble("cannot be opened", error) from None
             return strange
@@ -309,6 +314,7 @@ class Journal:
         """
         with self._using:
             if self._db is not None:
+                self.aside.look(self._db)
                 self._forget(self._absent, time.time(), {str(run_id) for run_id in ended})
         for _ in range(_STEPS):
             if not self._take_a_step():
@@ -338,7 +344,4 @@ class Journal:
     def set_aside(self, run_id: int, message_id: str, fields: Fields, crashes: int) -> None:
         """Keep a message that killed the node too often, so that the reason can be found."""
         with self._transaction(lasting=True) as db:
-            db.execute(
-                "INSERT OR REPLACE INTO dead VALUES (?, ?, ?, ?, ?)",
-                (message_id, str(run_id), join_fields(fields), crashes, time.time()),
-            )
+            self.aside.put(db, run_id, message_id, fields, crashes)

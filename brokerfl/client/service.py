@@ -56,9 +56,13 @@ class Service:
     def status(self, clock: Clock) -> NodeStatus:
         """Return what the node says of itself; ``clock`` is what is known of Redis' clock."""
         disk, paused = self.executor.free_disk(), self._worklist.is_paused
-        told = self.executor.activity.status(clock, self._worklist.queued, disk, is_paused=paused, is_full=self.is_full)
+        status = self.executor.activity.status(
+            clock, self._worklist.queued, disk, is_paused=paused, is_full=self.is_full
+        )
+        aside = self.executor.aside
         held = self.site.held()
-        return replace(told, withheld=len(held), withheld_runs=tuple(held)) if held else told
+        status = replace(status, withheld=len(held), withheld_runs=tuple(held)) if held else status
+        return replace(status, dead=aside.count, latest_dead=aside.latest)
 
     def keep_only(self, frames: dict[int, bytes]) -> None:
         """Serve these runs: add new ones, and drop what is queued for those that are over."""

@@ -21,6 +21,7 @@ import tenacity
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.room import Room, room_for
 from brokerfl.common import RedisOutOfMemory, log
+from brokerfl.common.text import sized
 
 Result = TypeVar("Result")
 
@@ -154,4 +155,4 @@ def _pause(state: tenacity.RetryCallState) -> float:
 
 
 def _sum(wanted: Mapping[str, int]) -> str:
-    return f"{sum(wanted.values()) / 1e6:,.1f} MB"
+    return sized(sum(wanted.values()))

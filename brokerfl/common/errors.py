@@ -102,6 +102,10 @@ class RunNotFound(RunError):
     """No run has this id or name, several may be meant, or it has ended."""
 
 
+class MessageNotFound(BrokerflError):
+    """The run has no such message that is not settled, or several may be meant."""
+
+
 class RunAttached(RunError):
     """Another live ServerApp is attached to this run."""
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from logging import INFO
 
-from brokerfl.broker.books import Parcel
+from brokerfl.broker.change import Parcel
 from brokerfl.broker.fence import Transaction
 from brokerfl.broker.patience import holding
 from brokerfl.broker.presence import registered

@@ -42,7 +42,6 @@ from brokerfl.common.shared_log import SharedLog
 from brokerfl.server.announcer import Announcer
 from brokerfl.server.book import Book, Event
 from brokerfl.server.commit import Committer
-from brokerfl.server.drain import Drain
 from brokerfl.server.outcome import Outcome
 from brokerfl.server.progress import Progress
 from brokerfl.server.push import Pusher
@@ -50,6 +49,7 @@ from brokerfl.server.receive import Receiver
 from brokerfl.server.reconcile import Reconciler
 from brokerfl.server.replies import Replies
 from brokerfl.server.report import Report
+from brokerfl.server.requests import Requests
 from brokerfl.server.session import OUTAGE_LIMIT, Session
 from brokerfl.server.shortage import Shortage
 from brokerfl.server.steps import trace_step
@@ -144,8 +144,8 @@ class Hold:
         self.replies = Replies(session, self.waits, self.committer, self.outcome, settings.max_message)
         self.report = Report(session, book, progress, self.outcome, blobs)
         self._is_closed = False
-        self._drain = Drain(owner, progress)
-        progress.rung = self._drain.look
+        self._requests = Requests(session, book, progress, self.verdicts)
+        progress.rung = self._requests.look
         announcer = Announcer(progress, self.report, session)
         self._ticks = Heartbeat(f"waits of run {run_id}", _TICK, announcer.tick, _give_up_saying)
         self._ticks.start()
@@ -164,7 +164,7 @@ class Hold:
         try:
             self.session.through_outage(lambda: self.owner.renew_lifetimes(self.footprint()))
             self.session.take_up()
-            self._drain.look()
+            self._requests.look()
             if self.owner.has_new_frame:
                 with suppress(RedisOutOfMemory):  # then its nodes go by what they were told before
                     self.session.transact(lambda: self.session.transactions.announce(self.book.contacts.all()))
@@ -180,7 +180,7 @@ class Hold:
                 self.session.when_quiet(self.blobs.release)
                 self.session.when_quiet(self.session.diary.write)
                 self.session.is_short = self.shortage.look()
-                self._drain.look()
+                self._requests.look()
             except RedisForgot:
                 self.session.reconcile(always=True)
         except RunError:

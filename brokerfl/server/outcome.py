@@ -14,14 +14,17 @@ from brokerfl.wire.reply import DRAINED
 #: The reason of an Error that the app asked for.
 CANCELLED = "the message was cancelled"
 
+#: The reason of an Error that an operator asked for.
+CALLED_OFF = "an operator cancelled the message"
+
 #: The reasons of Errors that somebody asked for: nothing went wrong.
-_ASKED_FOR = {(ErrorCode.MESSAGE_UNAVAILABLE, reason) for reason in (CANCELLED, DRAINED)}
+_ASKED_FOR = {(ErrorCode.MESSAGE_UNAVAILABLE, reason) for reason in (CANCELLED, CALLED_OFF, DRAINED)}
 
 
 class Outcome:
     """Counts the replies that an app got. Safe to share between threads.
 
-    What the app cancelled itself, or a drained run refused, counts as no reply.
+    What was cancelled, or a drained run refused, counts as no reply.
 
     Args:
         name_of: returns a node in words.

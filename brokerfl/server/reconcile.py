@@ -12,7 +12,7 @@ from contextlib import suppress
 from logging import INFO
 
 from brokerfl.broker.blobs import Blobs
-from brokerfl.broker.books import Parcel
+from brokerfl.broker.change import Parcel
 from brokerfl.broker.ending import Footprint
 from brokerfl.broker.fence import RedisForgot
 from brokerfl.broker.inbox import entries_of

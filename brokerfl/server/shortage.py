@@ -16,6 +16,7 @@ from logging import INFO, WARNING
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.memory import RunMemory, ServerMemory, memory_of_run, memory_of_server
 from brokerfl.common import BrokerflError, log
+from brokerfl.common.text import sized
 
 #: Seconds between two warnings.
 _AGAIN = 60.0
@@ -104,12 +105,12 @@ class Shortage:
         self._said_at = now
         log(
             WARNING,
-            "Redis is full%s; this run holds %s MB (broadcast %s MB, replies %s MB of %s nodes); "
+            "Redis is full%s; this run holds %s (contents %s, replies %s of %s nodes); "
             "settle replies or raise maxmemory",
             "" if fullest is None else f": {_use(fullest, servers)}",
-            _megabytes(run.total),
-            _megabytes(run.broadcast),
-            _megabytes(run.replies),
+            sized(run.total),
+            sized(run.contents),
+            sized(run.replies),
             run.repliers,
         )
 
@@ -120,13 +121,9 @@ def _fullest(servers: Collection[ServerMemory]) -> ServerMemory | None:
 
 
 def _next_reply(run: RunMemory) -> int:
-    return max(run.broadcast, run.replies // run.repliers if run.repliers else 0)
+    return max(run.contents, run.replies // run.repliers if run.repliers else 0)
 
 
 def _use(server: ServerMemory, servers: int) -> str:
     where = f" at {server.place}" if servers > 1 else ""
-    return f"{_megabytes(server.used)} of {_megabytes(server.most)} MB{where}"
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.0f}"
+    return f"{sized(server.used)} of {sized(server.most)}{where}"

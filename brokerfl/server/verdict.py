@@ -5,6 +5,7 @@ know who waits for replies.
 """
 
 from collections.abc import Collection, Iterable
+from logging import INFO
 
 from brokerfl.broker.blobs import Blobs
 from brokerfl.broker.liveness import Liveness
@@ -12,13 +13,16 @@ from brokerfl.broker.patience import within
 from brokerfl.broker.presence import absent_nodes
 from brokerfl.broker.rings import Rings
 from brokerfl.broker.transactions import Transactions
-from brokerfl.common import Error, ErrorCode
+from brokerfl.common import Error, ErrorCode, log
 from brokerfl.common.logger import trace
 from brokerfl.server.book import Book, OpenMessage, State
 from brokerfl.server.names import Names
-from brokerfl.server.outcome import CANCELLED
+from brokerfl.server.outcome import CALLED_OFF, CANCELLED
 from brokerfl.server.receive import Receiver
 from brokerfl.server.session import Session
+
+#: Nodes that a line of the log names.
+_NAMED = 8
 
 
 class Verdicts:
@@ -92,6 +96,17 @@ class Verdicts:
             self._pass([(message, reason) for message in self._book.awaited(wanted)])
 
         within(until, lambda: self._session.through_outage(cancel))
+
+    def call_off(self, message_ids: Collection[str]) -> None:
+        """Answer messages with Error 3 that operators asked to cancel, those that are open now."""
+        found = self._book.awaited(message_ids)
+        if found:
+            run_id = self._transactions.owner.run.run_id
+            names = sorted({self._session.names.of(message.node_id) for message in found})
+            which = ", ".join(names[:_NAMED]) + (" and others" if names[_NAMED:] else "")
+            log(INFO, "An operator cancelled %s messages of run %s: %s", len(found), run_id, which)
+            reason = Error(ErrorCode.MESSAGE_UNAVAILABLE, CALLED_OFF)
+            self._pass([(message, reason) for message in found])
 
 
 def _verdict(message: OpenMessage, now: float, gone: set[int], names: Names) -> Error | None:

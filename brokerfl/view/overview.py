@@ -12,10 +12,10 @@ from brokerfl.broker.connection import Connection
 from brokerfl.broker.node_info import NodeInfo
 from brokerfl.broker.seen import EndedRun, Seen, SeenRun, SeenServer, look
 from brokerfl.common import UserConfig
-from brokerfl.common.text import shown_node
+from brokerfl.common.text import shown_node, sized
 from brokerfl.view.judge import NodeJudged, RunJudged, Seer, judge_node, judge_run
 from brokerfl.view.reasons import OVER, NodeState, Reason, RunState
-from brokerfl.view.words import short_among, sized
+from brokerfl.view.words import short_among
 from brokerfl.wire.run import Run
 from brokerfl.wire.status import NodeStatus, RunStatus
 

@@ -5,16 +5,24 @@ integers; times are ISO 8601 with their zone, durations seconds, sizes bytes. It
 """
 
 import math
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
+from brokerfl.broker.memory import RunMemory
+from brokerfl.view.history import said
 from brokerfl.view.overview import NodeView, Overview, RunView
+from brokerfl.view.story import Story
 from brokerfl.view.watch import Sight
+from brokerfl.wire.event import Event, Kind
 from brokerfl.wire.origin import Origin
 
+#: Most events, and most points of a curve, that are told at once.
+_TOLD_EVENTS, _TOLD_POINTS = 100, 400
 
-def run_to_json(run: RunView, now: float) -> dict[str, Any]:
-    """Return a run. ``now`` is Unix time by Redis' clock, as in `Overview`."""
+
+def run_to_json(run: RunView, now: float, held: RunMemory | None = None) -> dict[str, Any]:
+    """Return a run. ``now`` is Unix time by Redis' clock, as in `Overview`; ``held`` is what was measured in Redis."""
     status, is_told, known = run.status, run.status.at > 0, run.run
     awaited = {each.node: each.since for each in status.awaited if each.since}
     return {
@@ -52,8 +60,22 @@ def run_to_json(run: RunView, now: float) -> dict[str, Any]:
         "bytes_out": status.bytes_out if is_told else None,
         "bytes_in": status.bytes_in if is_told else None,
         "memory": status.memory if is_told else None,
+        "held": held_to_json(held) if held else None,
         "metrics": {name: value if math.isfinite(value) else None for name, value in run.metrics.items()},
         "told": time_to_json(status.at),
+    }
+
+
+def held_to_json(held: RunMemory) -> dict[str, int]:
+    """Return what a run holds in Redis, in all and in parts."""
+    return {
+        "total": held.total,
+        "contents": held.contents,
+        "inboxes": held.inboxes,
+        "outboxes": held.outboxes,
+        "chunks": held.chunks,
+        "context": held.context,
+        "books": held.books,
     }
 
 
@@ -91,8 +113,57 @@ def node_to_json(node: NodeView, now: float) -> dict[str, Any]:
         "host": status.host or None,
         "pid": status.pid or None,
         "disk_free": status.disk or None,
+        "dead": status.dead if is_told else None,
+        "latest_dead": [
+            {"run": str(each.run), "message": each.message, "crashes": each.crashes, "at": time_to_json(each.at)}
+            for each in status.latest_dead
+        ],
         "labels": info.labels,
     }
+
+
+def event_to_json(event: Event) -> dict[str, Any]:
+    """Return an event of a run."""
+    return {
+        "time": time_to_json(event.at, "milliseconds"),
+        "kind": str(event.kind),
+        "group": event.group,
+        "type": event.type,
+        "sent": event.sent,
+        "answered": event.answered,
+        "errors": event.errors,
+        "seconds": round(event.seconds, 3),
+        "node": str(event.node) if event.node else None,
+        "text": event.text,
+        "values": dict(event.values),
+    }
+
+
+def story_to_json(story: Story) -> dict[str, Any]:
+    """Return what happened in a run: the latest events, its rounds, and its numbers."""
+    number = max(0, len(story.events) - _TOLD_EVENTS)
+    return {
+        "run": str(story.run_id),
+        "events": [
+            {"number": at, "time": time_to_json(event.at, "milliseconds"), "kind": str(event.kind), "said": said(event)}
+            for at, event in enumerate(story.events[number:], number)
+        ],
+        "rounds": [
+            {"round": event.group, "type": event.type, "seconds": round(event.seconds, 3), "errors": event.errors}
+            for event in story.events
+            if event.kind == Kind.ANSWERED
+        ][-_TOLD_POINTS:],
+        "curves": [
+            {"name": name, "points": [[at, value if math.isfinite(value) else None] for at, value in thinned(curve)]}
+            for name, curve in story.curves.items()
+        ],
+    }
+
+
+def thinned(curve: Sequence[tuple[int, float]]) -> Sequence[tuple[int, float]]:
+    """Return points of a curve at even distances, not too many, with the last one."""
+    step = -(-len(curve) // _TOLD_POINTS) or 1
+    return curve[::-step][::-1]
 
 
 def sight_to_json(sight: Sight, url: str) -> dict[str, Any]:
@@ -126,10 +197,10 @@ def sight_to_json(sight: Sight, url: str) -> dict[str, Any]:
     }
 
 
-def time_to_json(seconds: float) -> str | None:
+def time_to_json(seconds: float, precision: str = "seconds") -> str | None:
     """Return Unix time in ISO 8601; None for 0, which means unknown, and for what no calendar has."""
     try:
-        return datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="seconds") if seconds else None
+        return datetime.fromtimestamp(seconds).astimezone().isoformat(timespec=precision) if seconds else None
     except (ValueError, OverflowError, OSError):
         return None
 

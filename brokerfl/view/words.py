@@ -1,4 +1,4 @@
-"""Words: how ids among others, durations and sizes are written. Owns that; must not know who reads them."""
+"""Words: how ids among others and durations are written. Owns that; must not know who reads them."""
 
 from collections.abc import Iterable
 
@@ -26,13 +26,3 @@ def lasting(seconds: float) -> str:
     if whole < 86_400:
         return f"{whole // 3600}h{whole % 3600 // 60:02}m"
     return f"{whole // 86_400}d{whole % 86_400 // 3600:02}h"
-
-
-def sized(size: int) -> str:
-    """Return a size in bytes: ``0``, ``512B``, ``64K``, ``1.5M``, ``399M``, in powers of 1024."""
-    if size < 1024:
-        return f"{size}B" if size else "0"
-    value, units = size / 1024, "KMGTPE"
-    while value >= 999.5 and len(units) > 1:
-        value, units = value / 1024, units[1:]
-    return (f"{value:.1f}".removesuffix(".0") if value < 9.95 else f"{value:.0f}") + units[0]

@@ -77,6 +77,23 @@ class About(_Told):
 
 
 @dataclass(frozen=True)
+class Dead(_Told):
+    """One message that a node set aside because it killed it too often.
+
+    Attributes:
+        run: its run's id.
+        message: its id.
+        crashes: how often it killed the node.
+        at: Unix time by the node's clock, in seconds, at which it was set aside.
+    """
+
+    run: int = 0
+    message: str = ""
+    crashes: int = 0
+    at: float = 0.0
+
+
+@dataclass(frozen=True)
 class NodeStatus(_Told):
     """What a node says of itself. Times are Unix time by Redis' clock; durations are seconds.
 
@@ -98,6 +115,8 @@ class NodeStatus(_Told):
         withheld: how many runs wait until the node's site lets their messages in.
         withheld_runs: which, at most `MOST_TOLD`.
         about: what the registry says of it, too: whoever looks at a thousand nodes reads one field of each.
+        dead: how many messages it has set aside.
+        latest_dead: the latest of them, the last one first.
     """
 
     at: float = 0.0
@@ -117,6 +136,8 @@ class NodeStatus(_Told):
     withheld: int = 0
     withheld_runs: tuple[int, ...] = ()
     about: About = About()
+    dead: int = 0
+    latest_dead: tuple[Dead, ...] = ()
 
 
 @dataclass(frozen=True)

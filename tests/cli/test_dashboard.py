@@ -6,24 +6,32 @@ import re
 import signal
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from brokerfl.cli.serving import listening
 from brokerfl.cli.site import serving, site
+from brokerfl.common import RedisUnreachable
+from brokerfl.common.text import shown, sized
+from brokerfl.view import story as story_module
 from brokerfl.view.reasons import NodeState, Reason, RunState
 from brokerfl.view.shape import node_to_json, run_to_json
+from brokerfl.view.story import Stories, Story
 from brokerfl.view.watch import Sight, Watch
-from brokerfl.view.words import lasting, short_among, sized
+from brokerfl.view.words import lasting, short_among
+from brokerfl.wire.event import Event, Kind
+from brokerfl.wire.past import curves_of
 from tests.cli.browser import Browser, find_browser
 from tests.cli.conftest import DEADLINE, Broker, Commands, run_id
 from tests.cli.scene import HALF, HOSTILE, Scene, patient, scene
 from tests.conftest import missing, real_backend
+from tests.stage import beat, start
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -45,9 +53,9 @@ def get(port: int, path: str = "/", host: str = "", method: str = "GET") -> tupl
 
 
 @contextmanager
-def served(look: Any, **options: Any) -> Iterator[int]:
+def served(look: Any, tell: Callable[[int], Story] = Story, **options: Any) -> Iterator[int]:
     """The site at a port."""
-    app = site(look, URL, {"127.0.0.1", "localhost", "::1", "fl.example.org"}, **options)
+    app = site(look, tell, URL, {"127.0.0.1", "localhost", "::1", "fl.example.org"}, **options)
     with serving(app, listening("127.0.0.1", 0)) as (port, _):
         yield port
 
@@ -115,6 +123,67 @@ def test_redis_that_is_away_or_full_is_said(seen: tuple[Scene, Sight]) -> None:
         ("redis_full", "Redis is full", 1),
     ]
     assert (told[0]["at"], told[0]["runs"], told[0]["redis"]["url"]) == (None, [], URL)
+
+
+def told(run_id: int, rounds: int = 12) -> Story:
+    """The story of a run whose accuracy rises and has a gap, with a round that took long and an Error."""
+    at, events = 1_800_000_000.0, [Event(1_800_000_000.0, Kind.STARTED)]
+    for number in range(1, rounds + 1):
+        group, at = str(number), at + 30
+        seconds = 31.0 if number == rounds else 4.0 + number % 3
+        values = {"loss": 2.0 / number}
+        events.append(Event(at, Kind.BEGUN, group, "train", sent=2))
+        events.append(Event(at + seconds, Kind.ANSWERED, group, "train", 2, 2, 0, seconds, values=values))
+        accuracy = math.nan if number == 5 else 1 - 0.9 / number
+        events.append(Event(at + seconds, Kind.METRICS, group, values={"accuracy": accuracy}))
+    events.append(Event(at + 40, Kind.ERROR, str(rounds), "train", node=77, text=f"Error 2: {HOSTILE}"))
+    return Story(run_id, tuple(events), curves_of(events))
+
+
+def test_the_story_of_a_run_as_json(seen: tuple[Scene, Sight]) -> None:
+    """Its latest events in words, its rounds and its curves, of which a long one is thinned; else a clear answer."""
+    _, sight = seen
+
+    def tell(run_id: int) -> Story:
+        if run_id == 8:
+            raise RedisUnreachable("Redis does not answer")
+        return Story(9) if run_id == 9 else told(run_id, 1000)
+
+    with served(lambda: sight, tell) as port:
+        status, _, body = get(port, "/api/runs/7")
+        nothing, broken, wrong = (get(port, f"/api/runs/{each}") for each in (9, 8, "07"))
+    story = json.loads(body)
+    assert (status, story["run"], len(story["events"])) == (200, "7", 100)
+    assert story["events"][-1]["number"] == 3001
+    assert story["events"][-2]["said"] == "round 1000: accuracy=0.9991"
+    assert datetime.fromisoformat(story["events"][0]["time"]).tzinfo is not None
+    assert story["rounds"][-1] == {"round": "1000", "type": "train", "seconds": 31.0, "errors": 0}
+    curves = {curve["name"]: curve["points"] for curve in story["curves"]}
+    assert [*curves] == ["train/loss", "accuracy"]
+    assert len(curves["accuracy"]) <= 400
+    assert curves["accuracy"][-1] == [1000, 1 - 0.9 / 1000]
+    assert json.loads(nothing[2]) == {"run": "9", "events": [], "rounds": [], "curves": []}
+    assert (broken[0], json.loads(broken[2])) == (503, {"error": "Redis does not answer"})
+    assert wrong[0] == 404
+
+
+def test_a_story_is_read_on(valkey_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look reads what is new; of a run that ends, what was seen stays, and its numbers remain for others."""
+    monkeypatch.setattr(story_module, "_FRESH", 0.0)
+    backend = real_backend("valkey", valkey_url)
+    stories = Stories(backend.connect())
+    driver = start(backend)
+    run_id = driver.run.run_id
+    for number in (1, 2):
+        driver.log_metrics(number, accuracy=number / 2)
+        beat(driver)
+        found = stories.of(run_id)
+        assert [event.kind for event in found.events] == [Kind.STARTED, *[Kind.METRICS] * number]
+        assert found.curves == {"accuracy": [(each, each / 2) for each in range(1, number + 1)]}
+    driver.end()
+    assert stories.of(run_id) == found
+    assert Stories(backend.connect()).of(run_id) == Story(run_id, (), found.curves)
+    assert stories.of(4711) == Story(4711)
 
 
 # Whom it answers.
@@ -224,6 +293,40 @@ def test_the_page_says_when_redis_or_its_own_server_is_away(browser: Browser, se
     assert browser.ask("document.querySelectorAll('#nodes tr').length") == 1
 
 
+def test_a_run_with_its_rounds_numbers_and_events(browser: Browser, seen: tuple[Scene, Sight], tmp_path: Path) -> None:
+    """Drawn in both schemes of colours, in a wide and a narrow window; a gap is a gap, and words stay text."""
+    made, sight = seen
+    with served(lambda: sight, told) as port:
+        browser.looks(1280, 900)
+        browser.open(f"http://127.0.0.1:{port}/#run={made.stuck}")
+        browser.wait_for("document.querySelectorAll('#curves figure').length === 3")
+        names = browser.ask("[...document.querySelectorAll('#curves figcaption')].map((each) => each.innerText)")
+        assert [name.split() for name in names] == [
+            ["train:", "seconds", "a", "round", "31"], ["train/loss", "0.166667"], ["accuracy", "0.925"],
+        ]  # fmt: skip
+        paths = browser.ask("[...document.querySelectorAll('#curves path')].map((each) => each.getAttribute('d'))")
+        assert [path.count("M") for path in paths] == [1, 1, 2]
+        labels = browser.ask("document.querySelectorAll('#curves svg')[2].getAttribute('aria-label')")
+        assert labels == "accuracy: 0.925 in round 12, 0.1 to 0.925"
+        assert browser.ask("document.querySelectorAll('#events li').length") == 38
+        assert browser.ask("document.querySelector('#events li').innerText").endswith(
+            f"round 12, train: node 77: Error 2: {shown(HOSTILE)}"
+        )
+        for dark in (False, True):
+            for width in (1280, 420):
+                browser.looks(width, 1500, dark=dark)
+                browser.wait_for(f"innerWidth === {width} && document.documentElement.scrollWidth <= {width}")
+                colour = browser.ask("getComputedStyle(document.querySelector('#curves path')).stroke")
+                assert colour == ("rgb(121, 180, 245)" if dark else "rgb(28, 90, 158)")
+                browser.screenshot(tmp_path / f"{'dark' if dark else 'light'}-{width}.png")
+        browser.looks(1280, 900)
+        browser.ask(f"location.hash = 'run={made.detached}'")
+        browser.wait_for("story.run === openedId() && document.querySelectorAll('#curves figure').length === 3")
+        browser.ask("document.getElementById('close').click()")
+        browser.wait_for("opened.hidden")
+    assert not browser.errors
+
+
 def test_a_live_run(browser: Browser, commands: Commands, broker: Broker) -> None:
     """The page of the command: a run moves, a node that is killed is lost, a run that ends is gone."""
     process = commands.start("brokerfl", "dashboard", "--port", "0")
@@ -234,6 +337,7 @@ def test_a_live_run(browser: Browser, commands: Commands, broker: Broker) -> Non
     browser.open(f"{url}#run={run}")
     pushed = "Number(/(\\d+) to 1 nodes/.exec(facts.innerText)?.[1])"
     before = browser.wait_for(pushed)
+    browser.wait_for("document.querySelector('#events li') && document.querySelector('#curves figure')")
     browser.wait_for(f"{pushed} > {before}")
     browser.wait_for("document.querySelector('#nodes').innerText.includes('site-1')")
     commands.write("enough", "")

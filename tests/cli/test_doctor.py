@@ -25,7 +25,7 @@ def test_the_doctor_says_what_is_wrong(commands: Commands, broker: Broker) -> No
     rows = {row["check"]: row for row in json.loads(started["json"].ends(0).out)}
     assert rows["persistence"]["status"] == "warning"
     assert rows["permissions"] | {"found": ""} == {"check": "permissions", "status": "ok", "found": "", "advice": ""}
-    assert "1 * (1 + 1) * 4,398,047 MB need 9,675,702 MB" in started["too large"].ends(50).out
+    assert "1 * (1 + 1) * 4T need 8.8T" in started["too large"].ends(50).out
     assert "does not answer" in error_of(started["no redis"].ends(10))
     named = {client["name"] for client in broker.admin.client_list()}
     assert "brokerfl-node:site-7" in named

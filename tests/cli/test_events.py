@@ -2,13 +2,14 @@
 
 import csv
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Broker, Commands, error_of, run_id
+from tests.cli.conftest import Broker, Commands, error_of, gated, run_id
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -88,6 +89,25 @@ def test_what_is_told_of_runs(commands: Commands, broker: Broker) -> None:
     assert ("config", "rounds") not in found
     assert found["metric", "loss"] == ("0.5", "0.25")
     assert found["run", "messages"] == ("2", "2")
+
+
+def test_a_node_shares_its_log_on_purpose(commands: Commands, broker: Broker) -> None:
+    """With --share-log, what it says of a run is in that run's log, under its name; another node's is not."""
+    commands.node("--name", "open", "--share-log", *gated(commands.folder / "gate"))
+    closed = commands.node("--name", "closed")
+    server = commands.server("--run-config", "nodes=2")
+    logger = commands.start("brokerfl", "log", run_id(server), "--follow")
+    logger.wait_for(rf"INFO     Training begins \[run {run_id(server)[:4]}… node open message ")
+    closed.wait_for("Training begins")
+    closed.send(signal.SIGTERM)
+    closed.ends(0)
+    shared = commands.run("brokerfl", "log", run_id(server)).out
+    assert "node open" in shared
+    assert "node closed" not in shared
+    assert "serves client:app" not in shared
+    commands.write("gate", "")
+    server.ends(0)
+    logger.ends(0)
 
 
 def test_a_run_that_is_not_there(commands: Commands, broker: Broker) -> None:

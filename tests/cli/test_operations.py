@@ -8,7 +8,7 @@ import pytest
 
 from brokerfl.cli.exits import Exit
 from tests.apps import eventually
-from tests.cli.conftest import DEADLINE, Broker, Commands, error_of, node_id, run_id
+from tests.cli.conftest import DEADLINE, Broker, Commands, error_of, gated, node_id, run_id
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -41,7 +41,7 @@ def main(driver: Driver, context: Context) -> None:
 RUN_COLUMNS = ["RUN", "NAME", "APP", "STATE", "ROUND", "ANSWERED", "ERRORS", "WAITING FOR", "AGE", "MEMORY", "WHY"]
 
 NODE_COLUMNS = [
-    "NODE", "NAME", "STATE", "SEEN", "DOING", "SINCE", "QUEUE", "LAST", "MEDIAN", "ERRORS", "LAST ERROR", "APP",
+    "NODE", "NAME", "STATE", "SEEN", "DOING", "SINCE", "QUEUE", "LAST", "MEDIAN", "ERRORS", "DEAD", "LAST ERROR", "APP",
     "HOST", "LABELS",
 ]  # fmt: skip
 
@@ -70,6 +70,26 @@ def test_nothing_there_is_said_in_a_line(commands: Commands, broker: Broker) -> 
     }
     started = {arguments: commands.start("brokerfl", *arguments) for arguments in expected}
     assert {arguments: process.ends(0).out for arguments, process in started.items()} == expected
+
+
+#: A ServerApp that pushes one message of 1 MiB, and waits for its reply.
+LARGE = """
+import numpy as np
+from brokerfl.common import Array, MessageType, ParametersRecord, RecordSet
+from brokerfl.server import ServerApp
+
+app = ServerApp()
+
+@app.main()
+def main(driver, context):
+    [node] = driver.wait_for_nodes(1)
+    content = RecordSet({"model": ParametersRecord({"w": Array(np.random.default_rng(1).random(2**17))})})
+    ids = driver.push_messages([driver.create_message(content, MessageType.TRAIN, node, "1")])
+    print("Pushed", flush=True)
+    list(driver.replies(ids))
+"""
+
+PARTS = ("contents", "inboxes", "outboxes", "chunks", "context", "books")
 
 
 def test_runs_counts_what_happened(commands: Commands, broker: Broker) -> None:
@@ -102,6 +122,37 @@ def test_runs_counts_what_happened(commands: Commands, broker: Broker) -> None:
     [cells] = table(commands, "runs", "--state", "completed")
     assert [*cells] == RUN_COLUMNS
     assert re.match("completed .* ago", cells["WHY"])
+
+
+def test_what_runs_hold(commands: Commands, broker: Broker) -> None:
+    """The largest first, also while Redis is full and no ServerApp is alive; what has ended holds nothing."""
+    commands.write("large.py", LARGE)
+    commands.node("--name", "site-1", *gated(commands.folder / "gate"))
+    small = commands.server("--run-config", "nodes=1")
+    large = commands.start("brokerfl-server", "large:app")
+    large.wait_for("^Pushed$")
+    for process in (large, small):
+        process.kill()
+    broker.admin.config_set("maxmemory", 1)
+    try:
+        found = [(row["run"], row["held"]) for row in rows(commands, "runs", "--memory")]
+        cells = table(commands, "runs", "--memory")
+        shown = commands.run("brokerfl", "show", run_id(large)).out
+    finally:
+        broker.admin.config_set("maxmemory", 0)
+    assert [run for run, _ in found] == [run_id(large), run_id(small)]
+    for _, held in found:
+        assert [*held] == ["total", *PARTS]
+        assert held["total"] == sum(held[part] for part in PARTS)
+    assert 2**20 <= found[0][1]["contents"] <= 2**20 * 1.1
+    assert found[1][1]["contents"] == 0
+    assert [*cells[0]] == ["RUN", "NAME", "STATE", "NODES", "TOTAL", *(part.upper() for part in PARTS)]
+    assert (cells[0]["CONTENTS"], cells[1]["CONTENTS"]) == ("1M", "0")
+    assert re.search(r"^holds       1(\.\d)?M in Redis: contents 1M, ", shown, re.MULTILINE)
+    assert [row["held"] for row in rows(commands, "runs")] == [None, None]
+    for run in found:
+        commands.run("brokerfl", "stop", run[0])
+    assert [row["held"] for row in rows(commands, "runs", "--memory", "--all")] == [None, None]
 
 
 def test_tables_never_cut_what_can_be_copied(commands: Commands, broker: Broker) -> None:

@@ -100,6 +100,68 @@ def test_an_outage_that_is_too_long_detaches_the_run(commands: Commands, server:
     node.wait_for("waiting until it answers again")
 
 
+#: Waits with a checkpoint behind it; a resumed main goes on from there.
+RESUMABLE = """
+from brokerfl.common import ConfigsRecord, MessageType, RecordSet
+from brokerfl.server import ServerApp
+
+app = ServerApp()
+
+@app.main()
+def main(driver, context):
+    lives = int(context.state.configs_records.get("lives", {"n": 0})["n"]) + 1
+    print(f"Life {lives}", flush=True)
+    context.state.configs_records["lives"] = ConfigsRecord({"n": lives})
+    driver.checkpoint()
+    [node] = driver.wait_for_nodes(1)
+    [reply] = driver.send_and_receive([driver.create_message(RecordSet(), MessageType.TRAIN, node, "1")])
+    print("Replied" if reply.has_content() else reply.error, flush=True)
+"""
+
+
+def test_a_run_comes_back_by_itself_after_an_outage(commands: Commands, tmp_path: Path) -> None:
+    """With --restart-on-outage: same run, same process, with the saved state; no node trains twice; and it ends with 0.
+
+    The Redis is killed, and comes back with its file.
+    """
+    commands.write("resumable.py", RESUMABLE)
+    with EmbeddedServer(data=tmp_path / "data") as server:
+        commands.env["BROKERFL_REDIS_URL"] = server.url
+        node = commands.node("--node-config", "gate='gate'", "--name", "hospital-1")
+        options = ("--restart-on-outage", "--outage-limit", "0.3", "--lease", "0.9")
+        server_app = commands.start("brokerfl-server", "resumable:app", *options)
+        node.wait_for("Training begins")
+        with Redis.from_url(server.url) as admin:
+            written_size(admin, tmp_path / "data")
+        os.kill(server.pid, signal.SIGKILL)
+        server.stop()
+        server_app.wait_for(f"Run {run_id(server_app)} is detached until Redis answers: Redis was unreachable for more")
+        server_app.wait_for("waiting for it")
+        assert server_app.is_running
+        server.start()
+        server_app.wait_for("^Life 2$")
+        commands.write("gate", "")
+        server_app.ends(0)
+        assert server_app.out.splitlines() == ["Life 1", "Life 2", "Replied"]
+        assert server_app.text.count(f"Run {run_id(server_app)} of resumable:app resumed") == 1
+        assert "To resume it" not in server_app.text
+        assert node.text.count("Training begins") == 1
+        commands.kill()
+
+
+def test_what_waits_for_redis_to_come_back_can_be_stopped(commands: Commands, server: EmbeddedServer) -> None:
+    """By a signal; and if Redis comes back without the run, it ends as a resume of a run that is not there."""
+    options = ("--run-config", "nodes=9", "--outage-limit", "0.3", "--restart-on-outage")
+    waiting = [commands.server(*options) for _ in range(2)]
+    server.stop()
+    for process in waiting:
+        process.wait_for("waiting for it")
+    waiting[0].send(signal.SIGTERM)
+    waiting[0].ends(143)
+    server.start()
+    assert f"there is no run {run_id(waiting[1])}" in waiting[1].ends(30).err
+
+
 def test_a_redis_that_lost_its_data_ends_the_run(commands: Commands, server: EmbeddedServer) -> None:
     """After a restart without data the ServerApp ends with 32 and one line; the node starts afresh by itself."""
     node, server_app = in_a_round(commands, name="hospital-1")

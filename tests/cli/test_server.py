@@ -1,12 +1,29 @@
 """`brokerfl-server`: how a run begins, ends, is detached and is stopped, by real signals."""
 
 import json
+import os
+import pty
 import signal
+import subprocess
 
 import pytest
 
+from brokerfl.cli.exits import Exit
 from tests.apps import eventually
-from tests.cli.conftest import DEADLINE, NEVER, Broker, Commands, Process, gated, node_id, run_id, runs
+from tests.cli.conftest import (
+    DEADLINE,
+    NEVER,
+    SCRIPTS,
+    Broker,
+    Commands,
+    Process,
+    error_of,
+    gated,
+    listed,
+    node_id,
+    run_id,
+    runs,
+)
 from tests.conftest import PREFIX, keys_of
 
 pytestmark = pytest.mark.timeout(180)
@@ -149,6 +166,43 @@ def test_a_run_of_errors_only(commands: Commands, broker: Broker) -> None:
     assert remaining(broker) == set()
 
 
+class OnTerminal:
+    """A ServerApp that waits for nodes, with a terminal as standard error."""
+
+    def __init__(self, commands: Commands, *options: str) -> None:
+        self._descriptor, theirs = pty.openpty()
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("BROKERFL_")}
+        self._process = subprocess.Popen(
+            [str(SCRIPTS / "brokerfl-server"), "server:app", *WAITING, *options], cwd=commands.folder,
+            env={**inherited, **commands.env, "TERM": "xterm"}, stdout=subprocess.DEVNULL, stderr=theirs,
+        )  # fmt: skip
+        os.close(theirs)
+
+    def text(self) -> str:
+        """All that it shows until it has said in its log what it waits for, and was ended."""
+        shown, is_ended = b"", False
+        while True:
+            try:
+                shown += os.read(self._descriptor, 65536)
+            except OSError:  # it has closed its end
+                break
+            if not is_ended and b"waiting for nodes: 0 of 9 online" in shown:
+                self._process.terminate()
+                is_ended = True
+        assert self._process.wait(DEADLINE) == 143, shown
+        os.close(self._descriptor)
+        return shown.decode()
+
+
+def test_quiet_shows_no_progress_line(commands: Commands, broker: Broker) -> None:
+    """On a terminal there is one below the log, and with --quiet only the log."""
+    loud, quiet = OnTerminal(commands), OnTerminal(commands, "--quiet")
+    assert "0/9" in loud.text()
+    assert "0/9" not in quiet.text()
+    for run in runs(commands):
+        commands.run("brokerfl", "stop", run)
+
+
 def test_a_drained_run_comes_to_its_end(commands: Commands, broker: Broker) -> None:
     """Its app goes on without its messages, and what was replied counts; there is nothing to drain after that."""
     commands.node()
@@ -162,6 +216,29 @@ def test_a_drained_run_comes_to_its_end(commands: Commands, broker: Broker) -> N
     server.ends(0)
     assert remaining(broker) == set()
     commands.run("brokerfl", "drain", run, code=30)
+
+
+def test_an_operator_cancels_what_a_node_hangs_on(commands: Commands, broker: Broker) -> None:
+    """The app gets Error 3 for it and comes to its end; what is not there has an exit code of its own."""
+    commands.node("--name", "site-9", *gated(commands.folder / "gate"))  # it never opens
+    server = commands.server("--run-config", "nodes=1")
+    run = run_id(server)
+    eventually(lambda: listed(commands)[0]["doing"], DEADLINE)
+    unknown = commands.start("brokerfl", "cancel", run, "f" * 32)
+    at_nobody = commands.start("brokerfl", "cancel", run, "--node", "nobody")
+    neither = commands.start("brokerfl", "cancel", run)
+    assert "has no message" in error_of(unknown.ends(Exit.MESSAGE_NOT_FOUND))
+    error_of(at_nobody.ends(Exit.NODE_NOT_FOUND))
+    error_of(neither.ends(Exit.USAGE))
+    assert server.is_running
+    done = json.loads(commands.run("brokerfl", "cancel", run[:6], "--node", "site-9", "--format", "json").out)
+    assert (done["run"], len(done["messages"])) == (run, 1)
+    server.wait_for(rf"An operator cancelled 1 messages of run {run}: site-9 ")
+    server.wait_for("Round 1: Error 3 of")
+    server.ends(0)
+    ended = [commands.start("brokerfl", "cancel", each, done["messages"][0]) for each in (run, "nothing")]
+    for process in ended:
+        process.ends(Exit.RUN_NOT_FOUND)
 
 
 def test_an_exception_in_main_detaches_the_run(commands: Commands, broker: Broker) -> None:
@@ -253,7 +330,7 @@ def test_a_second_signal_ends_a_server_at_once(commands: Commands, broker: Broke
     server = commands.server()
     server.wait_for("^Working$")
     server.send(signal.SIGINT)
-    server.wait_for("^Swallowed _Signalled$")
+    server.wait_for("^Swallowed Signalled$")
     server.send(signal.SIGINT, until_ended=True)
     server.ends(130)
 

@@ -1,6 +1,7 @@
 """Nodes and ServerApps that run for months: systemd, outages at the start, what is stuck, pauses and health."""
 
 import json
+import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -123,6 +124,85 @@ def test_without_systemd_nothing_is_told(monkeypatch: pytest.MonkeyPatch, tmp_pa
     for address in ("", str(tmp_path / "gone")):
         monkeypatch.setenv("NOTIFY_SOCKET", address)
         Systemd().tell(READY=1)
+
+
+#: Moves the clocks of a Python process by as many seconds as a file says.
+MOVED = """
+import time
+
+def moved(clock):
+    def read():
+        with open({file!r}) as file:
+            return clock() + float(file.read() or 0)
+    return read
+
+time.time, time.monotonic = moved(time.time), moved(time.monotonic)
+"""
+
+
+def test_a_day_under_systemd(commands: Commands, tmp_path: Path) -> None:
+    """A node that starts before its Redis, is busy, idles through a night without Redis, and then hangs.
+
+    Its watchdog is fed until it hangs, and `node-health` says the same; when Redis is back it serves on.
+    """
+    manager, clock, gate = Manager(str(tmp_path / "notify")), tmp_path / "clock", tmp_path / "gate"
+    clock.write_text("0")
+    path = commands.write("clock/sitecustomize.py", MOVED.format(file=str(clock))).parent
+    server = EmbeddedServer(data=tmp_path / "data")
+    server.start()
+    commands.env["BROKERFL_REDIS_URL"] = server.url
+    server.stop()
+    env = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "1000000"}
+    env["PYTHONPATH"] = os.pathsep.join([str(path), os.environ.get("PYTHONPATH", "")])
+    options = ("--name", "site-9", "--wait-for-redis", "--lease", "0.9", *gated(gate))
+    node = commands.start("brokerfl-node", "client:app", *options, **env)
+
+    def health(code: Exit, word: str) -> bool:
+        probe = commands.start("brokerfl", "node-health", "site-9").ends(Exit.OK, Exit.FAILURE)
+        if f"is {word}" not in probe.out:
+            return False
+        probe.ends(code)
+        return True
+
+    try:
+        assert manager.hears("STATUS")["STATUS"] == "connecting to Redis"
+        node.wait_for("waiting for it")
+        server.start()
+        manager.hears("READY")
+        morning = commands.server("--run-config", "nodes=1")
+        node.wait_for("Training begins")
+        manager.heard()
+        eventually(lambda: health(Exit.OK, "training"), DEADLINE)
+        assert manager.heard()
+        gate.touch()
+        morning.ends(0)
+
+        server.stop()
+        node.wait_for("waiting until it answers again")
+        clock.write_text(str(8 * 3600))
+        manager.heard()
+        for _ in range(3):
+            manager.hears("WATCHDOG")
+        server.start()
+        node.wait_for(r"is back after 28\d\d\d")
+        commands.run("brokerfl-server", "server:app", "--run-config", "nodes=1").wait_for("Round 1: 1 of 1 replied")
+        assert "lost its data" not in node.text
+
+        node.send(signal.SIGSTOP)
+        eventually(lambda: health(Exit.FAILURE, "lost"), DEADLINE)
+        manager.heard()
+        assert health(Exit.FAILURE, "lost")
+        assert not manager.heard()
+        node.send(signal.SIGCONT)
+        manager.hears("WATCHDOG")
+        eventually(lambda: health(Exit.OK, "ready"), DEADLINE)
+        node.send(signal.SIGTERM)
+        manager.hears("STOPPING")
+        node.ends(0)
+    finally:
+        commands.kill()
+        server.stop()
+        manager.close()
 
 
 # Redis away.

@@ -8,12 +8,13 @@ import sqlite3
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from brokerfl.broker.embedded import EmbeddedServer
 from tests.apps import eventually
-from tests.cli.conftest import DEADLINE, NEVER, Broker, Commands, Process, error_of, node_id, run_id
+from tests.cli.conftest import DEADLINE, NEVER, Broker, Commands, Process, error_of, listed, node_id, run_id
 from tests.cli.counting import executed_once, executions, open_gate, start_node, total, write_apps
 from tests.conftest import PREFIX
 
@@ -238,8 +239,8 @@ def dump(commands: Commands) -> list[str]:
         return list(db.iterdump())
 
 
-def dead(commands: Commands) -> list[dict[str, str]]:
-    rows = json.loads(commands.run("brokerfl", "dead", "--format", "json").out)
+def dead(commands: Commands, **env: str) -> list[dict[str, Any]]:
+    rows = json.loads(commands.run("brokerfl", "dead", "--format", "json", **env).out)
     assert isinstance(rows, list)
     return rows
 
@@ -334,10 +335,19 @@ def test_dead_lists_what_was_set_aside(commands: Commands, killer: str) -> None:
     head, line = commands.run("brokerfl", "dead").out.splitlines()
     assert head.split() == ["MESSAGE", "NODE", "RUN", "TYPE", "GROUP", "BYTES", "CRASHES", "AT"]
     assert line.split()[:3] == [killer, folder.name, run_id(server)]
+    from_redis = {**row, "type": None, "group": None, "bytes": None, "at": None}
+    eventually(
+        lambda: [{**each, "at": None} for each in dead(commands, BROKERFL_STATE_DIR="")] == [from_redis], DEADLINE
+    )
     node = node_of(commands)
     node.send(signal.SIGTERM)
     node.ends(0)
     assert [row["message"] for row in dead(commands)] == [killer], "not from a journal that was closed"
+    [gone] = listed(commands)
+    [told] = gone["latest_dead"]
+    assert (gone["dead"], told["message"], told["run"], told["crashes"]) == (1, killer, row["run"], 3)
+    shown = commands.run("brokerfl", "show", "node", folder.name).out
+    assert f"dead        message {killer}, run {row['run'][:4]}…: 3 crashes, " in shown
 
 
 def test_dead_show_tells_what_a_message_holds(commands: Commands, killer: str) -> None:

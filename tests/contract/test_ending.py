@@ -8,10 +8,9 @@ from brokerfl.broker import echoes, fence
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.ending import stop_run
 from brokerfl.broker.ownership import ownership_in
-from brokerfl.broker.runs import list_runs
 from brokerfl.common import RedisUnreachable, RunNotFound
 from brokerfl.server import Driver
-from tests.apps import Counter, driving, number
+from tests.apps import Counter, driving, number, runs_seen
 from tests.conftest import Backend, keys_of
 from tests.stage import (
     LAYER,
@@ -35,8 +34,8 @@ WITHOUT = ("redis-tls",)
 
 def status_of(backend: Backend, driver: Driver) -> str:
     """The status that an operator sees."""
-    [info] = [info for info in list_runs(backend.connect()) if info.run_id == driver.run.run_id]
-    return info.status
+    [info] = [info for info in runs_seen(backend.connect()) if info.run_id == driver.run.run_id]
+    return info.state
 
 
 def owner_of(backend: Backend, driver: Driver) -> bytes:
@@ -63,7 +62,7 @@ def test_who_resumes_a_run_that_is_ending_deletes_the_rest(backend: Backend) -> 
     driver, node = start(backend), silent(backend)
     push(driver, node, number(1))
     close_run(driver)
-    assert status_of(backend, driver) == "ending"
+    assert status_of(backend, driver) == "stopping"
     with pytest.raises(RunNotFound, match="has already ended"):
         Driver(backend.connect(), resume=driver.run.run_id, takeover=True)
     assert keys_of(backend.admin, driver.run.run_id) == []
@@ -102,11 +101,12 @@ def test_a_run_that_others_delete_has_ended_all_the_same(backend: Backend, monke
 
 
 def test_the_index_is_mended(backend: Backend) -> None:
-    """It decides nothing: a run that has ended is shown as such although the index has forgotten that."""
+    """It decides nothing: a run that has ended is shown as such although the index forgot that, once another begins."""
     driver = start(backend)
     driver.end()
     index = driver.connection.keys.runs
-    backend.admin.zadd(index, {str(driver.run.run_id): driver.run.created_at * 1000})
+    backend.admin.zadd(index, {str(driver.run.run_id): (driver.run.created_at - 7200) * 1000})
+    start(backend).end()
     assert status_of(backend, driver) == "completed"
     assert (backend.admin.zscore(index, str(driver.run.run_id)) or 0) < 0
 

@@ -2,12 +2,11 @@
 
 import pytest
 
-from brokerfl.broker.runs import list_runs
 from brokerfl.client import ClientApp
 from brokerfl.common import ConfigError, Context, Error, ErrorCode, Message, MessageTooLarge, MetricsRecord, RecordSet
 from brokerfl.server import Driver
 from brokerfl.wire import record
-from tests.apps import Counter, Gate, driving, federation, number, number_in, text
+from tests.apps import Counter, Gate, driving, federation, number, number_in, runs_seen, text
 from tests.conftest import Backend
 
 #: TLS changes nothing here; test_messages.py has it.
@@ -120,7 +119,7 @@ def test_a_run_config_above_the_limit_is_refused(backend: Backend) -> None:
     """No node could read it: a ConfigError names the value and both sizes, and there is no run."""
     with pytest.raises(ConfigError, match=r"70,0\d\d bytes exceeds the limit of 65,536.*'prompt' has 70,000 char"):
         Driver(backend.connect(), "server:app", {"n": 1, "prompt": "x" * 70_000})
-    assert list_runs(backend.connect()) == []
+    assert runs_seen(backend.connect()) == []
     assert [*backend.admin.scan_iter()] == []
 
 

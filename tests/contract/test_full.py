@@ -6,12 +6,13 @@ from contextlib import ExitStack, contextmanager
 import numpy as np
 import pytest
 
+from brokerfl.broker import memory
 from brokerfl.broker.books import nodes_of
-from brokerfl.broker.memory import ServerMemory, memory_of_run, memory_of_server
+from brokerfl.broker.memory import ServerMemory, memory_of_run, memory_of_runs, memory_of_server
 from brokerfl.broker.room import Room, room_for
 from brokerfl.client import ClientApp, upload, waiting
 from brokerfl.client.node import Node
-from brokerfl.common import Array, Context, Message, ParametersRecord, RecordSet, RedisOutOfMemory
+from brokerfl.common import Array, ConfigsRecord, Context, Message, ParametersRecord, RecordSet, RedisOutOfMemory
 from brokerfl.server import Driver, session, shortage
 from brokerfl.wire.payload import WINDOW
 from tests.apps import driving, eventually, number, number_in
@@ -195,7 +196,7 @@ def test_the_log_says_what_fills_redis(
         for _ in range(3):
             beat(driver)
         [warning] = [each.getMessage() for each in caplog.records if "Redis is full" in each.getMessage()]
-        assert "this run holds 21 MB (broadcast 17 MB, replies 4 MB of 1 nodes)" in warning
+        assert "this run holds 20M (contents 16M, replies 4M of 1 nodes)" in warning
         assert "; settle replies or raise maxmemory" in warning
         monkeypatch.setattr(shortage, "_AGAIN", 0.0)
         beat(driver)
@@ -232,15 +233,41 @@ def test_the_memory_of_a_run(real: Backend) -> None:
         away = silent(real)
         push(driver, away, model(layer(1, 2 * LARGE)))
         found = memory_of_run(real.connect(), run, nodes_of(real.connect(), run))
-        assert 2 * LARGE <= found.broadcast <= 2 * LARGE * 1.05
+        assert 2 * LARGE <= found.contents <= 2 * LARGE * 1.05
         assert 2 * LARGE <= found.replies <= 2 * LARGE * 1.05
         assert found.repliers == 2
-        assert 0 < found.messages < MIB
+        assert 0 < found.inboxes < MIB
         assert 0 < found.books < MIB
-        assert found.total == found.broadcast + found.replies + found.messages + found.books
+        assert 0 < found.outboxes < MIB
+        assert found.context == 0
+        assert found.total == found.contents + found.replies + found.inboxes + found.context + found.books
         driver.settle(*replies)
-        assert memory_of_run(real.connect(), run, nodes_of(real.connect(), run)).replies < MIB
+        driver.context.state.configs_records["app"] = ConfigsRecord({"rounds": 1})
+        driver.checkpoint()
+        found = memory_of_run(real.connect(), run, nodes_of(real.connect(), run))
+        assert found.replies < MIB
+        assert 0 < found.context < MIB
     assert memory_of_run(real.connect(), run, ids).total < MIB
+
+
+def test_the_memory_of_all_runs(real: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured together, each run holds what it holds alone; of many nodes some count for all."""
+    with driving(real) as large, driving(real) as small, nodes(real, 3) as made:
+        for driver in (large, small):
+            messages = [driver.create_message(number(1), "train", node.node_id, "1") for node in made]
+            ids = driver.push_messages(messages if driver is large else messages[:1])
+            assert len([*driver.replies(ids, timeout=30)]) == len(ids)
+        runs = [driver.run.run_id for driver in (large, small)]
+        connection = real.connect()
+        found = memory_of_runs(connection, [*runs, 12345])
+        alone = [memory_of_run(connection, run, nodes_of(connection, run)) for run in runs]
+        assert [found[run].chunks for run in runs] == [each.chunks for each in alone]
+        assert [found[run].repliers for run in runs] == [3, 1]
+        assert found[12345].total == 0
+        monkeypatch.setattr(memory, "_NODES", 1)
+        [sampled] = memory_of_runs(connection, runs[:1]).values()
+        assert sampled.repliers == 3
+        assert 3 * LARGE <= sampled.replies <= 3 * LARGE * 1.05
 
 
 def test_the_memory_of_a_server(backend: Backend) -> None:

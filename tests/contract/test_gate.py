@@ -185,8 +185,9 @@ def test_what_waits_is_shown_at_the_site(
         assert record["why"] == "the message has a value of 'lr' that is not allowed"
         assert other["why"] == "the run config has a value of 'rounds' that is not allowed"
         for run in (driver, long):
-            assert caplog.text.count(f"(brokerfl gate approve {run.run.run_id})") == 1
+            assert caplog.text.count(f"`brokerfl gate approve {run.run.run_id}`") == 1
             site.approves(run)
+        assert "not allowed" not in caplog.text
         [reply] = driver.replies(ids[:1], timeout=20)
         assert len(reply.content.parameters_records["p"]["a"].data) == 9999
         assert numbers(long, ids[1:]) == [1]

@@ -6,13 +6,11 @@ import pytest
 
 from brokerfl.broker import inbox, presence
 from brokerfl.broker import nodes as nodes_module
-from brokerfl.broker import runs as runs_module
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.inbox import Inboxes
 from brokerfl.broker.nodes import Registration, list_nodes
 from brokerfl.broker.outbox import Outgoing, publish
 from brokerfl.broker.presence import online_nodes, registered
-from brokerfl.broker.runs import RunInfo, list_runs
 from brokerfl.cli.tables import local_time
 from brokerfl.common import Array, ConfigError, ErrorCode, Metadata, ParametersRecord, RecordSet
 from brokerfl.server import Driver
@@ -21,7 +19,7 @@ from brokerfl.wire.frame import MANIFEST, Fields
 from brokerfl.wire.manifest import CHUNK, Manifest
 from brokerfl.wire.message import encode_message
 from brokerfl.wire.record import encode_content
-from tests.apps import driving, federation, number, number_in
+from tests.apps import driving, federation, number, number_in, runs_seen
 from tests.conftest import PREFIX, Backend
 from tests.stage import compare, cut, dropped, push, read_anew, read_outbox, silent, spares_of, to_be_deleted
 
@@ -77,7 +75,7 @@ def test_strange_runs_are_passed_over(backend: Backend) -> None:
         backend.admin.pexpire(f"{PREFIX}:{{run:88}}:meta", 60_000)
         [reply] = driver.send_and_receive([driver.create_message(number(1), "train", node, "1")])
         assert number_in(reply) == 1
-        assert {info.run_id for info in list_runs(backend.connect())} == {driver.run.run_id, 88}
+        assert {info.run_id for info in runs_seen(backend.connect())} == {driver.run.run_id, 88}
 
 
 @pytest.mark.parametrize("member", [b"01", b"0077", b"00000000000000000077", b" 77", b"+77"])
@@ -121,7 +119,7 @@ def test_a_registry_of_another_type_is_one_clear_error(backend: Backend, key: st
             lambda: registered(backend.connect(), [77]),
             Registration(backend.connect(), "a").register,
         ],
-        "runs": [lambda: list_runs(backend.connect()), lambda: Driver(backend.connect(), "a")],
+        "runs": [lambda: Driver(backend.connect(), "a")],
         "id": [Registration(backend.connect(), "b").register, lambda: Driver(backend.connect(), "a")],
     }
     for action in actions[key]:
@@ -155,20 +153,12 @@ def test_an_identity_of_any_size_is_not_read(backend: Backend, issued: list[str]
         registration.renew()
 
 
-def test_many_forged_runs_hide_no_run(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are looked at some at a time, and removed."""
-    look_at, looked = runs_module._look_at, []
-
-    def count(connection: Connection, members: list[bytes]) -> tuple[list[RunInfo], list[bytes]]:
-        looked.append(len(members))
-        return look_at(connection, members)
-
-    monkeypatch.setattr(runs_module, "_look_at", count)
-    with driving(backend) as driver:
-        backend.admin.zadd(f"{PREFIX}:runs", {str(run): 5 for run in range(10, 5010)})
-        assert [info.run_id for info in list_runs(backend.connect())] == [driver.run.run_id]
-        assert max(looked) <= 1000
-        assert backend.admin.zcard(f"{PREFIX}:runs") == 1
+def test_many_forged_runs_are_removed(backend: Backend) -> None:
+    """Each new run looks at some of them."""
+    backend.admin.zadd(f"{PREFIX}:runs", {str(run): 5 for run in range(10, 260)})
+    for left in (150, 50, 0):
+        Driver(backend.connect(), "server:app").end()
+        assert backend.admin.zcount(f"{PREFIX}:runs", 0, "+inf") == left
 
 
 @pytest.mark.parametrize("since", ["inf", "-inf", "nan", "1e300", "-5", "1e999999"])
@@ -191,7 +181,8 @@ def test_what_is_foreign_among_runs_breaks_no_list(backend: Backend) -> None:
         backend.admin.set(f"{PREFIX}:{{run:99}}:lease", b"1:\xff/\xff/\xff", px=60_000)
         backend.admin.pexpire(f"{PREFIX}:{{run:99}}:meta", 60_000)
         backend.admin.set(f"{PREFIX}:{{run:98}}:meta", "no hash", px=60_000)
-        assert {info.run_id for info in list_runs(backend.connect())} == {driver.run.run_id, 99}
+        assert {info.run_id for info in runs_seen(backend.connect())} == {driver.run.run_id, 99}
+        Driver(backend.connect(), "server:app").end()
         assert backend.admin.zscore(f"{PREFIX}:runs", "abc") is None
 
 

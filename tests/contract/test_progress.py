@@ -1,14 +1,11 @@
 """Promise: whoever looks at a run, and its own log, see what it waits for, and because of whom."""
 
 import logging
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
-from brokerfl.broker.draining import drain_run
 from brokerfl.broker.node_info import STATUS
+from brokerfl.broker.requests import drain_run
 from brokerfl.common import ErrorCode, RunNotFound
 from brokerfl.common.text import shown_node
 from brokerfl.server import Driver, announcer
@@ -16,7 +13,7 @@ from brokerfl.view.overview import read_overview
 from brokerfl.view.reasons import Reason, RunState
 from brokerfl.wire.reply import DRAINED
 from brokerfl.wire.status import Doing, NodeStatus, Phase, RunStatus, decode_status, encode_status
-from tests.apps import Gate, driving, eventually, federation, number
+from tests.apps import Gate, driving, eventually, federation, number, waiting
 from tests.conftest import Backend
 from tests.stage import NAME, beat, calls_in_progress, layer, model, push, resumed, send, serving, silent, start, tick
 
@@ -34,16 +31,6 @@ def told(backend: Backend, driver: Driver) -> RunStatus:
     status = decode_status(RunStatus, backend.admin.get(driver.connection.keys.run_status(driver.run.run_id)))
     assert status is not None
     return status
-
-
-@contextmanager
-def waiting(action: object) -> Iterator[threading.Thread]:
-    """Another thread of the app waits while the block runs, and until it has what it waits for."""
-    thread = threading.Thread(target=action)  # type: ignore[arg-type]
-    thread.start()
-    yield thread
-    thread.join(20)
-    assert not thread.is_alive()
 
 
 def lines(caplog: pytest.LogCaptureFixture, *words: str) -> list[str]:

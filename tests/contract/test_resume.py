@@ -12,7 +12,7 @@ from brokerfl.broker.context import SavedContext
 from brokerfl.broker.ending import stop_run
 from brokerfl.broker.nodes import Registration
 from brokerfl.broker.owner import resume_run
-from brokerfl.broker.runs import has_ended, list_runs
+from brokerfl.broker.runs import has_ended
 from brokerfl.common import (
     Array,
     ConfigError,
@@ -31,7 +31,7 @@ from brokerfl.common import (
     RunStopped,
 )
 from brokerfl.server import Driver, session
-from tests.apps import Gate, contents_of, driving, eventually, federation, number, number_in, text
+from tests.apps import Gate, contents_of, driving, eventually, federation, number, number_in, runs_seen, text
 from tests.conftest import Backend, keys_of
 from tests.stage import (
     cut,
@@ -453,7 +453,7 @@ def test_counters_go_on(backend: Backend) -> None:
         with resumed(backend, former) as driver:
             for group in ("2", "3"):
                 driver.send_and_receive([driver.create_message(number(1), "train", node, group) for node in ids])
-            [info] = list_runs(backend.connect())
+            [info] = runs_seen(backend.connect())
             assert (info.messages, info.replies, info.nodes) == (6, 4, 2)
 
 
@@ -648,7 +648,7 @@ def test_a_detached_run_keeps_what_nodes_answer(backend: Backend) -> None:
         for node in nodes.nodes:
             push(former, node.node_id, text(a="b"))
         former.detach()
-        assert [info.status for info in list_runs(backend.connect())] == ["detached"]
+        assert [info.state for info in runs_seen(backend.connect())] == ["detached"]
         gate.go.set()
         keys, run = former.connection.keys, former.run.run_id
         eventually(lambda: all(backend.admin.xlen(keys.outbox(node.node_id, run)) for node in nodes.nodes))

@@ -11,11 +11,11 @@ from brokerfl.broker import runs as runs_module
 from brokerfl.broker.ending import stop_run
 from brokerfl.broker.keys import MOST_RETENTION, RETENTION
 from brokerfl.broker.nodes import Registration
-from brokerfl.broker.runs import forget_registry, list_runs
+from brokerfl.broker.runs import forget_registry
 from brokerfl.common import ConfigError, Message, RedisUnreachable, RunFenced, RunLost, RunStopped
 from brokerfl.server import Driver
 from brokerfl.testing import fake_connection
-from tests.apps import Clock, Gate, contents_of, driving, eventually, federation, number, number_in
+from tests.apps import Clock, Gate, contents_of, driving, eventually, federation, number, number_in, runs_seen
 from tests.conftest import PREFIX, Backend, check_keys, keys_of
 from tests.stage import beat, cut, kill, push, renew_lifetimes, silent, start
 
@@ -31,19 +31,19 @@ def test_run_ids_are_never_0_or_1(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_list_counts(backend: Backend) -> None:
-    """list_runs shows app, status, nodes and counters of a running run, and that it completed."""
+    """An operator sees app, state, nodes and counters of a running run, and that it completed."""
     with federation(backend, nodes=2) as nodes:
         with driving(backend) as driver:
             for turn in range(2):
                 driver.send_and_receive(
                     [driver.create_message(number(1), "train", node.node_id, str(turn)) for node in nodes.nodes]
                 )
-            [info] = list_runs(backend.connect())
-            assert (info.run_id, info.app, info.status) == (driver.run.run_id, "server:app", "running")
+            [info] = runs_seen(backend.connect())
+            assert (info.run_id, info.run, info.state) == (driver.run.run_id, driver.run, "running")
             assert (info.nodes, info.messages, info.replies) == (2, 4, 2)
             assert "process" in info.holder
-        [info] = list_runs(backend.connect())
-        assert (info.run_id, info.status) == (driver.run.run_id, "completed")
+        [info] = runs_seen(backend.connect())
+        assert (info.run_id, info.state) == (driver.run.run_id, "completed")
         assert info.ended_at >= driver.run.created_at
 
 
@@ -108,7 +108,7 @@ def test_a_run_that_the_registry_forgot_is_entered_again(backend: Backend) -> No
         backend.admin.zrem(driver.connection.keys.runs, str(driver.run.run_id))
         cut(driver)
         push(driver, silent(backend), number(1))
-        assert [info.run_id for info in list_runs(backend.connect())] == [driver.run.run_id]
+        assert [info.run_id for info in runs_seen(backend.connect())] == [driver.run.run_id]
 
 
 def test_a_run_does_not_shorten_what_a_node_keeps_of_another(backend: Backend) -> None:
@@ -144,7 +144,7 @@ def test_everything_of_a_dead_run_expires(backend: Backend) -> None:
         kill(driver)  # as after a kill -9
         eventually(lambda: not keys_of(backend.admin, driver.run.run_id))
         gate.go.set()
-    assert list_runs(backend.connect()) == []
+    assert runs_seen(backend.connect()) == []
 
 
 def test_detach_keeps_the_messages(backend: Backend) -> None:
@@ -156,7 +156,7 @@ def test_detach_keeps_the_messages(backend: Backend) -> None:
         before = {key for key in keys_of(backend.admin, driver.run.run_id) if not key.endswith(":lease")}
         driver.detach()
         assert set(keys_of(backend.admin, driver.run.run_id)) == before
-        assert [info.status for info in list_runs(backend.connect())] == ["detached"]
+        assert [info.state for info in runs_seen(backend.connect())] == ["detached"]
         assert driver.push_messages([message]) == [""]
 
 
@@ -193,7 +193,7 @@ def test_a_stopped_run_stays_over_whatever_others_keep(backend: Backend) -> None
         later = backend.admin.time()[0] - 7 * 24 * 3600
         backend.admin.zadd(f"{PREFIX}:runs", {str(driver.run.run_id): -later * 1000 - 0.5})
         with driving(backend, retention=1.0):
-            assert driver.run.run_id not in {info.run_id for info in list_runs(backend.connect())}
+            assert driver.run.run_id in {info.run_id for info in runs_seen(backend.connect()) if info.is_over}
         cut(driver)
         assert driver.push_messages([driver.create_message(number(1), "train", node, "2")]) == [""]
         with pytest.raises(RunStopped):
@@ -203,32 +203,33 @@ def test_a_stopped_run_stays_over_whatever_others_keep(backend: Backend) -> None
 
 
 def test_marks_are_pruned_after_the_longest_retention(backend: Backend) -> None:
-    """What `P:runs` knows of an ended run goes when no ServerApp of it can come back; it is shown for a day."""
+    """What `P:runs` knows of an ended run goes with the next run, when no ServerApp of it can come back."""
     now = backend.admin.time()[0]
-    ages = {"11": MOST_RETENTION + 60, "12": MOST_RETENTION - 60, "13": RETENTION + 60, "14": RETENTION - 60}
+    ages = {"11": MOST_RETENTION + 60, "12": MOST_RETENTION - 60, "13": 60}
     for ended, age in ages.items():
         backend.admin.zadd(f"{PREFIX}:runs", {ended: -(now - age) * 1000})
-    assert [info.run_id for info in list_runs(backend.connect())] == [14]
-    assert set(backend.admin.zrange(f"{PREFIX}:runs", 0, -1)) == {b"12", b"13", b"14"}
+    assert [info.run_id for info in runs_seen(backend.connect())] == [13, 12]
+    with driving(backend) as driver:
+        assert {int(each) for each in backend.admin.zrange(f"{PREFIX}:runs", 0, -1)} == {12, 13, driver.run.run_id}
 
 
-def test_a_run_that_ends_while_it_is_listed_keeps_its_mark(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_ends_while_the_index_is_tidied_keeps_its_mark(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The keys of a run are gone when they are looked at: it may not have expired, but have ended just then."""
-    with driving(backend), driving(backend) as other:
-        mark, look = -backend.admin.time()[0] * 1000 - 0.5, runs_module._run_info
+    mark, look = -backend.admin.time()[0] * 1000 - 0.5, runs_module._expired
 
-        def ends(*arguments: object) -> object:
-            backend.admin.zadd(f"{PREFIX}:runs", {"77": mark})
-            return look(*arguments)  # type: ignore[arg-type]
+    def ends(*arguments: object) -> object:
+        backend.admin.zadd(f"{PREFIX}:runs", {"77": mark})
+        return look(*arguments)  # type: ignore[arg-type]
 
-        backend.admin.zadd(f"{PREFIX}:runs", {"77": 5})
-        monkeypatch.setattr(runs_module, "_run_info", ends)
-        list_runs(backend.connect())
-        assert backend.admin.zscore(f"{PREFIX}:runs", "77") == mark
-        monkeypatch.undo()
-        assert {info.run_id: info.status for info in list_runs(backend.connect())}[77] == "stopped"
-        backend.admin.zadd(f"{PREFIX}:runs", {"77": 5})
-        assert other.run.run_id in {info.run_id for info in list_runs(backend.connect())}
+    backend.admin.zadd(f"{PREFIX}:runs", {"77": 5})
+    with monkeypatch.context() as patch:
+        patch.setattr(runs_module, "_expired", ends)
+        with driving(backend):
+            assert backend.admin.zscore(f"{PREFIX}:runs", "77") == mark
+    backend.admin.zadd(f"{PREFIX}:runs", {"77": 5})
+    with driving(backend):
         assert backend.admin.zscore(f"{PREFIX}:runs", "77") is None
 
 
@@ -238,7 +239,7 @@ def test_a_retention_that_is_too_long_is_refused(retention: float) -> None:
     connection = fake_connection()
     with pytest.raises(ConfigError, match=r"the limit is 2592000 s \(30 days\)"):
         Driver(connection, "server:app", retention=retention)
-    assert list_runs(connection) == []
+    assert runs_seen(connection) == []
     driver = Driver(connection, "server:app", retention=MOST_RETENTION)
     driver.detach()
     with pytest.raises(ConfigError, match="too long"):
@@ -389,5 +390,6 @@ def test_a_run_begins_although_the_index_cannot_be_tidied(backend: Backend, monk
         raise RedisUnreachable("it broke")
 
     monkeypatch.setattr(owner_module, "tidy", fail)
+    backend.admin.zadd(f"{PREFIX}:runs", {"77": 5})
     with driving(backend) as driver:
         assert driver.get_node_ids() == []

@@ -5,11 +5,10 @@ from typing import Any
 import pytest
 
 from brokerfl.broker.nodes import Registration
-from brokerfl.broker.runs import list_runs
 from brokerfl.client import ClientApp
 from brokerfl.common import Array, Context, ErrorCode, Message, MetricsRecord, ParametersRecord, RecordSet
 from brokerfl.server import Driver
-from tests.apps import driving, federation, number, number_in
+from tests.apps import driving, federation, number, number_in, runs_seen
 from tests.conftest import Backend
 from tests.jobs import in_new_thread
 from tests.stage import in_ledger, kill, resumed, start, unsettled
@@ -49,7 +48,7 @@ def in_redis(backend: Backend, driver: Driver, node: int) -> tuple[int, int]:
 
 def counted(backend: Backend, driver: Driver) -> tuple[int, int]:
     """Messages and replies of the run, as `brokerfl runs` shows them."""
-    [info] = [info for info in list_runs(backend.connect()) if info.run_id == driver.run.run_id]
+    [info] = [info for info in runs_seen(backend.connect()) if info.run_id == driver.run.run_id]
     return info.messages, info.replies
 
 

@@ -8,13 +8,12 @@ from brokerfl.broker import liveness as liveness_module
 from brokerfl.broker.books import read_books
 from brokerfl.broker.ending import stop_run
 from brokerfl.broker.nodes import Registration
-from brokerfl.broker.runs import list_runs
 from brokerfl.common import ErrorCode, RunNotFound, RunStopped
 from brokerfl.common.text import shown_node
 from brokerfl.server import Driver
 from brokerfl.server import push as push_module
 from brokerfl.server import wait as waiting
-from tests.apps import Clock, Gate, driving, echo_app, eventually, federation, number, number_in
+from tests.apps import Clock, Gate, driving, echo_app, eventually, federation, number, number_in, runs_seen
 from tests.conftest import Backend, keys_of
 from tests.stage import (
     Late,
@@ -246,11 +245,11 @@ def test_stop_deletes_a_run_without_a_server_app(backend: Backend) -> None:
         driver = Driver(backend.connect(), "server:app", lease=1.5)
         run = driver.run.run_id
         driver.push_messages([driver.create_message(number(1), "train", nodes.nodes[0].node_id, "1")])
-        assert [info.status for info in list_runs(backend.connect())] == ["running"]
+        assert [info.state for info in runs_seen(backend.connect())] == ["running"]
         kill(driver)  # as after a kill -9
-        eventually(lambda: [info.status for info in list_runs(backend.connect())] == ["detached"])
+        eventually(lambda: [info.state for info in runs_seen(backend.connect())] == ["detached"])
         stop_run(backend.connect(), run)
-        assert [info.status for info in list_runs(backend.connect())] == ["stopped"]
+        assert [info.state for info in runs_seen(backend.connect())] == ["stopped"]
         with pytest.raises(RunNotFound, match="already ended"):
             stop_run(backend.connect(), run)
         with pytest.raises(RunNotFound, match="no run 77"):

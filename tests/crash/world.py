@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -37,7 +37,7 @@ from brokerfl.broker.heartbeat import Heartbeat
 from brokerfl.broker.keys import LEASE, Keys, milliseconds
 from brokerfl.broker.nodes import Registration
 from brokerfl.broker.ownership import ownership_in
-from brokerfl.broker.runs import list_runs
+from brokerfl.broker.runs import going_on
 from brokerfl.broker.servers import OneServer, Server, Servers
 from brokerfl.broker.sockets import Command, Sockets
 from brokerfl.client import ClientApp
@@ -308,11 +308,11 @@ class World:
 def stop_everything(world: World) -> None:
     """Stop whatever run there is."""
     connection = Connection(servers_of(world.shards), Keys(PREFIX), "admin")
-    for run in list_runs(connection):
-        if not run.ended_at:
-            stop_run(connection, run.run_id, patience=0.1)
-            for shard in world.shards.all:
-                shard.log.clear()
+    for run_id in going_on(connection):
+        with suppress(RunNotFound):
+            stop_run(connection, run_id, patience=0.1)
+        for shard in world.shards.all:
+            shard.log.clear()
 
 
 def servers_of(shards: Shards) -> Servers:

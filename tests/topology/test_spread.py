@@ -7,6 +7,7 @@ from itertools import count
 import pytest
 
 from brokerfl.broker import owner
+from brokerfl.broker.memory import memory_of_runs
 from brokerfl.wire import manifest, payload
 from tests.apps import driving, federation, number, number_in
 from tests.conftest import Backend
@@ -68,6 +69,8 @@ def test_the_chunks_of_a_broadcast_are_on_all_primaries(
         replies = to_all(driver, [node.node_id for node in nodes.nodes], model(layer(1, 100 * CHUNK)))
         assert not any(reply.has_error() for reply in replies)
         assert len(chunks_in(spread)) >= 100
+        held = memory_of_runs(spread.connect(), [driver.run.run_id])[driver.run.run_id]
+        assert 100 * CHUNK <= held.contents <= 110 * CHUNK
         blobs = Counter({port: len(list(cluster.client(port).scan_iter("*:blob:*"))) for port in cluster.primaries()})
         read, written = called(cluster, "get"), called(cluster, "set")
         read.subtract(before)

@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from brokerfl.broker.books import Snapshot
+from brokerfl.broker.change import Snapshot
 from brokerfl.common import Error
 from brokerfl.server.book import Book, Event, OpenMessage, Sending, State, Step, Wanted
 from brokerfl.server.book.message import IllegalStep

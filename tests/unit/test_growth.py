@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import brokerfl
-from brokerfl.broker.books import Snapshot
+from brokerfl.broker.change import Snapshot
 from brokerfl.common import Array, Error, ErrorCode, ParametersRecord, RecordSet
 from brokerfl.server.book import Book, OpenMessage, Sending, Wanted
 from brokerfl.server.progress import Progress

@@ -13,6 +13,7 @@ from brokerfl.client import answered
 from brokerfl.client import journal as journal_module
 from brokerfl.client.dead import dead_messages
 from brokerfl.client.folder import default_state_dir
+from brokerfl.client.foreign import ForeignJournal
 from brokerfl.client.journal import Answer, Journal
 from brokerfl.common import ConfigError, JournalError, NodeNameTaken
 from tests.apps import eventually
@@ -436,6 +437,26 @@ def test_a_file_that_could_not_shrink_can(tmp_path: Path) -> None:
     with closing(opened(tmp_path)) as journal:
         assert journal.state_of(7) == STATE
     assert file.stat().st_size < 500_000
+
+
+def test_a_node_tells_of_the_latest_dead_messages(tmp_path: Path, journal: Journal) -> None:
+    """It knows their number at the next look, also when another process has deleted one, and after a restart."""
+    for name in "abcdef":
+        journal.set_aside(7, name, {b"i": name.encode()}, 3)
+    journal.tidy()
+    assert journal.aside.count == 6
+    assert [(each.message, each.run, each.crashes) for each in journal.aside.latest] == [(n, 7, 3) for n in "fedc"]
+    ForeignJournal(next(tmp_path.glob("*.db"))).forget("f")
+    journal.set_aside(7, "g", {}, 3)
+    journal.tidy()
+    assert journal.aside.count == 6
+    assert [each.message for each in journal.aside.latest] == [*"gedc"]
+    killed(journal)
+    again = opened(tmp_path)
+    assert again.aside.count == 6
+    again.open(b"another data set")
+    assert (again.aside.count, again.aside.latest) == (0, ())
+    again.close()
 
 
 def test_dead_messages_are_read_beside_a_running_node(tmp_path: Path) -> None:

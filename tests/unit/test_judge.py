@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from brokerfl.common.text import shown_node
+from brokerfl.common.text import shown_node, sized
 from brokerfl.view.judge import (
     LATE_AFTER,
     STUCK_AFTER,
@@ -15,7 +15,7 @@ from brokerfl.view.judge import (
     judge_run,
 )
 from brokerfl.view.reasons import NodeState, Reason, RunState
-from brokerfl.view.words import lasting, short_among, sized
+from brokerfl.view.words import lasting, short_among
 from brokerfl.wire.status import Awaited, Doing, NodeStatus, Phase, RunStatus
 
 NOW = 1_000_000.0

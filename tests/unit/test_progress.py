@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from brokerfl.broker.books import Snapshot
+from brokerfl.broker.change import Snapshot
 from brokerfl.common import Error, ErrorCode
 from brokerfl.server import progress as module
 from brokerfl.server.announcer import named_group

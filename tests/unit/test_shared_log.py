@@ -2,7 +2,7 @@
 
 import logging
 
-from brokerfl.common.shared_log import SharedLog
+from brokerfl.common.shared_log import LogOfRuns, SharedLog
 
 
 def record(text: str) -> logging.LogRecord:
@@ -32,3 +32,30 @@ def test_a_flood_is_cut_off() -> None:
     assert lines[-1] == "… and 50 more lines"
     shared.sent(lines)
     assert shared.lines() == []
+
+
+def test_lines_about_runs_wait_for_each_run() -> None:
+    """What is about no run is not kept, what comes meanwhile is sent next, and a flood is cut off."""
+    shared = LogOfRuns()
+
+    def say(text: str, run: object) -> None:
+        line = record(text)
+        line.run = run
+        shared.emit(line)
+
+    for text, run in (("one", "7"), ("two", "8"), ("three", None), ("four", 7), ("five", "x")):
+        say(text, run)
+    shared.emit(record("six"))
+    lines = shared.lines()
+    assert {run: [line.split()[3] for line in of_run] for run, of_run in lines.items()} == {7: ["one"], 8: ["two"]}
+    for _ in range(60):
+        say("flood", "7")
+    shared.sent(lines)
+    assert [*shared.lines()] == [7]
+    assert len(shared.lines()[7]) == 50
+    assert shared.lines()[7][-1] == "… and 11 more lines"
+    shared.sent(shared.lines())
+    assert not shared.lines()
+    for run in range(150):
+        say("many", str(run))
+    assert len(shared.lines()) == 100

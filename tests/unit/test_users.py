@@ -30,7 +30,7 @@ if os.getuid() == 0:
 
 #: Ends as the command does.
 NODE = CHILD + "sys.argv = ['brokerfl-node', 'client:app', '--name', 'berlin']; brokerfl.cli.node.main()"
-DEAD = CHILD + "sys.argv = ['brokerfl dead']; brokerfl.cli.dead.dead()"
+DEAD = CHILD + "sys.argv = ['brokerfl dead', 'show', 'x']; brokerfl.cli.dead.dead()"
 JOURNAL = CHILD + "journal = Journal(pathlib.Path(sys.argv[1])); journal.open(b'redis'); journal.close(); print('open')"
 
 

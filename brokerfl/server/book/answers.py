@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from brokerfl.broker.books import Parcel
+from brokerfl.broker.change import Parcel
 from brokerfl.broker.clock import Clock
 from brokerfl.broker.data import Settled
 from brokerfl.common import Error, ErrorCode

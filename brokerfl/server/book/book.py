@@ -12,7 +12,7 @@ replies find them, and nothing else does.
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from brokerfl.broker.books import Change, Parcel, Snapshot
+from brokerfl.broker.change import Change, Parcel, Snapshot
 from brokerfl.broker.clock import Clock
 from brokerfl.broker.data import Settled
 from brokerfl.server.book.answers import Answers
@@ -106,6 +106,11 @@ class Book:
         with self.lock:
             owed = self._index.owed(message_ids)
             return [each for each in owed if each.state not in ORPHANS and not self._orphans.is_reserved(each)]
+
+    def left(self, message_ids: Iterable[str]) -> set[str]:
+        """Return those of these ids that no message has, nor one that is under way."""
+        with self.lock:
+            return {message_id for message_id in message_ids if self._index.find(message_id) is None}
 
     def is_new_group(self, group_ids: Iterable[str]) -> bool:
         """Return whether one of ``group_ids`` is not among the last that the run pushed: then it moves on."""

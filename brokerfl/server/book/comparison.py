@@ -5,7 +5,7 @@ Owns how entries and messages are matched. It must not know Redis.
 
 from collections.abc import Iterable
 
-from brokerfl.broker.books import Parcel
+from brokerfl.broker.change import Parcel
 from brokerfl.server.book.index import Index
 from brokerfl.server.book.message import OpenMessage
 from brokerfl.server.book.state import State

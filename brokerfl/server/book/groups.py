@@ -8,7 +8,7 @@ from functools import lru_cache
 from hashlib import blake2s
 from itertools import islice
 
-from brokerfl.broker.books import MOST_GROUPS, Groups
+from brokerfl.broker.change import MOST_GROUPS, Groups
 
 
 class KnownGroups:

@@ -9,7 +9,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from brokerfl.broker.books import Parcel
+from brokerfl.broker.change import Parcel
 from brokerfl.broker.data import Settled
 from brokerfl.common import Error
 from brokerfl.server.book.state import GIVEN, OPEN, TRANSITIONS, State, Step
