@@ -22,9 +22,9 @@ from brokerfl.broker.inbox import Delivery
 from brokerfl.broker.keys import Keys
 from brokerfl.broker.nodes import Registration
 from brokerfl.broker.outbox import Reply
-from brokerfl.client import ClientApp, activity, publisher, stuck, wanted
+from brokerfl.client import ClientApp, activity, intake, publisher, stuck, wanted
 from brokerfl.client.journal import Journal
-from brokerfl.client.node import _MOST_READ, Node
+from brokerfl.client.node import Node
 from brokerfl.client.publisher import Publisher
 from brokerfl.client.wanted import Wanted
 from brokerfl.client.worklist import Work
@@ -663,7 +663,7 @@ def manifests_written(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> list[s
 # Inside a Node: what it keeps.
 
 #: Most messages of one run that it reads at once.
-MOST_READ = _MOST_READ
+MOST_READ = intake.MOST_READ
 
 
 def identity(node: Node) -> bytes:
@@ -731,12 +731,14 @@ def can_send_again(node: Node, run_id: int, message_id: str) -> bool:
 
 def bytes_in_hand(node: Node) -> int:
     """How many bytes the messages have that the node has read and not published yet."""
+    held = node._worklist._in_hand.values()
+    assert node._worklist.size == sum(size_of(work.fields) for work in held)
     return node._worklist.size
 
 
 def read_ahead(node: Node) -> int:
     """How many messages of a run it would read at once."""
-    return node._read_ahead()
+    return node._intake.ahead()
 
 
 def has_queued(node: Node) -> bool:
@@ -922,3 +924,8 @@ def claim_as(registration: Registration, token: str) -> None:
 def tick(driver: Driver) -> None:
     """What the thread does that says what the run waits for."""
     driver._hold._ticks._beat()
+
+
+def look_at_gate(node: Node) -> None:
+    """Do what the node does each second about the runs that its site withholds."""
+    node._site.watch()

@@ -37,7 +37,7 @@ from brokerfl.wire.frame import Fields, size_of
 from brokerfl.wire.message import message_id_of
 
 #: Most runs that a node serves at once.
-MOST_RUNS = 2000
+MOST_RUNS = 256
 
 #: Most entries that one read returns, of all inboxes together; at least one of each.
 MOST_READ = 256

@@ -91,7 +91,7 @@ def _load(reference: str, folder: Path, kind: type) -> Any:
     return app
 
 
-def load_function(reference: str, option: str) -> Callable[[], Any]:
+def load_function(reference: str, option: str) -> Callable[..., Any]:
     """Return a function of the user's that an option names; its module is looked up first in the current directory.
 
     Raises:

@@ -146,6 +146,7 @@ def _of_node(node: NodeView, overview: Overview) -> Iterator[tuple[str, str | Te
         if any(ref.node_id == info.node_id for ref in run.waiting_for):
             yield "awaited by", f"run {run.short} {cut(run.run.name) if run.run else ''}".rstrip()
     yield "queue", f"{status.queue} messages"
+    yield "withheld", f"{status.withheld} runs, until its site lets them in" if status.withheld else ""
     yield "executed", f"{status.done} messages, {status.errors} exceptions"
     yield "last error", status.error
     yield from _dead(status, now)

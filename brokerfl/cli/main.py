@@ -9,6 +9,7 @@ from brokerfl.cli.dead import dead
 from brokerfl.cli.demo import demo
 from brokerfl.cli.doctor import doctor
 from brokerfl.cli.events import compare, events, export, log_
+from brokerfl.cli.gate import gate
 from brokerfl.cli.members import ROLES, group_of
 from brokerfl.cli.metrics import metrics
 from brokerfl.cli.nodes import nodes
@@ -29,7 +30,7 @@ def main() -> None:
 
 for command in (
     *(up, demo, top, runs, nodes, show, events, log_, compare, export, cancel, drain, stop, pause, resume, node_health),
-    *(doctor, dead, dashboard, metrics, certs, secure_command),
+    *(gate, doctor, dead, dashboard, metrics, certs, secure_command),
     *(group_of(role, what) for role, what in ROLES),
 ):
     main.add_command(command)

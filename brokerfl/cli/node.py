@@ -18,12 +18,13 @@ from brokerfl.broker.arrival import await_redis
 from brokerfl.broker.keys import LEASE
 from brokerfl.broker.nodes import Registration, node_id_of
 from brokerfl.broker.rules import Role
-from brokerfl.cli.apps import find_project, load_client_app
+from brokerfl.cli.apps import find_project, load_client_app, load_function
 from brokerfl.cli.configs import parse_config, parse_labels
 from brokerfl.cli.exits import Command, Exit
 from brokerfl.cli.logs import adopt_log_of, log_options
 from brokerfl.cli.node_log import NodeLog
 from brokerfl.cli.options import (
+    FilePath,
     Name,
     RedisOptions,
     Seconds,
@@ -37,12 +38,17 @@ from brokerfl.cli.options import (
 from brokerfl.cli.protection import Wish, protection_options
 from brokerfl.cli.signals import end_at_once, handle, leave, on_second
 from brokerfl.cli.systemd import Systemd
+from brokerfl.client.audit import NAME as AUDIT
+from brokerfl.client.audit import Audit
 from brokerfl.client.executor import MAX_CRASHES
 from brokerfl.client.folder import default_state_dir, node_folder
+from brokerfl.client.gate import Gate
+from brokerfl.client.gate_folder import FOLDER, GateFolder
 from brokerfl.client.journal import Journal
 from brokerfl.client.node import Node
 from brokerfl.client.running import MOST_WORKERS
-from brokerfl.common import log
+from brokerfl.client.site import Site
+from brokerfl.common import ConfigError, log
 from brokerfl.common.log_context import log_for
 
 
@@ -111,6 +117,26 @@ from brokerfl.common.log_context import log_for
 )
 @protection_options
 @click.option(
+    "--gate",
+    type=FilePath(exists=True, dir_okay=False, path_type=Path),
+    envvar="BROKERFL_GATE",
+    help="TOML file that says whose messages are executed; all others wait for `brokerfl gate approve`. Read again "
+    "when it changes.",
+)
+@click.option(
+    "--audit",
+    type=FilePath(dir_okay=False, path_type=Path),
+    envvar="BROKERFL_AUDIT",
+    help="File that gets a line for each reply before it leaves. [default with --gate: audit.jsonl in the state "
+    "directory]",
+)
+@click.option(
+    "--review",
+    metavar="MODULE:FUNCTION",
+    envvar="BROKERFL_REVIEW",
+    help="Function that is given each message and its reply before that leaves; False, or an exception, keeps it here.",
+)
+@click.option(
     "--share-log",
     is_flag=True,
     envvar="BROKERFL_SHARE_LOG",
@@ -146,6 +172,9 @@ def main(
     max_message: int,
     any_app: bool,
     share_errors: str,
+    gate: Path | None,
+    audit: Path | None,
+    review: str | None,
     share_log: bool,
     wish: Wish,
     wait_for_redis: bool,
@@ -156,6 +185,8 @@ def main(
     APP is module:attribute, such as client:app, or a directory whose pyproject.toml names the app, such as the
     current one: brokerfl-node .
     """
+    if gate is not None and not name:
+        raise ConfigError("--gate needs --name: what the site decides is kept with the node's state")
     config = parse_config(node_config, "--node-config")
     labels = parse_labels(label)
     wish.check(redis.login)
@@ -166,12 +197,21 @@ def main(
     reference, project = find_project(app, app_dir)
     origin = project.origin  # before the import: code that is edited from now on is not what the node runs
     reference, client_app = load_client_app(reference, project)
+    look_over = load_function(review, "--review") if review is not None else None
     adopt_log_of("flwr")
     systemd = Systemd()
     systemd.tell(STATUS="connecting to Redis")
     connect = partial(redis.connect, apart=True)
     connection = await_redis(connect) if wait_for_redis else connect()
-    journal = Journal(node_folder(states, node_id_of(connection.keys.prefix, name)) if name and states else None)
+    folder = node_folder(states, node_id_of(connection.keys.prefix, name)) if name and states else None
+    journal = Journal(folder)
+    if gate is not None and folder is not None:
+        audit = audit or folder / AUDIT
+    site = Site(
+        Gate(gate, GateFolder(folder / FOLDER)) if gate is not None and folder is not None else None,
+        Audit(audit) if audit is not None else None,
+        look_over,
+    )
     registration = Registration(connection, name or "", labels, lease, journal.home, replace(origin, app=reference))
     log_for(node=registration.node_id)
     title = f"Node {registration.node_id}" + (f" ({name})" if name else "")
@@ -194,6 +234,7 @@ def main(
         any_app=any_app,
         share_errors=share_errors,
         protection=wish.granted(redis.login, connection),
+        site=site,
         wait_for_redis=wait_for_redis,
         stuck_limit=exit_when_stuck or math.inf,
         on_stuck=lambda: _give_up(node, registration, Exit.NODE_STUCK),

@@ -12,6 +12,7 @@ from logging import ERROR, WARNING
 
 from brokerfl.client.activity import Activity, Execution
 from brokerfl.client.aside import Aside
+from brokerfl.client.gate import Denied
 from brokerfl.client.journal import Answer, Journal
 from brokerfl.client.payloads import Payloads
 from brokerfl.client.reply import encode_refusal
@@ -80,6 +81,7 @@ class Executor:
             self._payloads.forget(run_id)
         self._runner.keep_only(frames)
         self._journal.keep_only(frames)
+        self._runner.site.keep_only(frames)
 
     def tidy(self) -> None:
         """Give up what is kept for runs that are over. Call it now and then, in any thread.
@@ -132,7 +134,8 @@ class Executor:
     def execute(self, work: Work, worker: int, commit: Callable[[], None]) -> Fields | None:
         """Return the reply to one message as it is published, whatever happens; None if it expired or is not wanted.
 
-        Sets ``work.answer`` to what the journal has to note before the reply is published.
+        Sets ``work.answer`` and ``work.receipt`` to what the journal and the audit file have to have before the reply
+        is published.
 
         Args:
             work: the message. No other worker executes a message of its run.
@@ -143,10 +146,21 @@ class Executor:
             RedisUnreachable: the node is stopping and a large reply could not be uploaded: the message stays open.
             InterruptedExecution: the app raised, and the node is stopping: the message stays open.
             LackingContent: a part of its content is gone from Redis: the message stays open.
+            Withheld: the site has not let it in: the message stays open.
             JournalError: the state cannot be loaded.
         """
+        work.receipt = None
         reply = self._reply(work, worker, commit)
-        return None if reply is None else self._guard.protected(work.run_id, work.message_id, reply)
+        if reply is None:
+            return None
+        if work.receipt is None:
+            self._receipt(work, reply, None)
+        return self._guard.protected(work.run_id, work.message_id, reply)
+
+    def _receipt(self, work: Work, reply: Fields, content: Fields | None) -> None:
+        if self._runner.site.audits:
+            run = self._runs.get(work.run_id)
+            work.receipt = self._runner.site.receipt(self._runner.node_id, run, work.fields, reply, content)
 
     def _reply(self, work: Work, worker: int, commit: Callable[[], None]) -> Fields | None:
         answered = self._journal.reply_to(work.run_id, work.message_id)
@@ -164,6 +178,8 @@ class Executor:
             refusal = self._runs.refusal(run)
             if refusal is not None:
                 return self._refuse(work, ErrorCode.LOAD_CLIENT_APP_EXCEPTION, refusal)
+            left = self._wanted.left(work, metadata.ttl)
+            self._runner.site.admit(run, work.message_id, metadata.message_type, left)
             state = None if self._runner.has_state_of(work.run_id) else self._load_state(work.run_id, commit)
             watch = self._wanted.watch(work)
             self.activity.begin(worker, Execution(work, metadata, watch))
@@ -181,6 +197,8 @@ class Executor:
             log(WARNING, "A message of run %s cannot be read: %s", work.run_id, shown(str(error)))
             reason = f"{self._runner.called} cannot read the message: {error}"
             return self._refuse(work, ErrorCode.MESSAGE_UNAVAILABLE, reason)
+        except Denied as denial:
+            return self._refuse(work, ErrorCode.MOD_FAILED_PRECONDITION, f"{self._runner.called}: {denial}")
         except NoStateError:  # its run was over in the meantime, perhaps only for a moment
             return self._reply(work, worker, commit)
         return None if result is None else self._finish(work, metadata.group_id, result)
@@ -194,6 +212,8 @@ class Executor:
         content = self._fetch(work, metadata.group_id)
         if content is None:
             return None
+        left = self._wanted.left(work, metadata.ttl)
+        self._runner.site.admit_content(run, work.message_id, metadata, content, left)
         started = time.monotonic()
         trace("executing", "Executing a %s message of group %r", metadata.message_type, metadata.group_id)
         try:
@@ -224,6 +244,8 @@ class Executor:
 
         None if it is no longer wanted; then nothing of it remains.
         """
+        if result.content:
+            self._receipt(work, result.head, result.content)
         content = EncodedContent(result.content, cipher=self._guard.replies(work.run_id))
         fields: Fields | None = content.fields
         if content.payload is not None:
@@ -302,6 +324,8 @@ class Executor:
 
     def _upload(self, work: Work, group_id: str, payload: Payload) -> Fields | None:
         """Return what the reply carries of its content; None if it is no longer wanted."""
+        if work.receipt is not None:  # the content leaves before the reply
+            self._runner.site.account([work.receipt])
         manifest = self._payloads.upload(
             work.run_id, work.message_id, group_id, payload, lambda: self._wanted.is_wanted(work)
         )

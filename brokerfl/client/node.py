@@ -22,6 +22,7 @@ from brokerfl.broker.nodes import Registration
 from brokerfl.broker.patience import STEP, within
 from brokerfl.client.app import ClientAppCallable
 from brokerfl.client.executor import Executor
+from brokerfl.client.intake import Intake
 from brokerfl.client.journal import Journal
 from brokerfl.client.options import GivenOptions, NodeOptions
 from brokerfl.client.payloads import Payloads
@@ -30,7 +31,7 @@ from brokerfl.client.runner import Runner
 from brokerfl.client.service import Service
 from brokerfl.client.stop import Stop
 from brokerfl.client.stuck import Stuck
-from brokerfl.client.wanted import READ_AHEAD, Wanted
+from brokerfl.client.wanted import Wanted
 from brokerfl.client.workers import Workers
 from brokerfl.client.worklist import Work, Worklist
 from brokerfl.common import BrokerflError, JournalError, NodeNameTaken, RedisOutOfMemory, RedisUnreachable, log
@@ -39,12 +40,8 @@ from brokerfl.common.logger import trace
 from brokerfl.common.text import shown_node
 from brokerfl.wire.message import received_id_of
 
-#: Most messages of one run that are read at once.
-_MOST_READ = 64
-
-#: Bytes of messages in hand from which on only runs that have none are read. With twice as many, nothing is read until
-#: a worker is done.
-_MOST_IN_HAND = 64 * 1024 * 1024
+#: Seconds between two looks at what the site has decided.
+_WATCH = 0.5
 
 
 class Node:
@@ -86,6 +83,9 @@ class Node:
         who = shown_node(self.node_id, registration.name)
         self._stuck = Stuck(self._activity, who, chosen.stuck_limit, chosen.on_stuck)
         self._inboxes = Inboxes(connection, self.node_id, self._service.keep_only, self._worklist.entries)
+        self._intake = Intake(connection, self.node_id, self._inboxes, self._worklist, self._service)
+        self._site = chosen.site
+        self._site.wake = self._ring
         self._workers: Workers | None = None
         if chosen.workers > 1:
             name = f"worker of node {self.node_id}"
@@ -95,11 +95,14 @@ class Node:
         connection, node_id = self._connection, self.node_id
         origin = None if options.any_app else self._registration.origin
         runner = Runner(app, node_id, options.node_config, self._stop.is_set, origin)
+        runner.site, guard = options.site, self._payloads.guard
+        options.site.signer = lambda run_id: owner.signing if (owner := guard.owner_of(run_id)) is not None else None
         runner.shares_text, runner.called = options.share_errors == "text", shown_node(node_id, self._registration.name)
         wanted = Wanted(connection, node_id)
         executor = Executor(runner, self._journal, self._payloads, wanted, options.max_crashes)
         publisher = Publisher(connection, node_id, self._worklist, self._stop, self._journal.commit)
-        return Service(self._worklist, executor, publisher, wanted)
+        publisher.account = options.site.account
+        return Service(self._worklist, executor, publisher, wanted, options.site)
 
     def is_stopping(self) -> bool:
         """Whether `stop` was called."""
@@ -138,8 +141,11 @@ class Node:
         name, interval = f"heartbeat of node {self.node_id}", self._registration.lease / 3
         heartbeat = Heartbeat(name, interval, self._beat, self._stop.fail)
         waker = threading.Thread(target=self._wake_when_stopping, name="waker", daemon=True)
+        watcher = Heartbeat(f"gate of node {self.node_id}", _WATCH, self._site.watch, self._stop.fail)
         heartbeat.start()
         waker.start()
+        if self._site.has_gate:
+            watcher.start()
         try:
             if not self.is_stopping():
                 self._on_ready()
@@ -150,6 +156,7 @@ class Node:
         finally:
             self.stop()
             heartbeat.stop()
+            watcher.stop()
             waker.join()
             self.leave()
         if self._stop.failure is not None:
@@ -202,6 +209,7 @@ class Node:
             log(WARNING, "The node left, but could not tell Redis: %s", error)
         if isinstance(self._stop.failure, NodeNameTaken):
             self._ring("")  # the process that has the name now executes what this one read but did not execute
+        self._site.close()
         self._journal.close()
 
     def _close_publisher(self) -> None:
@@ -251,10 +259,11 @@ class Node:
             self._service.publisher.flush()
             self._queue(self._inboxes.drain())
             self._worklist.resume()
+        self._queue(self._intake.let_in())
         if self._workers is not None:
-            self._read_for_workers(block)
+            self._queue(self._intake.read_for_workers(block))
         elif self._worklist.is_paused or not self._worklist:
-            self._queue(self._inboxes.read(self._read_ahead(), block))
+            self._queue(self._intake.read(block))
         executes = self._workers is None and not self._worklist.is_paused
         if self._is_current() and executes and self._worklist and not self.is_stopping():
             self._service.work(self._worklist.next())
@@ -306,19 +315,6 @@ class Node:
                 "The state directory belongs to another Redis, or to one that lost its data; starting with a new state",
             )
         self._identity = identity
-
-    def _read_ahead(self) -> int:
-        if self._worklist.is_paused:
-            return 0
-        if self._worklist.size > _MOST_IN_HAND:
-            return 1
-        return max(1, min(_MOST_READ, int(READ_AHEAD / self._service.pace)))
-
-    def _read_for_workers(self, block: float) -> None:
-        """Leave out runs of which enough is queued; a worker rings when one has room again."""
-        is_full = self._worklist.size > 2 * _MOST_IN_HAND
-        count = 0 if is_full or self._worklist.is_paused else max(1, self._read_ahead() // 2)
-        self._queue(self._inboxes.read(count, block, self._worklist.leave_out(count)))
 
     def _queue(self, deliveries: list[Delivery]) -> None:
         self._heed_operators()  # before a worker begins one of them

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TypedDict
 
 from brokerfl.client.executor import MAX_CRASHES
+from brokerfl.client.site import Site
 from brokerfl.common import UserConfig
 from brokerfl.wire.frame import MAX_MESSAGE_BYTES
 from brokerfl.wire.guard import UNPROTECTED, Protection
@@ -24,6 +25,7 @@ class NodeOptions:
         wait_for_redis: whether it waits for a Redis that is unreachable when the node registers.
         stuck_limit: seconds after which a message that nobody waits for any more ends the node; infinity for never.
         share_errors: ``text`` if Error replies have the text of what the ClientApp raised, ``class`` if only its class.
+        site: what the site decides about messages and replies, and keeps of them.
         on_stuck: called then, in another thread; it is to end the process.
         protection: who the node is, and whose runs it serves.
     """
@@ -36,6 +38,7 @@ class NodeOptions:
     wait_for_redis: bool = False
     share_errors: str = "text"
     stuck_limit: float = math.inf
+    site: Site = field(default_factory=Site)
     on_stuck: Callable[[], None] = lambda: None
     protection: Protection = UNPROTECTED
 
@@ -51,5 +54,6 @@ class GivenOptions(TypedDict, total=False):
     wait_for_redis: bool
     share_errors: str
     stuck_limit: float
+    site: Site
     on_stuck: Callable[[], None]
     protection: Protection

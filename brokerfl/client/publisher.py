@@ -1,7 +1,7 @@
 """The publisher: has what was executed noted in the journal, and puts the replies into the outboxes.
 
-Owns what was executed and is not published yet, and that nothing is published before it is noted. It must not know what
-a reply says, or how the journal notes it.
+Owns what was executed and is not published yet, and that nothing is published before journal and audit file have it.
+It must not know what a reply says, or how the journal notes it.
 
 Group commit: while one publish is in flight, replies gather for the next, which is one transaction of the journal and
 one of Redis. A worker with nothing else to do publishes at once, in its own thread; one with more work leaves it to the
@@ -18,6 +18,7 @@ from brokerfl.broker.connection import Connection
 from brokerfl.broker.inbox import discard_message
 from brokerfl.broker.outbox import Outgoing, publish
 from brokerfl.broker.room import Room
+from brokerfl.client.audit import Receipt
 from brokerfl.client.journal import Answer
 from brokerfl.client.stop import Stop
 from brokerfl.client.waiting import NoRoomError, WaitingRoom
@@ -47,6 +48,7 @@ class Publisher:
 
     Attributes:
         node_id: as given.
+        account: called with what the audit file has to have before replies are published; raises JournalError.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Publisher:
         self._stop = stop
         self._waiting = WaitingRoom(connection, stop.is_set)
         self._note = note
+        self.account: Callable[[Sequence[Receipt]], None] = lambda _: None
         # The first `_noted` of them are in the journal. Threads append; all else is under a lock.
         self._executed: list[tuple[Work, Fields]] = []
         self._noted = 0
@@ -123,6 +126,7 @@ class Publisher:
 
     def _publish(self, noted: list[tuple[Work, Fields]]) -> None:
         batch = [(work, reply) for work, reply in noted if not work.is_lost]
+        self.account([work.receipt for work, _ in batch if work.receipt is not None])
         outgoing = [Outgoing(work.run_id, tuple(work.entries), reply) for work, reply in batch]
         taken = self._publish_when_there_is_room(outgoing) if batch else []
         with self._committing:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from brokerfl.client.app import ClientAppCallable
 from brokerfl.client.reply import encode_refusal, encode_reply, printable
+from brokerfl.client.site import ReplyRefused, Site
 from brokerfl.common import (
     Context,
     ErrorCode,
@@ -95,6 +96,7 @@ class Runner:
         node_id, origin: as given.
         shares_text: an Error reply has the text of what the app raised; else only its class.
         called: the node in words.
+        site: looks at each reply before it is encoded.
     """
 
     def __init__(
@@ -109,13 +111,17 @@ class Runner:
         self.called = shown_node(node_id)
         self.origin = origin
         self.shares_text = True
+        self.site = Site()
         self._app = app
         self._node_config = dict(node_config)
         self._is_stopping = is_stopping
         self._contexts: dict[int, _RunContext] = {}
 
     def run(self, task: Task) -> Result:
-        """Execute one message. If the app raises, the result is an Error reply, and its change of the state is undone.
+        """Execute one message.
+
+        If the app raises, or the site keeps its reply, the result is an Error reply, and its change of the state is
+        undone.
 
         Raises:
             NoStateError: the state is missing.
@@ -127,10 +133,15 @@ class Runner:
         kept.is_cancelled = task.is_cancelled
         try:
             reply = self._app(message, kept.context)
+            self.site.look_over(message, reply)
             head, content = encode_reply(self.node_id, task.run.run_id, task.message_id, task.metadata, reply)
             return Result(head, content, kept.changed_state())
         except KeyboardInterrupt:
             raise
+        except ReplyRefused as refusal:
+            self.drop(task.run.run_id)
+            code = ErrorCode.MOD_FAILED_PRECONDITION
+            return Result(encode_refusal(self.node_id, task.run.run_id, task.message_id, code, str(refusal)), {}, None)
         except BaseException as error:  # SystemExit and asyncio's CancelledError come from the app, too
             self.drop(task.run.run_id)
             return Result(self._refuse(task, error), {}, None, type(error).__name__)

@@ -10,8 +10,10 @@ from logging import INFO
 
 from brokerfl.broker.clock import Clock
 from brokerfl.client.executor import Executor, LackingContent
+from brokerfl.client.gate import Withheld
 from brokerfl.client.publisher import Publisher
 from brokerfl.client.runner import InterruptedExecution
+from brokerfl.client.site import Site
 from brokerfl.client.wanted import Wanted
 from brokerfl.client.worklist import Work, Worklist
 from brokerfl.common import RedisOutOfMemory, RedisUnreachable, log
@@ -29,17 +31,21 @@ class Service:
         executor: executes it.
         publisher: publishes it.
         wanted: says, just before its execution, whether a message is still wanted.
+        site: what the site decides.
 
     Attributes:
-        executor, publisher: as given.
+        executor, publisher, site: as given.
         pace: seconds that the last execution took; slow before the first one.
     """
 
-    def __init__(self, worklist: Worklist, executor: Executor, publisher: Publisher, wanted: Wanted) -> None:
+    def __init__(
+        self, worklist: Worklist, executor: Executor, publisher: Publisher, wanted: Wanted, site: Site
+    ) -> None:
         self.pace = 1.0
         self._worklist = worklist
         self.executor = executor
         self.publisher = publisher
+        self.site = site
         self._wanted = wanted
 
     @property
@@ -54,6 +60,8 @@ class Service:
             clock, self._worklist.queued, disk, is_paused=paused, is_full=self.is_full
         )
         aside = self.executor.aside
+        held = self.site.held()
+        status = replace(status, withheld=len(held), withheld_runs=tuple(held)) if held else status
         return replace(status, dead=aside.count, latest_dead=aside.latest)
 
     def keep_only(self, frames: dict[int, bytes]) -> None:
@@ -87,6 +95,12 @@ class Service:
                 return
             except LackingContent as error:
                 self._lack(work, error)
+                return
+            except Withheld as error:
+                trace("withheld", "Waits at the gate of this site: %s", error)
+                self._worklist.park(work)
+                if not self.site.holds(work.run_id):  # it was let in just now
+                    self.site.wake()
                 return
             try:
                 if reply is None:

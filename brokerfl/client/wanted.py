@@ -53,13 +53,17 @@ class Wanted:
         Raises:
             RedisUnreachable: Redis is unreachable.
         """
-        clock = self._connection.clock
-        if clock.latest(work.entries[0], work.read_at) + ttl * 1000 > clock.time() * 1000:
+        if self.left(work, ttl) > 0:
             return False
         log(INFO, "A message of run %s expired before it was executed", work.run_id)
         for entry in work.entries:
             discard_message(self._connection, self._node_id, work.run_id, entry)
         return True
+
+    def left(self, work: Work, ttl: float) -> float:
+        """Return the seconds until a message expires that lives for ``ttl`` from when it entered its inbox."""
+        clock = self._connection.clock
+        return clock.latest(work.entries[0], work.read_at) / 1000 + ttl - clock.time()
 
     def was_wanted(self, work: Work) -> bool:
         """Return whether a message is wanted, as of at most `READ_AHEAD` ago.

@@ -1,7 +1,7 @@
 """The work in hand: what a node has received and not published yet.
 
-Owns the order in which runs take turns, that no two workers serve one run at once, and which messages are known. It
-must not know Redis or ClientApp.
+Owns the order in which runs take turns, that no two workers serve one run at once, which runs wait, and which messages
+are known. It must not know Redis or ClientApp.
 """
 
 import math
@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from brokerfl.broker.inbox import Delivery
+from brokerfl.client.audit import Receipt
 from brokerfl.client.journal import Answer
 from brokerfl.wire.frame import size_of
 
@@ -28,6 +29,7 @@ class Work:
         read_at: local monotonic time.
         queued_at: the same, or minus infinity if it had been delivered before.
         answer: what the journal has to note before the reply is published; None for nothing.
+        receipt: what the audit file has to have before the reply is published; None for nothing.
         is_lost: it came from a Redis that has lost its data since: nobody waits for the reply.
     """
 
@@ -38,21 +40,25 @@ class Work:
     read_at: float = field(default_factory=lambda: time.monotonic())
     queued_at: float = field(default_factory=lambda: time.monotonic())
     answer: Answer | None = None
+    receipt: Receipt | None = None
     is_lost: bool = False
 
 
 class Worklist:
     """Messages by run. Runs take turns, with one message at a time.
 
-    A run whose message was handed out has no turn until it is released. While the node `is_paused`, `wait` hands out
-    nothing. Safe to share between threads: it calls nothing
-    with its lock held. Methods whose names begin with an underscore need the lock.
+    A run whose message was handed out has no turn until it is released; one that is parked has none until `unpark`, and
+    the contents of its messages stay in their inbox. While the node `is_paused`, `wait` hands out nothing.
+
+    Safe to share between threads: it calls nothing with its lock held. Methods whose names begin with an underscore
+    need the lock.
     """
 
     def __init__(self) -> None:
         self._changed = threading.Condition(threading.Lock())
         self._waiting: OrderedDict[int, deque[Work]] = OrderedDict()
         self._served: dict[int, deque[Work]] = {}
+        self._parked: dict[int, deque[Work]] = {}
         self._in_hand: dict[tuple[int, str], Work] = {}
         self._left_out: dict[int, int] = {}
         self._held = self._closed = self.is_paused = False
@@ -98,12 +104,17 @@ class Worklist:
                 self._size -= size_of(work.fields)
                 work.fields = delivery.fields or work.fields  # Redis may have lost the first content
                 self._size += size_of(work.fields)
+                self._shed(work)
             return 0
         work = Work(run_id, message_id, delivery.fields, [delivery.entry_id])
         if delivery.is_old:
             work.queued_at = -math.inf  # so that, before its execution, Redis is asked whether it is still wanted
         self._in_hand[run_id, message_id] = work
         self._size += size_of(work.fields)
+        if run_id in self._parked:
+            self._parked[run_id].append(work)
+            self._shed(work)
+            return len(self._parked[run_id]) - 1
         if run_id in self._served:
             self._served[run_id].append(work)
             return len(self._served[run_id])
@@ -148,6 +159,40 @@ class Worklist:
                 self._waiting[work.run_id] = queue
                 self._changed.notify()
 
+    # What waits.
+
+    @property
+    def parked(self) -> set[int]:
+        """The runs that are parked."""
+        with self._changed:
+            return set(self._parked)
+
+    def has(self, run_id: int) -> bool:
+        """Whether a message of a run is in hand."""
+        with self._changed:
+            return any(run == run_id for run, _ in self._in_hand)
+
+    def park(self, work: Work) -> None:
+        """Let the run of this work, which was handed out, wait until `unpark`, and leave its contents in the inbox."""
+        with self._changed:
+            queue = self._served.pop(work.run_id, deque())
+            if not work.is_lost and self._in_hand.get((work.run_id, work.message_id)) is work:
+                queue.appendleft(work)
+            self._parked[work.run_id] = queue
+            for each in queue:
+                self._shed(each)
+
+    def _shed(self, work: Work) -> None:
+        if work.run_id in self._parked:
+            self._size -= size_of(work.fields)
+            work.fields = {}
+
+    def unpark(self, run_id: int) -> None:
+        """Forget the messages of a parked run: they are to be read again."""
+        with self._changed:
+            for work in self._parked.pop(run_id, ()):
+                self._done(work)
+
     def hold(self) -> None:
         """Let `wait` hand out nothing until `resume`."""
         with self._changed:
@@ -174,11 +219,11 @@ class Worklist:
     # How much to read.
 
     def leave_out(self, most: int) -> set[int]:
-        """Return the runs with at least ``most`` messages queued, of which no more should be read now."""
+        """Return the runs of which no more should be read now: with at least ``most`` messages queued, or parked."""
         with self._changed:
             queues = {**self._waiting, **self._served}
             self._left_out = {run_id: most // 2 for run_id, queue in queues.items() if len(queue) >= most}
-            return set(self._left_out)
+            return self._left_out.keys() | self._parked.keys()
 
     def has_room(self, work: Work) -> bool:
         """Return whether the work's run was left out and has few left; true once until the next `leave_out`."""
@@ -229,6 +274,7 @@ class Worklist:
             for work in self._in_hand.values():
                 work.is_lost = True
             self._waiting.clear()
+            self._parked.clear()
             self._in_hand.clear()
             self._size = 0
             for queue in self._served.values():
@@ -237,8 +283,9 @@ class Worklist:
     def keep_only(self, run_ids: Iterable[int]) -> None:
         """Drop what is queued for runs that are over."""
         with self._changed:
-            for run_id in (self._waiting.keys() | self._served.keys()).difference(run_ids):
-                queue = self._waiting.pop(run_id, None) or self._served.get(run_id, deque())
+            for run_id in (self._waiting.keys() | self._served.keys() | self._parked.keys()).difference(run_ids):
+                queue = self._waiting.pop(run_id, None) or self._parked.pop(run_id, None)
+                queue = queue or self._served.get(run_id, deque())
                 for work in queue:
                     self._done(work)
                 queue.clear()

@@ -80,6 +80,7 @@ class ErrorCode(IntEnum):
     NODE_UNAVAILABLE = 5
     """The node is not registered, or its lease has lapsed."""
     MOD_FAILED_PRECONDITION = 6
+    """The node's site refused the message, or the reply to it."""
     INVALID_FAB = 7
     CLIENT_APP_CRASHED = 8
     """The message killed its node too often."""

@@ -25,7 +25,7 @@ from brokerfl.view.judge import NodeJudged, Seer, Waiting, awaiting, judge_node,
 from brokerfl.view.overview import fullness
 from brokerfl.view.reasons import NodeState, Reason
 from brokerfl.view.words import lasting
-from brokerfl.wire.status import Phase, RunStatus
+from brokerfl.wire.status import NodeStatus, Phase, RunStatus
 
 #: Seconds after which a wait is said, at first and then.
 SAYS_AFTER, SAYS_AGAIN = 3.0, 60.0
@@ -56,6 +56,7 @@ class Announcer:
         self._progress = progress
         self._report = report
         self._session = session
+        self._run_id = session.transactions.owner.run.run_id
         self._connection: Connection = session.transactions.owner.connection
         self._lock = threading.Lock()
         self._said: _Said | None = None
@@ -125,7 +126,7 @@ class Announcer:
             return Waiting()
         nodes = {each.node_id: each for each in self._look(status)}
         nodes[0] = Seer(0, "", NodeJudged(NodeState.READY), status.usually)  # stands for all others
-        found = waiting(status, status.at, nodes)
+        found = waiting(status, status.at, nodes, self._run_id)
         return found if found.reason is not Reason.NONE else awaiting(status, status.at, nodes)
 
     def _look(self, status: RunStatus) -> Iterable[Seer]:
@@ -139,7 +140,8 @@ class Announcer:
         for info in infos:
             # Of the other nodes only this is known: how long the replies took that came.
             judged = judge_node(info.online, info.status, status.at, [status.usually])
-            yield Seer(info.node_id, info.name, judged, info.status.median if info.status else 0.0)
+            told = info.status or NodeStatus()
+            yield Seer(info.node_id, info.name, judged, told.median, told.withheld_runs)
 
     def _fullness(self) -> str:
         try:

@@ -88,12 +88,13 @@ def _state_of(status: NodeStatus, busy: float, usually: float) -> NodeState:
 
 @dataclass(frozen=True)
 class Seer:
-    """A node as a run's judge knows it."""
+    """A node as a run's judge knows it; ``withheld`` are the runs that wait at its gate."""
 
     node_id: int
     name: str
     judged: NodeJudged
     median: float = 0.0
+    withheld: Collection[int] = ()
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,13 @@ class RunJudged:
 
 
 def judge_run(
-    books: str, is_attached: bool, status: RunStatus | None, now: float, nodes: Mapping[int, Seer], full: str = ""
+    books: str,
+    is_attached: bool,
+    status: RunStatus | None,
+    now: float,
+    nodes: Mapping[int, Seer],
+    full: str = "",
+    run_id: int = 0,
 ) -> RunJudged:
     """Return what a run is, and why it does not get on.
 
@@ -125,6 +132,7 @@ def judge_run(
         now: Unix time by Redis' clock, in seconds.
         nodes: what is known of nodes.
         full: how full Redis is, in words; "" if it has room.
+        run_id: the run.
     """
     if books != "running":
         return RunJudged(RunState.STOPPING, Reason.STOPPING, "is being stopped" if books == "stopping" else "is ending")
@@ -134,7 +142,7 @@ def judge_run(
         return RunJudged(RunState.STUCK, Reason.REDIS_FULL, full or "Redis is full", _owing(status))
     if status is None:
         return RunJudged(RunState.RUNNING)
-    found = waiting(status, now, nodes)
+    found = waiting(status, now, nodes, run_id)
     waits = found.reason is not Reason.NONE
     if status.is_draining:
         state = RunState.DRAINING
@@ -162,7 +170,7 @@ class Waiting:
     nodes: tuple[int, ...] = ()
 
 
-def waiting(status: RunStatus, now: float, nodes: Mapping[int, Seer]) -> Waiting:
+def waiting(status: RunStatus, now: float, nodes: Mapping[int, Seer], run_id: int = 0) -> Waiting:
     """Return what a run waits for, by what its ServerApp and the nodes say."""
     if status.phase == Phase.NODES:
         return Waiting(Reason.WAITING_NODES, f"waiting for nodes: {status.online} of {status.needed} online")
@@ -173,6 +181,7 @@ def waiting(status: RunStatus, now: float, nodes: Mapping[int, Seer]) -> Waiting
     is_long = status.at - oldest > max(WAITS_AFTER, status.usually)
     for reason, sentences in (
         (Reason.NODE_STUCK, {node.node_id: _stuck(node) for node in owing}),
+        (Reason.AWAITS_APPROVAL, {node.node_id: _withheld(node, run_id) for node in owing}),
         (Reason.NODE_LATE, {node.node_id: _late(node) for node in owing}),
         (Reason.NODE_LATE, {node.node_id: _slow(node, nodes) for node in owing if is_long}),
     ):
@@ -201,6 +210,11 @@ def _stuck(node: Seer) -> str:
     if judged.state is not NodeState.STUCK:
         return ""
     return f"{who} stuck for {lasting(judged.busy)}" if judged.doing is not None else f"{who} stuck"
+
+
+def _withheld(node: Seer, run_id: int) -> str:
+    """Return that the site of a node has not let the run in; "" if it has."""
+    return f"{shown_node(node.node_id, node.name)} has not approved it" if run_id in node.withheld else ""
 
 
 def _late(node: Seer) -> str:

@@ -146,7 +146,7 @@ def overview_of(seen: Seen) -> Overview:
     usually = median(medians or [0.0])
     nodes = tuple(_node(node, seen.at, usually) for node in seen.nodes)
     seers = {
-        node.info.node_id: Seer(node.info.node_id, node.info.name, node.judged, node.status.median) for node in nodes
+        node.info.node_id: Seer(*node.ref, node.judged, node.status.median, node.status.withheld_runs) for node in nodes
     }
     ids = [each.summary.run.run_id for each in seen.runs] + [each.run_id for each in seen.ended]
     full = fullness(seen.servers)
@@ -163,7 +163,7 @@ def _node(info: NodeInfo, now: float, usually: float) -> NodeView:
 
 def _run(seen: SeenRun, ids: Sequence[int], now: float, seers: dict[int, Seer], full: str) -> RunView:
     summary, run_id = seen.summary, seen.summary.run.run_id
-    judged = judge_run(summary.status, bool(seen.holder), seen.status, now, seers, full)
+    judged = judge_run(summary.status, bool(seen.holder), seen.status, now, seers, full, run_id)
     waiting_for = tuple(NodeRef(each, seers[each].name if each in seers else "") for each in judged.nodes)
     return RunView(
         run_id,

@@ -44,6 +44,7 @@ class Reason(StrEnum):
     REDIS_FULL = "redis_full"  # Redis has no room
     WAITING_NODES = "waiting_nodes"  # fewer nodes are online than it needs
     NODE_STUCK = "node_stuck"  # a node that owes a reply is stuck, lost or paused
+    AWAITS_APPROVAL = "awaits_approval"  # the site of a node that owes a reply has not let the run in
     NODE_LATE = "node_late"  # a node that owes a reply takes much longer than usual
     WAITING_REPLY = "waiting_reply"  # nodes owe replies, and none of them is late
 

@@ -103,6 +103,7 @@ def node_to_json(node: NodeView, now: float) -> dict[str, Any]:
             for each in status.doing
         ],
         "queue": status.queue if is_told else None,
+        "withheld": status.withheld if is_told else None,
         "done": status.done if is_told else None,
         "last": status.last or None,
         "median": status.median or None,

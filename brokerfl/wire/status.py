@@ -112,6 +112,8 @@ class NodeStatus(_Told):
         last: how long the last execution took.
         median: the median of the last 50 executions.
         disk: free bytes where its journal is; 0 if unknown, or without a journal.
+        withheld: how many runs wait until the node's site lets their messages in.
+        withheld_runs: which, at most `MOST_TOLD`.
         about: what the registry says of it, too: whoever looks at a thousand nodes reads one field of each.
         dead: how many messages it has set aside.
         latest_dead: the latest of them, the last one first.
@@ -131,6 +133,8 @@ class NodeStatus(_Told):
     last: float = 0.0
     median: float = 0.0
     disk: int = 0
+    withheld: int = 0
+    withheld_runs: tuple[int, ...] = ()
     about: About = About()
     dead: int = 0
     latest_dead: tuple[Dead, ...] = ()

@@ -10,7 +10,7 @@ from brokerfl.broker import outbox
 from brokerfl.broker.contact import READ_ON, ring
 from brokerfl.broker.inbox import Inboxes, add_message
 from brokerfl.broker.outbox import FIRST_PAGE, LONG_PAGE, Outboxes, Reply
-from brokerfl.client import node as node_module
+from brokerfl.client import intake
 from brokerfl.server import Driver
 from brokerfl.server.book import index
 from tests.apps import Bench, driving, eventually, federation, number, number_in
@@ -278,7 +278,7 @@ def make_runs(backend: Backend, node: int, run_ids: range) -> None:
 
 def test_workers_of_many_runs_have_a_budget(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fair to each run, but not without end: with much in hand nothing is read until some of it is done."""
-    monkeypatch.setattr(node_module, "_MOST_IN_HAND", 500)
+    monkeypatch.setattr(intake, "MOST_IN_HAND", 500)
     with by_hand(backend, Bench().app, None, workers=2) as node:
         for runs in (range(10, 15), range(15, 20)):
             make_runs(backend, node.node_id, runs)
@@ -295,7 +295,7 @@ def test_workers_of_many_runs_have_a_budget(backend: Backend, monkeypatch: pytes
 
 def test_a_node_that_has_much_in_hand_reads_little(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """It reads ahead of quick messages; beyond a byte budget only of runs of which it has nothing."""
-    monkeypatch.setattr(node_module, "_MOST_IN_HAND", 500)
+    monkeypatch.setattr(intake, "MOST_IN_HAND", 500)
     bench = Bench()
     with driving(backend) as driver, by_hand(backend, bench.app, None) as node:
         warm_up(node, driver, bench)

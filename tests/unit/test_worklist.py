@@ -86,3 +86,48 @@ def test_a_run_that_is_over_leaves_nothing() -> None:
     assert not worklist
     worklist.add(Delivery(1, "9-0", {}), "b")
     assert worklist.next().message_id == "b"
+
+
+def parked(*names: str) -> Worklist:
+    """A run whose first message the site has not let in."""
+    worklist = filled(*names)
+    worklist.park(worklist.next())
+    return worklist
+
+
+def test_a_run_that_is_parked_has_no_turn() -> None:
+    """Neither with what it had nor with what comes; it takes no memory, is not queued, and holds up no other run."""
+    worklist = parked("a", "b")
+    worklist.add(Delivery(1, "9-0", {b"i": b"c"}), "c")
+    worklist.add(Delivery(1, "1-0", {b"i": b"a"}), "a")
+    assert not worklist
+    assert (worklist.size, worklist.queued, worklist.parked, worklist.has(1)) == (0, 0, {1}, True)
+    assert worklist.entries() == {1: ["1-0", "2-0", "9-0"]}
+    assert worklist.leave_out(100) == {1}
+    worklist.add(Delivery(2, "1-0", {b"i": b"z"}), "z")
+    assert worklist.next().message_id == "z"
+
+
+def test_a_run_that_is_let_in_is_read_again() -> None:
+    """Its messages are not known any more, so that they come with their contents, in their order."""
+    worklist = parked("a", "b")
+    worklist.unpark(1)
+    assert (worklist.parked, worklist.entries(), worklist.has(1)) == (set(), {}, False)
+    for name in ("a", "b"):
+        worklist.add(Delivery(1, f"{name}-0", {b"i": name.encode()}, is_old=True), name)
+    assert [worklist.next().fields] == [{b"i": b"a"}]
+
+
+def test_a_parked_run_that_is_over_leaves_nothing() -> None:
+    """It ended, or its Redis was replaced while its message was being looked at."""
+    over = parked("a", "b")
+    over.keep_only([])
+    replaced = parked("a", "b")
+    replaced.clear()
+    meanwhile = filled("a")
+    work = meanwhile.next()
+    meanwhile.clear()
+    meanwhile.park(work)
+    meanwhile.unpark(1)
+    for worklist in (over, replaced, meanwhile):
+        assert (worklist.parked, worklist.entries(), worklist.size, worklist.has(1)) == (set(), {}, 0, False)
