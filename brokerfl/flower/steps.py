@@ -35,6 +35,9 @@ from brokerfl.wire.steps import tree_and_arrays, value_field
 #: for nodes asks once a second.
 _MOST_LISTS = 16
 
+#: Most values that cannot be recorded that one warning names.
+_MOST_NAMED = 10
+
 _PLACE = "at:"
 
 
@@ -226,7 +229,7 @@ class Steps:
         for name, value in values.items():
             try:
                 kept = self._keeper.keep(name, value)
-            except RecordTypeError as error:
+            except (RecordTypeError, RecursionError) as error:
                 failed[name.removeprefix(_PLACE)] = str(error)
             else:
                 if kept is not None:
@@ -239,7 +242,9 @@ class Steps:
         new = {name: why for name, why in failed.items() if name not in self.loop.unrecorded}
         if new:
             self.loop.unrecorded |= new.keys()
-            listed = ", ".join(f"{name} ({why})" for name, why in new.items())
+            named = [f"{name} ({why})" for name, why in new.items()]
+            rest = [f"and {len(named) - _MOST_NAMED} more"] if len(named) > _MOST_NAMED else []
+            listed = ", ".join(named[:_MOST_NAMED] + rest)
             log(WARNING, "Run %s cannot record %s: after a resume it is as main makes it", self._run_id, listed)
 
     def _recordable(self, places: Iterable[Any]) -> Iterable[tuple[str, Any]]:
