@@ -178,8 +178,9 @@ class Executor:
             refusal = self._runs.refusal(run)
             if refusal is not None:
                 return self._refuse(work, ErrorCode.LOAD_CLIENT_APP_EXCEPTION, refusal)
-            left = self._wanted.left(work, metadata.ttl)
-            self._runner.site.admit(run, work.message_id, metadata.message_type, left)
+            if self._runner.site.has_gate:
+                left = self._wanted.left(work, metadata.ttl)
+                self._runner.site.admit(run, work.message_id, metadata.message_type, left)
             state = None if self._runner.has_state_of(work.run_id) else self._load_state(work.run_id, commit)
             watch = self._wanted.watch(work)
             self.activity.begin(worker, Execution(work, metadata, watch))
@@ -212,8 +213,9 @@ class Executor:
         content = self._fetch(work, metadata.group_id)
         if content is None:
             return None
-        left = self._wanted.left(work, metadata.ttl)
-        self._runner.site.admit_content(run, work.message_id, metadata, content, left)
+        if self._runner.site.has_gate:
+            left = self._wanted.left(work, metadata.ttl)
+            self._runner.site.admit_content(run, work.message_id, metadata, content, left)
         started = time.monotonic()
         trace("executing", "Executing a %s message of group %r", metadata.message_type, metadata.group_id)
         try:

@@ -57,6 +57,8 @@ class Intake:
 
     def let_in(self) -> list[Delivery]:
         """Return what was read before of the runs that the site does not hold back any more."""
+        if not self._service.site.has_gate:
+            return []
         self._service.site.ask_again(self._worklist.has)
         free = [run_id for run_id in self._worklist.parked if not self._service.site.holds(run_id)]
         for run_id in free:
