@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import redis as redis_py
+from hypothesis import settings
 
 from brokerfl.broker.connection import TLS, Connection, connect
 from brokerfl.broker.embedded import EmbeddedServer, find_server, free_port
@@ -23,6 +24,10 @@ from tests.rights import Actors, refusals
 from tests.topology.fleets import ClusterFleet, SentinelFleet
 
 PREFIX = "test"
+
+# A time is no promise: on a busy machine any example may take longer.
+settings.register_profile("brokerfl", deadline=None)
+settings.load_profile("brokerfl")
 
 #: In CI a backend that is missing is a failure; at a desk it is skipped.
 REQUIRED = os.environ.get("BROKERFL_REQUIRE_BACKENDS") == "1"
@@ -38,7 +43,7 @@ TOPOLOGIES = ("sentinel", "cluster", "valkey-cluster")
 
 
 #: In so many days everything of tests/crash is played.
-DAYS = 40
+DAYS = 80
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
