@@ -589,6 +589,27 @@ def test_a_strategy_goes_on(commands: Commands, broker: Broker) -> None:
 
 
 @needs_message_api
+def test_a_record_is_a_checkpoint(commands: Commands, broker: Broker) -> None:
+    """The latest model is exported while no ServerApp lives; a file that is there stays, unless --force replaces it."""
+    accident = Accident(commands, broker, STRATEGY_SERVER)
+    accident.server.kill()
+    file = commands.write("model.npz", "mine")
+    export = ("brokerfl", "export", run_id(accident.server), "--arrays", str(file))
+    assert error_of(commands.run(*export, code=2)) == f"Error: --arrays: {file} exists; --force replaces it"
+    assert file.read_text() == "mine"
+    assert commands.run(*export, "--force").out == f"{file}: the model of round 1, 1 array\n"
+    with np.load(file) as model:
+        np.testing.assert_allclose(model["0"], np.full(3, (1 + 2 * 2) / 3), rtol=1e-15)
+    nowhere = str(commands.folder / "no" / "model.npz")
+    assert "No such file" in error_of(commands.run(*export[:3], "--arrays", nowhere, code=2))
+    assert "needs --arrays" in error_of(commands.run(*export[:3], "--force", code=2))
+    assert error_of(commands.run("brokerfl", "export", "none", "--arrays", "m.npz", code=30))
+    assert sorted(path.name for path in commands.folder.iterdir() if path.suffix == ".npz" or "." in path.name[:1]) == [
+        "model.npz"
+    ]
+
+
+@needs_message_api
 def test_a_kept_run_is_extended(commands: Commands, broker: Broker) -> None:
     """--keep lets a run stay that has ended; resumed with more rounds and nothing else, it goes on after its last."""
     commands.write("client.py", TRAINING_CLIENT)
