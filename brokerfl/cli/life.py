@@ -60,7 +60,7 @@ def live(
     run_id, started = driver.run.run_id, time.monotonic()
     log_for(run=run_id)
     log(INFO, "Run %s of %s %s", run_id, driver.run.app, how)
-    if how == "resumed" and driver.record.head is None and not keeps_something(server_app, driver.context.state):
+    if how == "resumed" and not driver.record.fields and not keeps_something(server_app, driver.context.state):
         log(
             WARNING,
             "Run %s has nothing in context.state: its app begins at its start, while its nodes keep theirs",

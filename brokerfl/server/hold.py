@@ -53,6 +53,7 @@ from brokerfl.server.record import Record
 from brokerfl.server.replies import Replies
 from brokerfl.server.report import Report
 from brokerfl.server.requests import Requests
+from brokerfl.server.results import Results
 from brokerfl.server.session import OUTAGE_LIMIT, Session
 from brokerfl.server.shortage import Shortage
 from brokerfl.server.steps import trace_step
@@ -144,6 +145,7 @@ class Hold:
         self.committer = Committer(session, book, receiver, uploader, self.context)
         self.pusher = Pusher(session, book, self.committer, uploader, progress)
         self.record = Record(session, steps, book, uploader, progress)
+        self.results = Results(session, self.record, book)
         self.verdicts = Verdicts(book, session, receiver, liveness, blobs)
         self.waits = Waits(book, session, receiver, self.verdicts, progress)
         self.outcome = Outcome(session.names.of)

@@ -130,6 +130,17 @@ def decode_value(data: bytes) -> Fields:
     raise FrameError("a value in the record of steps is malformed")
 
 
+def size_of_value(data: bytes) -> int:
+    """Return how many bytes a value has, given its field.
+
+    Raises:
+        FrameError: as for `decode_value`.
+    """
+    fields = decode_value(data)
+    manifest = None if CONTENT in fields else manifest_of(fields)
+    return sum(map(len, fields.values())) if manifest is None else manifest.size
+
+
 def contents_in(record: Mapping[bytes, bytes]) -> frozenset[bytes]:
     """Return what the large contents of a record are called in Redis.
 
