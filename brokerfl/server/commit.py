@@ -122,10 +122,10 @@ class Committer:
                 self._execute(settled=settled)
         self._session.through_outage(lambda: self._receiver.read(()))
 
-    def cancel_orphans(self) -> None:
-        """Cancel what the app has not adopted since the resume."""
+    def cancel_orphans(self, among: Collection[str] | None = None) -> None:
+        """Cancel what the app has not adopted since the resume; given ids, only those messages."""
         with self._session.writing:
-            orphans = self._book.orphans()
+            orphans = [each for each in self._book.orphans() if among is None or each.message_id in among]
             if orphans:
                 self._execute(cancelled=orphans)
 

@@ -139,8 +139,8 @@ class Driver:
         Keep the ids while you may still ask for the replies (docs/guarantees.md, "What is left behind").
 
         A message is refused if its node is not registered, if its ttl has passed, or if the run is over or is being
-        drained. Contents are frozen now. In a resumed run, a message adopts an unsettled one of the same group, node and
-        type: that one's id is returned, and the node does not execute it again.
+        drained. Contents are frozen now. In a resumed run, a message adopts an unsettled one of the same group, node
+        and type: that one's id is returned, and the node does not execute it again.
 
         Args:
             messages: made by `create_message`.
