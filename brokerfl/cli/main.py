@@ -10,6 +10,7 @@ from brokerfl.cli.doctor import doctor
 from brokerfl.cli.events import compare, events, export, log_
 from brokerfl.cli.metrics import metrics
 from brokerfl.cli.nodes import nodes
+from brokerfl.cli.recording import replay
 from brokerfl.cli.requests import cancel, drain
 from brokerfl.cli.runs import runs, stop
 from brokerfl.cli.show import show
@@ -26,6 +27,6 @@ def main() -> None:
 
 for command in (
     *(up, demo, top, runs, nodes, show, events, log_, compare, export, cancel, drain, stop, pause, resume, node_health),
-    *(doctor, dead, dashboard, metrics),
+    *(replay, doctor, dead, dashboard, metrics),
 ):
     main.add_command(command)

@@ -127,7 +127,7 @@ class Committer:
         with self._session.writing:
             orphans = [each for each in self._book.orphans() if among is None or each.message_id in among]
             if orphans:
-                self._execute(cancelled=orphans)
+                self._execute(cancelled=orphans, is_said=among is None)
 
     def free_idle(self) -> None:
         """Delete what was uploaded for a push that failed; what cannot be deleted now is left to the next commit."""
@@ -144,8 +144,10 @@ class Committer:
         cancelled: Sequence[OpenMessage] = (),
         state: EncodedContent | None = None,
         steps: Recorded | None = None,
+        *,
+        is_said: bool = True,
     ) -> None:
-        """Plan the change, run its transaction, apply it to the book."""
+        """Plan the change, run its transaction, apply it to the book, and say what was cancelled."""
 
         def plan() -> Transaction:
             change = self._book.plan(sending, settled, cancelled, state, self._uploader.contents, steps)
@@ -162,7 +164,7 @@ class Committer:
         applied = self._book.apply(results)
         self._receiver.free(applied.freed)
         orphans = sum(not message.is_unwanted for message in cancelled)
-        if orphans:
+        if orphans and is_said:
             log(INFO, "Run %s: cancelled %s messages that were not pushed again", self._run_id, orphans)
         try:
             self._follow_up(applied)

@@ -197,6 +197,10 @@ class Hold:
         except RedisForgot:
             return  # forgotten twice: the next beat tries again
 
+    def tell(self) -> None:
+        """Say now what the run is doing, before the next heartbeat does."""
+        self.session.through_outage(lambda: self.owner.renew(self.footprint, encode_status(self.report.status())))
+
     def footprint(self) -> Footprint:
         """Return what the run may have in Redis outside its own slot."""
         return Footprint(self.book.contacts.all(), self.blobs.chunks())

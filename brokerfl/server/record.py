@@ -44,9 +44,10 @@ class Record:
 
     Attributes:
         is_kept: the run is to stay when its app has ended, so that it can go on later.
+        is_replayed: the app gets what a former ServerApp got, and needs neither a state nor a record.
     """
 
-    is_kept = False
+    is_kept = is_replayed = False
 
     def __init__(self, session: Session, saved: SavedSteps, book: Book, uploader: Uploader, progress: Progress) -> None:
         self._session = session

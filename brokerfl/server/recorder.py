@@ -32,7 +32,7 @@ class Recorder(Driver):
     """Like a `Driver`.
 
     Args:
-        open_tape: opens the tape of a run, given its id and app.
+        open_tape: opens the tape of a run, given its id.
         connection, app, run_config, resume, takeover, options: as for a Driver.
 
     Raises:
@@ -41,7 +41,7 @@ class Recorder(Driver):
 
     def __init__(
         self,
-        open_tape: Callable[[int, str], Tape],
+        open_tape: Callable[[int], Tape],
         connection: Connection,
         app: str = "",
         run_config: UserConfig | None = None,
@@ -50,14 +50,22 @@ class Recorder(Driver):
         takeover: bool = False,
         **options: Unpack[Options],
     ) -> None:
-        super().__init__(connection, app, run_config, resume=resume, takeover=takeover, **options)
         self._playing = threading.RLock()
+        # Before a run is taken from anybody: the tape may be elsewhere.
+        tape = None if resume is None else open_tape(resume)
         try:
-            self._tape = open_tape(self.run.run_id, self.run.app)
+            super().__init__(connection, app, run_config, resume=resume, takeover=takeover, **options)
+            self._tape = tape = tape or open_tape(self.run.run_id)
+            tape.begin(self.run)
+            self._hold.progress.recorded_at = self._tape.place
             # A loop that records its steps goes on with those.
             self._begin(() if self._tape.is_over or self.record.fields else self._tape.entries)
+            self._hold.tell()
         except BaseException:
-            super().detach()
+            if tape is not None:
+                tape.close()
+            if hasattr(self, "_hold"):
+                super().detach()
             raise
 
     def _begin(self, entries: Iterable[Sequence[Any]]) -> None:
@@ -68,8 +76,10 @@ class Recorder(Driver):
             self.context.state = RecordSet()
             self._hold.committer.cancel_orphans(playback.replies)
             self._orphans = {orphan.message_id for orphan in self._book.orphans()}
-            count = f"{len(playback.replies)} replies"
-            log(INFO, "Run %s goes through its recording: %s are not asked for again", self.run.run_id, count)
+            self.record.is_replayed = True
+            count = len(playback.replies)
+            said = "1 execution is" if count == 1 else f"{count} executions are"
+            log(INFO, "Run %s goes through its recording: %s not repeated", self.run.run_id, said)
         self._replies: Any = _Replies(self._hold.replies, self._tape, playback, self._orphans)
 
     # Sending.

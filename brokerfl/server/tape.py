@@ -3,7 +3,7 @@
 Owns the file: that a torn end is cut off, what is synced, and that it stays within its limit. It must not know when
 anything is to be recorded, or what is done with it later.
 
-    h run_id app                        the beginning
+    h run_id app config                 the beginning
     p [[id, node, type, group], …]      a push; the id is "" if the message was refused
     a id id                             a message was pushed again after a resume, and got another id
     b digest bytes                      bytes of contents, each once
@@ -14,13 +14,14 @@ anything is to be recorded, or what is done with it later.
 """
 
 import os
+import socket
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple
 from hashlib import sha256
 from logging import WARNING
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from brokerfl.common import ConfigError, Error, FrameError, Message, Metadata, RunAttached, log
 from brokerfl.common.lockfile import LockFile
@@ -28,6 +29,7 @@ from brokerfl.common.private import open_private, private_directory
 from brokerfl.wire.entries import encode_entry, read_entries
 from brokerfl.wire.frame import Fields
 from brokerfl.wire.record import decode_content, encode_content
+from brokerfl.wire.run import Run
 
 #: Bytes of a content from which on they are recorded apart, so that equal ones are there once.
 _APART = 1024
@@ -41,68 +43,152 @@ def path_of(folder: Path, run_id: int) -> Path:
     return folder / f"{run_id}{SUFFIX}"
 
 
-class Tape:
+def prepare(folder: Path) -> None:
+    """Make the directory of tapes, or check one that is there: only this user may read it.
+
+    Raises:
+        ConfigError: it cannot be used.
+    """
+    try:
+        private_directory(folder)
+    except OSError as error:
+        raise ConfigError(f"--record: {folder} cannot be used: {error.strerror or error}") from None
+
+
+class Recorded:
+    """What a tape has.
+
+    Args:
+        file: the tape.
+
+    Attributes:
+        entries: what was recorded, besides bytes of contents.
+        reason: why the recording was given up, so that it is not to be used; "" if it was not.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._lock = threading.RLock()
+        self._places: dict[bytes, int] = {}
+        self.entries: list[list[Any]] = []
+        self.reason = ""
+        self._end = 0
+        for at, end, entry in read_entries(file):
+            self._end = end
+            if entry[0] == "b":
+                self._places[entry[1]] = at
+            elif entry[0] == "x":
+                self.reason = str(entry[1])
+            else:
+                self.entries.append(entry)
+
+    @property
+    def run(self) -> Run:
+        """The run.
+
+        Raises:
+            ConfigError: the file is not a recording.
+        """
+        match self.entries[:1]:
+            case [["h", int(run_id), str(app), dict(config)]]:
+                return Run(run_id, app, config, 0.0)
+        raise ConfigError(f"{self._file.name} is not a recording")
+
+    def content(self, digest: bytes) -> bytes:
+        """Return bytes that were recorded apart.
+
+        Raises:
+            FrameError: they are not there.
+        """
+        with self._lock:
+            if digest not in self._places:
+                raise FrameError("the recording lacks the bytes of a reply")
+            self._file.seek(self._places[digest])
+            try:
+                for _, _, entry in read_entries(self._file):
+                    data: bytes = entry[2]
+                    return data
+            finally:
+                self._file.seek(0, os.SEEK_END)
+            raise FrameError("the recording lacks the bytes of a reply")
+
+    def message(self, entry: Sequence[Any]) -> Message:
+        """Return the reply that an entry has.
+
+        Raises:
+            FrameError: malformed.
+        """
+        try:
+            _, _, told, error, recorded = entry
+            metadata = Metadata(*told)
+            if error is not None:
+                return Message(metadata, error=Error(*error))
+            fields: Fields = {
+                name: data if isinstance(data, bytes) else self.content(data[0]) for name, data in recorded.items()
+            }
+        except (TypeError, ValueError, LookupError) as wrong:
+            raise FrameError(f"the recording is malformed: {wrong}") from None
+        return Message(metadata, content=decode_content(fields))
+
+
+class Tape(Recorded):
     """The tape of one run, from any thread.
 
     Args:
         folder: the directory that it is in, made if it is missing.
         run_id: the run.
-        app: the run's.
         limit: most bytes.
-        is_new: begin a new one, whatever there is.
+        is_new: `begin` begins a new one, whatever there is.
 
     Attributes:
-        entries: of former ServerApps, besides bytes of contents.
         is_over: nothing is recorded any more, and what was recorded is not to be used.
+        place: where it is, as ``host:directory``.
 
     Raises:
         ConfigError: there is no tape of this run, or the directory cannot be used.
         RunAttached: another process writes it.
     """
 
-    def __init__(self, folder: Path, run_id: int, app: str, limit: int, *, is_new: bool) -> None:
-        self._run_id = run_id
-        self._path = path_of(folder, run_id)
-        self._limit = limit
-        self._lock = threading.RLock()
-        self._places: dict[bytes, int] = {}
-        self.entries: list[list[Any]] = []
-        self.is_over = False
-        self._is_dirty = False
-        if not is_new and not self._path.exists():
-            raise ConfigError(f"--record: {folder} has no recording of run {run_id}: give the directory that has it")
+    def __init__(self, folder: Path, run_id: int, limit: int, *, is_new: bool) -> None:
+        path, self._run_id, self._limit, self._is_new = path_of(folder, run_id), run_id, limit, is_new
+        self.place = f"{socket.gethostname()}:{folder}"
+        if not is_new and not path.exists():
+            raise ConfigError(f"--record: {folder} has no recording of {run_id}: give the directory that has it")
+        prepare(folder)
         try:
-            private_directory(folder)
-            self._held = LockFile(self._path.with_suffix(".lock"))
-            self._file = os.fdopen(open_private(self._path), "r+b")
+            self._held = LockFile(path.with_suffix(".lock"))
+            file = os.fdopen(open_private(path), "r+b")
         except BlockingIOError:
-            raise RunAttached(f"run {run_id} is being recorded to {folder} by another process: end that") from None
+            raise RunAttached(
+                f"run {run_id} is being recorded to {folder} by another process: end that first"
+            ) from None
         except OSError as error:
             raise ConfigError(f"--record: {folder} cannot be used: {error.strerror or error}") from None
-        if is_new:
-            self._file.truncate()
-        self._read()
-        if not self.entries and not self.is_over:
-            self._append(["h", run_id, app])
-            self._sync_folder(folder)
+        super().__init__(file)
+        self.is_over, self._is_dirty = False, False
+        self._folder = folder
 
-    def _read(self) -> None:
-        end = 0
-        for at, after, entry in read_entries(self._file):
-            end = after
-            if entry[0] == "b":
-                self._places[entry[1]] = at
-            elif entry[0] == "x":
-                self.is_over = True
-                log(WARNING, "Run %s resumes from the start: its recording was given up: %s", self._run_id, entry[1])
-            else:
-                self.entries.append(entry)
-        size = self._file.seek(0, os.SEEK_END)
-        if size > end:
-            torn = size - end
+    def begin(self, run: Run) -> None:
+        """Begin to record this run, behind what there is of it."""
+        if self._is_new:
+            self._file.seek(0)
+            self._file.truncate()
+            self._end, self._places, self.entries, self.reason = 0, {}, [], ""
+        self.is_over = bool(self.reason)
+        if self.is_over:
+            log(WARNING, "Run %s resumes from the start: its recording was given up: %s", run.run_id, self.reason)
+        self._cut_off()
+        if not self.entries and not self.is_over:
+            self._append(["h", run.run_id, run.app, dict(run.run_config)])
+            self._sync_folder(self._folder)
+
+    def _cut_off(self) -> None:
+        """Cut off what is torn at the end."""
+        torn = self._file.seek(0, os.SEEK_END) - self._end
+        if torn:
             log(WARNING, "The recording of run %s has %s bytes of an entry at its end: cut off", self._run_id, torn)
-            self._file.truncate(end)
-            self._file.seek(end)
+            self._file.truncate(self._end)
+            self._file.seek(self._end)
 
     # Writing.
 
@@ -188,8 +274,8 @@ class Tape:
                 self._file.write(encode_entry(["x", reason]))
                 self._file.flush()
                 os.fsync(self._file.fileno())
-            except OSError:  # a file that says nothing is none
-                self._path.unlink(missing_ok=True)
+            except OSError as error:
+                log(WARNING, "The recording of run %s is not to be used: %s", self._run_id, error)
 
     def close(self) -> None:
         """Sync, and let others have the file."""
@@ -198,41 +284,3 @@ class Tape:
                 self.sync()
                 self._file.close()
                 self._held.close()
-
-    # Reading.
-
-    def content(self, digest: bytes) -> bytes:
-        """Return bytes that were recorded apart.
-
-        Raises:
-            FrameError: they are not there.
-        """
-        with self._lock:
-            if digest not in self._places:
-                raise FrameError("the recording lacks the bytes of a reply")
-            self._file.seek(self._places[digest])
-            try:
-                for _, _, entry in read_entries(self._file):
-                    data: bytes = entry[2]
-                    return data
-            finally:
-                self._file.seek(0, os.SEEK_END)
-            raise FrameError("the recording lacks the bytes of a reply")
-
-    def message(self, entry: Sequence[Any]) -> Message:
-        """Return the reply that an entry has.
-
-        Raises:
-            FrameError: malformed.
-        """
-        try:
-            _, _, told, error, recorded = entry
-            metadata = Metadata(*told)
-            if error is not None:
-                return Message(metadata, error=Error(*error))
-            fields: Fields = {
-                name: data if isinstance(data, bytes) else self.content(data[0]) for name, data in recorded.items()
-            }
-        except (TypeError, ValueError, LookupError) as wrong:
-            raise FrameError(f"the recording of run {self._run_id} is malformed: {wrong}") from None
-        return Message(metadata, content=decode_content(fields))

@@ -176,7 +176,7 @@ def test_another_app_is_refused(backend: Backend, tmp_path: Path) -> None:
         with pytest.raises(RunDiverged):  # an app that goes on in spite of that waits for nothing
             again.send_and_receive([])
         leave(again)
-        with pytest.raises(ConfigError, match="has no recording of run"):
+        with pytest.raises(ConfigError, match="has no recording of"):
             recorder(backend, tmp_path / "elsewhere", driver)
         last = recorder(backend, tmp_path, driver)
         last.end()

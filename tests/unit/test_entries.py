@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from brokerfl.common import Array, Error, Message, Metadata, ParametersRecord, RecordSet
 from brokerfl.server.tape import Tape, path_of
 from brokerfl.wire.entries import encode_entry, read_entries
+from brokerfl.wire.run import Run
 
 SCALARS = (
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text() | st.binary()
@@ -52,7 +53,9 @@ def replies_in(read: Tape) -> list[tuple[object, ...]]:
 
 def tape(folder: Path) -> Tape:
     """The tape of run 7."""
-    return Tape(folder, 7, "app", 10**9, is_new=not path_of(folder, 7).exists())
+    made = Tape(folder, 7, 10**9, is_new=not path_of(folder, 7).exists())
+    made.begin(Run(7, "app", {"lr": 0.5}, 0.0))
+    return made
 
 
 def test_a_torn_end_is_cut_off(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
