@@ -6,14 +6,12 @@ know Redis, or what is pushed for real.
 
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from brokerfl.common import Message, RunDiverged
 
 
-@dataclass
-class Pushed:
+class Pushed(NamedTuple):
     """A message of a former ServerApp.
 
     Attributes:
@@ -53,22 +51,24 @@ class Playback:
         self.replies: dict[str, Sequence[Any]] = {}
         self.left: set[str] = set()
         self._nodes: deque[list[int]] = deque()
-        by_id: dict[str, Pushed] = {}
+        numbers: dict[str, int] = {}
         for tag, *rest in entries:
             if tag == "p":
-                batch = [Pushed(*each) for each in rest[0]]
-                self.pushed += batch
-                by_id |= {each.message_id: each for each in batch if each.message_id}
+                for each in map(Pushed._make, rest[0]):
+                    if each.message_id:
+                        numbers[each.message_id] = len(self.pushed)
+                    self.pushed.append(each)
             elif tag == "a":
-                by_id[rest[1]] = by_id.pop(rest[0])
-                by_id[rest[1]].message_id = rest[1]
+                former, again = rest
+                numbers[again] = numbers.pop(former)
+                self.pushed[numbers[again]] = self.pushed[numbers[again]]._replace(message_id=again)
             elif tag == "r":
                 self.replies[rest[0]] = [tag, *rest]
             elif tag == "l":
                 self.left.update(rest[0])
             elif tag == "n":
                 self._nodes.append(rest[0])
-        self.ids = set(by_id)
+        self.ids = set(numbers)
         self._places = {message_id: place for place, message_id in enumerate(self.replies)}
         self._first = 0
         self._unused: dict[tuple[int, str, str], deque[int]] = {}
