@@ -13,14 +13,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from logging import INFO
-from typing import Any, Unpack
+from typing import Any
 
 from brokerfl.broker.connection import Connection
-from brokerfl.common import Message, RecordSet, RunDiverged, UserConfig, log
+from brokerfl.common import Message, RunDiverged, log
 from brokerfl.common.form import Form
 from brokerfl.server.book.orphans import Match
 from brokerfl.server.driver import Driver
-from brokerfl.server.hold import Options
 from brokerfl.server.playback import Playback, Pushed
 from brokerfl.server.record import Stage
 from brokerfl.server.replies import Replies
@@ -33,7 +32,7 @@ class Recorder(Driver):
 
     Args:
         open_tape: opens the tape of a run, given its id.
-        connection, app, run_config, resume, takeover, options: as for a Driver.
+        connection, arguments, resume, options: as for a Driver.
 
     Raises:
         ConfigError, RunAttached: as `Tape`.
@@ -43,18 +42,15 @@ class Recorder(Driver):
         self,
         open_tape: Callable[[int], Tape],
         connection: Connection,
-        app: str = "",
-        run_config: UserConfig | None = None,
-        *,
+        *arguments: Any,
         resume: int | None = None,
-        takeover: bool = False,
-        **options: Unpack[Options],
+        **options: Any,
     ) -> None:
         self._playing = threading.RLock()
         # Before a run is taken from anybody: the tape may be elsewhere.
         tape = None if resume is None else open_tape(resume)
         try:
-            super().__init__(connection, app, run_config, resume=resume, takeover=takeover, **options)
+            super().__init__(connection, *arguments, resume=resume, **options)
             self._tape = tape = tape or open_tape(self.run.run_id)
             tape.begin(self.run)
             self._hold.progress.recorded_at = self._tape.place
@@ -73,7 +69,7 @@ class Recorder(Driver):
         self._is_resumed = playback.is_behind
         self._orphans: set[str] = set()
         if self._is_resumed:
-            self.context.state = RecordSet()
+            self.context.state.clear()
             self._hold.committer.cancel_orphans(playback.replies)
             self._orphans = {orphan.message_id for orphan in self._book.orphans()}
             self.record.is_replayed = True
