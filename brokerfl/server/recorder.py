@@ -186,8 +186,8 @@ class Recorder(Driver):
 
     def detach(self) -> None:
         """As a Driver."""
+        super().detach()  # first: from then on no thread can settle what is not recorded
         self._tape.close()
-        super().detach()
 
 
 class _Replies:

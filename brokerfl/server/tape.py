@@ -229,7 +229,7 @@ class Tape(Recorded):
 
     def _append(self, entry: list[Any]) -> None:
         with self._lock:
-            if self.is_over:
+            if self.is_over or self._file.closed:  # closed: the run is detached, and nothing of it can be settled
                 return
             try:
                 data = encode_entry(entry)
@@ -244,7 +244,7 @@ class Tape(Recorded):
     def sync(self) -> None:
         """Bring to the disk what was recorded so far. To be called before anything of that may leave Redis."""
         with self._lock:
-            if self.is_over or not self._is_dirty:
+            if self.is_over or self._file.closed or not self._is_dirty:
                 return
             try:
                 self._file.flush()

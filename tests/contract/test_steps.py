@@ -7,8 +7,18 @@ import numpy as np
 import pytest
 
 from brokerfl.client import ClientApp
-from brokerfl.common import Array, Context, Message, MessageTooLarge, MetricsRecord, ParametersRecord, RecordSet
+from brokerfl.common import (
+    Array,
+    Context,
+    Message,
+    MessageTooLarge,
+    MetricsRecord,
+    ParametersRecord,
+    RecordMissing,
+    RecordSet,
+)
 from brokerfl.server import Driver, results
+from brokerfl.view.model import read_model
 from tests.apps import federation, number, number_in
 from tests.conftest import PREFIX, Backend
 from tests.stage import in_ledger, kill, resumed, silent, start
@@ -77,6 +87,27 @@ def test_values_come_back(backend: Backend) -> None:
         np.testing.assert_array_equal(found["content"]["model"]["w"].numpy(), np.arange(300_000))
         assert found["content"]["m"] == content["m"]
         assert driver.report.status().record > 2_400_000
+
+
+def test_a_result_is_exported(backend: Backend) -> None:
+    """The latest model that a step returned is read from the record, whether or not the run has a ServerApp."""
+    driver = start(backend)
+    connection, run = backend.connect(), driver.run.run_id
+    with pytest.raises(RecordMissing, match="has no record"):
+        read_model(connection, run)
+    driver.step("seed", int)
+    driver.checkpoint()
+    with pytest.raises(RecordMissing, match="has no model"):
+        read_model(connection, run)
+    for number in range(3):
+        driver.step(f"round {number}", lambda number: [np.full(20_000, number), np.zeros(3)], number)
+    driver.step("accuracy", float)
+    driver.checkpoint()
+    kill(driver)
+    model = read_model(connection, run)
+    assert model.origin == "step 'round 2'"
+    np.testing.assert_array_equal(model.arrays["0"].numpy(), np.full(20_000, 2))
+    assert list(model.arrays) == ["0", "1"]
 
 
 def test_rounds_that_are_steps(backend: Backend) -> None:
