@@ -99,8 +99,8 @@ def test_a_result_is_exported(backend: Backend) -> None:
     driver.checkpoint()
     with pytest.raises(RecordMissing, match="has no model"):
         read_model(connection, run)
-    for number in range(3):
-        driver.step(f"round {number}", lambda number: [np.full(20_000, number), np.zeros(3)], number)
+    for step in range(3):
+        driver.step(f"round {step}", lambda step: [np.full(20_000, step), np.zeros(3)], step)
     driver.step("accuracy", float)
     driver.checkpoint()
     kill(driver)
