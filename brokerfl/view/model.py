@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.steps import SavedSteps
 from brokerfl.common import Array, FrameError, ParametersRecord, RecordMissing, RecordSet, RunLost
+from brokerfl.wire.frame import CONTENT, MANIFEST
 from brokerfl.wire.results import decode_result
-from brokerfl.wire.steps import MODEL, RESULT, decode_pages, named
+from brokerfl.wire.steps import MODEL, RESULT, decode_pages, decode_value, named
 
 #: Looks at a record that a ServerApp changes meanwhile.
 _MOST_LOOKS = 10
@@ -74,6 +75,8 @@ def _number_and_name(rest: str) -> tuple[int, str]:
 
 def _value(saved: SavedSteps, field: bytes, run_id: int) -> Any:
     try:
+        if not {CONTENT, MANIFEST} & decode_value(field).keys():
+            raise FrameError("it is sealed, or another version wrote it")
         return decode_result(saved.read(field))
     except ValueError as error:
         raise FrameError(f"the record of run {run_id} cannot be read: {error}") from None

@@ -10,6 +10,7 @@ from brokerfl.client import ClientApp
 from brokerfl.common import (
     Array,
     Context,
+    FrameError,
     Message,
     MessageTooLarge,
     MetricsRecord,
@@ -19,6 +20,7 @@ from brokerfl.common import (
 )
 from brokerfl.server import Driver, results
 from brokerfl.view.model import read_model
+from brokerfl.wire.steps import encode_value
 from tests.apps import federation, number, number_in
 from tests.conftest import PREFIX, Backend
 from tests.stage import in_ledger, kill, resumed, silent, start
@@ -108,6 +110,9 @@ def test_a_result_is_exported(backend: Backend) -> None:
     assert model.origin == "step 'round 2'"
     np.testing.assert_array_equal(model.arrays["0"].numpy(), np.full(20_000, 2))
     assert list(model.arrays) == ["0", "1"]
+    backend.admin.hset(connection.keys.steps(run), "v:result:9:last", encode_value({b"e": b"sealed"}))
+    with pytest.raises(FrameError, match=f"the record of run {run} cannot be read: it is sealed, or another version"):
+        read_model(connection, run)
 
 
 def test_rounds_that_are_steps(backend: Backend) -> None:
