@@ -16,7 +16,7 @@ from brokerfl.server.recorder import Recorder
 from brokerfl.server.tape import Tape, path_of
 from tests.apps import federation
 from tests.conftest import Backend
-from tests.stage import kill
+from tests.stage import after_sync, close_tape, kill
 
 #: TLS changes nothing here.
 WITHOUT = ("redis-tls",)
@@ -91,8 +91,7 @@ def recorder(backend: Backend, folder: Path, former: Driver | None = None, limit
 def leave(driver: Recorder) -> None:
     """What kill -9 leaves behind: what was not synced may be on the disk or not."""
     kill(driver)
-    driver._tape._held.close()
-    driver._tape._file.close()
+    close_tape(driver)
 
 
 @pytest.mark.parametrize("groups", [True, False], ids=["groups", "checkpoints"])
@@ -123,7 +122,7 @@ def test_killed_anywhere(backend: Backend, tmp_path: Path, request: pytest.Fixtu
 
 def seed_of(driver: Recorder) -> int:
     """Another first model than before, once there is a recording."""
-    return 99 if driver._is_resumed else 0
+    return 99 if driver.record.is_replayed else 0
 
 
 def test_what_left_redis_is_on_the_disk(backend: Backend, tmp_path: Path) -> None:
@@ -137,7 +136,7 @@ def test_what_left_redis_is_on_the_disk(backend: Backend, tmp_path: Path) -> Non
         def look() -> None:
             synced.append(path.read_bytes())
 
-        driver._tape.sync = noted(driver._tape.sync, look)  # type: ignore[method-assign]
+        after_sync(driver, look)
         with pytest.raises(Dead):
             loop(driver, Fuse(14), 0)
         count = len(executed)
@@ -147,16 +146,6 @@ def test_what_left_redis_is_on_the_disk(backend: Backend, tmp_path: Path) -> Non
         loop(again, Fuse(), 99)
         again.end()
     assert len(executed) == len(set(executed)) > count
-
-
-def noted(function: Callable[[], None], note: Callable[[], None]) -> Callable[[], None]:
-    """A function that is followed by another one."""
-
-    def both() -> None:
-        function()
-        note()
-
-    return both
 
 
 def test_another_app_is_refused(backend: Backend, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from brokerfl.common import Array, Error, Message, Metadata, ParametersRecord, RecordSet
@@ -19,6 +19,7 @@ SCALARS = (
 ENTRIES = st.lists(st.lists(st.recursive(SCALARS, st.lists, max_leaves=5), min_size=1), max_size=6)
 
 
+@settings(deadline=None)
 @given(ENTRIES, st.data())
 def test_entries_come_back(entries: list[list[object]], data: st.DataObject) -> None:
     """All of them do; cut at any byte, those before the cut do; with any other byte changed, those before that do."""

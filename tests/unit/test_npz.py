@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
@@ -20,6 +20,7 @@ ARRAYS = npst.arrays(st.sampled_from(sorted(ITEMSIZE.keys() - FOREIGN.keys())), 
 NAMES = st.sampled_from(["file", "allow_pickle", "a/b", "..", "layer.0.weight", "ä", "x.npy", ""])
 
 
+@settings(deadline=None)
 @given(st.dictionaries(NAMES, ARRAYS))
 def test_numpy_reads_what_was_written(tmp_path_factory: pytest.TempPathFactory, arrays: dict[str, np.ndarray]) -> None:
     """Names, dtypes, shapes and elements are the same, in the same order."""
