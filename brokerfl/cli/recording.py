@@ -6,7 +6,7 @@ Owns where a recording is, and what is said of a replay. It must not know what a
 import sys
 from collections.abc import Callable
 from functools import partial
-from logging import INFO, WARNING
+from logging import DEBUG, INFO, WARNING
 from pathlib import Path
 from typing import cast
 
@@ -20,6 +20,7 @@ from brokerfl.cli.logs import adopt_log_of, log_options
 from brokerfl.cli.options import FilePath, Text, app_dir_option, run_config_option
 from brokerfl.common import ConfigError, log
 from brokerfl.common.log_context import log_for
+from brokerfl.common.logger import configure_logging
 from brokerfl.server import Driver
 from brokerfl.server.recorder import Recorder
 from brokerfl.server.rehearsal import Rehearsal
@@ -42,12 +43,16 @@ def driver_of(folder: Path | None, limit: int, *, is_new: bool = False) -> Calla
 @click.option("--run", type=Text(), help="Whose replies these are, by the beginning of its id. [default: the only one]")
 @run_config_option
 @app_dir_option
-def replay(folder: Path, app: str, run: str | None, run_config: tuple[str, ...], app_dir: str | None) -> None:
+@click.option("--verbose", is_flag=True, help="Log more.")
+def replay(
+    folder: Path, app: str, run: str | None, run_config: tuple[str, ...], app_dir: str | None, verbose: bool
+) -> None:
     """Run the ServerApp APP with the replies that were recorded to DIR, without Redis and nodes.
 
     The n-th message of a type to a node gets the reply that the n-th such message got. So another strategy, or another
     config, shows what it would have made of the same replies.
     """
+    configure_logging(DEBUG if verbose else INFO)
     path = _tape_in(folder, run)
     reference, project = find_project(app, app_dir)
     given = parse_config(run_config, "--run-config", project.defaults)
