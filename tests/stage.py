@@ -31,6 +31,7 @@ from brokerfl.client.worklist import Work
 from brokerfl.common import Array, Message, ParametersRecord, RecordSet, RedisOutOfMemory
 from brokerfl.server import Driver
 from brokerfl.server.book import Applied
+from brokerfl.server.recorder import Recorder
 from brokerfl.server.upload import Uploader
 from brokerfl.wire.frame import Fields, size_of
 from brokerfl.wire.payload import EncodedContent, Payload
@@ -50,6 +51,23 @@ def start(backend: Backend, **options: Any) -> Driver:
 def kill(driver: Driver) -> None:
     """What kill -9 leaves behind: a lease that nobody renews."""
     driver._hold._heartbeat.stop()
+
+
+def close_tape(driver: Recorder) -> None:
+    """What the end of a process does to a recording: the file is closed, as far as it was written."""
+    driver._tape._held.close()
+    driver._tape._file.close()
+
+
+def after_sync(driver: Recorder, look: Callable[[], None]) -> None:
+    """Look at a recording each time that it was synced."""
+    sync = driver._tape.sync
+
+    def both() -> None:
+        sync()
+        look()
+
+    driver._tape.sync = both  # type: ignore[method-assign]
 
 
 def tell(driver: Driver, told: bytes) -> None:

@@ -106,6 +106,7 @@ def _of_run(run: RunView, overview: Overview) -> Iterator[tuple[str, str | Text]
     yield "replies", f"usually after {lasting(status.usually)}" if status.usually else ""
     yield "bytes", f"{sized(status.bytes_in)} in, {sized(status.bytes_out)} out"
     record = f", of which {sized(status.record)} are its record" if status.record else ""
+    yield "recorded", f"to {shown(status.recorded_at)}" if status.recorded_at else ""
     yield "memory", f"{sized(status.memory)} in Redis{record}, as far as its ServerApp knows"
 
 

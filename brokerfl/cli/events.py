@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator
 from math import isfinite
+from pathlib import Path
 from typing import Any
 
 import click
@@ -13,8 +14,9 @@ import click
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.events import read_events, read_log
 from brokerfl.broker.runs import absent
+from brokerfl.cli.arrays import export_model
 from brokerfl.cli.exits import Command
-from brokerfl.cli.options import RedisOptions, Text, redis_options
+from brokerfl.cli.options import FilePath, RedisOptions, Text, redis_options
 from brokerfl.cli.references import find_run
 from brokerfl.cli.tables import accept_any_text, format_option, local_time, show, show_text
 from brokerfl.common import ConfigError, RunNotFound
@@ -105,13 +107,28 @@ def _time(seconds: float) -> str:
     show_default=True,
     help="One JSON object a line, or a table for spreadsheets with one row for each number.",
 )
-def export(run: str, redis: RedisOptions, form: str) -> None:
+@click.option(
+    "--arrays",
+    type=FilePath(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Instead of that, write the latest model that the run has recorded to this .npz file.",
+)
+@click.option("--force", is_flag=True, help="With --arrays: replace the file if it exists.")
+def export(run: str, redis: RedisOptions, form: str, arrays: Path | None, force: bool) -> None:
     """Print the events and numbers of the run RUN for other programs.
 
-    Of a run that has ended, its numbers remain for 30 days, and how it ended.
+    Of a run that has ended, its numbers remain for 30 days, and how it ended. --arrays writes its model while it has
+    not ended, whether or not its ServerApp is alive.
     """
+    if force and arrays is None:
+        raise ConfigError("--force needs --arrays FILE, the file to replace")
     connection = redis.connect()
     past = record_of(connection, find_run(connection, run))
+    if arrays is not None:
+        if past.ended_at:
+            raise RunNotFound(absent(connection, past.run.run_id))
+        export_model(connection, past.run, arrays, force=force)
+        return
     rows = [event_to_json(event) for event in _told(connection, past)]
     if past.ended_at:
         rows.append(event_to_json(_end_of(past)))

@@ -24,6 +24,7 @@ from brokerfl.common import (
     NodeOnline,
     OutageLimit,
     PortInUse,
+    RecordMissing,
     RedisAuthError,
     RedisOutOfMemory,
     RedisRefuses,
@@ -69,6 +70,7 @@ class Exit(IntEnum):
     RUN_ATTACHED = 34
     MESSAGE_NOT_FOUND = 35
     RUN_DIVERGED = 36
+    RECORD_MISSING = 37
     MISSING_EXTRA = 40
     UNHEALTHY = 50
 
@@ -96,6 +98,7 @@ _CODES: tuple[tuple[type[Exception], Exit], ...] = (
     (RunAttached, Exit.RUN_ATTACHED),
     (MessageNotFound, Exit.MESSAGE_NOT_FOUND),
     (RunDiverged, Exit.RUN_DIVERGED),
+    (RecordMissing, Exit.RECORD_MISSING),
     (MissingExtra, Exit.MISSING_EXTRA),
 )
 

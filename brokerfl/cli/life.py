@@ -60,7 +60,7 @@ def live(
     run_id, started = driver.run.run_id, time.monotonic()
     log_for(run=run_id)
     log(INFO, "Run %s of %s %s", run_id, driver.run.app, how)
-    if how == "resumed" and driver.record.head is None and not keeps_something(server_app, driver.context.state):
+    if how == "resumed" and not _goes_on(driver, server_app):
         log(
             WARNING,
             "Run %s has nothing in context.state: its app begins at its start, while its nodes keep theirs",
@@ -103,6 +103,12 @@ def live(
         _detach(driver, f"main raised {type(error).__name__}: {error}")
         return Exit.APP_RAISED
     return _complete(run_id, time.monotonic() - started, driver.report.outcome)
+
+
+def _goes_on(driver: Driver, server_app: ServerAppCallable) -> bool:
+    """Return whether the app of a resumed run has anything that says where it was."""
+    record = driver.record
+    return bool(record.fields) or record.is_replayed or keeps_something(server_app, driver.context.state)
 
 
 def _complete(run_id: int, seconds: float, outcome: Outcome) -> Exit:

@@ -13,6 +13,7 @@ from brokerfl.cli.gate import gate
 from brokerfl.cli.members import ROLES, group_of
 from brokerfl.cli.metrics import metrics
 from brokerfl.cli.nodes import nodes
+from brokerfl.cli.recording import replay
 from brokerfl.cli.requests import cancel, drain
 from brokerfl.cli.runs import runs, stop
 from brokerfl.cli.secure import secure_command
@@ -30,7 +31,7 @@ def main() -> None:
 
 for command in (
     *(up, demo, top, runs, nodes, show, events, log_, compare, export, cancel, drain, stop, pause, resume, node_health),
-    *(gate, doctor, dead, dashboard, metrics, certs, secure_command),
+    *(gate, replay, doctor, dead, dashboard, metrics, certs, secure_command),
     *(group_of(role, what) for role, what in ROLES),
 ):
     main.add_command(command)

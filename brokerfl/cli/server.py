@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from logging import WARNING
 from pathlib import Path
@@ -30,6 +31,7 @@ from brokerfl.cli.options import (
     run_config_option,
 )
 from brokerfl.cli.protection import Wish, protection_options
+from brokerfl.cli.recording import driver_of
 from brokerfl.cli.references import find_run
 from brokerfl.cli.runfile import RunFile
 from brokerfl.cli.signals import SIGNALS
@@ -129,6 +131,22 @@ from brokerfl.server.session import OUTAGE_LIMIT
     help="Most bytes of broadcast contents that the run may hold in Redis. [default: no limit]",
 )
 @click.option(
+    "--record",
+    type=FilePath(file_okay=False, path_type=Path),
+    envvar="BROKERFL_RECORD",
+    metavar="DIR",
+    help="Directory to which replies are recorded, for an app that keeps no progress: --resume RUN --record DIR goes "
+    "through them again, and brokerfl replay gives them to another app.",
+)
+@click.option(
+    "--record-limit",
+    type=Bytes(),
+    default="10GB",
+    show_default=True,
+    envvar="BROKERFL_RECORD_LIMIT",
+    help="Most bytes of that; beyond, nothing is recorded, and the run would resume from the start.",
+)
+@click.option(
     "--no-events",
     is_flag=True,
     envvar="BROKERFL_NO_EVENTS",
@@ -169,6 +187,8 @@ def main(
     outage_limit: float,
     max_message: int,
     max_run: int | None,
+    record: Path | None,
+    record_limit: int,
     no_events: bool,
     no_share_log: bool,
     restart_on_outage: bool,
@@ -221,13 +241,14 @@ def main(
         origin=replace(origin, app=reference),
         protection=wish.granted(redis.login, connection),
     )
+    drive = driver_of(record, record_limit, is_new=resume is None or from_start)
     first = options.copy()
     first["name"] = run_name if is_named or resume is None else None
     first["overrides"] = None if given is None or project.defaults is None else tuple(given)
     try:
         if run_id is not None and given is not None:  # what was not given now is as it was given first
             config = read_run(connection, run_id).run_config | given
-        signals.driver = driver = Driver(
+        signals.driver = driver = drive(
             connection,
             "" if another_app else reference,
             config,
@@ -240,7 +261,9 @@ def main(
         how = "started" if resume is None else "started over" if from_start else "resumed"
         code = live(driver, server_app, signals, how, quiet=quiet, comes_back=restart_on_outage, keeps=keep)
         while restart_on_outage and code == Exit.REDIS_UNREACHABLE:
-            signals.driver = driver = _resume_when_up(redis, driver.run.run_id, reference, options)
+            signals.driver = driver = _resume_when_up(
+                redis, driver.run.run_id, reference, options, driver_of(record, record_limit)
+            )
             code = live(driver, server_app, signals, "resumed", quiet=quiet, comes_back=True, keeps=keep)
     except Signalled as signalled:  # while detaching; if that was not finished, the lease lapses
         code = 128 + signalled.number
@@ -253,11 +276,13 @@ def main(
     sys.exit(code)
 
 
-def _resume_when_up(redis: RedisOptions, run_id: int, app: str, options: Options) -> Driver:
+def _resume_when_up(
+    redis: RedisOptions, run_id: int, app: str, options: Options, drive: Callable[..., Driver]
+) -> Driver:
     """Return the Driver of a run that is resumed as soon as Redis answers."""
     while True:
         connection = await_redis(redis.connect)
         try:
-            return Driver(connection, app, resume=run_id, **options)
+            return drive(connection, app, resume=run_id, **options)
         except (RedisUnreachable, OutageLimit) as error:
             log(WARNING, "Run %s is still detached: %s", run_id, error)

@@ -126,6 +126,10 @@ class RunFenced(RunError):
     """Another ServerApp took over the run; this one can write nothing more."""
 
 
+class RecordMissing(RunError):
+    """The run has recorded nothing, or no model."""
+
+
 class RunDiverged(RunError):
     """The app does not do what the run has recorded of it, so that it cannot go on from there."""
 

@@ -6,7 +6,6 @@ flwr's own loop only needs the last model of the rounds that are over. The loop 
 such as to keep the best one, so those are kept, up to a limit.
 """
 
-from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from brokerfl.common import RunDiverged
@@ -15,12 +14,10 @@ from brokerfl.flower.keeper import Keeper, Kept
 from brokerfl.flower.values import decode
 from brokerfl.server.record import Record
 from brokerfl.wire.manifest import manifest_of
-from brokerfl.wire.steps import decode_value, tree_and_arrays, value_field
+from brokerfl.wire.steps import MODEL, decode_value, named, tree_and_arrays
 
 #: Most bytes of the models of an app's own loop that a record keeps; the oldest go first.
 MOST_KEPT = 1024**3
-
-_PREFIX = "model:"
 
 
 def form_of(arrays: Any) -> list[str] | None:
@@ -42,7 +39,7 @@ class Models:
         self._record = record
         self._keeper = keeper
         self._fresh: dict[int, Any] = {}
-        self._kept = {step: _kept(field) for step, field in _recorded(record)}
+        self._kept = {int(step): _kept(field) for step, field in named(record.fields, MODEL)}
         self._own: dict[int, None] = {}  # those of an app's own loops, in their order
 
     def has(self, step: int) -> bool:
@@ -51,7 +48,7 @@ class Models:
 
     def recall(self, step: int) -> Any:
         """Return a recorded model, or what stands for it."""
-        content = self._record.read(f"{_PREFIX}{step}")
+        content = self._record.read(f"{MODEL}{step}")
         if content is None:
             return _Gone(step)
         return decode(*tree_and_arrays(content))
@@ -74,12 +71,12 @@ class Models:
             RecordTypeError, ValueError, MessageTooLarge, RedisOutOfMemory, OutageLimit, RunError: as `Keeper.keep`.
         """
         for step, arrays in list(self._fresh.items()):
-            kept = self._keeper.keep(f"{_PREFIX}{step}", arrays, is_model=True)
+            kept = self._keeper.keep(f"{MODEL}{step}", arrays, is_model=True)
             assert kept is not None, "only cells are as main makes them"
             self._kept[step] = kept
             del self._fresh[step]
         self._keep_to_limit()
-        found = {f"{_PREFIX}{step}": kept for step, kept in self._kept.items()}
+        found = {f"{MODEL}{step}": kept for step, kept in self._kept.items()}
         self._kept = {step: kept._replace(upload=None) for step, kept in self._kept.items()}
         return found
 
@@ -90,13 +87,6 @@ class Models:
                 return
             size -= self._kept.pop(step).size if step in self._kept else 0
             del self._own[step]
-
-
-def _recorded(record: Record) -> Iterator[tuple[int, bytes]]:
-    prefix = value_field(_PREFIX)
-    for name, field in record.fields.items():
-        if name.startswith(prefix):
-            yield int(name[len(prefix) :]), field
 
 
 def _kept(field: bytes) -> Kept:

@@ -65,7 +65,7 @@ class Story:
 
     def __init__(self, run_id: int, fields: Mapping[bytes, bytes]) -> None:
         self._run_id = run_id
-        self.head: Head | None = decode_head(fields[HEAD]) if fields else None
+        self.head: Head | None = decode_head(fields[HEAD]) if HEAD in fields else None
         self._steps = decode_pages(fields)[: self.head.steps if self.head else 0]
         self._pages = {name: data for name, data in fields.items() if name.startswith(page_field(0)[:-1])}
         self._written = len(self._steps)

@@ -52,6 +52,7 @@ class Committer:
             moves_on: whether the run moves on; None if a group is new, or nothing is sent.
             steps: the record of the run's steps, for a run that moves on; None leaves it as it is.
         """
+        contents = [*contents, *self._book.kept.pending.uploads]
         owner_key = self._transactions.owner.connection.keys.owner(self._run_id)
         wanted = {owner_key: sum(size_of(one.fields) for one in sending)}
         while not self._session.with_room(lambda: self._commit(sending, contents, moves_on, steps), wanted):
@@ -73,15 +74,17 @@ class Committer:
                 return False
             if moves_on is None:
                 moves_on = not sending or self._book.is_new_group({one.entry.group_id for one in sending})
-            if moves_on:
+            if moves_on and (steps is not None or not self._is_held_back()):
                 self._move_on(sending, steps)
-            else:
+            elif sending:
                 self._execute(sending)
             return True
 
     def _move_on(self, sending: Sequence[Sending], steps: Recorded | None) -> None:
         self._leave_vanished()
         self._diary.moves_on()
+        if steps is None:
+            steps = self._book.kept.next_record()
         # Before the state is read: a reply handed to another thread after that is not in it.
         settled = self._book.answers.handed_over()
         # Orphans are cancelled once the resumed app has seen a reply and moved on.
@@ -93,6 +96,13 @@ class Committer:
             self._execute(sending, settled, cancelled, state, steps)
         elif sending or settled or cancelled or steps is not None:
             self._execute(sending, settled, cancelled, steps=steps)
+
+    def _is_held_back(self) -> bool:
+        """Return whether a step that is under way has replies: what they taught it is not recorded yet."""
+        pending = self._book.kept.pending
+        if not pending.is_any_under_way:
+            return False
+        return pending.holds_back([message.message_id for message in self._book.answers.handed_over()])
 
     def _leave_vanished(self) -> None:
         """Delete what the run has at nodes that are no longer registered, once it has contacted many."""
@@ -113,12 +123,12 @@ class Committer:
                 self._execute(settled=settled)
         self._session.through_outage(lambda: self._receiver.read(()))
 
-    def cancel_orphans(self) -> None:
-        """Cancel what the app has not adopted since the resume."""
+    def cancel_orphans(self, among: Collection[str] | None = None) -> None:
+        """Cancel what the app has not adopted since the resume; given ids, only those messages."""
         with self._session.writing:
-            orphans = self._book.orphans()
+            orphans = [each for each in self._book.orphans() if among is None or each.message_id in among]
             if orphans:
-                self._execute(cancelled=orphans)
+                self._execute(cancelled=orphans, is_said=among is None)
 
     def free_idle(self) -> None:
         """Delete what was uploaded for a push that failed; what cannot be deleted now is left to the next commit."""
@@ -135,8 +145,10 @@ class Committer:
         cancelled: Sequence[OpenMessage] = (),
         state: EncodedContent | None = None,
         steps: Recorded | None = None,
+        *,
+        is_said: bool = True,
     ) -> None:
-        """Plan the change, run its transaction, apply it to the book."""
+        """Plan the change, run its transaction, apply it to the book, and say what was cancelled."""
 
         def plan() -> Transaction:
             change = self._book.plan(sending, settled, cancelled, state, self._uploader.contents, steps)
@@ -153,7 +165,7 @@ class Committer:
         applied = self._book.apply(results)
         self._receiver.free(applied.freed)
         orphans = sum(not message.is_unwanted for message in cancelled)
-        if orphans:
+        if orphans and is_said:
             log(INFO, "Run %s: cancelled %s messages that were not pushed again", self._run_id, orphans)
         try:
             self._follow_up(applied)

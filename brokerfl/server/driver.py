@@ -4,8 +4,8 @@ Owns the calls that an app makes. `hold` owns what is behind them.
 """
 
 import time
-from collections.abc import Iterable, Iterator
-from typing import Unpack
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Unpack
 
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.node_info import NodeInfo
@@ -17,6 +17,7 @@ from brokerfl.server.hold import Options, Settings, create, take_over
 from brokerfl.server.online import OnlineNodes
 from brokerfl.server.record import Stage
 from brokerfl.server.report import Report
+from brokerfl.server.results import T
 from brokerfl.wire.message import check_message, check_metadata, is_message_id
 from brokerfl.wire.reply import unknown_reply
 from brokerfl.wire.run import Run
@@ -39,6 +40,7 @@ class Driver:
         options: times and limits, and where the app comes from: the fields of `Settings`.
 
     Attributes:
+        connection: to Redis.
         context: the ServerApp's Context. Every push of a new group and every `checkpoint` saves its state in Redis, in
             the transaction that settles replies; a resumed run gets it back.
         record: of the steps of a loop that is not the app's own, as `brokerfl.flower` makes it.
@@ -68,7 +70,7 @@ class Driver:
             self._hold = create(connection, app, run_config or {}, settings)
         else:
             self._hold = take_over(connection, resume, app, run_config, settings, takeover=takeover)
-        self._connection, self._run_id = connection, self._hold.run.run_id
+        self.connection, self._run_id = connection, self._hold.run.run_id
         self._session, self._replies, self._book = self._hold.session, self._hold.replies, self._hold.book
         self._nodes = OnlineNodes(connection, self._session, self._hold.progress)
         self.context, self.record = self._hold.context, self._hold.record
@@ -86,11 +88,6 @@ class Driver:
     def report(self) -> Report:
         """What the run is doing, and what became of its messages so far."""
         return self._hold.report
-
-    @property
-    def connection(self) -> Connection:
-        """The connection to Redis."""
-        return self._connection
 
     # Nodes.
 
@@ -129,16 +126,8 @@ class Driver:
         Raises:
             ValueError: an impossible message type or ttl.
         """
-        metadata = Metadata(
-            run_id=self._run_id,
-            message_id="",
-            src_node_id=SUPERLINK_NODE_ID,
-            dst_node_id=dst_node_id,
-            reply_to_message="",
-            group_id=group_id,
-            ttl=DEFAULT_TTL if ttl is None else float(ttl),
-            message_type=message_type,
-        )
+        lives = DEFAULT_TTL if ttl is None else float(ttl)
+        metadata = Metadata(self._run_id, "", SUPERLINK_NODE_ID, dst_node_id, "", group_id, lives, message_type)
         check_metadata(metadata)
         return Message(metadata, content=content)
 
@@ -147,13 +136,11 @@ class Driver:
     ) -> list[str]:
         """Send messages and return their ids in order; "" for one that was refused. The ids are also set in them.
 
-        Keep the ids while you may still ask for the replies: once the app has let go of one, a reply that nobody took
-        is deleted when the run moves on (docs/guarantees.md, "What is left behind").
+        Keep the ids while you may still ask for the replies (docs/guarantees.md, "What is left behind").
 
         A message is refused if its node is not registered, if its ttl has passed, or if the run is over or is being
-        drained. Contents are frozen now: what the caller changes afterwards is not sent. In a resumed run, a message
-        adopts an unsettled one of the same group, node and type: that one's id is returned, and the node does not
-        execute it again.
+        drained. Contents are frozen now. In a resumed run, a message adopts an unsettled one of the same group, node
+        and type: that one's id is returned, and the node does not execute it again.
 
         Args:
             messages: made by `create_message`.
@@ -193,6 +180,18 @@ class Driver:
                 encoded; nothing was saved.
         """
         self._hold.pusher.checkpoint()
+
+    def step(self, name: str, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a function and return its result; in a resumed run that has recorded the result, do not call it.
+
+        The result is recorded when the run next moves on, which it does not do while the function runs and has replies
+        (docs/guarantees.md, "Steps of an app"). A name is used once in a run, and has at most 200 characters.
+
+        Raises:
+            TypeError, ValueError: the result has a type that no record holds, or the name was used before.
+            MessageTooLarge, RedisOutOfMemory, OutageLimit: there is no room for the result, as for a push.
+        """
+        return self._hold.results.take(name, function, arguments)
 
     def unsettled(self, message: Message) -> int:
         """Return to how many messages of the same group, node and type the app has replies that are not settled."""

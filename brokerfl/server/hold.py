@@ -53,6 +53,7 @@ from brokerfl.server.record import Record
 from brokerfl.server.replies import Replies
 from brokerfl.server.report import Report
 from brokerfl.server.requests import Requests
+from brokerfl.server.results import Results
 from brokerfl.server.session import OUTAGE_LIMIT, Session
 from brokerfl.server.shortage import Shortage
 from brokerfl.server.steps import trace_step
@@ -147,6 +148,7 @@ class Hold:
         self.committer = Committer(session, book, receiver, uploader, self.context)
         self.pusher = Pusher(session, book, self.committer, uploader, progress)
         self.record = Record(session, steps, book, uploader, progress)
+        self.results = Results(session, self.record, book)
         self.verdicts = Verdicts(book, session, receiver, liveness, blobs)
         self.waits = Waits(book, session, receiver, self.verdicts, progress)
         self.outcome = Outcome(session.names.of)
@@ -197,6 +199,10 @@ class Hold:
             raise
         except RedisForgot:
             return  # forgotten twice: the next beat tries again
+
+    def tell(self) -> None:
+        """Say now what the run is doing, before the next heartbeat does."""
+        self.session.through_outage(lambda: self.owner.renew(self.footprint, encode_status(self.report.status())))
 
     def footprint(self) -> Footprint:
         """Return what the run may have in Redis outside its own slot."""

@@ -79,6 +79,7 @@ class Progress:
         is_draining: the run is to push nothing any more.
         round: the round of a loop that names no groups.
         record: bytes of what the run has recorded of its steps.
+        recorded_at: where replies are recorded; "" if they are not.
     """
 
     def __init__(self) -> None:
@@ -86,7 +87,7 @@ class Progress:
         self.rung: Callable[[], object] = lambda: None
         self.bytes_out = 0
         self.is_draining = False
-        self.round, self.record = "", 0
+        self.round, self.record, self.recorded_at = "", 0, ""
         self._groups: OrderedDict[str, Group] = OrderedDict()  # by their first push
         self._latest: Group | None = None
         self._took: deque[float] = deque(maxlen=_MEASURED)

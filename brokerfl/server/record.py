@@ -44,9 +44,10 @@ class Record:
 
     Attributes:
         is_kept: the run is to stay when its app has ended, so that it can go on later.
+        is_replayed: the app gets what a former ServerApp got, and needs neither a state nor a record.
     """
 
-    is_kept = False
+    is_kept = is_replayed = False
 
     def __init__(self, session: Session, saved: SavedSteps, book: Book, uploader: Uploader, progress: Progress) -> None:
         self._session = session
@@ -64,8 +65,8 @@ class Record:
 
     @property
     def head(self) -> Head | None:
-        """Where the run was at the last commit; None if nothing was recorded."""
-        return decode_head(self.fields[HEAD]) if self.fields else None
+        """Where the run was at the last commit; None if no loop was recorded."""
+        return decode_head(self.fields[HEAD]) if HEAD in self.fields else None
 
     def read(self, name: str) -> RecordSet | None:
         """Return a recorded value; None if there is none of this name.
@@ -88,6 +89,10 @@ class Record:
         head = self.head
         self._progress.round, self._progress.record = str(server_round), head.size if head is not None else 0
 
+    def tell_size(self, size: int) -> None:
+        """Let whoever looks at the run see how large its record is, in bytes."""
+        self._progress.record = size
+
     def mark(self) -> int:
         """Return a number that all messages pushed so far have not exceeded, and all later ones will."""
         return self._book.next_sequence()
@@ -102,13 +107,21 @@ class Record:
             MessageTooLarge: the run would exceed its limit in Redis.
             RedisOutOfMemory, OutageLimit, RunError: as for a push.
         """
-        content = EncodedContent(encode_content(value), self._uploads_as, self._cipher, self._uploader.digests)
+        content = self.encode(value)
         if content.payload is not None:
             if is_model:
                 content.payload.note(self._uploader.digests)
             self.keep([*self._book.kept.recording, content.key])
-            self._uploader.upload(content)
+            self.bring(content)
         return content
+
+    def encode(self, value: RecordSet) -> EncodedContent:
+        """Encode a value, frozen as it is now."""
+        return EncodedContent(encode_content(value), self._uploads_as, self._cipher, self._uploader.digests)
+
+    def bring(self, content: EncodedContent) -> None:
+        """Bring the chunks of a value to Redis, if it has any; raises as `upload`."""
+        self._uploader.upload(content)
 
     def keep(self, contents: Collection[bytes]) -> None:
         """Of what was uploaded and not committed, only these will be needed."""

@@ -63,6 +63,7 @@ class Report:
             bytes_in=self.outcome.bytes_in,
             memory=self._blobs.size + weight,
             record=self._progress.record,
+            recorded_at=self._progress.recorded_at,
             is_full=self._session.is_full or self._session.is_short,
             is_draining=self._progress.is_draining,
         )

@@ -61,6 +61,7 @@ def run_to_json(run: RunView, now: float, held: RunMemory | None = None) -> dict
         "bytes_in": status.bytes_in if is_told else None,
         "memory": status.memory if is_told else None,
         "record": status.record if is_told else None,
+        "recorded_at": status.recorded_at or None,
         "held": held_to_json(held) if held else None,
         "metrics": {name: value if math.isfinite(value) else None for name, value in run.metrics.items()},
         "told": time_to_json(status.at),

@@ -179,6 +179,7 @@ class RunStatus(_Told):
         bytes_in: what the replies had.
         memory: what the run has in Redis, as far as the ServerApp knows.
         record: how much of that is the record of its steps.
+        recorded_at: where its replies are recorded, as ``host:directory``; "" if they are not.
         is_full: Redis has no room for what the run pushes.
         is_draining: it pushes nothing any more, and finishes what is out.
     """
@@ -200,6 +201,7 @@ class RunStatus(_Told):
     bytes_in: int = 0
     memory: int = 0
     record: int = 0
+    recorded_at: str = ""
     is_full: bool = False
     is_draining: bool = False
 

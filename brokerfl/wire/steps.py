@@ -4,10 +4,12 @@ Owns the layout of its fields. It must not know keys, Redis, or what a step or a
 
     head     where the run is, and how large the record is
     v:NAME   a value: a content as a message carries it, so either the content itself or the manifest of a large one
-    s:N      the steps from number N on, each a list; a page is written once
+    s:N      the steps from number N on, each a list that begins with its hook and its round; a page is written once
+
+The results of an app's own steps are values only: there is no head and no page.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from brokerfl.common import ConfigsRecord, FrameError, ParametersRecord, RecordSet
@@ -19,6 +21,10 @@ from brokerfl.wire.payload import INLINE
 HEAD = b"head"
 
 _VALUE, _PAGE = b"v:", b"s:"
+
+#: How the name of a value begins that is a model, before the number of the step that gave it; and one that is the
+#: result of an app's own step, before its number and its name.
+MODEL, RESULT = "model:", "result:"
 
 #: Most bytes of a value in the hash: a manifest, or a small content with the names of its fields.
 _MAX_VALUE_BYTES = MAX_MANIFEST_BYTES + 2 * INLINE
@@ -99,6 +105,14 @@ def value_field(name: str) -> bytes:
     return _VALUE + name.encode()
 
 
+def named(record: Mapping[bytes, bytes], beginning: str) -> Iterator[tuple[str, bytes]]:
+    """Yield the values whose names begin so: the rest of the name, and the field."""
+    prefix = value_field(beginning)
+    for name, field in record.items():
+        if name.startswith(prefix):
+            yield name[len(prefix) :].decode(), field
+
+
 def encode_value(fields: Fields) -> bytes:
     """Return the field of a value: what a message would carry of its content."""
     return pack({name: bytes(data) for name, data in fields.items()}, _MAX_VALUE_BYTES)
@@ -114,6 +128,17 @@ def decode_value(data: bytes) -> Fields:
     if isinstance(fields, dict) and all(isinstance(item, bytes) for pair in fields.items() for item in pair):
         return fields
     raise FrameError("a value in the record of steps is malformed")
+
+
+def size_of_value(data: bytes) -> int:
+    """Return how many bytes a value has, given its field.
+
+    Raises:
+        FrameError: as for `decode_value`.
+    """
+    fields = decode_value(data)
+    manifest = None if CONTENT in fields else manifest_of(fields)
+    return sum(map(len, fields.values())) if manifest is None else manifest.size
 
 
 def contents_in(record: Mapping[bytes, bytes]) -> frozenset[bytes]:

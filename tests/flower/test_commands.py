@@ -500,12 +500,13 @@ def main(grid: Grid, context: Context) -> None:
 class Accident:
     """A run of four rounds in which one node has replied in round 2, while the other one is at work."""
 
-    def __init__(self, commands: Commands, broker: Broker, server_app: str) -> None:
+    def __init__(self, commands: Commands, broker: Broker, server_app: str, *options: str) -> None:
         commands.write("client.py", TRAINING_CLIENT)
         commands.write("server.py", server_app)
         self.commands = commands
         self.fast, self.slow = serving(self.begin("fast"), self.begin("slow"))
-        self.server = commands.start("brokerfl-server", "server:app", "--lease", NEVER, "--offline-grace", NEVER)
+        forever = ("--lease", NEVER, "--offline-grace", NEVER)
+        self.server = commands.start("brokerfl-server", "server:app", *forever, *options)
         self.fast.wait_for("Round 2 begins")
         self.slow.wait_for("Round 2 begins")
         outbox = f"{PREFIX}:{{run:{run_id(self.server)}}}:out:{node_id(self.fast)}"
@@ -519,10 +520,10 @@ class Accident:
         config = "gate=2" if name == "slow" else ""
         return begin_node(self.commands, "client:app", index, "--name", name, "--lease", NEVER, config=config)
 
-    def resumed(self) -> Process:
+    def resumed(self, *options: str) -> Process:
         """Kill the ServerApp and resume its run."""
         self.server.kill()
-        again = self.commands.start("brokerfl-server", "server:app", "--resume", run_id(self.server))
+        again = self.commands.start("brokerfl-server", "server:app", "--resume", run_id(self.server), *options)
         again.wait_for(f"Run {run_id(self.server)} of server:app resumed")
         return again
 
@@ -586,6 +587,55 @@ def test_a_strategy_goes_on(commands: Commands, broker: Broker) -> None:
     assert "goes on in round 2 (train)" in again.ends(0).err
     assert accident.rounds() == [["1", "2", "3", "4"]] * 2
     assert_trained(commands)
+
+
+@needs_message_api
+def test_a_record_is_a_checkpoint(commands: Commands, broker: Broker) -> None:
+    """The latest model is exported while no ServerApp lives; a file that is there stays, unless --force replaces it."""
+    accident = Accident(commands, broker, STRATEGY_SERVER)
+    accident.server.kill()
+    file = commands.write("model.npz", "mine")
+    export = ("brokerfl", "export", run_id(accident.server), "--arrays", str(file))
+    assert error_of(commands.run(*export, code=2)) == f"Error: --arrays: {file} exists; --force replaces it"
+    assert file.read_text() == "mine"
+    assert commands.run(*export, "--force").out == f"{file}: the model of round 1, 1 array\n"
+    with np.load(file) as model:
+        np.testing.assert_allclose(model["0"], np.full(3, (1 + 2 * 2) / 3), rtol=1e-15)
+    nowhere = str(commands.folder / "no" / "model.npz")
+    assert "No such file" in error_of(commands.run(*export[:3], "--arrays", nowhere, code=2))
+    assert "needs --arrays" in error_of(commands.run(*export[:3], "--force", code=2))
+    assert error_of(commands.run("brokerfl", "export", "none", "--arrays", "m.npz", code=30))
+    assert sorted(path.name for path in commands.folder.iterdir() if path.suffix == ".npz" or "." in path.name[:1]) == [
+        "model.npz"
+    ]
+
+
+@needs_message_api
+def test_a_recorded_loop_goes_on(commands: Commands, broker: Broker) -> None:
+    """kill -9 in mid-round of a hand-written loop that keeps nothing, with --record: no node trains twice."""
+    accident = Accident(commands, broker, FORGETFUL_SERVER, "--record", "tape")
+    again = accident.resumed("--record", "tape")
+    open_gate(commands)
+    assert "has gone through its recording" in again.ends(0).err
+    assert accident.rounds() == [["1", "2", "3", "4"]] * 2
+    assert_trained(commands)
+
+
+@needs_message_api
+def test_another_strategy_is_given_recorded_replies(commands: Commands, broker: Broker) -> None:
+    """brokerfl replay shows what FedMedian would have made of what FedAvg got, without Redis and nodes."""
+    commands.write("client.py", TRAINING_CLIENT)
+    commands.write("server.py", STRATEGY_SERVER)
+    serving(*(begin_node(commands, "client:app", index, "--lease", NEVER) for index in (0, 1)))
+    commands.run("brokerfl-server", "server:app", "--record", "tape")
+    (commands.folder / "model.npy").unlink()
+    del commands.env["BROKERFL_REDIS_URL"]
+    again = commands.run("brokerfl", "replay", "tape", "server:app")
+    assert "8 recorded replies of run" in again.err
+    assert_trained(commands)
+    commands.write("median.py", STRATEGY_SERVER.replace("FedAvg", "FedMedian"))
+    commands.run("brokerfl", "replay", "tape", "median:app", "--run-config", "num-server-rounds=1")
+    np.testing.assert_allclose(np.load(commands.folder / "model.npy"), np.full(3, 1.5), rtol=1e-15)
 
 
 @needs_message_api

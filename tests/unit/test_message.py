@@ -254,7 +254,7 @@ def test_exceptions() -> None:
     assert issubclass(FrameError, ValueError)
     assert issubclass(MessageTooLarge, ValueError)
     assert {k.__name__ for k in kinds if issubclass(k, RunError)} == {
-        "RunError", "RunNotFound", "RunAttached", "RunStopped", "RunLost", "RunFenced", "RunDiverged",
+        "RunError", "RunNotFound", "RunAttached", "RunStopped", "RunLost", "RunFenced", "RunDiverged", "RecordMissing",
     }  # fmt: skip
     assert {k.__name__ for k in kinds if issubclass(k, RedisError)} == {
         "RedisError", "RedisUnreachable", "RedisAuthError", "RedisTLSError", "RedisTooOld", "RedisOutOfMemory",

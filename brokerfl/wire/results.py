@@ -1,0 +1,109 @@
+"""Values of an app that uses brokerfl's classes, as the contents that a record of steps has.
+
+Owns how its records and arrays are recorded, with copies of their memory, and reads the models that flwr's apps
+recorded. `values` owns all other types. It must not know who records, or where.
+"""
+
+from io import BytesIO
+from typing import Any
+
+from brokerfl.common import Array, ConfigsRecord, MetricsRecord, ParametersRecord, RecordSet, SType
+from brokerfl.common.dtypes import name_of
+from brokerfl.common.npy import load_numpy
+from brokerfl.wire.steps import tree_and_arrays, value_of
+from brokerfl.wire.values import (
+    ARRAY,
+    ARRAY_RECORD,
+    CONFIG_RECORD,
+    METRIC_RECORD,
+    NDARRAY,
+    RECORD_DICT,
+    Codec,
+    Decoder,
+    Encoder,
+    Kind,
+    check_ndarray,
+    record_kind,
+)
+
+#: The stype of an ndarray whose dtype no Array has, such as text: its data are an .npy file.
+_NPY = "npy"
+
+
+def encode_result(value: Any) -> RecordSet:
+    """Return a value as a content, which shares no memory with it.
+
+    Raises:
+        RecordTypeError: it is, or contains, something that cannot be recorded; the text names its type.
+        ValueError, MessageTooLarge: as `steps.value_of`.
+    """
+    encoded = _CODEC.encode(value)
+    return value_of(encoded.tree, encoded.arrays())
+
+
+def decode_result(content: RecordSet) -> Any:
+    """Return the value that `encode_result` was given, equal and not the same.
+
+    Raises:
+        FrameError, ValueError: malformed.
+    """
+    return _CODEC.decode(*tree_and_arrays(content))
+
+
+def _encode_ndarray(encoder: Encoder, value: Any) -> list[Any]:
+    check_ndarray(value)
+    return [encoder.add(value, lambda: _array_of(value))]
+
+
+def _array_of(ndarray: Any) -> Array:
+    """Return an ndarray as a model has it that is pushed, so that equal ones have equal chunks."""
+    try:
+        name_of(ndarray.dtype)
+    except TypeError:
+        return _npy_of(ndarray, _NPY)
+    if ndarray.flags.c_contiguous:
+        array = Array(ndarray)
+        return Array(array.dtype, array.shape, array.stype, bytes(array.data))
+    return _npy_of(ndarray, SType.NUMPY)  # in its own order: sums of floats depend on it
+
+
+def _npy_of(ndarray: Any, stype: str) -> Array:
+    file = BytesIO()
+    load_numpy().save(file, ndarray, allow_pickle=False)
+    return Array(str(ndarray.dtype), ndarray.shape, stype, file.getvalue())
+
+
+def _load(decoder: Decoder, rest: list[Any]) -> Any:
+    array = decoder.arrays[rest[0]]
+    if array.stype == SType.NUMPY:
+        return array.numpy().copy(order="K")
+    return load_numpy().load(BytesIO(bytes(array.data)), allow_pickle=False)
+
+
+def _encode_array(encoder: Encoder, value: Array) -> list[Any]:
+    data = bytes(value.data)
+    return [encoder.add(data, lambda: Array(value.dtype, value.shape, value.stype, data))]
+
+
+def _encode_set(encoder: Encoder, value: RecordSet) -> list[Any]:
+    return [[name, encoder.tree(record)] for name, record in value.records()]
+
+
+def _fill_set(decoder: Decoder, value: RecordSet, rest: list[Any]) -> None:
+    value.add((name, decoder.value(record)) for name, record in rest)
+
+
+def _items(record: Any) -> Any:
+    return record.items()
+
+
+_CODEC = Codec(
+    (
+        (ParametersRecord, record_kind(ARRAY_RECORD, ParametersRecord, _items)),
+        (MetricsRecord, record_kind(METRIC_RECORD, MetricsRecord, _items)),
+        (ConfigsRecord, record_kind(CONFIG_RECORD, ConfigsRecord, _items)),
+        (RecordSet, Kind(RECORD_DICT, _encode_set, lambda decoder, rest: RecordSet(), _fill_set)),
+        (Array, Kind(ARRAY, _encode_array, lambda decoder, rest: decoder.arrays[rest[0]])),
+    ),
+    Kind(NDARRAY, _encode_ndarray, _load),
+)

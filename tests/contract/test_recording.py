@@ -1,0 +1,205 @@
+"""`--record`: a hand-written loop without any state goes through its recording, and ends as if nothing had happened."""
+
+import random
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from brokerfl.client import ClientApp
+from brokerfl.common import Array, ConfigError, Context, Message, ParametersRecord, RecordSet, RunDiverged
+from brokerfl.server import Driver
+from brokerfl.server.recorder import Recorder
+from brokerfl.server.tape import Tape, path_of
+from tests.apps import federation
+from tests.conftest import Backend
+from tests.stage import after_sync, close_tape, kill
+
+#: TLS changes nothing here.
+WITHOUT = ("redis-tls",)
+
+ROUNDS = 3
+
+
+class Dead(BaseException):
+    """What a ServerApp dies of here."""
+
+
+class Fuse:
+    """Dies at the n-th point; counts them."""
+
+    def __init__(self, dies_at: int | None = None) -> None:
+        self.count, self._dies_at = 0, dies_at
+
+    def __call__(self) -> None:
+        self.count += 1
+        if self.count - 1 == self._dies_at:
+            raise Dead
+
+
+def training_app() -> tuple[ClientApp, list[tuple[int, str]]]:
+    """A ClientApp that changes a model with a large array; notes what it executes."""
+    app, executed = ClientApp(), []
+
+    def work(message: Message, context: Context) -> Message:
+        executed.append((context.node_id, f"{message.metadata.message_type} {message.metadata.group_id}"))
+        model = (message.content["model"]["w"].numpy() * 3 + context.node_id % 97) % 1009  # no sum depends on its order
+        return message.create_reply(RecordSet({"model": ParametersRecord({"w": Array(model)})}))
+
+    app.train()(work)
+    app.evaluate()(work)
+    return app, executed
+
+
+def loop(driver: Driver, fuse: Callable[[], None], seed: int, groups: bool = True) -> tuple[bytes, list[int]]:
+    """Rounds of training and evaluation with what Driver has for it. Nothing is kept; the first model is random."""
+    model = np.random.default_rng(seed).integers(1000, size=20_000)
+    history = []
+    for number in range(1, ROUNDS + 1):
+        group = str(number) if groups else ""
+        nodes = sorted(driver.wait_for_nodes(2))
+
+        def made(kind: str, model: Any = model, nodes: list[int] = nodes, group: str = group) -> list[Message]:
+            content = RecordSet({"model": ParametersRecord({"w": Array(model)})})
+            return [driver.create_message(content, kind, node, group) for node in nodes]
+
+        fuse()
+        ids = driver.push_messages(made("train"), checkpoint=not groups)
+        fuse()
+        sums = np.zeros(20_000, np.int64)
+        for reply in driver.replies(ids):
+            fuse()
+            sums += reply.content["model"]["w"].numpy()
+        model = sums % 1009
+        fuse()
+        replies = driver.send_and_receive(made("evaluate", model), checkpoint=not groups)
+        history.append(sum(int(reply.content["model"]["w"].numpy().sum()) for reply in replies))
+        fuse()
+    return model.tobytes(), history
+
+
+def recorder(backend: Backend, folder: Path, former: Driver | None = None, limit: int = 10**9) -> Recorder:
+    """A Driver that records; of a new run, or of a former one."""
+    resume = None if former is None else former.run.run_id
+    tape = partial(Tape, folder, limit=limit, is_new=former is None)
+    return Recorder(tape, backend.connect(), "app", resume=resume, takeover=former is not None)
+
+
+def leave(driver: Recorder) -> None:
+    """What kill -9 leaves behind: what was not synced may be on the disk or not."""
+    kill(driver)
+    close_tape(driver)
+
+
+@pytest.mark.parametrize("groups", [True, False], ids=["groups", "checkpoints"])
+def test_killed_anywhere(backend: Backend, tmp_path: Path, request: pytest.FixtureRequest, groups: bool) -> None:
+    """Killed twice and resumed: the model is the same, although another one is the first, and nobody works twice."""
+    app, executed = training_app()
+    with federation(backend, app):
+        count = Fuse()
+        undisturbed = recorder(backend, tmp_path)
+        expected = loop(undisturbed, count, 0, groups)
+        undisturbed.end()
+        everything = sorted(executed)
+        points = range(count.count)
+        if not request.config.getoption("--every-accident"):
+            points = random.Random(f"{backend.name} {groups}").sample(points, 3)
+        for point in points:
+            executed.clear()
+            driver = recorder(backend, tmp_path)
+            for dies_at in (point, min(point + 2, count.count - 1)):
+                with pytest.raises(Dead):
+                    loop(driver, Fuse(dies_at), seed_of(driver), groups)
+                leave(driver)
+                driver = recorder(backend, tmp_path, driver)
+            assert loop(driver, Fuse(), seed_of(driver), groups) == expected, f"killed at {point}"
+            driver.end()
+            assert sorted(executed) == everything, f"killed at {point}"
+
+
+def seed_of(driver: Recorder) -> int:
+    """Another first model than before, once there is a recording."""
+    return 99 if driver.record.is_replayed else 0
+
+
+def test_what_left_redis_is_on_the_disk(backend: Backend, tmp_path: Path) -> None:
+    """A machine that fails loses what was not synced: never a reply that has left Redis."""
+    app, executed = training_app()
+    with federation(backend, app):
+        driver = recorder(backend, tmp_path)
+        synced: list[bytes] = []
+        path = path_of(tmp_path, driver.run.run_id)
+
+        def look() -> None:
+            synced.append(path.read_bytes())
+
+        after_sync(driver, look)
+        with pytest.raises(Dead):
+            loop(driver, Fuse(14), 0)
+        count = len(executed)
+        leave(driver)
+        path.write_bytes(synced[-1])
+        again = recorder(backend, tmp_path, driver)
+        loop(again, Fuse(), 99)
+        again.end()
+    assert len(executed) == len(set(executed)) > count
+
+
+def test_another_app_is_refused(backend: Backend, tmp_path: Path) -> None:
+    """What an app pushes that the recording does not have is refused, and the first difference is named."""
+    app, _ = training_app()
+    with federation(backend, app):
+        driver = recorder(backend, tmp_path)
+        with pytest.raises(Dead):
+            loop(driver, Fuse(9), 0)
+        leave(driver)
+        again = recorder(backend, tmp_path, driver)
+        node = again.get_node_ids()[0]
+        other = again.create_message(RecordSet(), "train", node, "one")
+        difference = rf"as message 1 its recording has a train message of group '1' to node {node}, where this app "
+        with pytest.raises(RunDiverged, match=difference + f"pushes a train message of group 'one' to node {node};"):
+            again.push_messages([other])
+        with pytest.raises(RunDiverged):  # an app that goes on in spite of that waits for nothing
+            again.send_and_receive([])
+        leave(again)
+        with pytest.raises(ConfigError, match="has no recording of"):
+            recorder(backend, tmp_path / "elsewhere", driver)
+        last = recorder(backend, tmp_path, driver)
+        last.end()
+
+
+def test_a_recording_has_a_limit(backend: Backend, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Beyond its limit a run goes on, one line says that it would resume from the start, and so it does."""
+    app, executed = training_app()
+    with federation(backend, app):
+        driver = recorder(backend, tmp_path, limit=500_000)
+        with pytest.raises(Dead):
+            loop(driver, Fuse(14), 0)
+        assert caplog.text.count("would resume from the start: it would have more than the 500,000 bytes") == 1
+        assert path_of(tmp_path, driver.run.run_id).stat().st_size < 1000
+        leave(driver)
+        again = recorder(backend, tmp_path, driver)
+        assert "resumes from the start: its recording was given up: it would have more" in caplog.text
+        loop(again, Fuse(), 0)
+        again.end()
+    assert len(executed) > len(set(executed)) == ROUNDS * 4
+
+
+def test_equal_contents_are_recorded_once(backend: Backend, tmp_path: Path) -> None:
+    """What all nodes answer with is in the file once."""
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        return message.create_reply(RecordSet({"model": ParametersRecord({"w": Array(np.ones(100_000))})}))
+
+    with federation(backend, app, nodes=3):
+        driver = recorder(backend, tmp_path)
+        driver.send_and_receive(
+            [driver.create_message(RecordSet(), "train", node, "1") for node in driver.get_node_ids()]
+        )
+        driver.end()
+    assert 800_000 < path_of(tmp_path, driver.run.run_id).stat().st_size < 810_000
