@@ -246,7 +246,7 @@ def test_exceptions() -> None:
     import brokerfl.common as common
 
     kinds = [kind for kind in vars(errors_module).values() if getattr(kind, "__module__", "") == errors_module.__name__]
-    assert len(kinds) == 29
+    assert len(kinds) == 30
     for kind in kinds:
         assert issubclass(kind, BrokerflError)
         assert kind.__name__ in common.__all__
