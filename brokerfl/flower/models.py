@@ -23,6 +23,11 @@ MOST_KEPT = 1024**3
 _PREFIX = "model:"
 
 
+def is_model(value: Any) -> bool:
+    """Return whether an aggregate hook may give this for a model: None is that there is no new one."""
+    return value is None or isinstance(value, compat.ArrayRecord)
+
+
 def form_of(arrays: Any) -> list[str] | None:
     """Return the names, dtypes and shapes of a model, in words; None if it is none."""
     if not isinstance(arrays, compat.ArrayRecord):
@@ -53,7 +58,7 @@ class Models:
         """Return a recorded model, or what stands for it."""
         content = self._record.read(f"{_PREFIX}{step}")
         if content is None:
-            return _Gone(step)
+            return Gone(step)
         return decode(*tree_and_arrays(content))
 
     def note(self, step: int, arrays: Any, begun: int, is_flowers: bool) -> None:
@@ -125,7 +130,7 @@ class _Nothing(dict[str, Any]):
     __hash__ = None
 
 
-class _Gone(compat.ArrayRecord):  # type: ignore[misc]  # of any flwr
+class Gone(compat.ArrayRecord):  # type: ignore[misc]  # of any flwr
     """Stands for a model that the record no longer has: whoever looks into it is told so."""
 
     def __init__(self, step: int) -> None:

@@ -16,7 +16,7 @@ from brokerfl.common import Array
 from brokerfl.common.config import is_utf8
 from brokerfl.common.npy import load_numpy
 from brokerfl.flower import compat
-from brokerfl.flower.records import flower_array, our_array
+from brokerfl.flower.records import arrays_of, flower_array, our_array, parameters_of
 
 
 class RecordTypeError(TypeError):
@@ -154,10 +154,6 @@ def _load(decoder: "_Decoder", rest: list[Any]) -> Any:
     return load_numpy().load(BytesIO(bytes(decoder.arrays[rest[0]].data)), allow_pickle=False)
 
 
-def _load_array(decoder: "_Decoder", rest: list[Any]) -> Any:
-    return flower_array(decoder.arrays[rest[0]])
-
-
 def _load_scalar(decoder: "_Decoder", rest: list[Any]) -> Any:
     return load_numpy().frombuffer(rest[1], rest[0])[0]
 
@@ -223,7 +219,12 @@ _SCALAR = _Kind("n", _encode_scalar, _load_scalar, is_shared=False)
 _GENERATOR = _Kind("g", _encode_generator, _generator)
 _RANDOM_STATE = _Kind("S", lambda encoder, value: [encoder.tree(value.get_state(legacy=False))], _random_state)
 _TENSOR = _Kind("T", _encode_tensor, _load_tensor)
-_ARRAY = _Kind("y", _encode_array, _load_array)
+_ARRAY = _Kind("y", _encode_array, lambda decoder, rest: flower_array(decoder.arrays[rest[0]]))
+_PARAMETERS = _Kind(
+    "P",
+    lambda encoder, value: [value.tensor_type, encoder.tree(arrays_of(value))],
+    lambda decoder, rest: parameters_of(decoder.value(rest[1]), rest[0]),
+)
 
 
 def _record_kind(tag: str, kind: Any) -> _Kind:
@@ -235,6 +236,7 @@ def _record_kind(tag: str, kind: Any) -> _Kind:
 
 
 _RECORDS = (
+    (compat.Parameters, _PARAMETERS),
     (compat.ArrayRecord, _record_kind("A", compat.ArrayRecord)),
     (compat.MetricRecord, _record_kind("m", compat.MetricRecord)),
     (compat.ConfigRecord, _record_kind("c", compat.ConfigRecord)),
@@ -322,6 +324,8 @@ class _Encoder:
 
 
 class _Decoder:
+    arrays: list[Array]
+
     def __init__(self, arrays: list[Array]) -> None:
         self.arrays = arrays
         self._met: list[Any] = []
