@@ -1,9 +1,10 @@
 """ServerApps of ``flwr.server`` that are killed and resumed: legacy strategies in a Server, and in workflows."""
 
 import random
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+import pytest
 
 from tests.flower.lives import FUSE, ROUNDS, Lives, Main, Outcome
 from tests.flower.names import (
@@ -15,6 +16,9 @@ from tests.flower.names import (
     Server,
     ServerConfig,
     SimpleClientManager,
+    flwr_app_utils,
+    flwr_server_app,
+    flwr_workflows,
     legacy,
     legacy_mods,
     ndarrays_to_parameters,
@@ -68,6 +72,30 @@ def secure_app(executed: Executed) -> Any:
 
 class LegacyLives(Lives):
     """Three nodes, and runs of ``flwr.server`` on them."""
+
+    looking: ClassVar[list[tuple[Any, Any]]] = []  # threads that look for nodes, and what ends them
+
+    def die(self, main: Main, death: tuple[int, str], run: int | None = None, life: int = 0, **options: Any) -> int:
+        """As above. No thread outlives its process, though flwr's would here."""
+        try:
+            return super().die(main, death, run, life, **options)
+        finally:
+            while self.looking:
+                thread, stop = self.looking.pop()
+                stop.set()
+                thread.join()
+
+    @classmethod
+    def watch(cls, patch: pytest.MonkeyPatch) -> None:
+        """Know flwr's threads."""
+
+        def starting(*arguments: Any, start: Any = flwr_app_utils.start_update_client_manager_thread) -> Any:
+            started = start(*arguments)
+            cls.looking.append(started[:2])
+            return started
+
+        for module in (flwr_server_app, flwr_workflows):
+            patch.setattr(module, "start_update_client_manager_thread", starting)
 
     def outcome(self, run: int, result: Any, kept: Any) -> Outcome:
         """What a run has at its end."""

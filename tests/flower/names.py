@@ -25,8 +25,11 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", r"'click\.utils\.", DeprecationWarning)
     import flwr.client.mod as legacy_mods
     import flwr.common as flwr_common
-    import flwr.server.compat as flwr_server_compat
+    import flwr.common.secure_aggregation.quantization as flwr_quantization
+    import flwr.server.compat.app as flwr_server_app
+    import flwr.server.compat.app_utils as flwr_app_utils
     import flwr.server.strategy as legacy
+    import flwr.server.workflow.default_workflows as flwr_workflows
     from flwr.client import ClientApp, NumPyClient
     from flwr.common import ndarrays_to_parameters
     from flwr.server import (
@@ -146,5 +149,5 @@ def replied_to(reply: Any) -> str:
 def start_server(grid: Any, server: Any, config: Any) -> Any:
     """Run a legacy Server, as flwr does it with what a server_fn returns; return its History."""
     if HAS_MESSAGE_API:
-        return flwr_server_compat.start_grid(grid=grid, server=server, config=config)
-    return flwr_server_compat.start_driver(driver=grid, server=server, config=config)
+        return flwr_server_app.start_grid(grid=grid, server=server, config=config)
+    return flwr_server_app.start_driver(driver=grid, server=server, config=config)
