@@ -80,10 +80,20 @@ class LegacyLives(Lives):
         try:
             return super().die(main, death, run, life, **options)
         finally:
-            while self.looking:
-                thread, stop = self.looking.pop()
-                stop.set()
-                thread.join()
+            self._end_threads()
+
+    def refuse(self, main: Main, run: int) -> None:
+        """As above."""
+        try:
+            super().refuse(main, run)
+        finally:
+            self._end_threads()
+
+    def _end_threads(self) -> None:
+        while self.looking:
+            thread, stop = self.looking.pop()
+            stop.set()
+            thread.join()
 
     @classmethod
     def watch(cls, patch: pytest.MonkeyPatch) -> None:
