@@ -103,7 +103,8 @@ def _telling(steps: Steps, name: str, method: Callable[..., Any]) -> Callable[..
         def call() -> Any:
             return method(*arguments, **named)
 
-        values = list(signature.bind(*arguments, **named).arguments.values())
+        bound = signature.bind(*arguments, **named)
+        values = [*bound.args, *bound.kwargs.values()]  # of an app's hook that takes *arguments, too
         number = int(values[0])
         if name.startswith("configure"):
             config = next((each for each in values if isinstance(each, compat.ConfigRecord)), None)

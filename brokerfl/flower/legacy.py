@@ -8,7 +8,6 @@ configure hook gives; what its aggregation gives is in the record.
 """
 
 import functools
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -132,6 +131,36 @@ def _run(strategy: Any, start: Callable[[], Any], is_flowers: bool) -> Any:
     return result
 
 
+class _Call:
+    """One call of a hook. How an app calls the arguments of its hooks is not known."""
+
+    def __init__(self, method: Hook, arguments: list[Any], named: dict[str, Any]) -> None:
+        self._method, self._arguments, self._named = method, arguments, named
+
+    def __call__(self) -> Any:
+        return self._method(*self._arguments, **self._named)
+
+    @property
+    def round(self) -> int:
+        """With its name, or the first one without."""
+        return int(self._named["server_round"] if "server_round" in self._named else self._arguments[0])
+
+    @property
+    def parameters(self) -> Any:
+        """The model; None if it is given none."""
+        given = [*self._arguments, *self._named.values()]
+        return next((each for each in given if isinstance(each, compat.Parameters)), None)
+
+    def show(self, seen: Callable[[Any], Any]) -> None:
+        """Put what the hook is to see in the place of its ClientManager."""
+
+        def shown(given: Any) -> Any:
+            return seen(given) if isinstance(given, compat.ClientManager) else given
+
+        self._arguments = [shown(given) for given in self._arguments]
+        self._named = {name: shown(given) for name, given in self._named.items()}
+
+
 class _Telling:
     """The hooks of one loop's strategy, which tell their steps."""
 
@@ -153,49 +182,43 @@ class _Telling:
 
     def _bound(self, name: str, tell: Hook) -> Hook:
         method = self._methods[name]
-        signature = inspect.signature(method)
 
         @functools.wraps(method)
         def telling(*arguments: Any, **named: Any) -> Any:
-            return tell(name, signature.bind(*arguments, **named))
+            return tell(name, _Call(method, list(arguments), named))
 
         return telling
 
-    def _call(self, name: str, bound: inspect.BoundArguments) -> Any:
-        return self._methods[name](*bound.args, **bound.kwargs)
-
-    def _begin(self, name: str, bound: inspect.BoundArguments) -> Any:
+    def _begin(self, name: str, call: "_Call") -> Any:
         """The first model: if the strategy has none, a client is asked, and the next hook is given it."""
-        found = self._call(name, bound) if self._steps.is_live else None
+        found = call() if self._steps.is_live else None
         self._is_asked = self._steps.is_live and found is None
         return None if self._is_asked else self._model(name, 0, lambda: (found, None))[0]
 
-    def _configure(self, name: str, bound: inspect.BoundArguments) -> Any:
-        number = self._number(bound)
+    def _configure(self, name: str, call: "_Call") -> Any:
+        def with_clients() -> Any:
+            call.show(self._seen)
+            return call()
 
-        def call() -> Any:
-            for argument, value in bound.arguments.items():
-                if isinstance(value, compat.ClientManager):
-                    is_again = self._steps.is_called_again
-                    bound.arguments[argument] = seen(value, self._steps.node_ids, self._grid, is_again=is_again)
-            return self._call(name, bound)
+        return self._steps.configure(name, self._number(call), None, with_clients)
 
-        return self._steps.configure(name, number, None, call)
+    def _seen(self, manager: Any) -> Any:
+        return seen(manager, self._steps.node_ids, self._grid, is_again=self._steps.is_called_again)
 
-    def _measure(self, name: str, bound: inspect.BoundArguments) -> Any:
-        return self._steps.measure(name, self._number(bound), lambda: self._call(name, bound))
+    def _measure(self, name: str, call: "_Call") -> Any:
+        return self._steps.measure(name, self._number(call), call)
 
-    def _aggregate(self, name: str, bound: inspect.BoundArguments) -> Any:
-        return self._model(name, self._number(bound), lambda: self._call(name, bound))
+    def _aggregate(self, name: str, call: "_Call") -> Any:
+        return self._model(name, self._number(call), call)
 
-    def _number(self, bound: inspect.BoundArguments) -> int:
+    def _number(self, call: "_Call") -> int:
         """Return the round of a call; a model that a client gave is in the first one."""
         if self._is_asked:
-            given = next((each for each in bound.arguments.values() if isinstance(each, compat.Parameters)), None)
+            given = call.parameters
             self._is_asked = given is None
             if given is not None:
                 self._model(_FIRST, 0, lambda: (given, None))
-        return int(next(iter(bound.arguments.values())))
+        return call.round
 
     def _model(self, name: str, number: int, call: Callable[[], Any]) -> Any:
         """Return the Parameters that a hook gives, or gave, and the metrics."""

@@ -104,13 +104,15 @@ def test_a_run_is_extended(lives: LegacyLives) -> None:
     assert lives.end(app_of("FedAdam", rounds=5), lives.kept) == longer
 
 
-def test_where_a_run_goes_on(lives: LegacyLives, caplog: pytest.LogCaptureFixture) -> None:
-    """The log says at which step a resumed run goes on, and what is not executed again."""
+@pytest.mark.parametrize("app", [app_of, workflow_of])
+def test_where_a_run_goes_on(lives: LegacyLives, app: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """The log says at which step a resumed run goes on, and what is not executed again; what it skips is silent."""
     caplog.set_level("INFO", "brokerfl")
-    run = lives.die(app_of("FedAvg"), (3, "before aggregate_evaluate#0"))
+    run = lives.die(app("FedAvg"), (3, "before aggregate_evaluate#0"))
     assert f"Run {run} is resumable: steps" in caplog.text
-    lives.end(app_of("FedAvg"), run)
+    lives.end(app("FedAvg"), run)
     assert f"Run {run} goes on in round 3 (evaluate); 18 executions are not repeated" in caplog.text
+    assert "from node" not in caplog.text
 
 
 def test_another_strategy_is_refused(lives: LegacyLives) -> None:
