@@ -3239,8 +3239,8 @@ RECORDS = (
     Mutant(
         "a legacy hook samples from the clients of today",
         "flower/legacy.py",
-        "is_again = self._steps.is_called_again",
-        "is_again = False",
+        "is_again=self._steps.is_called_again",
+        "is_again=False",
         "flower/test_legacy_steps",
     ),
     Mutant(
@@ -3249,6 +3249,13 @@ RECORDS = (
         "self._is_asked = self._steps.is_live and found is None",
         "self._is_asked = False",
         "flower/test_legacy_steps",
+    ),
+    Mutant(
+        "a hook that takes *arguments is not told from its arguments",
+        "flower/hooks.py",
+        "values = [*bound.args, *bound.kwargs.values()]",
+        "values = list(bound.arguments.values())",
+        "flower/test_steps",
     ),
     Mutant(
         "a legacy record waits for a push of the loop's own thread",
