@@ -75,6 +75,25 @@ Grid = _public("Grid", "Driver", modules=("flwr.serverapp", "flwr.server"))
 
 #: The module whose functions collect results from the threads of a legacy Server.
 legacy_server = importlib.import_module("flwr.server.server")
+Server = legacy_server.Server
+
+# What legacy strategies are given, and give.
+Parameters, Status, Code, FitIns, FitRes, EvaluateIns, EvaluateRes = (
+    _public(name, modules=("flwr.common",))
+    for name in ("Parameters", "Status", "Code", "FitIns", "FitRes", "EvaluateIns", "EvaluateRes")
+)
+ClientManager = _public("ClientManager", modules=("flwr.server", "flwr.server.client_manager"))
+ClientProxy = _public("ClientProxy", modules=("flwr.server.client_proxy",))
+DefaultWorkflow = _public("DefaultWorkflow", modules=("flwr.server.workflow",))
+
+#: What a DefaultWorkflow does in a round if it is given nothing else.
+default_fit_workflow = _find("default_fit_workflow", modules=(DefaultWorkflow.__module__,))
+
+_GridClientProxy = _find(
+    "GridClientProxy",
+    "DriverClientProxy",
+    modules=("flwr.server.compat.grid_client_proxy", "flwr.server.compat.driver_client_proxy"),
+)
 
 #: Of the message API; None before 1.21.
 Strategy = _find("Strategy", modules=("flwr.serverapp.strategy",))
@@ -125,16 +144,23 @@ def record_dict_of(records: Iterable[tuple[str, Any]]) -> Any:
 
 
 def replace_records(records: Any, others: Any) -> None:
-    """Let a RecordDict or RecordSet hold what another one does."""
-    if _IS_MAPPING:
-        records.clear()
-        for name, record in records_of(others):
-            records[name] = record
-        return
-    for attribute in _ATTRIBUTES.values():
-        mine = getattr(records, attribute)
+    """Let a RecordDict or RecordSet hold what another one does; configs that both have are changed in place.
+
+    flwr's workflows look at the round in a ConfigRecord that they hold.
+    """
+    pairs = [(records, others)]
+    if not _IS_MAPPING:
+        pairs = [(getattr(records, attribute), getattr(others, attribute)) for attribute in _ATTRIBUTES.values()]
+    for mine, new in pairs:
+        former = dict(items_of(mine))
         mine.clear()
-        for name, record in items_of(getattr(others, attribute)):
+        for name, record in items_of(new):
+            held = former.get(name)
+            if isinstance(held, ConfigRecord) and isinstance(record, ConfigRecord):
+                held.clear()
+                for key, value in items_of(record):
+                    held[key] = value
+                record = held
             mine[name] = record
 
 
@@ -160,6 +186,13 @@ def run_server_app(app: Any, grid: Any, context: Any, check: Callable[[object, s
         if function is not None:
             setattr(app, attribute, checked(name, function))
     app(grid, context)
+
+
+def client_proxy_of(node_id: int, grid: Any, run_id: int) -> Any:
+    """Return what a legacy ClientManager has of a node, online or not."""
+    given = {"node_id": node_id, "grid": grid, "driver": grid, "run_id": run_id, "anonymous": False}
+    names = inspect.signature(_GridClientProxy).parameters
+    return _GridClientProxy(**{name: value for name, value in given.items() if name in names})
 
 
 #: What flwr's workflows (DefaultWorkflow, with SecAgg+ or without) keep in a ServerApp's state: the names of records,

@@ -23,6 +23,7 @@ from brokerfl.common import (
     RunError,
 )
 from brokerfl.flower import compat
+from brokerfl.flower.clients import STAND_IN
 from brokerfl.flower.context import FlowerState
 from brokerfl.flower.message import flower_error_of, flower_message_of
 from brokerfl.flower.records import record_set_of
@@ -131,13 +132,6 @@ class FlowerGrid(compat.Grid):  # type: ignore[misc]  # of any flwr
         with self._saving:  # of two threads, the last one to save has also read last
             self._driver.context.state = FlowerState(self._context.state)
 
-    def commit(self) -> None:
-        """Commit what a loop has to record, without a push."""
-        stage = self.brokerfl_steps.stage()
-        if stage is not None:
-            self._driver.push_messages([], checkpoint=stage)
-            self.brokerfl_steps.pushed(stage)
-
     def push_messages(self, messages: Iterable[Any]) -> list[str]:
         """Send messages; return their ids in the same order, ``""`` where one was refused.
 
@@ -175,6 +169,8 @@ class FlowerGrid(compat.Grid):  # type: ignore[misc]  # of any flwr
             TypeError, ValueError, BrokerflError: as brokerfl's Driver.
         """
         batch = list(messages)
+        if batch and all(message.metadata.dst_node_id == STAND_IN for message in batch):
+            return []  # the round is over
         ours, stage = self._taken(batch)
         checkpoint = self._is_checkpoint(ours) if stage is None else stage
         replies = self._driver.send_and_receive(ours, timeout=timeout, checkpoint=checkpoint)

@@ -1,7 +1,8 @@
 """The hooks: how a strategy's loop is made to tell its steps.
 
 Owns what is put around flwr's classes and the strategies of an app: their ``start``, and inside it, on the one instance
-whose loop runs, the methods that it calls. It must not know what becomes of a step.
+whose loop runs, the methods that it calls. It must not know what becomes of a step. Loops of ``flwr.server`` are those
+of `legacy`.
 
 All names are flwr's public ones. A loop whose Grid is not brokerfl's is left alone.
 """
@@ -11,60 +12,24 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from brokerfl.flower import compat
+from brokerfl.flower import compat, legacy
+from brokerfl.flower.classes import wrap_everywhere
 from brokerfl.flower.loop import Loop
 from brokerfl.flower.steps import Steps
 
 _HOOKS = ("configure_train", "aggregate_train", "configure_evaluate", "aggregate_evaluate")
-_COLLECTING = ("fit_clients", "evaluate_clients")
 _EVALUATE, _INITIAL = "evaluate_fn", "initial_arrays"
 _CONFIGS = ("train_config", "evaluate_config")
 
 
 def install() -> None:
-    """Wrap ``start`` of flwr's Strategy and of all its subclasses, also of those that are defined later.
-
-    What a legacy Server collects from many threads gets the order that a Grid gives replies.
-    """
-    for name in _COLLECTING:
-        collect = getattr(compat.legacy_server, name, None)
-        if collect is not None and not hasattr(collect, "_brokerfl_tells"):
-            setattr(compat.legacy_server, name, _in_order(collect))
-    strategy = compat.Strategy
-    if strategy is None or hasattr(strategy, "_brokerfl_tells"):
-        return
-    own = vars(strategy).get("__init_subclass__")
-
-    def of_subclass(cls: Any, /, **options: Any) -> None:
-        if own is not None:
-            own.__func__(cls, **options)
-        else:
-            super(strategy, cls).__init_subclass__(**options)
-        _wrap(cls)
-
-    strategy._brokerfl_tells = True
-    strategy.__init_subclass__ = classmethod(of_subclass)
-    classes = [strategy]
-    while classes:
-        kind = classes.pop()
-        _wrap(kind)
-        classes += kind.__subclasses__()
+    """Wrap ``start`` of flwr's Strategy and of all its subclasses, also of those that are defined later."""
+    if compat.Strategy is not None:
+        wrap_everywhere(compat.Strategy, "start", _telling_start)
+    legacy.install()
 
 
-def _in_order(collect: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(collect)
-    def ordered(*arguments: Any, **named: Any) -> Any:
-        results, failures = collect(*arguments, **named)
-        return sorted(results, key=lambda result: int(getattr(result[0], "node_id", 0))), failures
-
-    ordered._brokerfl_tells = True  # type: ignore[attr-defined]
-    return ordered
-
-
-def _wrap(kind: Any) -> None:
-    start = vars(kind).get("start")
-    if not inspect.isfunction(start) or hasattr(start, "_brokerfl_tells"):
-        return
+def _telling_start(kind: Any, start: Callable[..., Any]) -> Callable[..., Any]:
     signature = inspect.signature(start)
 
     @functools.wraps(start)
@@ -75,8 +40,7 @@ def _wrap(kind: Any) -> None:
             return start(self, *arguments, **named)
         return _run(steps, start, bound, is_flowers=kind is compat.Strategy)
 
-    telling._brokerfl_tells = True  # type: ignore[attr-defined]
-    kind.start = telling
+    return telling
 
 
 def _steps_of(value: Any) -> Steps | None:
@@ -139,7 +103,8 @@ def _telling(steps: Steps, name: str, method: Callable[..., Any]) -> Callable[..
         def call() -> Any:
             return method(*arguments, **named)
 
-        values = list(signature.bind(*arguments, **named).arguments.values())
+        bound = signature.bind(*arguments, **named)
+        values = [*bound.args, *bound.kwargs.values()]  # of an app's hook that takes *arguments, too
         number = int(values[0])
         if name.startswith("configure"):
             config = next((each for each in values if isinstance(each, compat.ConfigRecord)), None)

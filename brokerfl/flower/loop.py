@@ -4,6 +4,7 @@ Owns what is known of it while it runs. It must not know what a step is.
 """
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,8 @@ class Loop:
         begun: the number of its first step.
         is_flowers: the loop is flwr's own code, which only needs the last model of the rounds before.
         configs: its config records, by name.
+        is_legacy: its nodes are known to a ClientManager, and its messages may be pushed by other threads.
+        stand_ins: makes what a configure hook gives in place of messages that are settled.
         unrecorded: names of values that cannot be recorded, and that the app was told of.
     """
 
@@ -30,8 +33,15 @@ class Loop:
     begun: int = 0
     is_flowers: bool = False
     configs: dict[str, Any] = field(default_factory=dict)
+    is_legacy: bool = False
+    stand_ins: Callable[[str], list[Any]] = lambda hook: []
     unrecorded: set[str] = field(default_factory=set)
     thread: int = field(default_factory=threading.get_ident)
+
+    @property
+    def needs_all(self) -> bool:
+        """Whether what stands for a model that nobody needs any more must not be None."""
+        return self.is_legacy or not self.is_flowers
 
     def places(self) -> Places:
         """Return where its values are now."""

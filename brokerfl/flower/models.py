@@ -20,6 +20,11 @@ from brokerfl.wire.steps import MODEL, decode_value, named, tree_and_arrays
 MOST_KEPT = 1024**3
 
 
+def is_model(value: Any) -> bool:
+    """Return whether an aggregate hook may give this for a model: None is that there is no new one."""
+    return value is None or isinstance(value, compat.ArrayRecord)
+
+
 def form_of(arrays: Any) -> list[str] | None:
     """Return the names, dtypes and shapes of a model, in words; None if it is none."""
     if not isinstance(arrays, compat.ArrayRecord):
@@ -50,7 +55,7 @@ class Models:
         """Return a recorded model, or what stands for it."""
         content = self._record.read(f"{MODEL}{step}")
         if content is None:
-            return _Gone(step)
+            return Gone(step)
         return decode(*tree_and_arrays(content))
 
     def note(self, step: int, arrays: Any, begun: int, is_flowers: bool) -> None:
@@ -115,7 +120,7 @@ class _Nothing(dict[str, Any]):
     __hash__ = None
 
 
-class _Gone(compat.ArrayRecord):  # type: ignore[misc]  # of any flwr
+class Gone(compat.ArrayRecord):  # type: ignore[misc]  # of any flwr
     """Stands for a model that the record no longer has: whoever looks into it is told so."""
 
     def __init__(self, step: int) -> None:

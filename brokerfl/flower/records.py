@@ -107,6 +107,22 @@ def _flower_record(record: Record[Any]) -> Any:
     raise TypeError(f"flwr has no kind of record for {type(record).__name__}")
 
 
+def arrays_of(parameters: Any) -> Any:
+    """Return the Parameters of a legacy strategy as the ArrayRecord that flwr sends of them."""
+    stype = parameters.tensor_type
+    arrays = compat.ArrayRecord()
+    for number, tensor in enumerate(parameters.tensors):
+        arrays[str(number)] = compat.array_of("", (), stype, tensor)
+    return arrays
+
+
+def parameters_of(arrays: Any, stype: str = "") -> Any:
+    """Return what `arrays_of` was given; without a ``stype``, with that of the first array."""
+    found = [array for _, array in compat.items_of(arrays)]
+    stype = stype or (found[0].stype if found else "")
+    return compat.Parameters(tensors=[array.data for array in found], tensor_type=stype)
+
+
 def flower_array(array: Array) -> Any:
     """Return an Array of flwr, whose numpy() trusts the header of an .npy file, and whose legacy code any stype."""
     stype, data = array.stype, array.data

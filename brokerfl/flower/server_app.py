@@ -9,6 +9,7 @@ from brokerfl.flower import compat
 from brokerfl.flower.context import flower_context_of
 from brokerfl.flower.grid import FlowerGrid
 from brokerfl.flower.hooks import install
+from brokerfl.flower.legacy import run_with
 
 if TYPE_CHECKING:
     from brokerfl.server import Driver
@@ -47,13 +48,14 @@ class FlowerServerApp:
         grid.brokerfl_steps.say_where()
         over = None
         try:
-            compat.run_server_app(self._app, grid, flower_context, check_ran)
+            with run_with(grid):
+                compat.run_server_app(self._app, grid, flower_context, check_ran)
         except compat.RunNotRunning as error:
             over = error.__cause__ or error
         if over is not None:  # raised inside the except block, each of the two would be the other's cause or context
             raise over
         if driver.record.is_kept and grid.brokerfl_steps.is_pending:
-            grid.commit()
+            grid.brokerfl_steps.commit()
         else:
             grid.save_state()
 

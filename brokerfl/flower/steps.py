@@ -20,7 +20,7 @@ from brokerfl.common import MessageTooLarge, RunDiverged, log
 from brokerfl.flower import compat
 from brokerfl.flower.keeper import Keeper, Kept
 from brokerfl.flower.loop import Loop
-from brokerfl.flower.models import Models, form_of
+from brokerfl.flower.models import Models, form_of, is_model
 from brokerfl.flower.places import in_place
 from brokerfl.flower.records import record_dict_of
 from brokerfl.flower.snapshot import NODES, Snapshot, random_states, restore_random
@@ -29,7 +29,7 @@ from brokerfl.flower.values import RecordTypeError, decode, encode
 from brokerfl.server import Driver
 from brokerfl.server.book.orphans import Match
 from brokerfl.server.record import Stage
-from brokerfl.wire.steps import tree_and_arrays, value_field
+from brokerfl.wire.steps import tree_and_arrays, value_names
 
 #: Most node lists of one configure hook that are recorded: the first and the last half of them. A strategy that waits
 #: for nodes asks once a second.
@@ -51,6 +51,7 @@ class Steps:
 
     Attributes:
         loop: the loop that the app is in; None outside.
+        is_live: the app is at a step that the record does not have.
     """
 
     def __init__(self, driver: Driver, context: Any, save_state: Callable[[], None]) -> None:
@@ -62,7 +63,7 @@ class Steps:
         self._keeper = Keeper(self._record)
         self._models = Models(self._record, self._keeper)
         self._is_hand_written = False
-        self._is_live = self._story.head is None
+        self.is_live = self._story.head is None
         self._mark = self._story.head.sequence if self._story.head else 0
         self._snapshot: Snapshot | None = None
         self._is_given_up = False
@@ -88,32 +89,23 @@ class Steps:
         self.loop = loop
         kind = type(loop.strategy)
         told = [f"{kind.__module__}.{kind.__qualname__}", form_of(initial)]
-        if self._is_live:
+        if self.is_live:
             if not len(self._story):
                 log(INFO, "Run %s is resumable: steps", self._run_id)
             loop.begun = self._note(START, 0, told, initial if isinstance(initial, compat.ArrayRecord) else None)
         else:
             step = self._story.recall(START, 0)
             loop.begun = step.number
-            self._compare(step.value, told)
+            self._story.compare(step.value, told)
             if self._models.has(step.number):
                 initial = self._models.recall(step.number)
         self._keeper.note_first(self._recordable(place for place in loop.places() if place.is_cell))
         return initial
 
-    def _compare(self, recorded: list[Any], found: list[Any]) -> None:
-        if recorded[0] != found[0]:
-            raise self._story.diverged(f"the strategy {recorded[0]}", found[0])
-        if recorded[1] != found[1]:
-            ours, theirs = recorded[1] or [], found[1] or []
-            pairs = [(one, other) for one, other in zip(ours, theirs, strict=False) if one != other]
-            one, other = pairs[0] if pairs else (f"a model of {len(ours)} arrays", f"one of {len(theirs)}")
-            raise self._story.diverged(str(one), str(other))
-
     def end(self) -> None:
         """The loop returns."""
         try:
-            if self._is_live:
+            if self.is_live:
                 self._note(END, 0)
                 self._take_snapshot(END, 0)
             else:
@@ -129,18 +121,25 @@ class Steps:
 
     # Hooks.
 
+    def is_over(self, hook: str) -> bool:
+        """Return whether a resumed app comes to a call of this hook that its record has, with all that followed it."""
+        return not self.is_live and self._story.is_next(hook)
+
     def configure(self, hook: str, number: int, config: Any, call: Callable[[], Iterable[Any]]) -> Any:
-        """Return the messages that a configure hook makes; none if they were pushed in a former life and settled."""
+        """Return the messages that a configure hook makes.
+
+        If they were pushed in a former life and settled, these are none, or what stands for them.
+        """
         assert self.loop is not None, "hooks are called in loops"
         name = hook.replace("configure_", "") + "_config"
-        if not self._is_live:
-            self.loop.configs[name] = config
+        self.loop.configs[name] = config
+        if not self.is_live:
             if not self._story.reaches(hook, number):
                 self._story.recall(hook, number)
-                return []
+                is_aggregated = self._story.is_next(hook.replace("configure", "aggregate"))
+                return self.loop.stand_ins(hook) if is_aggregated else []
             self._revive()
         else:
-            self.loop.configs[name] = config
             self._replayed = []
             self._take_snapshot(hook, number)
         self._is_configuring = True
@@ -149,17 +148,19 @@ class Steps:
         finally:
             self._is_configuring = False
         self._note(hook, number)
+        if self.loop.is_legacy:
+            self.commit()  # its messages are pushed by other threads
         return messages
 
     def aggregate(self, hook: str, number: int, call: Callable[[], Any]) -> Any:
         """Return the model and the metrics that an aggregate hook gives, or gave."""
-        if not self._is_live:
+        if not self.is_live:
             step = self._story.recall(hook, number)
             assert self.loop is not None, "hooks are called in loops"
-            is_needed = step.gave_arrays and (not self.loop.is_flowers or self._models.has(step.number))
+            is_needed = step.gave_arrays and (self.loop.needs_all or self._models.has(step.number))
             return (self._models.recall(step.number) if is_needed else None), step.value
         given = call()
-        if not (isinstance(given, tuple) and len(given) == 2 and _is_model(given[0])):
+        if not (isinstance(given, tuple) and len(given) == 2 and is_model(given[0])):
             self.give_up(f"{hook} gave neither a model and metrics nor None")
             return given
         arrays, metrics = given
@@ -168,7 +169,7 @@ class Steps:
 
     def measure(self, hook: str, number: int, call: Callable[[], Any]) -> Any:
         """Return what a hook gives, or gave, that gives no model."""
-        if not self._is_live:
+        if not self.is_live:
             return self._story.recall(hook, number).value
         given = call()
         self._note(hook, number, given)
@@ -187,9 +188,14 @@ class Steps:
     # Nodes.
 
     @property
+    def is_called_again(self) -> bool:
+        """Whether the configure hook that is being called was called in a former life."""
+        return bool(self._replayed)
+
+    @property
     def is_configuring(self) -> bool:
-        """Whether this thread is in a configure hook."""
-        return self._is_configuring and self._is_here()
+        """Whether this thread is in a configure hook, and looks for nodes by itself."""
+        return self._is_configuring and self._is_here() and self.loop is not None and not self.loop.is_legacy
 
     def _is_here(self) -> bool:
         return self.loop is not None and self.loop.thread == threading.get_ident()
@@ -264,6 +270,13 @@ class Steps:
 
     # Pushing.
 
+    def commit(self) -> None:
+        """Commit what there is to record, without messages."""
+        stage = self.stage() if self.is_pending else None
+        if stage is not None:
+            self._driver.push_messages([], checkpoint=stage)
+            self.pushed(stage)
+
     @property
     def is_pending(self) -> bool:
         """Whether there is something to record, and nothing was pushed since."""
@@ -273,7 +286,7 @@ class Steps:
         """Return what the next push is to this loop; None if it is a hand-written one's."""
         if self._is_given_up:
             return None
-        if not self._is_live:
+        if not self.is_live:
             return Stage(False, match=Match(after=float("inf")))
         if self._snapshot is None and self.loop is None:
             self._say_that_it_is_hand_written()
@@ -313,7 +326,7 @@ class Steps:
         assert self.loop is not None, "an app goes on in a loop"
         assert self._story.head is not None, "there is a story"
         head, places, missing = self._story.head, self.loop.places(), []
-        for name in _names_of(self._record.fields):
+        for name in value_names(self._record.fields):
             if name.startswith(_PLACE) and not places.put_back(name.removeprefix(_PLACE), self._value(name)):
                 missing.append(name.removeprefix(_PLACE))
         for name, config in self.loop.configs.items():
@@ -327,7 +340,7 @@ class Steps:
             )
         compat.replace_records(self._context.state, record_dict_of(self._driver.context.state))
         self._replayed = self._value(NODES) or []
-        self._is_live = True
+        self.is_live = True
         for state in ("random", "numpy", "torch"):
             restore_random(state, self._value(state))
         self._record.tell(head.round)
@@ -335,12 +348,3 @@ class Steps:
     def _value(self, name: str) -> Any:
         content = self._record.read(name)
         return None if content is None else decode(*tree_and_arrays(content))
-
-
-def _is_model(value: Any) -> bool:
-    return value is None or isinstance(value, compat.ArrayRecord)
-
-
-def _names_of(fields: Iterable[bytes]) -> list[str]:
-    prefix = value_field("")
-    return [name[len(prefix) :].decode() for name in fields if name.startswith(prefix)]

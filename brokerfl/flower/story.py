@@ -25,6 +25,7 @@ _WORDS = {
     "aggregate_train": "aggregate",
     "aggregate_fit": "aggregate",
     "aggregate_evaluate": "aggregate evaluate",
+    "evaluate": "central evaluate",
     "evaluate_fn": "evaluate_fn",
 }
 
@@ -94,6 +95,10 @@ class Story:
         self._at += 1
         return Step(self._at - 1, gave_arrays, decode(tree, []))
 
+    def is_next(self, hook: str) -> bool:
+        """Return whether the next recorded step is a call of this hook."""
+        return not self.is_told and self._steps[self._at][0] == hook
+
     def reaches(self, hook: str, number: int) -> bool:
         """Return whether the app takes the step that was under way; if the loop had ended, it may go on now.
 
@@ -121,6 +126,20 @@ class Story:
             f"run {self._run_id} cannot go on: its record has {recorded} where this app has {found}; resume it with "
             "the app and the config that it was started with, or begin anew with --from-start"
         )
+
+    def compare(self, recorded: list[Any], found: list[Any]) -> None:
+        """Compare two loops: the classes of their strategies, and the forms of their first models.
+
+        Raises:
+            RunDiverged: they are different.
+        """
+        if recorded[0] != found[0]:
+            raise self.diverged(f"the strategy {recorded[0]}", found[0])
+        if recorded[1] != found[1]:
+            ours, theirs = recorded[1] or [], found[1] or []
+            pairs = [(one, other) for one, other in zip(ours, theirs, strict=False) if one != other]
+            one, other = pairs[0] if pairs else (f"a model of {len(ours)} arrays", f"one of {len(theirs)}")
+            raise self.diverged(str(one), str(other))
 
     def note(self, hook: str, number: int, value: Any = None, *, gave_arrays: bool = False) -> int:
         """Add a step; return its number.

@@ -10,7 +10,7 @@ from typing import Any
 from brokerfl.common import Array
 from brokerfl.common.npy import load_numpy
 from brokerfl.flower import compat
-from brokerfl.flower.records import flower_array, our_array
+from brokerfl.flower.records import arrays_of, flower_array, our_array, parameters_of
 from brokerfl.wire.values import (
     ARRAY,
     ARRAY_RECORD,
@@ -61,8 +61,16 @@ _RECORD_DICT = Kind(
     lambda decoder, rest: compat.record_dict_of([(name, decoder.value(record)) for name, record in rest]),
 )
 
+#: Legacy strategies have their models in these. brokerfl's own apps have nothing like them.
+_PARAMETERS = Kind(
+    "P",
+    lambda encoder, value: [value.tensor_type, encoder.tree(arrays_of(value))],
+    lambda decoder, rest: parameters_of(decoder.value(rest[1]), rest[0]),
+)
+
 _CODEC = Codec(
     (
+        (compat.Parameters, _PARAMETERS),
         (compat.ArrayRecord, record_kind(ARRAY_RECORD, compat.ArrayRecord, compat.items_of)),
         (compat.MetricRecord, record_kind(METRIC_RECORD, compat.MetricRecord, compat.items_of)),
         (compat.ConfigRecord, record_kind(CONFIG_RECORD, compat.ConfigRecord, compat.items_of)),

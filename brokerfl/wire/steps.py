@@ -113,6 +113,11 @@ def named(record: Mapping[bytes, bytes], beginning: str) -> Iterator[tuple[str, 
             yield name[len(prefix) :].decode(), field
 
 
+def value_names(record: Iterable[bytes]) -> list[str]:
+    """Return the names of the values of a record, given its fields."""
+    return [name[len(_VALUE) :].decode() for name in record if name.startswith(_VALUE)]
+
+
 def encode_value(fields: Fields) -> bytes:
     """Return the field of a value: what a message would carry of its content."""
     return pack({name: bytes(data) for name, data in fields.items()}, _MAX_VALUE_BYTES)

@@ -6,6 +6,7 @@ with a connection of its own. What a process would forget, an app here forgets a
 """
 
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -55,14 +56,18 @@ class Fuse:
     dies_at: tuple[int, str] | None = None
     server_round: int = 0
     reached: list[tuple[int, str]] = field(default_factory=list)
+    is_dead: bool = False
+    lock: Any = field(default_factory=threading.Lock)
 
     def at(self, what: str) -> None:
-        """The app is at a point."""
-        count = sum(point[1].partition("#")[0] == what and point[0] == self.server_round for point in self.reached)
-        point = self.server_round, f"{what}#{count}"
-        self.reached.append(point)
-        if point == self.dies_at:
-            raise Dead
+        """The app is at a point; all of its threads die together."""
+        with self.lock:
+            count = sum(point[1].partition("#")[0] == what and point[0] == self.server_round for point in self.reached)
+            point = self.server_round, f"{what}#{count}"
+            self.reached.append(point)
+            self.is_dead = self.is_dead or point == self.dies_at
+            if self.is_dead:
+                raise Dead
 
 
 #: The fuse of the life that runs now.
@@ -185,10 +190,10 @@ Main = Callable[[Any, Any, int], tuple[Any, Any]]
 class Lives:
     """Three nodes, and runs on them, of which each may have several lives."""
 
-    def __init__(self, nodes: int = 3) -> None:
+    def __init__(self, nodes: int = 3, app: Callable[[dict[int, list[tuple[int, str, int]]]], Any] = nodes_app) -> None:
         self.server = FakeServer()
         self.executed: dict[int, list[tuple[int, str, int]]] = {}
-        self.federation = Federation(nodes_app(self.executed), nodes, connect=self.connect)
+        self.federation = Federation(app(self.executed), nodes, connect=self.connect)
         self.kept = 0  # the run that was kept last
 
     def connect(self) -> Any:

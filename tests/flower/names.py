@@ -25,10 +25,21 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", r"'click\.utils\.", DeprecationWarning)
     import flwr.client.mod as legacy_mods
     import flwr.common as flwr_common
+    import flwr.common.secure_aggregation.quantization as flwr_quantization
+    import flwr.server.compat.app as flwr_server_app
+    import flwr.server.compat.app_utils as flwr_app_utils
     import flwr.server.strategy as legacy
+    import flwr.server.workflow.default_workflows as flwr_workflows
     from flwr.client import ClientApp, NumPyClient
     from flwr.common import ndarrays_to_parameters
-    from flwr.server import LegacyContext, ServerApp, ServerAppComponents, ServerConfig
+    from flwr.server import (
+        LegacyContext,
+        Server,
+        ServerApp,
+        ServerAppComponents,
+        ServerConfig,
+        SimpleClientManager,
+    )
     from flwr.server.workflow import DefaultWorkflow, SecAggPlusWorkflow
 
     from brokerfl.flower import compat
@@ -130,3 +141,13 @@ def reply_to(message: Any, content: Any) -> Any:
 def replied_to(reply: Any) -> str:
     """The id of the message that a reply answers."""
     return reply.metadata.reply_to_message_id if HAS_MESSAGE_API else reply.metadata.reply_to_message
+
+
+# Legacy apps.
+
+
+def start_server(grid: Any, server: Any, config: Any) -> Any:
+    """Run a legacy Server, as flwr does it with what a server_fn returns; return its History."""
+    if HAS_MESSAGE_API:
+        return flwr_server_app.start_grid(grid=grid, server=server, config=config)
+    return flwr_server_app.start_driver(driver=grid, server=server, config=config)

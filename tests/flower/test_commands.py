@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from redis import Redis
 
 from brokerfl.broker.embedded import EmbeddedServer
-from tests.apps import eventually
+from tests.apps import eventually, written_size
 from tests.cli import conftest as cli
 from tests.cli.conftest import NEVER, Broker, Commands, Process, error_of, node_id, run_id
 from tests.conftest import PREFIX
@@ -241,38 +242,39 @@ def test_a_numpy_client_and_a_server_fn(commands: Commands, broker: Broker, lega
 
 @needs_flwr
 def test_a_signal_detaches_a_server_whose_threads_wait(commands: Commands, broker: Broker, legacy: str) -> None:
-    """A legacy ServerApp waits for each client in a thread: SIGTERM ends it while they wait, and it can be resumed."""
-    nodes = serving(*(begin_node(commands, legacy, index, config="gate=1") for index in range(2)))
+    """A legacy ServerApp waits for each client in a thread: SIGTERM ends it while they wait, and it can be resumed.
+
+    It goes on in the same round, and what its threads raised is not taken for failures of clients.
+    """
+    nodes = serving(*(begin_node(commands, legacy, index, "--lease", NEVER, config="gate=2") for index in range(2)))
     server = commands.start(*LEGACY_RUN, "--lease", NEVER)
     for node in nodes:
-        node.wait_for("Round 1 begins")
+        node.wait_for("Round 2 begins")
     server.send(signal.SIGTERM)
     assert f"Run {run_id(server)} is detached: got SIGTERM\n" in server.ends(143).err
     assert "Traceback" not in server.text
     open_gate(commands)
-    commands.run(*LEGACY_RUN[:2], "--resume", run_id(server))
+    again = commands.run(*LEGACY_RUN[:2], "--resume", run_id(server))
+    assert "goes on in round 2 (train); " in again.err
+    assert [re.findall(r"Round (\d) begins", node.text) for node in nodes] == [["1", "2"]] * 2
     assert_fitted(commands)
 
 
 @needs_flwr
-def test_a_workflow_starts_over(commands: Commands, broker: Broker, legacy: str) -> None:
-    """What flwr's DefaultWorkflow writes into context.state is nothing that its next life goes on with.
-
-    Killed in round 1 and resumed with another model, it takes none of the replies to the former one.
-    """
+def test_a_workflow_goes_on(commands: Commands, broker: Broker, legacy: str) -> None:
+    """Killed in round 1 of a DefaultWorkflow, and resumed with another first model: it goes on with the first one."""
     commands.write("server.py", WORKFLOW_SERVER)
-    commands.write("start", "718")
-    nodes = serving(*(begin_node(commands, legacy, index, config="gate=1") for index in range(2)))
+    commands.write("start", "0")
+    nodes = serving(*(begin_node(commands, legacy, index, "--lease", NEVER, config="gate=1") for index in range(2)))
     server = commands.start("brokerfl-server", "server:app", "--lease", NEVER)
     for node in nodes:
         node.wait_for("Round 1 begins")
     server.kill()
-    commands.write("start", "0")
-    again = commands.start("brokerfl-server", "server:app", "--resume", run_id(server))
-    again.wait_for(f"Run {run_id(server)} of server:app resumed")
-    again.wait_for("has nothing in context.state: its app begins at its start")
+    commands.write("start", "718")
     open_gate(commands)
-    again.ends(0)
+    again = commands.run("brokerfl-server", "server:app", "--resume", run_id(server))
+    assert "goes on in round 1 (train); " in again.err
+    assert [re.findall(r"Round (\d) begins", node.text) for node in nodes] == [["1", "2"]] * 2
     assert_fitted(commands)
 
 
@@ -579,12 +581,18 @@ def test_a_server_that_keeps_nothing_starts_over(commands: Commands, broker: Bro
 
 
 @needs_message_api
-def test_a_strategy_goes_on(commands: Commands, broker: Broker) -> None:
-    """kill -9 in mid-round of FedAvg, --resume: no line was written for it, and yet no node trains twice."""
+def test_a_strategy_goes_on(commands: Commands, broker: Broker, tmp_path: Path) -> None:
+    """kill -9 in mid-round of FedAvg, --resume: no line was written for it, and yet no node trains twice.
+
+    It goes on from a copy of its folder, as on another machine: all else that it needs is in Redis.
+    """
     accident = Accident(commands, broker, STRATEGY_SERVER)
-    again = accident.resumed()
+    accident.server.kill()
     open_gate(commands)
-    assert "goes on in round 2 (train)" in again.ends(0).err
+    (commands.folder / "server.py").rename(tmp_path / "server.py")
+    commands.folder = tmp_path
+    again = commands.run("brokerfl-server", "server:app", "--resume", run_id(accident.server))
+    assert "goes on in round 2 (train)" in again.err
     assert accident.rounds() == [["1", "2", "3", "4"]] * 2
     assert_trained(commands)
 
@@ -636,6 +644,25 @@ def test_another_strategy_is_given_recorded_replies(commands: Commands, broker: 
     commands.write("median.py", STRATEGY_SERVER.replace("FedAvg", "FedMedian"))
     commands.run("brokerfl", "replay", "tape", "median:app", "--run-config", "num-server-rounds=1")
     np.testing.assert_allclose(np.load(commands.folder / "model.npy"), np.full(3, 1.5), rtol=1e-15)
+
+
+@pytest.mark.usefixtures("valkey_url")
+def test_a_strategy_goes_on_after_redis_was_killed(commands: Commands, tmp_path: Path) -> None:
+    """kill -9 of the ServerApp, then of Redis: what its append-only file has is enough to go on from."""
+    data = tmp_path / "data"
+    with EmbeddedServer(data=data) as redis, Redis.from_url(redis.url) as admin:
+        commands.env |= {"BROKERFL_REDIS_URL": redis.url, "BROKERFL_PREFIX": PREFIX}
+        accident = Accident(commands, Broker(redis.url, admin), STRATEGY_SERVER)
+        accident.server.kill()
+        written_size(admin, data)
+        os.kill(redis.pid, signal.SIGKILL)
+        redis.stop()
+        redis.start()
+        open_gate(commands)
+        resumed = commands.run("brokerfl-server", "server:app", "--resume", run_id(accident.server))
+        assert "goes on in round 2 (train)" in resumed.err
+        assert accident.rounds() == [["1", "2", "3", "4"]] * 2
+        assert_trained(commands)
 
 
 @needs_message_api

@@ -68,6 +68,22 @@ def test_killed_in_the_first_round(lives: Lives, death: tuple[int, str]) -> None
     assert lives.end(main, died, life) == undisturbed
 
 
+def test_hooks_that_take_any_arguments(lives: Lives) -> None:
+    """A hook of an app's own may take whatever flwr gives it."""
+
+    class Taking(mortal("FedAvg")):  # type: ignore[misc]
+        def configure_train(self, *arguments: Any) -> Any:
+            return super().configure_train(*arguments)
+
+        def aggregate_train(self, *arguments: Any, **named: Any) -> Any:
+            return super().aggregate_train(*arguments, **named)
+
+    def main(grid: Any, context: Any, life: int) -> tuple[Any, Any]:
+        return Taking().start(grid=grid, initial_arrays=model_of(life), num_rounds=3), None
+
+    assert lives.live(main, (2, "reply#1")) == lives.live(main)
+
+
 def test_other_nodes_are_online(lives: Lives) -> None:
     """A hook that was called before the kill chooses the same nodes again, whoever came and went meanwhile."""
     main = apps()["sampled"]
