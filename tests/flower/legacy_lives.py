@@ -203,7 +203,7 @@ def workflow_of(kind: str, rounds: int = ROUNDS, fit: Any = None, **options: Any
         losses: list[float] = []
         strategy = strategy_of(kind, life, losses, **options)
         seen = LegacyContext(context=context, config=ServerConfig(num_rounds=rounds), strategy=strategy)
-        DefaultWorkflow(fit_workflow=fit and fit())(grid, seen)
+        DefaultWorkflow(fit_workflow=fit and fit())(grid, context=seen)
         [(_, arrays)] = [item for item in records_in(context.state) if item[0] == "parameters"]
         return ([array.data for array in arrays.values()], seen.history), losses
 
