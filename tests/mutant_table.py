@@ -3620,14 +3620,14 @@ RECORDS = (
     Mutant(
         "SecAgg+ is gone through in rounds that are over",
         "flower/legacy.py",
-        'if hook == "configure_fit" and steps.is_over(hook):',
-        "if False:",
+        "compat.default_fit_workflow if steps.is_over(_CONFIGURE[0]) else fit",
+        "fit",
         "flower/test_legacy_steps",
     ),
     Mutant(
         "a workflow of the app's own is taken for flwr's",
         "flower/legacy.py",
-        "or not all(map(_is_flwrs, parts.values()))",
+        "or not (_is_flwrs(fit) and _is_flwrs(workflow.evaluate_workflow))",
         "or False",
         "flower/test_legacy_steps",
     ),

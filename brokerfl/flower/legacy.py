@@ -28,7 +28,6 @@ _HOOKS = frozenset({_FIRST, _CENTRAL, *_CONFIGURE, _AGGREGATE_FIT, _AGGREGATE_EV
 
 #: The parts of a Server's loop.
 _ROUND = ("fit", "fit_round", "evaluate_round")
-_WORKFLOWS = {"fit_workflow": "configure_fit", "evaluate_workflow": "configure_evaluate"}
 
 #: The Grid of the app that runs in this thread: a Server knows none.
 _GRID: ContextVar[Any] = ContextVar("grid", default=None)
@@ -77,20 +76,17 @@ def _telling_fit(kind: Any, fit: Hook) -> Hook:
 
 def _telling_workflow(kind: Any, call: Hook) -> Hook:
     @functools.wraps(call)
-    def telling(workflow: Any, grid: Any, context: Any) -> Any:
-        parts = {name: getattr(workflow, name) for name in _WORKFLOWS}
-        if _GRID.get() is None or not all(map(_is_flwrs, parts.values())):
-            return call(workflow, grid, context)
-        steps = _GRID.get().brokerfl_steps
-        for name, hook in _WORKFLOWS.items():
-            setattr(workflow, name, _skipping(steps, hook, parts[name]))
+    def telling(workflow: Any, *arguments: Any, **named: Any) -> Any:
+        grid, fit = _GRID.get(), workflow.fit_workflow
+        strategy = next((each.strategy for each in (*arguments, *named.values()) if hasattr(each, "strategy")), None)
+        if grid is None or strategy is None or not (_is_flwrs(fit) and _is_flwrs(workflow.evaluate_workflow)):
+            return call(workflow, *arguments, **named)
+        workflow.fit_workflow = _skipping(grid.brokerfl_steps, fit)
         try:
-            return _run(
-                context.strategy, lambda: call(workflow, grid, context), type(workflow) is compat.DefaultWorkflow
-            )
+            is_flowers = type(workflow) is compat.DefaultWorkflow
+            return _run(strategy, lambda: call(workflow, *arguments, **named), is_flowers)
         finally:
-            for name, part in parts.items():
-                setattr(workflow, name, part)
+            workflow.fit_workflow = fit
 
     return telling
 
@@ -100,15 +96,9 @@ def _is_flwrs(workflow: Any) -> bool:
     return str(workflow.__module__).partition(".")[0] == "flwr"
 
 
-def _skipping(steps: Steps, hook: str, workflow: Hook) -> Hook:
+def _skipping(steps: Steps, fit: Hook) -> Hook:
     """Put flwr's plain workflow in the place of one with messages of its own, in rounds that are over."""
-
-    def skipping(grid: Any, context: Any) -> Any:
-        if hook == "configure_fit" and steps.is_over(hook):
-            return compat.default_fit_workflow(grid, context)
-        return workflow(grid, context)
-
-    return skipping
+    return lambda grid, context: (compat.default_fit_workflow if steps.is_over(_CONFIGURE[0]) else fit)(grid, context)
 
 
 def _run(strategy: Any, start: Callable[[], Any], is_flowers: bool) -> Any:

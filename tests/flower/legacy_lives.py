@@ -155,7 +155,9 @@ def mean_of(results: Any) -> dict[str, Any]:
     return {name: sum(count * metrics[name] for count, metrics in results) for name in results[0][1]}
 
 
-def strategy_of(kind: str, life: int, losses: list[float], **options: Any) -> Any:
+def strategy_of(
+    kind: str, life: int, losses: list[float], mortality: tuple[Any, ...] = (Mortal,), **options: Any
+) -> Any:
     """One of flwr's legacy strategies, whose hooks are points, as its documentation shows it."""
 
     def evaluate(server_round: int, weights: Weights, config: Any) -> Any:
@@ -163,7 +165,7 @@ def strategy_of(kind: str, life: int, losses: list[float], **options: Any) -> An
         return losses[-1], {"best": min(losses)}
 
     options = {"initial_parameters": ndarrays_to_parameters(model_of(life)), "min_available_clients": 3} | options
-    made = type(f"Mortal{kind}", (Mortal, getattr(legacy, kind)), {"__module__": __name__})
+    made = type(f"Mortal{kind}", (*mortality, getattr(legacy, kind)), {"__module__": __name__})
     return made(
         evaluate_fn=evaluate,
         on_fit_config_fn=lambda server_round: {"round": server_round},
@@ -174,12 +176,20 @@ def strategy_of(kind: str, life: int, losses: list[float], **options: Any) -> An
     )
 
 
-def app_of(kind: str, rounds: int = ROUNDS, server: Any = Server, **options: Any) -> Main:
+def clipped_strategy(kind: str, life: int, losses: list[float]) -> Any:
+    """A strategy in one of differential privacy, which adds noise to what it gives."""
+    outer = legacy.DifferentialPrivacyServerSideFixedClipping
+    made = type("MortalClipping", (Mortal, outer), {"__module__": __name__})
+    return made(strategy_of(kind, life, losses, mortality=()), 0.3, clipping_norm=5.0, num_sampled_clients=3)
+
+
+def app_of(kind: str, rounds: int = ROUNDS, server: Any = Server, make: Any = strategy_of, **options: Any) -> Main:
     """An app with a Server."""
 
     def main(grid: Any, context: Any, life: int) -> tuple[Any, Any]:
         losses: list[float] = []
-        made = server(client_manager=SimpleClientManager(), strategy=strategy_of(kind, life, losses, **options))
+        strategy = make(kind, life, losses, **options)
+        made = server(client_manager=SimpleClientManager(), strategy=strategy)
         history = start_server(grid, made, ServerConfig(num_rounds=rounds))
         return (made.parameters.tensors, history), losses
 
@@ -193,7 +203,7 @@ def workflow_of(kind: str, rounds: int = ROUNDS, fit: Any = None, **options: Any
         losses: list[float] = []
         strategy = strategy_of(kind, life, losses, **options)
         seen = LegacyContext(context=context, config=ServerConfig(num_rounds=rounds), strategy=strategy)
-        DefaultWorkflow(fit_workflow=fit and fit())(grid, seen)
+        DefaultWorkflow(fit_workflow=fit and fit())(grid, context=seen)
         [(_, arrays)] = [item for item in records_in(context.state) if item[0] == "parameters"]
         return ([array.data for array in arrays.values()], seen.history), losses
 
@@ -226,6 +236,7 @@ def apps() -> dict[str, Main]:
         "sampled": app_of("FedAvg", fraction_fit=0.7, fraction_evaluate=0.4, min_evaluate_clients=1),
         "no evaluation": app_of("FedAvg", fraction_evaluate=0.0),
         "first model of a client": app_of("FedAvg", initial_parameters=None),
+        "fixed clipping": app_of("FedAdam", make=clipped_strategy),
         "own server": app_of("FedAvg", server=Counting),
         "workflow": workflow_of("FedAdam"),
         "workflow, sampled": workflow_of("FedAvg", fraction_fit=0.7, fraction_evaluate=0.4, min_evaluate_clients=1),
