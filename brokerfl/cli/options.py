@@ -61,8 +61,9 @@ class RedisOptions:
 
         Args:
             warn: log what endangers runs.
-            apart: have nothing to do with runs of no realm, if realms are given.
+            apart: have nothing to do with runs of no realm, if realms are given; a login has rights to no others.
         """
+        apart = apart or self.login is not None
         connection = connect(
             self.url,
             prefix=self.prefix,

@@ -495,9 +495,10 @@ def test_the_files_are_those_of_one_user(tmp_path: Path) -> None:
 
 
 def test_a_stolen_credential_harms_only_its_own_site(plain: Consortium) -> None:
-    """Three sites train digits for two owners, sealed, while one is robbed: whatever the thief tries is refused.
+    """Three sites train digits for two owners, sealed, and one is robbed: whatever the thief tries is refused.
 
-    The revocation ends its open connection, and the others go on. What is not sealed is refused by all.
+    The revocation ends its open connection, and the others go on. What is not sealed is refused by all. An owner sees
+    its own runs, and no command of anybody else is refused anything.
     """
     pytest.importorskip("sklearn")
     plain.apps = DIGITS
@@ -508,29 +509,32 @@ def test_a_stolen_credential_harms_only_its_own_site(plain: Consortium) -> None:
         plain.join("node", name)
         data = f"partition-id={number} num-partitions=3"
         nodes[name] = plain.node(name, "--seal", "--node-config", data, "--audit", str(plain.folder / name / "audit"))
-    train = ("--seal", "--run-config", "num-rounds=100000 min-nodes=3 local-epochs=1")
-    runs = {owner: plain.server(owner, *train) for owner in ("alice", "bob")}
-    for run in runs.values():
-        run.wait_for("Round 2: .* from 3 nodes")
+    config = "min-nodes=3 local-epochs=1 num-rounds"
+    bob = plain.server("bob", "--seal", "--run-config", f"{config}=2")
+    alice = plain.server("alice", "--seal", "--run-config", f"{config}=100000")
+    bob.ends(0).wait_for("Round 2: .* from 3 nodes")
+    alice.wait_for("Round 2: .* from 3 nodes")
     with plain.admin() as admin, plain.thief("n3") as thief:
         assert thief.ping()
-        for attack in attacks(run_id(runs["alice"]), node_id(nodes["n1"])):
+        for attack in attacks(run_id(alice), node_id(nodes["n1"])):
             with pytest.raises(redis_py.exceptions.NoPermissionError):
                 thief.execute_command(*attack.split(" "))
+        seen = ran("runs", "--format", "json", *plain.credentials("alice"))
+        assert [row["run"] for row in json.loads(seen)] == [run_id(alice)]
+        for name in ("alice", "n1"):
+            ran("doctor", *plain.credentials(name))
         ran("node", "revoke", "n3", *plain.operator)
         with pytest.raises((redis_py.AuthenticationError, redis_py.ConnectionError)):
             thief.ping()
-        for run in runs.values():
-            run.wait_for("Round [0-9]+: .* from 2 nodes")
+        alice.wait_for("Round [0-9]+: .* from 2 nodes")
         nodes["n3"].ends(11)
-        for run in runs.values():
-            run.send(signal.SIGTERM)
-            run.ends(143)
+        alice.send(signal.SIGTERM)
+        alice.ends(143)
         refused = {entry["username"] for entry in admin.acl_log() if entry["reason"] != "auth"}
         assert refused == {"brokerfl:node:n3"}
     replies = [json.loads(line) for line in (plain.folder / "n1" / "audit").read_text().splitlines()]
     assert {reply["outcome"] for reply in replies} == {"reply"}
-    assert {reply["run"] for reply in replies} == {run_id(run) for run in runs.values()}
+    assert {reply["run"] for reply in replies} == {run_id(alice), run_id(bob)}
     clear = plain.server("bob", "--sign", "--run-config", "num-rounds=1 min-nodes=2").ends(5)
     assert "serves only sealed ones" in clear.text
 
