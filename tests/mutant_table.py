@@ -3355,6 +3355,27 @@ SEALS = (
         "unit/test_guards",
     ),
     Mutant(
+        "a field that is signed may be hidden in the name of another",
+        "wire/signing.py",
+        '        digest.update(b"%d %d " % (len(name), len(fields[name])))\n        digest.update(name)',
+        '        digest.update(b"%b %d " % (name, len(fields[name])))',
+        "unit/test_guards",
+    ),
+    Mutant(
+        "the record of a sealed run shows names",
+        "broker/steps.py",
+        "        return name if name == HEAD else self._stored(name)",
+        "        return name",
+        "flower/test_sealed_steps",
+    ),
+    Mutant(
+        "a checkup asks for the rights to runs of no realm",
+        "broker/permissions.py",
+        '    realm = keys.realms[-1] if role in (Role.NODE, Role.SERVER) else ""',
+        '    realm = ""',
+        "contract/test_rights",
+    ),
+    Mutant(
         "sealed chunks may be swapped",
         "wire/payload.py",
         "        if digest_now(memoryview(stored)) != manifest.digests[index]:",

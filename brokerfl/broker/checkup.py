@@ -11,6 +11,8 @@ from enum import StrEnum
 from statistics import median
 from typing import Any
 
+from redis.exceptions import ResponseError
+
 from brokerfl.broker.capacity import ServerMemory, memory_in
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import map_errors
@@ -18,6 +20,7 @@ from brokerfl.broker.memory import info_of
 from brokerfl.broker.nodes import list_nodes
 from brokerfl.broker.permissions import refused_commands
 from brokerfl.broker.presence import members
+from brokerfl.broker.rules import allows
 from brokerfl.broker.servers import Server
 from brokerfl.broker.settings import (
     SCARCE,
@@ -25,6 +28,7 @@ from brokerfl.broker.settings import (
     object_to_memory,
     object_to_policy,
     object_to_saving,
+    object_to_users,
     saving_of,
 )
 from brokerfl.common.text import sized
@@ -115,8 +119,11 @@ def _look(connection: Connection, primaries: Sequence[_Primary], need: Need | No
                 yield look(connection, primary)
     yield from (_memory(primary, need, len(primaries)) for primary in primaries)
     yield _permissions(connection)
+    if allows(connection.role, "acl|dryrun"):
+        yield from (_users(connection, primary) for primary in primaries)
     yield _prefix(connection)
-    yield _registry(connection)
+    if allows(connection.role, "sscan", "P:nodes"):  # which a node may not
+        yield _registry(connection)
 
 
 def _version(primary: _Primary) -> Finding:
@@ -176,7 +183,8 @@ def _saving(connection: Connection, primary: _Primary) -> Finding:
         return Finding(
             check, Status.PROBLEM, f"Redis cannot save its data ({', '.join(failed)})", "look at its log and its disk"
         )
-    saving = saving_of(primary.server.redis, info)
+    may_ask = allows(connection.role, "config|get")
+    saving = saving_of(primary.server.redis if may_ask else None, info)
     objection = object_to_saving(saving, "Redis")
     if objection is not None:
         return Finding(check, Status.WARNING, objection.what, objection.advice)
@@ -252,6 +260,18 @@ def _permissions(connection: Connection) -> Finding:
         f"this user may not use {', '.join(refused)} under the prefix {connection.keys.prefix!r}",
         "ACL SETUSER, as docs/configuration.md shows",
     )
+
+
+def _users(connection: Connection, primary: _Primary) -> Finding:
+    check, appends = f"users{primary.suffix}", bool(primary.info.get("aof_enabled", 1))
+    with map_errors(connection.url):
+        try:
+            objection = object_to_users(primary.server.redis, connection.keys.prefix, appends=appends)
+        except ResponseError:
+            return Finding(check, Status.WARNING, "unknown: ACL may not be asked")
+    if objection is None:
+        return Finding(check, Status.OK, "a restart keeps what they may do")
+    return Finding(check, Status.PROBLEM, objection.what, objection.advice)
 
 
 def _prefix(connection: Connection) -> Finding:

@@ -63,11 +63,12 @@ def _asked(keys: Keys, role: Role | None) -> Iterator[tuple[str, Command]]:
         commands = {each for right in RIGHTS if right.role in (Role.NODE, Role.SERVER) for each in right.commands}
         yield from _written(commands, keys.identity)
         return
+    realm = keys.realms[-1] if role in (Role.NODE, Role.SERVER) else ""  # these have rights to no others
     for right in RIGHTS:
         if right.role is role:
             for key in right.keys:
                 if role is not Role.NODE or "N" not in key:
-                    yield from _written(right.commands, sample(key, keys))
+                    yield from _written(right.commands, sample(key, keys, realm=realm))
 
 
 def _written(commands: Iterable[str], key: str) -> Iterator[tuple[str, Command]]:

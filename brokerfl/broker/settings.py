@@ -123,3 +123,33 @@ def objections(redis: Any, info: Mapping[str, Any], place: str, *, may_restart: 
         if objection is not None and not is_embedded(redis, info):
             found.append(objection)
     return [each for each in found if each is not None]
+
+
+def object_to_users(redis: Any, prefix: str, *, appends: bool) -> Objection | None:
+    """Return what is wrong with the users of a server.
+
+    Args:
+        redis: a client of redis-py, of a user who may ask.
+        prefix: of keys, and of users that operators add.
+        appends: it has an append-only file.
+
+    Raises:
+        ResponseError: it may not be asked.
+    """
+    key = f"{prefix}:sample"
+    samples: tuple[tuple[str, ...], ...] = (("SET", key, "v"), ("HSET", key, "f", "v"), ("XADD", key, "*", "f", "v"))
+    allowed = [redis.execute_command("ACL DRYRUN", "default", *command) for command in samples]
+    users = [user if isinstance(user, str) else user.decode() for user in redis.execute_command("ACL USERS")]
+    added = [user for user in users if user.startswith(f"{prefix}:")]
+    if appends and any(answer not in (True, b"OK", "OK") for answer in allowed):
+        return Objection(
+            "a restart of Redis may lose every transaction in its append-only file: many servers load it with the "
+            "rights of the user default, which lacks them",
+            "turn default off, but leave it its rights: ACL SETUSER default off resetpass ~* &* +@all",
+        )
+    if added and not redis.config_get("aclfile").get("aclfile"):
+        return Objection(
+            f"no ACL file: a restart of Redis forgets what was done to its {len(added)} users, also who was revoked",
+            "set aclfile in its configuration",
+        )
+    return None

@@ -15,9 +15,9 @@ from brokerfl.broker.failure import map_errors
 from brokerfl.broker.keys import milliseconds
 from brokerfl.broker.stream import MOST_ARGUMENTS, batches
 from brokerfl.common import FrameError, RecordSet, RunLost
-from brokerfl.wire.frame import SIGNATURE
+from brokerfl.wire.frame import SIGNATURE, Fields
 from brokerfl.wire.guard import RunGuard
-from brokerfl.wire.manifest import manifest_of
+from brokerfl.wire.manifest import Manifest, manifest_of
 from brokerfl.wire.payload import MissingChunkError, assemble
 from brokerfl.wire.record import decode_content
 from brokerfl.wire.steps import HEAD, contents_in, decode_value
@@ -70,41 +70,52 @@ class SavedSteps:
         try:
             if fields:
                 self._guard.check_state(fields, _SIGNED_AS)
-            opened = {name: self._opened(name, data) for name, data in fields.items() if name != SIGNATURE}
+            opened = dict(self._opened(*field) for field in fields.items() if field[0] != SIGNATURE)
             self.recorded = Recorded(opened, contents_in(opened))
         except FrameError as error:
             raise FrameError(f"the steps of run {self._run_id} cannot be read: {error}") from None
 
-    def _opened(self, name: bytes, data: bytes) -> bytes:
-        return data if name == HEAD else bytes(self._guard.state.open(data))
+    def _opened(self, name: bytes, data: bytes) -> tuple[bytes, bytes]:
+        opened = self._guard.state.open
+        return (name, data) if name == HEAD else (bytes(opened(name)), bytes(opened(data)))
 
-    def _stored(self, name: bytes, data: bytes) -> bytes:
-        return data if name == HEAD else bytes(self._guard.state.seal(memoryview(data)))
+    def _stored(self, data: bytes) -> bytes:
+        return bytes(self._guard.state.seal(memoryview(data)))
+
+    def _named(self, name: bytes) -> bytes:
+        """Return the name of a field as it is stored: one that is sealed is always the same."""
+        return name if name == HEAD else self._stored(name)
 
     def read(self, value: bytes) -> RecordSet:
         """Return the content of a value, given its field.
 
         Raises:
-            FrameError: another version wrote it.
+            FrameError: another version wrote it, or a part of it was changed in Redis.
             RunLost: a part of it is gone from Redis.
         """
-        fields = decode_value(value)
-        manifest = manifest_of(fields)
-        if manifest is None:
-            return decode_content(self._guard.state.opened(fields))
-        chunks = manifest.chunks
         try:
-            content, _ = assemble(
-                manifest,
-                lambda window: read_blobs(self._connection, self._run_id, [chunks[index] for index in window]),
-                cipher=self._guard.state,
-            )
+            fields = decode_value(value)
+            manifest = manifest_of(fields)
+            return decode_content(fields if manifest is None else self._fetched(manifest))
         except MissingChunkError as error:
             raise RunLost(
                 f"run {self._run_id} cannot go on where it was: its record is incomplete ({error}); "
                 "--from-start begins anew"
             ) from None
-        return decode_content(content)
+        except FrameError as error:
+            raise FrameError(
+                f"run {self._run_id} cannot go on where it was: its record cannot be read ({error}); "
+                "--from-start begins anew"
+            ) from None
+
+    def _fetched(self, manifest: Manifest) -> Fields:
+        chunks = manifest.chunks
+        content, _ = assemble(
+            manifest,
+            lambda window: read_blobs(self._connection, self._run_id, [chunks[index] for index in window]),
+            cipher=self._guard.state,
+        )
+        return content
 
     def write(self, pipe: Pipeline, recorded: Recorded) -> None:
         """Write what differs from what Redis has; the chunks are already there."""
@@ -114,7 +125,7 @@ class SavedSteps:
             return
         gone = [name for name in former if name not in recorded.fields]
         for names in batches(gone):
-            pipe.hdel(self._key, *names)
+            pipe.hdel(self._key, *map(self._named, names))
         self._put(pipe, recorded, [name for name, data in recorded.fields.items() if former.get(name) != data])
 
     def saved(self, recorded: Recorded) -> None:
@@ -129,9 +140,12 @@ class SavedSteps:
     def _put(self, pipe: Pipeline, recorded: Recorded, names: Iterable[bytes]) -> None:
         """Write some of the fields of a record; one that is signed is signed anew."""
         if self._guard.is_signed:
-            whole = {name: self._stored(name, data) for name, data in recorded.fields.items()}
-            signed = self._guard.written({**whole}, _SIGNED_AS)
-            fields = {name: bytes(signed[name]) for name in (*names, SIGNATURE) if name in signed}
+            whole: Fields = {
+                self._named(name): data if name == HEAD else self._stored(data)
+                for name, data in recorded.fields.items()
+            }
+            signed = self._guard.written(whole, _SIGNED_AS)
+            fields = {name: bytes(signed[name]) for name in (*map(self._named, names), SIGNATURE) if name in signed}
         else:
             fields = {name: recorded.fields[name] for name in names}
         for batch in batches(fields.items(), MOST_ARGUMENTS // 2 - 5):

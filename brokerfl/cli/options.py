@@ -20,6 +20,7 @@ from brokerfl.broker.url import masked
 from brokerfl.cli.login import Login, hide_passwords, read_login
 from brokerfl.cli.place import DEFAULT_URL, place_of
 from brokerfl.common.config import is_utf8
+from brokerfl.common.log_context import name_realms
 from brokerfl.common.logger import configure_logging
 from brokerfl.wire.frame import MAX_MESSAGE_BYTES
 
@@ -60,8 +61,9 @@ class RedisOptions:
 
         Args:
             warn: log what endangers runs.
-            apart: have nothing to do with runs of no realm, if realms are given.
+            apart: have nothing to do with runs of no realm, if realms are given; a login has rights to no others.
         """
+        apart = apart or self.login is not None
         connection = connect(
             self.url,
             prefix=self.prefix,
@@ -77,6 +79,7 @@ class RedisOptions:
         connection.check_server(warn=warn)
         if self.login is not None and self.login.sees_all:
             connection.keys = Keys(self.prefix, ("", *read_realms(connection)))
+        name_realms(connection.keys.realms)
         return connection
 
     def _credentials(self) -> AskedCredentials | SeveralPasswords | None:

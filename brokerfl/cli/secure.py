@@ -42,11 +42,13 @@ class Secured:
         options: for the server's command line.
         tls: its certificate; None for plain text.
         credentials: the operator's file.
+        url: where others find the server.
     """
 
     options: tuple[str, str]
     tls: Certificate | None
     credentials: Path
+    url: str
 
 
 def secure(
@@ -99,7 +101,7 @@ def secure(
     url = f"redis{'s' if tls else ''}://{place}:{port}"
     grant = Grant(Role.OPERATOR, _NAME, url, member.user, prefix, authority, operators=(party,))
     keep(grant_of(path), grant, replace=True)
-    return Secured(("--aclfile", str(acl)), certificate, path)
+    return Secured(("--aclfile", str(acl)), certificate, path, url)
 
 
 def enter(secured: Secured) -> bool:

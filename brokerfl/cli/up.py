@@ -103,10 +103,11 @@ def up(
 def _serve(port: int, data: Path | None, server: Path | None, secured: Secured | None, *, everywhere: bool) -> None:
     options, tls = (secured.options, secured.tls) if secured is not None else ((), None)
     with EmbeddedServer(port, data, server, options, tls, everywhere=everywhere) as running:
+        url = running.url if secured is None else secured.url
         kept = f"append-only file in {data}" if data else "in memory only; --data DIR keeps the data"
         if secured is not None and enter(secured):
             kept += f"; --credentials {secured.credentials} is its first operator"
-        click.echo(f"{'Valkey' if server is None else server.name} is up at {running.url} ({kept}). Ctrl-C stops it.")
+        click.echo(f"{'Valkey' if server is None else server.name} is up at {url} ({kept}). Ctrl-C stops it.")
         code = running.wait()
         raise BrokerflError(f"the server ended unexpectedly with exit code {code}")
 

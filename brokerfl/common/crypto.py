@@ -1,7 +1,7 @@
 """Cryptography: signatures, key agreement, key derivation and authenticated encryption, as functions of bytes.
 
-Owns which constructions are used, and is the only module that imports them. It must not know what is signed or sealed.
-Only what was asked to sign or seal imports it: it needs the extra ``secure``.
+Owns which constructions are used, and is the only module that imports them; certificates are made by `cli/certs.py`. It
+must not know what is signed or sealed. Only what was asked to sign or seal imports it: it needs the extra ``secure``.
 
     sign, is_signed    Ed25519 (RFC 8032)
     agree              X25519 (RFC 7748)
@@ -46,6 +46,11 @@ def _signer(private: bytes) -> Ed25519PrivateKey:
 @lru_cache(_READY)
 def _verifier(public: bytes) -> Ed25519PublicKey:
     return Ed25519PublicKey.from_public_bytes(public)
+
+
+def new_signing() -> bytes:
+    """Return a new private Ed25519 key."""
+    return Ed25519PrivateKey.generate().private_bytes_raw()
 
 
 def sign(private: bytes, data: bytes) -> bytes:

@@ -1,7 +1,7 @@
-"""The key pairs of one party: Ed25519 to sign, X25519 to agree on keys for seals.
+"""The key pairs of one party as text: Ed25519 to sign, X25519 to agree on keys for seals.
 
-Owns how they are made, written as text, and used to sign. It must not know what is signed, or where they are kept.
-The package cryptography, of the extra ``secure``, is imported only here and where it is used.
+Owns how keys are written, and what is said if the package cryptography, of the extra ``secure``, is missing. It must
+not know what is signed, where keys are kept, or how any of that is done: see `crypto`, which needs the package.
 """
 
 import base64
@@ -65,11 +65,9 @@ class KeyPairs:
             MissingExtra: cryptography is not installed.
         """
         check_cryptography()
-        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-        from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+        from brokerfl.common import crypto
 
-        signing, sealing = Ed25519PrivateKey.generate(), X25519PrivateKey.generate()
-        return cls.of(to_text(signing.private_bytes_raw()), to_text(sealing.private_bytes_raw()))
+        return cls.of(to_text(crypto.new_signing()), to_text(crypto.new_exchange()[0]))
 
     @classmethod
     def of(cls, signing: str, sealing: str) -> "KeyPairs":
@@ -80,18 +78,17 @@ class KeyPairs:
             MissingExtra: cryptography is not installed.
         """
         check_cryptography()
-        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-        from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+        from brokerfl.common import crypto
 
-        ed25519 = Ed25519PrivateKey.from_private_bytes(to_bytes(signing, 32, "the Ed25519 key")).public_key()
-        x25519 = X25519PrivateKey.from_private_bytes(to_bytes(sealing, 32, "the X25519 key")).public_key()
-        return cls(signing, sealing, to_text(ed25519.public_bytes_raw()), to_text(x25519.public_bytes_raw()))
+        ed25519 = crypto.signing_public(_raw(signing))
+        x25519 = crypto.exchange_public(to_bytes(sealing, 32, "the X25519 key"))
+        return cls(signing, sealing, to_text(ed25519), to_text(x25519))
 
     def sign(self, data: bytes) -> bytes:
         """Return the signature of ``data``, 64 bytes."""
-        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+        from brokerfl.common import crypto
 
-        return Ed25519PrivateKey.from_private_bytes(to_bytes(self.signing, 32, "the Ed25519 key")).sign(data)
+        return crypto.sign(_raw(self.signing), data)
 
 
 def is_signed(ed25519: str, signature: bytes, data: bytes) -> bool:
@@ -101,11 +98,13 @@ def is_signed(ed25519: str, signature: bytes, data: bytes) -> bool:
         MissingExtra: cryptography is not installed.
     """
     check_cryptography()
-    from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from brokerfl.common import crypto
 
     try:
-        Ed25519PublicKey.from_public_bytes(to_bytes(ed25519, 32, "the Ed25519 key")).verify(signature, data)
-    except (InvalidSignature, ConfigError):
+        return crypto.is_signed(_raw(ed25519), data, signature)
+    except ConfigError:
         return False
-    return True
+
+
+def _raw(key: str) -> bytes:
+    return to_bytes(key, 32, "the Ed25519 key")

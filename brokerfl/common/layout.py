@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from json import dumps
 from logging import LogRecord
 
-from brokerfl.common.log_context import current_ids, name_of
+from brokerfl.common.log_context import current_ids, name_of, realm_in
 from brokerfl.common.text import short, shown
 
 #: Makes a line of a record; coloured or not.
@@ -93,7 +93,7 @@ def _ids(record: LogRecord, text: str) -> str:
     run, node, name, message, _ = (getattr(record, key, None) for key in IDS)
     words = []
     if run and str(run) not in text:
-        words.append(f"run {_short(run)}")
+        words.append(f"run {_short(run, len(realm_in(str(run))))}")
     if node and str(node) not in text:
         words.append(f"node {shown(str(name)) if name else _short(node)}")
     if message and str(message) not in text:
@@ -101,9 +101,9 @@ def _ids(record: LogRecord, text: str) -> str:
     return f" [{' '.join(words)}]" if words else ""
 
 
-def _short(number: object) -> str:
+def _short(number: object, more: int = 0) -> str:
     text = str(number)
-    return short(int(text)) if text.isdecimal() else shown(text)
+    return short(int(text), more) if text.isdecimal() else shown(text)
 
 
 def _colour(record: LogRecord, text: str) -> str:

@@ -1,12 +1,13 @@
 """Whom a log line is about: its run, its node and its message.
 
-Owns these ids for each thread and asyncio task, those of the whole process, and the names of the nodes that this
-process knows. It must not know how a line looks.
+Owns these ids for each thread and asyncio task, those of the whole process, and what this process knows of ids: the
+names of nodes, and the realms with which those of runs begin. It must not know how a line looks.
 
 A thread begins with the ids of the process. What copies contextvars, such as ``asyncio.to_thread``, has those of its
 caller, too.
 """
 
+from collections.abc import Iterable
 from contextvars import ContextVar, Token
 
 #: Run, node and message; None for what is not known.
@@ -15,6 +16,7 @@ LogIds = tuple[int | None, int | None, str | None]
 _ids: ContextVar[LogIds | None] = ContextVar("brokerfl_log_ids", default=None)
 _of_process: LogIds = (None, None, None)
 _names: dict[int, str] = {}
+_realms: set[str] = set()
 
 
 def current_ids() -> LogIds:
@@ -65,3 +67,13 @@ def name_node(node_id: int, name: str) -> None:
 def name_of(node_id: int) -> str:
     """Return the name of a node; "" if it has none, or if this process does not know it."""
     return _names.get(node_id, "")
+
+
+def name_realms(realms: Iterable[str]) -> None:
+    """The ids of many runs begin with these digits; "" for none."""
+    _realms.update(filter(None, realms))
+
+
+def realm_in(run: str) -> str:
+    """Return the digits with which the id of a run begins as those of others do; "" for none."""
+    return next((realm for realm in _realms if run.startswith(realm)), "")

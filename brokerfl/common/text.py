@@ -22,9 +22,14 @@ def shown(text: str, keep: str = "") -> str:
     )
 
 
-def short(whole: int | str) -> str:
-    """Return the id of a run or a node, or the hex id of a message, cut to what can be read: ``1141…``."""
-    text, length = shown(str(whole)), _HEX_DIGITS if isinstance(whole, str) else DIGITS
+def short(whole: int | str, more: int = 0) -> str:
+    """Return the id of a run or a node, or the hex id of a message, cut to what can be read: ``1141…``.
+
+    Args:
+        whole: a number, or hex digits.
+        more: digits at its beginning that others have, too.
+    """
+    text, length = shown(str(whole)), more + (_HEX_DIGITS if isinstance(whole, str) else DIGITS)
     return text if len(text) <= length else f"{text[:length]}…"
 
 

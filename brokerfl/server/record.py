@@ -18,7 +18,8 @@ from brokerfl.server.book.orphans import ANY, Match
 from brokerfl.server.progress import Progress
 from brokerfl.server.session import Session
 from brokerfl.server.upload import Uploader
-from brokerfl.wire.payload import EncodedContent
+from brokerfl.wire.cipher import CLEAR
+from brokerfl.wire.payload import EncodedContent, is_large
 from brokerfl.wire.record import encode_content
 from brokerfl.wire.steps import HEAD, Head, decode_head, value_field
 
@@ -117,7 +118,9 @@ class Record:
 
     def encode(self, value: RecordSet) -> EncodedContent:
         """Encode a value, frozen as it is now."""
-        return EncodedContent(encode_content(value), self._uploads_as, self._cipher, self._uploader.digests)
+        fields = encode_content(value)
+        cipher = self._cipher if is_large(fields) else CLEAR  # a small one is in the record, which is sealed itself
+        return EncodedContent(fields, self._uploads_as, cipher, self._uploader.digests)
 
     def bring(self, content: EncodedContent) -> None:
         """Bring the chunks of a value to Redis, if it has any; raises as `upload`."""

@@ -58,10 +58,14 @@ def statement_of(
 
 
 def digest_of(fields: Mapping[bytes, Data], error: Error | None = None) -> bytes:
-    """Return the sha256 of all that a message carries besides its id and its header; of an Error, code and reason."""
+    """Return the sha256 of all that a message carries besides its id and its header; of an Error, code and reason.
+
+    The length of a name comes before it: else two fields could be moved into one, whose name has what the first held.
+    """
     digest = sha256(b"" if error is None else pack([int(error.code), error.reason]))
     for name in sorted(fields.keys() - {ID, HEAD, SIGNATURE}):
-        digest.update(b"%b %d " % (name, len(fields[name])))
+        digest.update(b"%d %d " % (len(name), len(fields[name])))
+        digest.update(name)
         digest.update(fields[name])
     return digest.digest()
 

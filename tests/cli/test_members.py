@@ -15,6 +15,7 @@ import redis as redis_py
 from click.testing import CliRunner
 
 from brokerfl.broker.embedded import EmbeddedServer, free_port
+from brokerfl.broker.keys import Keys
 from brokerfl.broker.rules import Role
 from brokerfl.cli import exits
 from brokerfl.cli.login import read_login
@@ -23,6 +24,8 @@ from brokerfl.cli.secure import enter, secure
 from brokerfl.common import CredentialsError
 from tests.apps import eventually
 from tests.cli.conftest import CLIENT, DEADLINE, NEVER, SERVER, Commands, Process, error_of, gated, node_id, run_id
+
+DIGITS = Path(__file__).parents[2] / "examples" / "digits"
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("valkey_url")]
 
@@ -37,6 +40,7 @@ class Consortium:
     port: int = field(default_factory=free_port)
     up: Process | None = None
     here: EmbeddedServer | None = None
+    apps: Path | None = None
 
     @property
     def data(self) -> Path:
@@ -101,15 +105,24 @@ class Consortium:
 
     def node(self, name: str, *options: str) -> Process:
         node = self.commands.start(
-            "brokerfl-node", "client:app", "--app-dir", str(self.site(name)), *self.credentials(name), *options
+            "brokerfl-node", "client:app", "--app-dir", self.folder_of(name), *self.credentials(name), *options
         )
         node.wait_for(r"Node \d+ .*serves client:app")
         return node
 
     def server(self, name: str, *options: str) -> Process:
         return self.commands.start(
-            "brokerfl-server", "server:app", "--app-dir", str(self.site(name)), *self.credentials(name), *options
+            "brokerfl-server", "server:app", "--app-dir", self.folder_of(name), *self.credentials(name), *options
         )
+
+    def folder_of(self, name: str) -> str:
+        """Where a party has its apps."""
+        return str(self.apps or self.site(name))
+
+    def thief(self, name: str) -> redis_py.Redis:
+        """A client of somebody who has stolen the credentials of a node."""
+        password = secret_of(self.site(name) / f"{name}.credentials")["passwords"][-1]
+        return redis_py.Redis(port=self.port, username=f"brokerfl:node:{name}", password=password, **self.tls)
 
     def listed(self, role: str) -> list[dict[str, Any]]:
         rows = json.loads(ran(role, "list", "--format", "json", *self.operator))
@@ -481,17 +494,74 @@ def test_the_files_are_those_of_one_user(tmp_path: Path) -> None:
         assert "cannot be used" in refused("node", "request", name, code=17)
 
 
-def test_a_consortium_seals(plain: Consortium) -> None:
-    """With logins of their own: a node that serves sealed runs refuses what is not, and nobody needs another right."""
+def test_a_stolen_credential_harms_only_its_own_site(plain: Consortium) -> None:
+    """Three sites train digits for two owners, sealed, and one is robbed: whatever the thief tries is refused.
+
+    The revocation ends its open connection, and the others go on. What is not sealed is refused by all. An owner sees
+    its own runs, and no command of anybody else is refused anything.
+    """
+    pytest.importorskip("sklearn")
+    plain.apps = DIGITS
     for owner in ("alice", "bob"):
         plain.join("server", owner)
-    for name in ("n1", "n2"):
+    nodes = {}
+    for number, name in enumerate(("n1", "n2", "n3")):
         plain.join("node", name)
-        plain.node(name, "--seal")
-    options = ("--run-config", "nodes=2 rounds=2")
-    plain.server("alice", "--seal", *options).ends(0).wait_for("Round 2: 2 of 2 replied")
-    bob = plain.server("bob", "--sign", *options).ends(5)
-    assert "Round 1: 0 of 2 replied" in bob.text
-    assert "serves only sealed ones" in bob.text
-    with plain.admin() as admin:
-        assert [entry for entry in admin.acl_log() if entry["reason"] != "auth"] == []
+        data = f"partition-id={number} num-partitions=3"
+        nodes[name] = plain.node(name, "--seal", "--node-config", data, "--audit", str(plain.folder / name / "audit"))
+    config = "min-nodes=3 local-epochs=1 num-rounds"
+    bob = plain.server("bob", "--seal", "--run-config", f"{config}=2")
+    alice = plain.server("alice", "--seal", "--run-config", f"{config}=100000")
+    bob.ends(0).wait_for("Round 2: .* from 3 nodes")
+    alice.wait_for("Round 2: .* from 3 nodes")
+    with plain.admin() as admin, plain.thief("n3") as thief:
+        assert thief.ping()
+        for attack in attacks(run_id(alice), node_id(nodes["n1"])):
+            with pytest.raises(redis_py.exceptions.NoPermissionError):
+                thief.execute_command(*attack.split(" "))
+        seen = ran("runs", "--format", "json", *plain.credentials("alice"))
+        assert [row["run"] for row in json.loads(seen)] == [run_id(alice)]
+        for name in ("alice", "n1"):
+            ran("doctor", *plain.credentials(name))
+        ran("node", "revoke", "n3", *plain.operator)
+        with pytest.raises((redis_py.AuthenticationError, redis_py.ConnectionError)):
+            thief.ping()
+        alice.wait_for("Round [0-9]+: .* from 2 nodes")
+        nodes["n3"].ends(11)
+        alice.send(signal.SIGTERM)
+        alice.ends(143)
+        refused = {entry["username"] for entry in admin.acl_log() if entry["reason"] != "auth"}
+        assert refused == {"brokerfl:node:n3"}
+    replies = [json.loads(line) for line in (plain.folder / "n1" / "audit").read_text().splitlines()]
+    assert {reply["outcome"] for reply in replies} == {"reply"}
+    assert {reply["run"] for reply in replies} == {run_id(alice), run_id(bob)}
+    clear = plain.server("bob", "--sign", "--run-config", "num-rounds=1 min-nodes=2").ends(5)
+    assert "serves only sealed ones" in clear.text
+
+
+def attacks(run: str, node: str) -> list[str]:
+    """What a thief tries with the keys of a node and of a run that are not its own, and with the whole server."""
+    keys = Keys("brokerfl", ("", run[:4]))
+    mine, stream = (keys.inbox(int(node), int(run)), keys.outbox(int(node), int(run))), "* h forged"
+    return [
+        *(f"XRANGE {key} - +" for key in mine),
+        *(f"XADD {key} {stream}" for key in mine),
+        *(f"XADD {key} 18446744073709551615-18446744073709551615 h x" for key in mine),
+        *(f"XTRIM {key} MAXLEN 0" for key in mine),
+        f"XADD {keys.ctl(int(node), run[:4])} {stream}",
+        f"SET {keys.node_lease(int(node))} stolen",
+        f"HSET {keys.node_info(int(node))} name n3",
+        f"HSET {keys.node_runs(int(node), run[:4])} {run} forged",
+        f"HGETALL {keys.node_runs(int(node), run[:4])}",
+        f"HGETALL {keys.ledger(int(run))}",
+        f"HGETALL {keys.context(int(run))}",
+        f"UNLINK {keys.meta(int(run))}",
+        f"SET {keys.owner(int(run))} stolen",
+        f"SADD {keys.nodes} 5",
+        f"SREM {keys.nodes} {node}",
+        f"SET {keys.identity} another",
+        f"HGETALL {keys.members}",
+        *("EVAL return(1) 0", "FLUSHALL", "MONITOR", "CONFIG GET *", "ACL LIST", "CLIENT LIST", "KEYS *", "SHUTDOWN"),
+        "ACL SETUSER brokerfl:node:n3 +@all",
+        "CLIENT KILL USER brokerfl:node:n1",
+    ]

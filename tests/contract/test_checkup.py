@@ -43,7 +43,7 @@ def test_a_checkup_changes_nothing_and_finds_no_problem(backend: Backend) -> Non
     assert {key: backend.admin.type(key) for key in backend.admin.scan_iter()} == before
     assert {each.check.partition(" ")[0] for each in findings} == {
         "server", "tls", "latency", "clocks", "persistence", "eviction", "replicas", "memory", "permissions",
-        "prefix", "nodes",
+        "users", "prefix", "nodes",
     }  # fmt: skip
     assert [each for each in findings if each.status is Status.PROBLEM] == []
     assert found(backend.by_hand(), "nodes").found == "1 nodes: 1 online, 0 offline"
@@ -86,6 +86,28 @@ def test_what_a_user_may_not_do_is_named(backend: Backend, real: Backend) -> Non
         real.admin.execute_command("ACL", "SETUSER", "default", "+@all")
     assert refused.status is Status.PROBLEM
     assert "may not use HSET, XADD under the prefix 'test'" in refused.found
+
+
+def test_users_that_a_restart_forgets(real: Backend) -> None:
+    """Without a file, who was added or revoked; without rights of ``default``, every transaction."""
+    if real.is_found:
+        pytest.skip("one server is enough")
+    connection, former = real.by_hand(), real.admin.config_get("appendonly")["appendonly"]
+    assert found(connection, "users").status is Status.OK
+    real.admin.execute_command("ACL", "SETUSER", f"{PREFIX}:node:joe", "on")
+    try:
+        forgotten = found(connection, "users")
+        assert forgotten.status is Status.PROBLEM
+        assert "no ACL file: a restart of Redis forgets" in forgotten.found
+        real.admin.execute_command("ACL", "SETUSER", "default", "-xadd")
+        real.admin.config_set("appendonly", "yes")
+        assert "the rights of the user default" in found(connection, "users").found
+        real.admin.config_set("appendonly", "no")
+        assert "no ACL file" in found(connection, "users").found
+    finally:
+        real.admin.execute_command("ACL", "SETUSER", "default", "+@all")
+        real.admin.config_set("appendonly", former)
+        real.admin.acl_deluser(f"{PREFIX}:node:joe")
 
 
 def test_a_prefix_that_nobody_uses(backend: Backend) -> None:
@@ -145,7 +167,8 @@ def test_sockets_have_a_name(real: Backend) -> None:
     driver = Driver(connections[1], "server:app")
     transact(driver)
     assert named(real, "brokerfl-node:site_7__") > 0
-    assert named(real, f"brokerfl-server:{driver.run.run_id}") > 1, "those that were there, and those of messages"
+    before = 0 if real.has_rights else 1  # who becomes another user connects anew
+    assert named(real, f"brokerfl-server:{driver.run.run_id}") > before, "those that were there, and those of messages"
     driver.end()
 
 

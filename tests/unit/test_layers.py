@@ -1,6 +1,7 @@
 """The layers: imports point one way, and each foreign package has one importer."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -84,6 +85,12 @@ def test_the_core_needs_no_extra() -> None:
         "from brokerfl.common import Context, Message, MessageType, RecordSet, log\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_one_module_does_cryptography() -> None:
+    """Only `common/crypto.py` has constructions; certificates have a format of their own."""
+    users = {path.name for path in MODULES if re.search("^ *from cryptography", path.read_text(), re.MULTILINE)}
+    assert users == {"crypto.py", "certs.py"}
 
 
 # Who may write what.

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from brokerfl.common import configure_logging, log
-from brokerfl.common.log_context import log_context, name_node
+from brokerfl.common.log_context import log_context, name_node, name_realms
 from brokerfl.common.logger import ConsoleHandler, is_tracing, trace
 
 
@@ -104,6 +105,17 @@ def test_ids_are_not_repeated(capsys: pytest.CaptureFixture[str]) -> None:
     with log_context(run=1141092, node=7312018):
         log(INFO, "Run %s of %s", 1141092, "server:app")
     assert capsys.readouterr().err.endswith("Run 1141092 of server:app [node 7312…]\n")
+
+
+def test_runs_of_one_realm_are_told_apart(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """All their ids begin with the same four digits, so four more are shown."""
+    configure_logging(timestamps=True)
+    monkeypatch.setattr("brokerfl.common.log_context._realms", set())
+    name_realms(("", "9282"))
+    for run in (9282402558839974796, 9282626525944304556, 1141092):
+        with log_context(run=run):
+            log(INFO, "text")
+    assert re.findall(r"\[run (.*)\]", capsys.readouterr().err) == ["92824025…", "92826265…", "1141…"]
 
 
 def test_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,6 +328,7 @@ def test_other_handlers_of_a_command(tmp_path: Path) -> None:
     """A file of the app's own gets what its level and the logger's let through, also below the command's level."""
     script = f"""
 import logging
+import re
 from brokerfl.cli import logs
 from brokerfl.common import log
 logs._begin(False, None, 20)

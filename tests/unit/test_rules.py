@@ -160,3 +160,17 @@ def test_the_documentation_has_the_table() -> None:
     """If this fails, put what it expected into docs/security.md."""
     page = (ROOT / "docs/security.md").read_text()
     assert table() in page, f"docs/security.md lacks this table:\n{table()}"
+
+
+def test_the_documentation_names_tests_that_there_are() -> None:
+    """Each attack in docs/security.md has a test that tries it."""
+    page = (ROOT / "docs/security.md").read_text()
+    _, _, rows = page.partition("| who | attack |")
+    attacks = rows.partition("\n\n")[0].splitlines()[2:]
+    named = re.findall(r"`(\w+/test_\w+)::(test_\w+)`", page)
+    assert all("::test_" in row for row in attacks)
+    assert len(named) > len(attacks) > 20
+    missing = [
+        (path, name) for path, name in named if f"def {name}(" not in (ROOT / "tests" / f"{path}.py").read_text()
+    ]
+    assert missing == []
