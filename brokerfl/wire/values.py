@@ -172,9 +172,11 @@ def _encode_scalar(encoder: "Encoder", value: Any) -> list[Any]:
 
 
 def _encode_tensor(encoder: "Encoder", value: Any) -> list[Any]:
-    if value.device.type != "cpu" or value.requires_grad or str(value.dtype) in ("torch.bfloat16",):
-        raise RecordTypeError(f"a tensor of {value.dtype} on {value.device}")
-    return [encoder.tree(value.numpy())]
+    try:
+        ndarray = value.numpy()
+    except (TypeError, RuntimeError):  # on a GPU, sparse, with a gradient, or of a dtype that numpy lacks
+        raise RecordTypeError(f"a tensor of {value.dtype} on {value.device}") from None
+    return [encoder.tree(ndarray)]
 
 
 def _encode_torch_generator(encoder: "Encoder", value: Any) -> list[Any]:
