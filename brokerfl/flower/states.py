@@ -47,7 +47,8 @@ def load_state(value: Any, state: dict[str, Any]) -> None:
 
 def own_names(value: Any) -> frozenset[str]:
     """Return the names of the attributes of what `has_state` that are torch's, and not the app's."""
-    return frozenset(vars(sys.modules["torch.nn"].Module())) if _is_one_of(value, _KINDS[:1]) else frozenset(vars(value))
+    is_model = _is_one_of(value, _KINDS[:1])
+    return frozenset(vars(sys.modules["torch.nn"].Module() if is_model else value))
 
 
 def is_tensor(value: Any) -> bool:

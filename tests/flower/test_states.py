@@ -8,6 +8,9 @@ import pytest
 from brokerfl.flower.keeper import _Look
 from brokerfl.flower.places import Places
 from brokerfl.flower.values import RecordTypeError, decode, encode
+from tests.flower.names import needs_message_api
+
+pytestmark = needs_message_api
 
 
 class Strategy:

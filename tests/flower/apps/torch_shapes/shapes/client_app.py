@@ -4,8 +4,7 @@ import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from shapes.task import Net, load_data
-from shapes.task import test as test_fn
+from shapes.task import Net, load_data, measure
 from shapes.task import train as train_fn
 
 torch.set_num_threads(1)
@@ -33,6 +32,6 @@ def train(msg: Message, context: Context):
 def evaluate(msg: Message, context: Context):
     """Test the model on local data."""
     model, _, loader = load(msg, context)
-    loss, accuracy = test_fn(model, loader)
+    loss, accuracy = measure(model, loader)
     metrics = MetricRecord({"eval_loss": loss, "eval_acc": accuracy, "num-examples": len(loader.dataset)})
     return Message(RecordDict({"metrics": metrics}), reply_to=msg)

@@ -9,7 +9,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from torch.utils.data import DataLoader
 
-from shapes.task import Net, make_data, test
+from shapes.task import Net, make_data, measure
 
 torch.set_num_threads(1)
 app = ServerApp()
@@ -32,8 +32,8 @@ def main(grid: Grid, context: Context) -> None:
             for ours, theirs in zip(average.parameters(), model.parameters(), strict=True):
                 ours.lerp_(theirs.to(device), 0.3)
             weights.add_(torch.cat([parameter.flatten() for parameter in model.parameters()]).abs())
-        loss, accuracy = test(model, loader, noise=0.5)
-        average_loss, _ = test(average, loader)
+        loss, accuracy = measure(model, loader, noise=0.5)
+        average_loss, _ = measure(average, loader)
         return MetricRecord(
             {"loss": loss, "accuracy": accuracy, "average-loss": average_loss, "weights": weights.sum().item()}
         )

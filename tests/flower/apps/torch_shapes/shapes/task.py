@@ -1,8 +1,8 @@
 """The network, its data, and how it is trained and tested."""
 
 import torch
-import torch.nn as nn
-import torch.nn.functional as F
+from torch import nn
+from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 
@@ -18,7 +18,7 @@ class Net(nn.Module):
 
     def forward(self, x):
         """Logits of a batch."""
-        x = F.max_pool2d(F.relu(self.norm(self.conv(x))), 2)
+        x = functional.max_pool2d(functional.relu(self.norm(self.conv(x))), 2)
         return self.fc(self.dropout(x.flatten(1)))
 
 
@@ -56,13 +56,13 @@ def train(net, loader, epochs, lr):
     return total / (epochs * len(loader))
 
 
-def test(net, loader, noise=0.0):
+def measure(net, loader, noise=0.0):
     """Return the mean loss and the accuracy, on images with some more noise if wanted."""
     net.eval()
     loss, correct = 0.0, 0
     with torch.no_grad():
         for images, labels in loader:
             outputs = net(images + noise * torch.randn_like(images))
-            loss += F.cross_entropy(outputs, labels).item()
+            loss += functional.cross_entropy(outputs, labels).item()
             correct += (outputs.argmax(1) == labels).sum().item()
     return loss / len(loader), correct / len(loader.dataset)
