@@ -183,6 +183,10 @@ def _write_cell(cell: CellType, value: Any) -> None:
     cell.cell_contents = value
 
 
+def _form_of(tensor: Any) -> tuple[Any, Any]:
+    return tensor.shape, tensor.dtype
+
+
 def in_place(live: Any, value: Any) -> Any:
     """Return ``live`` with the contents of ``value``, if both are of one type that can take them; else ``value``.
 
@@ -204,7 +208,7 @@ def in_place(live: Any, value: Any) -> Any:
             live[key] = item
     elif states.is_generator(live):
         live.set_state(value.get_state())
-    elif states.is_tensor(live) and (live.shape, live.dtype) == (value.shape, value.dtype):
+    elif states.is_tensor(live) and not live.requires_grad and _form_of(live) == _form_of(value):
         live.copy_(value)
     elif isinstance(live, random.Random):
         live.setstate(value.getstate())
