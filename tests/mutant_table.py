@@ -3571,9 +3571,16 @@ RECORDS = (
     Mutant(
         "an array that changed in place is taken for the same",
         "flower/keeper.py",
-        "return reference() is source and sketch_of(source) == sketch",
-        "return reference() is source",
+        "return former.ndarray() is source and sketch_of(source) == former.sketch",
+        "return former.ndarray() is source",
         "flower/test_steps",
+    ),
+    Mutant(
+        "an estimator is made again by main",
+        "flower/places.py",
+        '{"flwr", _OPEN, ',
+        '{"flwr", ',
+        "flower/test_states",
     ),
     Mutant(
         "buffers of equal length have equal digests",

@@ -6,6 +6,7 @@ recorded.
 
 import weakref
 from collections.abc import Iterable
+from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from brokerfl.common.array import sketch_of
@@ -38,9 +39,7 @@ class _Look:
     def __init__(self, encoded: Encoded) -> None:
         self._tree = encoded.tree
         # Bytes never change, so they only have to be the same ones.
-        self._sources = [
-            each if isinstance(each, bytes) else (weakref.ref(each), sketch_of(each)) for each in encoded.sources
-        ]
+        self._sources = [_mark_of(each) for each in encoded.sources]
 
     def is_of(self, encoded: Encoded) -> bool:
         """Return whether a value is still as it was."""
@@ -49,11 +48,39 @@ class _Look:
         return all(map(_is_same, encoded.sources, self._sources))
 
 
+class _Seen(NamedTuple):
+    """An ndarray as it was: the same one has the same sketch until its elements change."""
+
+    ndarray: "weakref.ref[Any]"
+    sketch: bytes
+
+
+class _Lent(NamedTuple):
+    """The elements of a tensor. numpy sees it through a new ndarray each time, so only they tell whether it changed."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    digest: bytes
+
+
+def _mark_of(source: Any) -> Any:
+    if isinstance(source, bytes):
+        return source
+    if source.base is not None and not isinstance(source.base, type(source)):
+        return _lent(source)
+    return _Seen(weakref.ref(source), sketch_of(source))
+
+
+def _lent(source: Any) -> _Lent:
+    return _Lent(str(source.dtype), source.shape, blake2b(source.tobytes(), digest_size=16).digest())
+
+
 def _is_same(source: Any, former: Any) -> bool:
     if isinstance(former, bytes):
         return source is former
-    reference, sketch = former
-    return reference() is source and sketch_of(source) == sketch
+    if isinstance(former, _Lent):
+        return not isinstance(source, bytes) and _lent(source) == former
+    return former.ndarray() is source and sketch_of(source) == former.sketch
 
 
 class Keeper:

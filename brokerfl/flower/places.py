@@ -13,11 +13,13 @@ from types import BuiltinFunctionType, CellType, FunctionType, MethodType, Modul
 from typing import Any, NamedTuple
 
 from brokerfl.common.npy import load_numpy
-from brokerfl.flower import compat
+from brokerfl.flower import compat, states
 from brokerfl.flower.values import is_recordable
 
 #: What main makes again, and what nobody misses in a record.
 _CODE = (FunctionType, BuiltinFunctionType, MethodType, ModuleType, type, functools.partial, Enum)
+#: A library whose objects are attributes and nothing else.
+_OPEN = "sklearn"
 _UNTOLD = frozenset({"logging", "threading", "_thread", "concurrent", "queue"})
 
 
@@ -49,7 +51,7 @@ class Places:
     def __init__(self, strategy: Any, evaluate_fn: Any, hidden: Collection[str] = ()) -> None:
         self._hidden = hidden
         self._root = strategy
-        self._roots = {"flwr", *(type(strategy).__module__.split(".")[:1])}
+        self._roots = {"flwr", _OPEN, *(type(strategy).__module__.split(".")[:1])}
         if evaluate_fn is not None:
             self._roots.add(str(getattr(evaluate_fn, "__module__", None)).partition(".")[0])
         self._parts: dict[str, Any] = {}
@@ -84,9 +86,13 @@ class Places:
         if id(part) in self._seen:
             return
         self._seen.add(id(part))
+        hidden = self._hidden if part is self._root else ()
+        if states.has_state(part):
+            hidden = {*hidden, *states.own_names(part)}
+            self._enter_state(name, part, False)
         self._parts[name] = part
         for attribute, value in list(vars(part).items()):
-            if part is self._root and attribute in self._hidden:
+            if attribute in hidden:
                 continue
             read, write = functools.partial(_read, part, attribute), functools.partial(_write, part, attribute)
             self._enter(Place(f"{name}.{attribute}", read, write, False), value)
@@ -96,10 +102,26 @@ class Places:
             self._found[place.name] = place
         elif isinstance(value, _CODE):
             self._look(place.name, value)
+        elif states.has_state(value):
+            self._enter_state(place.name, value, place.is_cell)
+            if self._is_part(value):
+                self._walk(place.name, value)
+        elif states.is_loader(value):
+            self._enter_generator(place.name, value)
         elif self._is_part(value):
             self._walk(place.name, value)
         elif not _is_untold(value):
             self._found[place.name] = place  # it cannot be recorded, and the app is told so
+
+    def _enter_state(self, name: str, value: Any, is_cell: bool) -> None:
+        name = f"{name}.state_dict()"
+        read, write = functools.partial(states.state_of, value), functools.partial(states.load_state, value)
+        self._found.setdefault(name, Place(name, read, write, is_cell))
+
+    def _enter_generator(self, name: str, loader: Any) -> None:
+        if loader.generator is not None:
+            read, write = functools.partial(getattr, loader, "generator"), functools.partial(_keep, loader)
+            self._found[f"{name}.generator"] = Place(f"{name}.generator", read, write, False)
 
     def _look(self, name: str, value: Any) -> None:
         """Find the places in a function, or in what is called like one."""
@@ -130,7 +152,8 @@ class Places:
 
 
 def _is_untold(value: Any) -> bool:
-    return isinstance(value, compat.Context | compat.Grid) or type(value).__module__.partition(".")[0] in _UNTOLD
+    is_known = isinstance(value, compat.Context | compat.Grid) or states.is_made_again(value)
+    return is_known or type(value).__module__.partition(".")[0] in _UNTOLD
 
 
 def _read(part: Any, attribute: str) -> Any:
@@ -139,6 +162,10 @@ def _read(part: Any, attribute: str) -> Any:
 
 def _write(part: Any, attribute: str, value: Any) -> None:
     vars(part)[attribute] = value  # a frozen dataclass, too
+
+
+def _keep(loader: Any, generator: Any) -> None:
+    """The generator of a DataLoader has its state already: its samplers have the same one."""
 
 
 def _is_empty(cell: CellType) -> bool:
@@ -154,6 +181,10 @@ def _read_cell(cell: CellType) -> Any:
 
 def _write_cell(cell: CellType, value: Any) -> None:
     cell.cell_contents = value
+
+
+def _form_of(tensor: Any) -> tuple[Any, Any]:
+    return tensor.shape, tensor.dtype
 
 
 def in_place(live: Any, value: Any) -> Any:
@@ -175,6 +206,10 @@ def in_place(live: Any, value: Any) -> Any:
         live.clear()
         for key, item in compat.items_of(value):
             live[key] = item
+    elif states.is_generator(live):
+        live.set_state(value.get_state())
+    elif states.is_tensor(live) and not live.requires_grad and _form_of(live) == _form_of(value):
+        live.copy_(value)
     elif isinstance(live, random.Random):
         live.setstate(value.getstate())
     elif isinstance(live, load_numpy().random.RandomState):

@@ -114,6 +114,8 @@ class Codec:
         numpy, torch = sys.modules.get("numpy"), sys.modules.get("torch")
         if torch is not None and type(value) is getattr(torch, "Tensor", None):
             return _TENSOR
+        if torch is not None and type(value) is getattr(torch, "Generator", None):
+            return _TORCH_GENERATOR
         if numpy is None:
             return None
         if type(value) is numpy.ndarray:
@@ -170,9 +172,17 @@ def _encode_scalar(encoder: "Encoder", value: Any) -> list[Any]:
 
 
 def _encode_tensor(encoder: "Encoder", value: Any) -> list[Any]:
-    if value.device.type != "cpu" or value.requires_grad or str(value.dtype) in ("torch.bfloat16",):
-        raise RecordTypeError(f"a tensor of {value.dtype} on {value.device}")
-    return [encoder.tree(value.numpy().copy())]
+    try:
+        ndarray = value.numpy()
+    except (TypeError, RuntimeError):  # on a GPU, sparse, with a gradient, or of a dtype that numpy lacks
+        raise RecordTypeError(f"a tensor of {value.dtype} on {value.device}") from None
+    return [encoder.tree(ndarray)]
+
+
+def _encode_torch_generator(encoder: "Encoder", value: Any) -> list[Any]:
+    if value.device.type != "cpu":
+        raise RecordTypeError(f"a generator on {value.device}")
+    return [encoder.tree(value.get_state().numpy().tobytes())]
 
 
 def _encode_generator(encoder: "Encoder", value: Any) -> list[Any]:
@@ -198,11 +208,21 @@ def _load_scalar(decoder: "Decoder", rest: list[Any]) -> Any:
     return load_numpy().frombuffer(rest[1], rest[0])[0]
 
 
-def _load_tensor(decoder: "Decoder", rest: list[Any]) -> Any:
+def _torch() -> Any:
     torch = sys.modules.get("torch")
     if torch is None:
-        raise ValueError("a tensor was recorded, and torch is not imported")
-    return torch.from_numpy(decoder.value(rest[0]))
+        raise ValueError("a tensor or generator was recorded, and torch is not imported")
+    return torch
+
+
+def _load_tensor(decoder: "Decoder", rest: list[Any]) -> Any:
+    return _torch().from_numpy(decoder.value(rest[0]))
+
+
+def _torch_generator(decoder: "Decoder", rest: list[Any]) -> Any:
+    made = _torch().Generator()
+    made.set_state(_torch().frombuffer(bytearray(rest[0]), dtype=_torch().uint8))
+    return made
 
 
 def _generator(decoder: "Decoder", rest: list[Any]) -> Any:
@@ -256,7 +276,8 @@ _SCALAR = Kind("n", _encode_scalar, _load_scalar, is_shared=False)
 _GENERATOR = Kind("g", _encode_generator, _generator)
 _RANDOM_STATE = Kind("S", lambda encoder, value: [encoder.tree(value.get_state(legacy=False))], _random_state)
 _TENSOR = Kind("T", _encode_tensor, _load_tensor)
-_OTHERS = (_DEFAULTDICT, _PATH, _SCALAR, _GENERATOR, _RANDOM_STATE, _TENSOR)
+_TORCH_GENERATOR = Kind("G", _encode_torch_generator, _torch_generator)
+_OTHERS = (_DEFAULTDICT, _PATH, _SCALAR, _GENERATOR, _RANDOM_STATE, _TENSOR, _TORCH_GENERATOR)
 
 #: The tags of what was met before, and of an int that msgpack does not carry.
 _AGAIN, _LONG = "@", "i"
