@@ -60,10 +60,10 @@ frames = st.builds(with_value, headers, places, values) | st.builds(
 )
 
 
-@settings(max_examples=10_000, deadline=None)
+@settings(max_examples=2_000, deadline=None)
 @given(frames)
 def test_no_frame_breaks_a_decoder(drawn: tuple[str, Frame]) -> None:
-    """Of ten thousand frames of which hypothesis made up a part, each is accepted or is a FrameError, within memory."""
+    """Of two thousand frames of which hypothesis made up a part, each is accepted or is a FrameError, within memory."""
     check(*drawn)
 
 
