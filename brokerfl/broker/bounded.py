@@ -95,6 +95,7 @@ def bounded(kind: Any, went_astray: Callable[[], None] = lambda: None) -> Any:
     """
 
     class Bounded(kind):  # type: ignore[misc]
+        _called: Any
         _was_limited = True  # the socket's own timeout may be another one than `socket_timeout`
 
         #: Whether an answer was cut off here: that it is connected again is no sign of an outage.
@@ -127,6 +128,13 @@ def bounded(kind: Any, went_astray: Callable[[], None] = lambda: None) -> Any:
         def connect(self) -> Any:
             self._was_limited = time_left() is not None  # the timeout that it gets
             return self._wait(super().connect)
+
+        def _host_error(self) -> Any:
+            try:
+                return self._called
+            except AttributeError:  # redis-py asks for it before each answer
+                self._called = super()._host_error()
+                return self._called
 
         def pack_commands(self, commands: Any) -> Any:
             return self._command_packer.pack_all(commands)

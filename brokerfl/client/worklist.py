@@ -164,6 +164,8 @@ class Worklist:
     @property
     def parked(self) -> set[int]:
         """The runs that are parked."""
+        if not self._parked:
+            return set()
         with self._changed:
             return set(self._parked)
 
