@@ -15,4 +15,4 @@ pytestmark = pytest.mark.timeout(180)
 def test_one_seed(server: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """Two runs over four nodes, while nodes, ServerApps, connections and Redis are killed, frozen and cut."""
     with Lab(tmp_path, server_binary(server, request), seed=1) as lab:
-        soak(lab, seed=1, seconds=10.0)
+        soak(lab, seed=1, seconds=6.0)
