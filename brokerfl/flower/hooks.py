@@ -14,7 +14,7 @@ from typing import Any
 
 from brokerfl.flower import compat, legacy
 from brokerfl.flower.classes import wrap_everywhere
-from brokerfl.flower.loop import Loop
+from brokerfl.flower.loop import Loop, looping
 from brokerfl.flower.steps import Steps
 
 _HOOKS = ("configure_train", "aggregate_train", "configure_evaluate", "aggregate_evaluate")
@@ -60,21 +60,13 @@ def _run(steps: Steps, start: Callable[..., Any], bound: inspect.BoundArguments,
     evaluate = given.get(_EVALUATE)
     loop = Loop(strategy, evaluate if callable(evaluate) else None, frozenset(_HOOKS), is_flowers=is_flowers)
     loop.configs = {name: given[name] for name in _CONFIGS if isinstance(given.get(name), compat.ConfigRecord)}
-    try:
+    with looping(strategy, _HOOKS, steps.end, steps.leave):
         initial = steps.begin(loop, given.get(_INITIAL))
         if _INITIAL in given:
             given[_INITIAL] = initial
         _tell_of_evaluate(steps, given)
         _tell_of_hooks(steps, strategy)
-        result = start(*bound.args, **bound.kwargs)
-    except BaseException:
-        steps.leave()
-        raise
-    finally:
-        for name in _HOOKS:
-            vars(strategy).pop(name, None)
-    steps.end()
-    return result
+        return start(*bound.args, **bound.kwargs)
 
 
 def _tell_of_evaluate(steps: Steps, given: dict[str, Any]) -> None:

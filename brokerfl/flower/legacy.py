@@ -16,7 +16,7 @@ from typing import Any
 from brokerfl.flower import compat
 from brokerfl.flower.classes import wrap_everywhere, wrap_once
 from brokerfl.flower.clients import nothing, seen, stand_ins
-from brokerfl.flower.loop import Loop
+from brokerfl.flower.loop import Loop, looping
 from brokerfl.flower.models import Gone
 from brokerfl.flower.records import arrays_of, parameters_of
 from brokerfl.flower.steps import Steps
@@ -107,18 +107,10 @@ def _run(strategy: Any, start: Callable[[], Any], is_flowers: bool) -> Any:
         return start()
     steps: Steps = grid.brokerfl_steps
     loop = Loop(strategy, None, _HOOKS, is_flowers=is_flowers, is_legacy=True, stand_ins=stand_ins)
-    try:
+    with looping(strategy, _HOOKS, steps.end, steps.leave):
         steps.begin(loop, None)
         vars(strategy).update(_Telling(steps, grid, strategy).hooks())
-        result = start()
-    except BaseException:
-        steps.leave()
-        raise
-    finally:
-        for name in _HOOKS:
-            vars(strategy).pop(name, None)
-    steps.end()
-    return result
+        return start()
 
 
 class _Call:

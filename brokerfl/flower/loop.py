@@ -4,7 +4,8 @@ Owns what is known of it while it runs. It must not know what a step is.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,3 +47,20 @@ class Loop:
     def places(self) -> Places:
         """Return where its values are now."""
         return Places(self.strategy, self.evaluate_fn, self.hidden)
+
+
+@contextmanager
+def looping(strategy: Any, hooks: Iterable[str], end: Callable[[], None], leave: Callable[[], None]) -> Iterator[None]:
+    """A loop runs in the block: ``end`` is called when it returns, and ``leave`` when it raises.
+
+    Either way these hooks, which the block puts on the strategy, are taken off again.
+    """
+    try:
+        yield
+    except BaseException:
+        leave()
+        raise
+    finally:
+        for name in hooks:
+            vars(strategy).pop(name, None)
+    end()

@@ -1,6 +1,7 @@
 """What all tests with flwr share."""
 
 import gc
+import random
 from collections.abc import Iterator
 
 import pytest
@@ -15,3 +16,11 @@ def no_collector() -> Iterator[None]:
     gc.disable()
     yield
     gc.enable()
+
+
+@pytest.fixture
+def chosen(request: pytest.FixtureRequest) -> random.Random | None:
+    """What chooses the points at which apps are killed; None for all of them, with --every-accident."""
+    if request.config.getoption("--every-accident"):
+        return None
+    return random.Random(f"{request.node.name} {request.config.getoption('--seed')}")

@@ -93,6 +93,13 @@ def _take(self: Any, wanted: Any, take: Any = Answers.take) -> Any:
     return message
 
 
+def points_of(chosen: random.Random | None, at_least: int) -> list[Any]:
+    """The points of the life that ended last at which an app is to be killed: one of them, or all if none chooses."""
+    points = [point for point in FUSE[0].reached if point[0] in DEADLY]
+    assert len(points) >= at_least
+    return points if chosen is None else chosen.sample(points, 1)
+
+
 @contextmanager
 def deadly_points(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Pushes, uploads and replies of all runs are points."""

@@ -12,7 +12,7 @@ from brokerfl.common import RunDiverged
 from brokerfl.flower import models
 from brokerfl.flower.clients import seen
 from tests.flower.legacy_lives import LegacyLives, app_of, apps, clients_app, secure, secure_app, workflow_of
-from tests.flower.lives import DEADLY, FUSE, deadly_points
+from tests.flower.lives import deadly_points, points_of
 from tests.flower.names import SimpleClientManager, flwr_quantization, flwr_workflows
 
 
@@ -25,14 +25,6 @@ def lives() -> Iterator[LegacyLives]:
         yield made
 
 
-@pytest.fixture
-def chosen(request: pytest.FixtureRequest) -> random.Random | None:
-    """What chooses the points at which apps are killed; None for all of them, with --every-accident."""
-    if request.config.getoption("--every-accident"):
-        return None
-    return random.Random(f"{request.node.name} {request.config.getoption('--seed')}")
-
-
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", apps())
 def test_killed_anywhere(lives: LegacyLives, name: str, chosen: random.Random | None) -> None:
@@ -42,9 +34,7 @@ def test_killed_anywhere(lives: LegacyLives, name: str, chosen: random.Random | 
     """
     main = apps()[name]
     undisturbed = lives.live(main)
-    points = [point for point in FUSE[0].reached if point[0] in DEADLY]
-    assert len(points) > 30
-    for point in points if chosen is None else chosen.sample(points, 1):
+    for point in points_of(chosen, at_least=31):
         assert lives.live(main, point) == undisturbed, f"{name}, killed at {point}"
 
 
@@ -63,9 +53,7 @@ def test_secure_aggregation_is_killed_anywhere(secure_lives: LegacyLives, chosen
     """So is SecAgg+, in any of its stages: the keys that nodes have made are still good, and nobody trains again."""
     main = workflow_of("FedAvg", fit=secure)
     undisturbed = secure_lives.live(main)
-    points = [point for point in FUSE[0].reached if point[0] in DEADLY]
-    assert len(points) > 80
-    for point in points if chosen is None else chosen.sample(points, 1):
+    for point in points_of(chosen, at_least=81):
         assert secure_lives.live(main, point) == undisturbed, f"killed at {point}"
 
 

@@ -11,7 +11,7 @@ import pytest
 from brokerfl.broker.nodes import Registration
 from brokerfl.common import RunDiverged
 from brokerfl.flower import models
-from tests.flower.lives import DEADLY, FUSE, ROUNDS, Lives, app_of, apps, deadly_points, model_of, mortal
+from tests.flower.lives import FUSE, ROUNDS, Lives, app_of, apps, deadly_points, model_of, mortal, points_of
 from tests.flower.names import HAS_MESSAGE_API, ConfigRecord, Message, MetricRecord, RecordDict, strategies
 from tests.stage import distrust, driver_of
 
@@ -27,14 +27,6 @@ def lives() -> Iterator[Lives]:
         yield made
 
 
-@pytest.fixture
-def chosen(request: pytest.FixtureRequest) -> random.Random | None:
-    """What chooses the points at which apps are killed; None for all of them, with --every-accident."""
-    if request.config.getoption("--every-accident"):
-        return None
-    return random.Random(f"{request.node.name} {request.config.getoption('--seed')}")
-
-
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", apps())
 def test_killed_anywhere(lives: Lives, name: str, chosen: random.Random | None) -> None:
@@ -44,9 +36,7 @@ def test_killed_anywhere(lives: Lives, name: str, chosen: random.Random | None) 
     """
     main = apps()[name]
     undisturbed = lives.live(main)
-    points = [point for point in FUSE[0].reached if point[0] in DEADLY]
-    assert len(points) > 30
-    for point in points if chosen is None else chosen.sample(points, 1):
+    for point in points_of(chosen, at_least=31):
         assert lives.live(main, point) == undisturbed, f"{name}, killed at {point}"
 
 
