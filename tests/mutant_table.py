@@ -3585,7 +3585,7 @@ RECORDS = (
     Mutant(
         "buffers of equal length have equal digests",
         "wire/digests.py",
-        "(buffer.obj is data or _are_equal(buffer, data))",
+        "(buffer.obj is data or data.startswith(buffer))",
         "True",
         "unit/test_digests",
     ),

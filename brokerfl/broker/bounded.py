@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from socket import SHUT_RDWR, socket
+from ssl import SSLSocket
 from typing import Any
 
 from redis.exceptions import InvalidResponse, RedisError, TimeoutError
@@ -44,14 +45,20 @@ _AT_ONCE = 64 * 1024
 _HEAD = 4096
 
 
+#: Bytes that are passed to the system at once. 1 MiB takes 0.25 ms in pieces of 512 KiB, 0.37 ms in those of 128 KiB.
+#: With TLS a timeout applies to the whole piece, so that one must not be large for a slow link.
+_PIECE, _TLS_PIECE = 512 * 1024, 128 * 1024
+
+
 class _Metered:
     """A socket of the system that receives no more than its `limit`, and remembers how that began."""
 
     def __init__(self, wrapped: Any) -> None:
         self.wrapped = wrapped
+        self._piece = _TLS_PIECE if isinstance(wrapped, SSLSocket) else _PIECE
         self._left: int | None = None
         self._head = b""
-        self.sendall, self.settimeout = wrapped.sendall, wrapped.settimeout
+        self.settimeout = wrapped.settimeout
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.wrapped, name)
@@ -59,6 +66,15 @@ class _Metered:
     def limit(self, most: int | None) -> None:
         """Raise `OversizeError` when an answer of more than ``most`` bytes is received from now on; None: never."""
         self._left, self._head = None if most is None else most + _AT_ONCE, b""
+
+    def sendall(self, data: bytes | memoryview) -> None:
+        """Send all of it; the timeout applies to each part that the system takes, not to the whole."""
+        if len(data) <= _TLS_PIECE:
+            self.wrapped.sendall(data)
+            return
+        rest = memoryview(data)
+        while rest:
+            rest = rest[self.wrapped.send(rest[: self._piece]) :]
 
     def recv(self, *args: Any) -> Any:
         data = self.wrapped.recv(*args)

@@ -1,6 +1,6 @@
 """The sockets: commands of the message path, without redis-py's pool and pipelines.
 
-Owns sockets that are kept from one command to the next, and how much is sent before what is read. It must not know
+Owns sockets that are kept from one command to the next, and how long an answer is awaited. It must not know
 what the commands mean.
 
 redis-py still packs and parses, but its pool, its pipelines and their metrics cost more than the commands themselves:
@@ -10,7 +10,7 @@ Answers are as the server sends them, including errors; everything here raises r
 """
 
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import Any
@@ -25,8 +25,8 @@ from brokerfl.broker.patience import time_left
 
 Command = Sequence[Any]
 
-#: Bytes that are passed to the system in one piece: a socket's timeout applies to the whole piece.
-PIECE = 128 * 1024
+#: Bytes from which on commands may be under way for longer than their answers may take.
+_LARGE = 128 * 1024
 
 #: Bytes per second (256 kbit/s) of the slowest supported link. What was sent may leave the system's buffers as
 #: slowly as that before it can be answered. TCP notices earlier if a host is gone (`connection`).
@@ -227,25 +227,14 @@ def _forget() -> None:
 os.register_at_fork(after_in_child=_forget)
 
 
-def _pieces(packed: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
-    for item in packed:
-        if len(item) <= PIECE:
-            yield item
-            continue
-        whole = memoryview(item)
-        for start in range(0, len(whole), PIECE):
-            yield whole[start : start + PIECE]
-
-
 def _send(socket: Any, commands: Sequence[Command]) -> Callable[[], list[Any]]:
     """Send commands and return what reads their answers."""
     packed = socket.pack_commands(commands)
     size = sum(map(len, packed))
-    if size <= PIECE:
-        socket.send_packed_command(packed, check_health=False)
+    socket.send_packed_command(packed, check_health=False)
+    if size <= _LARGE:
         read = _reader(socket)
         return lambda: [_answer(read) for _ in commands]
-    socket.send_packed_command(_pieces(packed), check_health=False)
     patience = (socket.socket_timeout or 0.0) + size / SLOWEST
     return lambda: [_answer(socket.read_response, timeout=patience) for _ in commands]
 

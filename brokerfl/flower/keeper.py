@@ -6,6 +6,7 @@ recorded.
 
 import weakref
 from collections.abc import Iterable
+from contextlib import suppress
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from brokerfl.flower.values import Encoded, encode
 from brokerfl.server.record import Record
 from brokerfl.wire.payload import INLINE, EncodedContent
 from brokerfl.wire.record import encode_content
-from brokerfl.wire.steps import encode_value, value_of
+from brokerfl.wire.steps import encode_value, pack_tree, value_of
 
 
 class Kept(NamedTuple):
@@ -34,16 +35,19 @@ class Kept(NamedTuple):
 
 
 class _Look:
-    """What distinguishes a value from what it was: its tree, and each of its arrays."""
+    """What distinguishes a value from what it was: its tree, and each of its arrays.
 
-    def __init__(self, encoded: Encoded) -> None:
-        self._tree = encoded.tree
+    Trees are compared as bytes: as objects 0.0 equals -0.0, and 1 equals True.
+    """
+
+    def __init__(self, encoded: Encoded, tree: bytes) -> None:
+        self._tree = tree
         # Bytes never change, so they only have to be the same ones.
         self._sources = [_mark_of(each) for each in encoded.sources]
 
-    def is_of(self, encoded: Encoded) -> bool:
+    def is_of(self, encoded: Encoded, tree: bytes) -> bool:
         """Return whether a value is still as it was."""
-        if encoded.tree != self._tree or len(encoded.sources) != len(self._sources):
+        if tree != self._tree or len(encoded.sources) != len(self._sources):
             return False
         return all(map(_is_same, encoded.sources, self._sources))
 
@@ -100,37 +104,43 @@ class Keeper:
         for name, value in values:
             encoded = encode(value)
             if encoded.size > INLINE:
-                self._first[name] = _Look(encoded)
+                with suppress(ValueError):  # it is nested too deeply for msgpack
+                    self._first[name] = _Look(encoded, pack_tree(encoded.tree))
 
     def keep(self, name: str, value: Any, *, is_model: bool = False) -> Kept | None:
         """Return a value as a record has it, its chunks in Redis; None if main makes it as it is.
+
+        A model is only held by what the caller has of it: it is kept once, and its name is never used again.
 
         Raises:
             RecordTypeError: it, or something in it, cannot be recorded.
             ValueError, MessageTooLarge, RedisOutOfMemory, OutageLimit, RunError: as `Record.upload`.
         """
-        encoded = encode(value)
-        if name in self._first and self._first[name].is_of(encoded):
+        encoded = encode(value, self._record.known)
+        tree = pack_tree(encoded.tree)
+        if name in self._first and self._first[name].is_of(encoded, tree):
             return None
-        look, kept = self._former.get(name, (None, None))
-        if look is not None and kept is not None and look.is_of(encoded) and self._record.has(kept.content):
-            self._former[name] = look, kept._replace(upload=None)
-            return self._former[name][1]
-        content = self._record.upload(value_of(encoded.tree, encoded.arrays()), is_model=is_model)
-        size = sum(map(len, content.fields.values())) if content.payload is None else content.payload.manifest.size
-        if content.payload is None:
-            self._former.pop(name, None)
-            return Kept(encode_value(content.fields), b"", size)
-        made = Kept(encode_value(content.fields), content.key, size, content)
-        self._former[name] = _Look(encoded), made._replace(upload=None)
+        former = self._former.get(name)
+        if former is not None and former[0].is_of(encoded, tree) and self._is_there(former[1]):
+            return former[1]
+        content = self._record.upload(value_of(tree, encoded.arrays()), is_model=is_model)
+        made = _kept_of(content)
+        if is_model:
+            return made
+        self._former[name] = _Look(encoded, tree), made._replace(upload=None)
         return made
 
-    def forget(self, names: Iterable[str]) -> None:
-        """These values are not recorded any more."""
-        for name in names:
-            self._former.pop(name, None)
+    def _is_there(self, kept: Kept) -> bool:
+        return not kept.content or self._record.has(kept.content)
+
+
+def _kept_of(content: EncodedContent) -> Kept:
+    field = encode_value(content.fields)
+    if content.payload is None:
+        return Kept(field, b"", sum(map(len, content.fields.values())))
+    return Kept(field, content.key, content.payload.manifest.size, content)
 
 
 def small(tree: Any) -> bytes:
     """Return the field of a small value that is a tree itself."""
-    return encode_value(EncodedContent(encode_content(value_of(tree, []))).fields)
+    return _kept_of(EncodedContent(encode_content(value_of(pack_tree(tree), [])))).field

@@ -1,16 +1,13 @@
 """The values of an app that uses flwr's classes: how its records and arrays are recorded.
 
-Owns that, and that an ndarray has the chunks that it has when flwr sends it. `brokerfl.wire.values` owns all other
-types.
+Owns that, and that an ndarray shares its memory until it is sent. `brokerfl.wire.values` owns all other types.
 """
 
-from io import BytesIO
 from typing import Any
 
-from brokerfl.common import Array
-from brokerfl.common.npy import load_numpy
 from brokerfl.flower import compat
 from brokerfl.flower.records import arrays_of, flower_array, our_array, parameters_of
+from brokerfl.wire.ndarrays import array_of, ndarray_of
 from brokerfl.wire.values import (
     ARRAY,
     ARRAY_RECORD,
@@ -33,27 +30,11 @@ __all__ = ["Encoded", "RecordTypeError", "decode", "encode", "is_recordable"]
 
 def _encode_ndarray(encoder: Encoder, value: Any) -> list[Any]:
     check_ndarray(value)
-    return [encoder.add(value, lambda: _npy(value))]
-
-
-def _npy(value: Any) -> Array:
-    """Return an ndarray as flwr sends it, so that equal ones have equal chunks."""
-    return our_array(compat.array_of(str(value.dtype), value.shape, "numpy.ndarray", saved(value)))
-
-
-def saved(value: Any) -> bytes:
-    """Return what numpy saves an ndarray as."""
-    numpy, file = load_numpy(), BytesIO()
-    if value.dtype.kind not in "biufc" or not value.flags.c_contiguous or not value.size:
-        numpy.save(file, value, allow_pickle=False)
-        return file.getvalue()
-    # Into a file, numpy writes the elements by way of two more copies, and FedAdam has four models in each record.
-    numpy.lib.format.write_array_header_1_0(file, numpy.lib.format.header_data_from_array_1_0(value))
-    return b"".join((file.getvalue(), value.reshape(-1).view(numpy.uint8)))
+    return [encoder.add(value, lambda: encoder.known(value) or array_of(value))]
 
 
 def _load(decoder: Decoder, rest: list[Any]) -> Any:
-    return load_numpy().load(BytesIO(bytes(decoder.arrays[rest[0]].data)), allow_pickle=False)
+    return ndarray_of(decoder.arrays[rest[0]])
 
 
 def _encode_array(encoder: Encoder, value: Any) -> list[Any]:

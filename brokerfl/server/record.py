@@ -9,17 +9,18 @@ what it taught is recorded.
 """
 
 from collections.abc import Collection, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from brokerfl.broker.steps import Recorded, SavedSteps
-from brokerfl.common import RecordSet
+from brokerfl.common import Array, RecordSet
 from brokerfl.server.book import Book
 from brokerfl.server.book.orphans import ANY, Match
 from brokerfl.server.progress import Progress
 from brokerfl.server.session import Session
 from brokerfl.server.upload import Uploader
 from brokerfl.wire.cipher import CLEAR
-from brokerfl.wire.payload import EncodedContent, is_large
+from brokerfl.wire.ndarrays import array_in
+from brokerfl.wire.payload import INLINE, EncodedContent, is_large
 from brokerfl.wire.record import encode_content
 from brokerfl.wire.steps import HEAD, Head, decode_head, value_field
 
@@ -115,6 +116,13 @@ class Record:
             self.keep([*self._book.kept.recording, content.key])
             self.bring(content)
         return content
+
+    def known(self, ndarray: Any) -> Array | None:
+        """Return the array of a model in Redis that has the elements of an ndarray; None if there is none."""
+        if ndarray.nbytes <= INLINE or not ndarray.flags.c_contiguous or not ndarray.dtype.isnative:
+            return None
+        data = self._uploader.digests.ending(memoryview(ndarray.reshape(-1).view("u1")))
+        return None if data is None else array_in(data, ndarray)
 
     def encode(self, value: RecordSet) -> EncodedContent:
         """Encode a value, frozen as it is now."""

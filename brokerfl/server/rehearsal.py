@@ -40,6 +40,9 @@ class _NoRecord:
     def mark(self) -> int:
         return 0
 
+    def known(self, ndarray: Any) -> None:
+        return None
+
     def upload(self, value: RecordSet, *, is_model: bool = False) -> EncodedContent:
         return EncodedContent(encode_content(value))
 

@@ -9,10 +9,13 @@ from itertools import islice
 from brokerfl.common import RecordSet
 from brokerfl.common.array import memory_of
 from brokerfl.wire.cipher import CLEAR, Cipher
-from brokerfl.wire.digests import END, Digests, are_equal
+from brokerfl.wire.digests import Digests, are_equal
 from brokerfl.wire.frame import CONTENT, Fields
 from brokerfl.wire.payload import EncodedContent, is_large
 from brokerfl.wire.record import encode_content
+
+#: Bytes at both ends of an array that distinguish it before it is compared.
+_END = 256
 
 
 class Contents:
@@ -48,7 +51,7 @@ class Contents:
 
         It is compared with the first one that looks like it, as copies of one model do; otherwise it is hashed.
         """
-        ends = (bytes(data[:END]) + bytes(data[-END:]) for data in islice(fields.values(), 1, None))
+        ends = (bytes(data[:_END]) + bytes(data[-_END:]) for data in islice(fields.values(), 1, None))
         look = (fields[CONTENT], *ends)
         if look in self._by_look:
             other, encoded = self._by_look[look]

@@ -6,15 +6,22 @@ It must not know what the bytes are.
 
 from collections.abc import Collection, Sequence
 
-#: Bytes at both ends of a buffer that distinguish it before it is compared, and bytes compared at once.
-END, STRETCH = 256, 1024 * 1024
+#: Bytes that are compared at once where neither side is bytes.
+STRETCH = 1024 * 1024
+
+#: Most bytes of what may precede the elements in a buffer: the header of an .npy file has 128.
+_HEADER = 256
 
 
 def are_equal(one: bytes | memoryview, other: bytes | memoryview) -> bool:
     """Compare as bytes, which is memcmp: memoryviews compare element by element."""
-    return len(one) == len(other) and all(
-        bytes(one[at : at + STRETCH]) == bytes(other[at : at + STRETCH]) for at in range(0, len(one), STRETCH)
-    )
+    if len(one) != len(other):
+        return False
+    if isinstance(other, bytes):
+        one, other = other, one
+    if isinstance(one, bytes):
+        return one.startswith(other)
+    return all(bytes(one[at : at + STRETCH]).startswith(other[at : at + STRETCH]) for at in range(0, len(one), STRETCH))
 
 
 class Digests:
@@ -31,14 +38,18 @@ class Digests:
         """Forget all but these."""
         self._known = {content: buffers for content, buffers in self._known.items() if content in contents}
 
+    def ending(self, elements: memoryview) -> bytes | None:
+        """Return a buffer that has these bytes behind a short header; None if none has."""
+        for buffers in self._known.values():
+            for data, _ in buffers:
+                if 0 < len(data) - len(elements) <= _HEADER and data.endswith(elements):
+                    return data
+        return None
+
     def of(self, buffer: memoryview) -> Sequence[bytes] | None:
         """Return the digests of a buffer's chunks; None if they are not known."""
         for buffers in self._known.values():
             for data, digests in buffers:
-                if len(buffer) == len(data) and (buffer.obj is data or _are_equal(buffer, data)):
+                if len(buffer) == len(data) and (buffer.obj is data or data.startswith(buffer)):
                     return digests
         return None
-
-
-def _are_equal(one: memoryview, other: bytes) -> bool:
-    return one[-END:] == other[-END:] and one[:END] == other[:END] and are_equal(one, other)

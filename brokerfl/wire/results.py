@@ -4,13 +4,11 @@ Owns how its records and arrays are recorded, with copies of their memory, and r
 recorded. `values` owns all other types. It must not know who records, or where.
 """
 
-from io import BytesIO
 from typing import Any
 
-from brokerfl.common import Array, ConfigsRecord, MetricsRecord, ParametersRecord, RecordSet, SType
-from brokerfl.common.dtypes import name_of
-from brokerfl.common.npy import load_numpy
-from brokerfl.wire.steps import tree_and_arrays, value_of
+from brokerfl.common import Array, ConfigsRecord, MetricsRecord, ParametersRecord, RecordSet
+from brokerfl.wire.ndarrays import array_of, ndarray_of
+from brokerfl.wire.steps import pack_tree, tree_and_arrays, value_of
 from brokerfl.wire.values import (
     ARRAY,
     ARRAY_RECORD,
@@ -26,19 +24,16 @@ from brokerfl.wire.values import (
     record_kind,
 )
 
-#: The stype of an ndarray whose dtype no Array has, such as text: its data are an .npy file.
-_NPY = "npy"
-
 
 def encode_result(value: Any) -> RecordSet:
     """Return a value as a content, which shares no memory with it.
 
     Raises:
         RecordTypeError: it is, or contains, something that cannot be recorded; the text names its type.
-        ValueError, MessageTooLarge: as `steps.value_of`.
+        ValueError, MessageTooLarge: as `steps.pack_tree`.
     """
     encoded = _CODEC.encode(value)
-    return value_of(encoded.tree, encoded.arrays())
+    return value_of(pack_tree(encoded.tree), encoded.arrays())
 
 
 def decode_result(content: RecordSet) -> Any:
@@ -52,32 +47,16 @@ def decode_result(content: RecordSet) -> Any:
 
 def _encode_ndarray(encoder: Encoder, value: Any) -> list[Any]:
     check_ndarray(value)
-    return [encoder.add(value, lambda: _array_of(value))]
+    return [encoder.add(value, lambda: _copy_of(value))]
 
 
-def _array_of(ndarray: Any) -> Array:
-    """Return an ndarray as a model has it that is pushed, so that equal ones have equal chunks."""
-    try:
-        name_of(ndarray.dtype)
-    except TypeError:
-        return _npy_of(ndarray, _NPY)
-    if ndarray.flags.c_contiguous:
-        array = Array(ndarray)
-        return Array(array.dtype, array.shape, array.stype, bytes(array.data))
-    return _npy_of(ndarray, SType.NUMPY)  # in its own order: sums of floats depend on it
-
-
-def _npy_of(ndarray: Any, stype: str) -> Array:
-    file = BytesIO()
-    load_numpy().save(file, ndarray, allow_pickle=False)
-    return Array(str(ndarray.dtype), ndarray.shape, stype, file.getvalue())
+def _copy_of(ndarray: Any) -> Array:
+    array = array_of(ndarray)
+    return Array(array.dtype, array.shape, array.stype, bytes(array.data))
 
 
 def _load(decoder: Decoder, rest: list[Any]) -> Any:
-    array = decoder.arrays[rest[0]]
-    if array.stype == SType.NUMPY:
-        return array.numpy().copy(order="K")
-    return load_numpy().load(BytesIO(bytes(array.data)), allow_pickle=False)
+    return ndarray_of(decoder.arrays[rest[0]])
 
 
 def _encode_array(encoder: Encoder, value: Array) -> list[Any]:

@@ -71,19 +71,22 @@ def decode_head(data: bytes) -> Head:
 # Values.
 
 
-def value_of(tree: Any, arrays: Sequence[Array]) -> RecordSet:
-    """Return a value as a content: lists and scalars, and the arrays that they refer to by number.
-
-    The arrays come alone if there is nothing else to say: then their chunks are those of a broadcast model.
+def pack_tree(tree: Any) -> bytes:
+    """Return lists and scalars as `value_of` takes them; those of equal values are equal.
 
     Raises:
         ValueError: the tree holds something that msgpack cannot carry.
         MessageTooLarge: it is too large.
     """
+    return pack(tree, MAX_CONTENT_BYTES)
+
+
+def value_of(tree: bytes, arrays: Sequence[Array]) -> RecordSet:
+    """Return a value as a content: its packed tree, and the arrays that this refers to by number."""
     content = RecordSet()
     if arrays:
         content[_ARRAYS] = ParametersRecord({str(number): array for number, array in enumerate(arrays)})
-    content[_TREE] = ConfigsRecord({_TREE: pack(tree, MAX_CONTENT_BYTES)})
+    content[_TREE] = ConfigsRecord({_TREE: tree})
     return content
 
 
@@ -174,7 +177,7 @@ def encode_page(steps: Iterable[Sequence[Any]]) -> bytes:
     """Return a page of steps.
 
     Raises:
-        ValueError, MessageTooLarge: as for `value_of`.
+        ValueError, MessageTooLarge: as for `pack_tree`.
     """
     return pack([list(step) for step in steps], MAX_CONTENT_BYTES)
 

@@ -1,8 +1,7 @@
 """Values of an app, as trees of lists and scalars with their arrays aside, and back.
 
-Owns which types can be recorded, and that a value comes back as it was, bit for bit. Nothing is pickled: a tree holds
-what msgpack holds, and a list whose first item is a tag. It must not know whose value it is, or where it goes; the
-classes of records are those that a `Codec` is given.
+Owns which types can be recorded, and that a value comes back bit for bit. Nothing is pickled: a tree holds what msgpack
+holds, and a list whose first item is a tag. It must not know whose value it is; a `Codec` is given classes of records.
 """
 
 import random
@@ -18,6 +17,9 @@ from brokerfl.common.npy import load_numpy
 
 #: The tags of the classes that flwr and brokerfl both have: what one has recorded, the other can read.
 ARRAY_RECORD, METRIC_RECORD, CONFIG_RECORD, RECORD_DICT, ARRAY, NDARRAY = "A", "m", "c", "r", "y", "a"
+
+#: Returns the Array that an ndarray is recorded as already; None if there is none.
+Known = Callable[[Any], Array | None]
 
 
 class RecordTypeError(TypeError):
@@ -74,13 +76,13 @@ class Codec:
         kinds = (*_PLAIN.values(), *_OTHERS, *(kind for _, kind in classes), ndarray)
         self.by_tag: Mapping[str, Kind] = {kind.tag: kind for kind in kinds}
 
-    def encode(self, value: Any) -> Encoded:
-        """Return a value as a tree and arrays; arrays are not copied yet.
+    def encode(self, value: Any, known: Known = lambda ndarray: None) -> Encoded:
+        """Return a value as a tree and arrays; arrays are not copied yet, and those that are ``known`` never are.
 
         Raises:
             RecordTypeError: it is, or contains, something of another type; the text names that.
         """
-        encoder = Encoder(self.kind_of)
+        encoder = Encoder(self.kind_of, known)
         return Encoded(encoder.tree(value), encoder.sources, encoder.makes)
 
     def decode(self, tree: Any, arrays: list[Array]) -> Any:
@@ -286,8 +288,9 @@ _AGAIN, _LONG = "@", "i"
 class Encoder:
     """Makes one tree. The same list, dict or array met twice is one in the value that comes back, too."""
 
-    def __init__(self, kind_of: Callable[[Any], Kind | None]) -> None:
+    def __init__(self, kind_of: Callable[[Any], Kind | None], known: Known) -> None:
         self._kind_of = kind_of
+        self.known = known
         self.sources: list[Any] = []
         self.makes: list[Callable[[], Array]] = []
         self._numbers: dict[int, int] = {}

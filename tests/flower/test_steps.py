@@ -1,22 +1,30 @@
 """An unmodified Flower app outlives its ServerApp: killed anywhere, it ends as if nothing had happened."""
 
+import gc
 import io
 import random
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 from brokerfl.broker.nodes import Registration
-from brokerfl.common import RunDiverged
+from brokerfl.common import RunDiverged, RunError
 from brokerfl.flower import models
+from brokerfl.wire.payload import Payload
 from tests.flower.lives import FUSE, ROUNDS, Lives, app_of, apps, deadly_points, model_of, mortal, points_of
 from tests.flower.names import HAS_MESSAGE_API, ConfigRecord, Message, MetricRecord, RecordDict, strategies
 from tests.stage import distrust, driver_of
 
 if not HAS_MESSAGE_API:
     pytest.skip("flwr 1.13 has no strategies of the message API", allow_module_level=True)
+
+
+#: Bytes of the model of these apps.
+MODEL = 8 * 20_003
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +237,106 @@ def test_a_record_leaves_nothing_behind(lives: Lives) -> None:
     run = lives.end(main).kept
     assert counts[2] == counts[5]
     assert not [key for key in lives.in_redis() if f":blob:{run}:" in key or key.endswith(f"run:{run}}}:steps")]
+
+
+def test_a_loop_holds_no_model_of_early_rounds(lives: Lives) -> None:
+    """A ServerApp needs no more memory in its last round than in its third."""
+    models: list[bytes] = []
+    counts: list[int] = []
+
+    def evaluate(server_round: int, arrays: Any) -> None:
+        models.append(arrays["large"].data)
+        if server_round == 8:
+            gc.collect()
+            counts.extend(sys.getrefcount(models[index]) for index in range(5))
+
+    def main(grid: Any, context: Any, life: int) -> tuple[Any, Any]:
+        strategy = strategies.FedAdam()
+        return strategy.start(grid=grid, initial_arrays=model_of(0), num_rounds=8, evaluate_fn=evaluate), None
+
+    lives.live(main)
+    models.append(bytes(MODEL))
+    assert counts[1:] == [sys.getrefcount(models[-1])] * 4
+
+
+def test_arrays_are_sent_once(lives: Lives, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of four models in FedAdam's record one was broadcast in the round before: it is not sent again."""
+    size = 150_000  # more than a chunk, or it would share one with a description
+    sent: list[int] = []
+    sizes: dict[int, int] = {}
+
+    def to_send(payload: Payload, index: int, send: Any = Payload.to_send) -> Any:
+        chunk = send(payload, index)
+        sent.append(len(chunk))
+        return chunk
+
+    monkeypatch.setattr(Payload, "to_send", to_send)
+
+    def evaluate(server_round: int, arrays: Any) -> None:
+        sizes[server_round] = sum(sent)
+
+    def main(grid: Any, context: Any, life: int) -> tuple[Any, Any]:
+        strategy = strategies.FedAdam()
+        return strategy.start(grid=grid, initial_arrays=model_of(0, size), num_rounds=5, evaluate_fn=evaluate), None
+
+    lives.live(main)
+    assert (sizes[5] - sizes[2]) / 3 == pytest.approx(3 * 8 * size, rel=0.05)
+
+
+def test_a_number_changes_its_sign(lives: Lives) -> None:
+    """What is equal to what was recorded is not yet the same: 0.0 and -0.0, 1 and True."""
+
+    def main(grid: Any, context: Any, life: int) -> tuple[Any, Any]:
+        strategy = mortal("FedAvg")()
+        strategy.kept = [0.0, 1, np.zeros(20_000)]
+
+        def evaluate(server_round: int, arrays: Any) -> None:
+            if server_round == 1:
+                strategy.kept[:2] = [-0.0, True]
+
+        result = strategy.start(grid=grid, initial_arrays=model_of(0), num_rounds=3, evaluate_fn=evaluate)
+        return result, repr(strategy.kept[:2])
+
+    assert lives.live(main, (2, "reply#1")).kept == "[-0.0, True]"
+
+
+def test_redis_loses_what_the_app_has_changed_since(lives: Lives) -> None:
+    """A record has each array as it was when its round began, or is not committed; the run goes on from the one before.
+
+    The array shares its memory with the app until the record is committed.
+    """
+
+    is_losing: list[bool] = []
+
+    class Changing(mortal("FedAvg")):  # type: ignore[misc]
+        def configure_train(self, server_round: int, arrays: Any, config: Any, grid: Any) -> Any:
+            if server_round == 3 and is_losing:
+                for key in lives.in_redis() - self.keys:
+                    lives.forget(key)
+                distrust(driver_of(grid))
+            self.total += 1
+            return super().configure_train(server_round, arrays, config, grid)
+
+        def aggregate_evaluate(self, server_round: int, replies: Any) -> Any:
+            result = super().aggregate_evaluate(server_round, replies)
+            self.total += 1
+            self.keys = lives.in_redis()
+            return result
+
+    def main(grid: Any, context: Any, life: int) -> tuple[Any, Any]:
+        driver_of(grid).connection.persists = False  # or what is lost would be written from a copy
+        strategy = Changing()
+        strategy.total, strategy.keys = np.zeros(20_000), set()
+        result = strategy.start(grid=grid, initial_arrays=model_of(0), num_rounds=ROUNDS)
+        return result, strategy.total.tobytes()
+
+    undisturbed = lives.live(main)
+    run = lives.die(main, (2, "reply#1"))
+    is_losing.append(True)
+    with pytest.raises(RunError, match="changed that array"):
+        lives.refuse(main, run)
+    is_losing.clear()
+    assert lives.end(main, run) == undisturbed
 
 
 class Summing(strategies.FedAvg):  # type: ignore[misc,name-defined]

@@ -1,6 +1,6 @@
 """The digests of what is sent again and again."""
 
-from brokerfl.wire.digests import Digests
+from brokerfl.wire.digests import Digests, are_equal
 from brokerfl.wire.manifest import CHUNK
 from brokerfl.wire.payload import EncodedContent, Payload
 
@@ -40,3 +40,25 @@ def test_what_may_change_is_not_remembered() -> None:
     assert digests.of(memoryview(MODEL)) is not None
     digests.keep([])
     assert digests.of(memoryview(MODEL)) is None
+
+
+def test_elements_behind_a_header_are_found() -> None:
+    """They are those of a model that was sent; others that only begin or end like it are not."""
+    digests = Digests()
+    Payload(content(MODEL), 1).note(digests)
+    assert digests.ending(memoryview(bytearray(MODEL))[128:]) is MODEL
+    for buffer in (MODEL, MODEL[300:], MODEL[:-128], OTHER[128:]):
+        assert digests.ending(memoryview(bytearray(buffer))) is None
+
+
+def test_buffers_of_any_kind_are_compared() -> None:
+    """Equal bytes are equal, whoever has them; one that differs anywhere or is longer is not."""
+    kinds = (bytes, bytearray, lambda data: memoryview(bytearray(data)))
+    for one in kinds:
+        for other in kinds:
+            first, second = memoryview(one(MODEL)), other(MODEL)  # type: ignore[operator]
+            assert are_equal(first, second)
+            assert are_equal(bytes(first), second)
+            for changed in (MODEL[:-1] + b"?", b"?" + MODEL[1:], OTHER, MODEL + b"x", MODEL[:-1]):
+                assert not are_equal(first, other(changed))  # type: ignore[operator]
+                assert not are_equal(other(changed), first)  # type: ignore[operator]
