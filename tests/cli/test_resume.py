@@ -59,7 +59,7 @@ def in_round_2(commands: Commands, broker: Broker, *options: str) -> Process:
 def resumed(commands: Commands, run: str, *options: str, app: str = "server:app") -> Process:
     """Resume a run and wait until it goes on."""
     server = commands.start("brokerfl-server", app, "--resume", run, *options)
-    server.wait_for(f"Run {run} of server:app resumed")
+    server.wait_for(f"Run {run} of {app} resumed")
     return server
 
 
@@ -258,19 +258,23 @@ def test_a_detached_run_can_be_stopped(commands: Commands, broker: Broker) -> No
     assert keys_of(broker, run) == {}
 
 
-def test_the_example_survives_everything(commands: Commands, broker: Broker) -> None:
-    """examples/resume: ServerApp and a node are killed in mid-round and started again; the sum is exact."""
+@pytest.mark.parametrize("app", ["server:app", "steps:app"])
+def test_the_example_survives_everything(commands: Commands, broker: Broker, app: str) -> None:
+    """examples/resume: ServerApp and a node are killed in mid-round and started again; the sum is exact.
+
+    With a state, and with steps.
+    """
     folder = ("--app-dir", str(EXAMPLES / "resume"))
     quick = ("--node-config", "seconds=0.3", "--lease", "3")
     nodes = {
         name: commands.start("brokerfl-node", "client:app", *folder, "--name", name, *quick)
         for name in ("berlin", "paris")
     }
-    server = commands.start("brokerfl-server", "server:app", *folder, "--run-config", "num-rounds=5")
+    server = commands.start("brokerfl-server", app, *folder, "--run-config", "num-rounds=5")
     nodes["paris"].wait_for("Executing message 2 ")
     server.kill()
     nodes["paris"].kill()
-    again = resumed(commands, run_id(server), *folder)
+    again = resumed(commands, run_id(server), *folder, app=app)
     paris = commands.start("brokerfl-node", "client:app", *folder, "--name", "paris", *quick)
     assert f"The sum is {total(2, 5)} after 5 rounds" in again.ends(0).text
     assert "Executing message 5 " in paris.text
