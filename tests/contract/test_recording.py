@@ -16,6 +16,7 @@ from brokerfl.server.recorder import Recorder
 from brokerfl.server.tape import Tape, path_of
 from tests.apps import federation
 from tests.conftest import Backend
+from tests.parties import Parties
 from tests.stage import after_sync, close_tape, kill
 
 #: TLS changes nothing here.
@@ -81,11 +82,13 @@ def loop(driver: Driver, fuse: Callable[[], None], seed: int, groups: bool = Tru
     return model.tobytes(), history
 
 
-def recorder(backend: Backend, folder: Path, former: Driver | None = None, limit: int = 10**9) -> Recorder:
+def recorder(
+    backend: Backend, folder: Path, former: Driver | None = None, limit: int = 10**9, **options: Any
+) -> Recorder:
     """A Driver that records; of a new run, or of a former one."""
     resume = None if former is None else former.run.run_id
     tape = partial(Tape, folder, limit=limit, is_new=former is None)
-    return Recorder(tape, backend.connect(), "app", resume=resume, takeover=former is not None)
+    return Recorder(tape, backend.connect(), "app", resume=resume, takeover=former is not None, **options)
 
 
 def leave(driver: Recorder) -> None:
@@ -123,6 +126,27 @@ def test_killed_anywhere(backend: Backend, tmp_path: Path, request: pytest.Fixtu
 def seed_of(driver: Recorder) -> int:
     """Another first model than before, once there is a recording."""
     return 99 if driver.record.is_replayed else 0
+
+
+@pytest.mark.parametrize("seals", [True, False], ids=["sealed", "signed"])
+def test_a_run_that_nobody_can_read_is_recorded(backend: Backend, tmp_path: Path, seals: bool) -> None:
+    """Its recording is in clear, on the owner's own disk; resumed, nobody works twice."""
+    app, executed = training_app()
+    parties = Parties("n0", "n1", seals=seals)
+    with parties.serving(backend, lambda: app):
+        undisturbed = recorder(backend, tmp_path, protection=parties.of_owner)
+        expected = loop(undisturbed, Fuse(), 0)
+        undisturbed.end()
+        everything = sorted(executed)
+        executed.clear()
+        driver = recorder(backend, tmp_path, protection=parties.of_owner)
+        with pytest.raises(Dead):
+            loop(driver, Fuse(9), 0)
+        leave(driver)
+        again = recorder(backend, tmp_path, driver, protection=parties.of_owner)
+        assert loop(again, Fuse(), 99) == expected
+        again.end()
+    assert sorted(executed) == everything
 
 
 def test_what_left_redis_is_on_the_disk(backend: Backend, tmp_path: Path) -> None:
