@@ -8,7 +8,11 @@ from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
+from brokerfl.broker.node_info import NodeInfo
 from brokerfl.common import Message, RunDiverged
+
+#: The tags of what the app was told of nodes.
+_TOLD = ("n", "i", "t")
 
 
 class Pushed(NamedTuple):
@@ -50,10 +54,18 @@ class Playback:
         self.pushed: list[Pushed] = []
         self.replies: dict[str, Sequence[Any]] = {}
         self.left: set[str] = set()
-        self._nodes: deque[list[int]] = deque()
+        self._nodes: deque[list[int] | TimeoutError] = deque()
+        self._infos: deque[list[NodeInfo]] = deque()
         numbers: dict[str, int] = {}
+        told: list[Sequence[Any]] = []  # since the last push
         for tag, *rest in entries:
-            if tag == "p":
+            if tag in _TOLD:
+                told.append((tag, *rest))
+            elif tag == "g":
+                told = []
+            elif tag == "p":
+                self._note(told)
+                told = []
                 for each in map(Pushed._make, rest[0]):
                     if each.message_id:
                         numbers[each.message_id] = len(self.pushed)
@@ -66,8 +78,6 @@ class Playback:
                 self.replies[rest[0]] = [tag, *rest]
             elif tag == "l":
                 self.left.update(rest[0])
-            elif tag == "n":
-                self._nodes.append(rest[0])
         self.ids = set(numbers)
         self._places = {message_id: place for place, message_id in enumerate(self.replies)}
         self._first = 0
@@ -75,6 +85,13 @@ class Playback:
         for number, each in enumerate(self.pushed):
             self._unused.setdefault(each.key, deque()).append(number)
         self._used = [False] * len(self.pushed)
+
+    def _note(self, told: Iterable[Sequence[Any]]) -> None:
+        for tag, value in told:
+            if tag == "i":
+                self._infos.append([NodeInfo(*fields) for fields in value])
+            else:
+                self._nodes.append(TimeoutError(value) if tag == "t" else value)
 
     @property
     def is_behind(self) -> bool:
@@ -111,8 +128,19 @@ class Playback:
         return [self.replies.pop(message_id) for message_id in found]
 
     def nodes(self) -> list[int] | None:
-        """Return the nodes that the app was told next; None if it is told them live."""
-        return self._nodes.popleft() if self._nodes and self.is_behind else None
+        """Return the nodes that the app was told next; None if it is told them live.
+
+        Raises:
+            TimeoutError: it waited for them in vain.
+        """
+        told = self._nodes.popleft() if self._nodes and self.is_behind else None
+        if isinstance(told, TimeoutError):
+            raise told
+        return told
+
+    def infos(self) -> list[NodeInfo] | None:
+        """Return what the app was told of nodes next; None if it is told that live."""
+        return self._infos.popleft() if self._infos and self.is_behind else None
 
 
 def _said(message: Pushed) -> str:

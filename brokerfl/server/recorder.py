@@ -16,6 +16,7 @@ from logging import INFO
 from typing import Any
 
 from brokerfl.broker.connection import Connection
+from brokerfl.broker.node_info import NodeInfo
 from brokerfl.common import Message, RunDiverged, log
 from brokerfl.common.form import Form
 from brokerfl.server.book.orphans import Match
@@ -166,6 +167,16 @@ class Recorder(Driver):
         """As a Driver; in a recording those that were online then."""
         return self._told(super().get_node_ids)
 
+    def get_nodes(self) -> list[NodeInfo]:
+        """As a Driver; in a recording what was told then, without what they were doing and with which code."""
+        with self._playing:
+            recorded = self._playback.infos()
+        if recorded is not None:
+            return recorded
+        found = super().get_nodes()
+        self._tape.infos(found)
+        return found
+
     def wait_for_nodes(self, n: int, timeout: float | None = None) -> list[int]:
         """As a Driver; in a recording those that were online then."""
         return self._told(lambda: super(Recorder, self).wait_for_nodes(n, timeout))
@@ -175,7 +186,11 @@ class Recorder(Driver):
             recorded = self._playback.nodes()
         if recorded is not None:
             return recorded
-        found = ask()
+        try:
+            found = ask()
+        except TimeoutError as error:
+            self._tape.waited(error)
+            raise
         self._tape.nodes(found)
         return found
 

@@ -86,6 +86,7 @@ class Rehearsal:
         self._places = {id(entry): place for place, entry in enumerate(playback.replies.values())}
         self._nodes = sorted({pushed.node_id for pushed in playback.pushed})
         self._told = deque(entry[1] for entry in tape.entries if entry[0] == "n")
+        self._infos = deque(entry[1] for entry in tape.entries if entry[0] == "i")
         self._open: dict[str, tuple[Message, Sequence[Any] | None]] = {}
         self._count = 0
 
@@ -100,7 +101,9 @@ class Rehearsal:
         return self.get_node_ids()
 
     def get_nodes(self) -> list[NodeInfo]:
-        """Return all nodes, without names."""
+        """Return what the recorded app was told of nodes; then all of them, without names."""
+        if self._infos:
+            return [NodeInfo(*fields) for fields in self._infos.popleft()]
         return [NodeInfo(node_id, online=True) for node_id in self._nodes]
 
     # Messages.

@@ -10,6 +10,9 @@ anything is to be recorded, or what is done with it later.
     r id metadata error fields          a reply: fields are bytes, or the digests of such
     l [id, …]                           the app stopped waiting for these
     n [id, …]                           the nodes that the app was told
+    i [[id, online, name, …], …]        what it was told of nodes
+    t text                              it waited for nodes in vain
+    g                                   another ServerApp goes on: what was told after the last push led to nothing
     x reason                            the end: the rest was not recorded
 """
 
@@ -23,6 +26,7 @@ from logging import WARNING
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from brokerfl.broker.node_info import NodeInfo
 from brokerfl.common import ConfigError, Error, FrameError, Message, Metadata, RunAttached, log
 from brokerfl.common.lockfile import LockFile
 from brokerfl.common.private import open_private, private_directory
@@ -178,7 +182,9 @@ class Tape(Recorded):
         if self.is_over:
             log(WARNING, "Run %s resumes from the start: its recording was given up: %s", run.run_id, self.reason)
         self._cut_off()
-        if not self.entries and not self.is_over:
+        if self.entries:
+            self._append(["g"])
+        elif not self.is_over:
             self._append(["h", run.run_id, run.app, dict(run.run_config)])
             self._sync_folder(self._folder)
 
@@ -226,6 +232,15 @@ class Tape(Recorded):
     def nodes(self, node_ids: Sequence[int]) -> None:
         """The app was told that these are online."""
         self._append(["n", list(node_ids)])
+
+    def infos(self, infos: Iterable[NodeInfo]) -> None:
+        """The app was told this of nodes."""
+        told = [[each.node_id, each.online, each.name, each.labels, each.version, each.since] for each in infos]
+        self._append(["i", told])
+
+    def waited(self, error: TimeoutError) -> None:
+        """The app waited for nodes in vain."""
+        self._append(["t", str(error)])
 
     def _append(self, entry: list[Any]) -> None:
         with self._lock:

@@ -17,7 +17,7 @@ from brokerfl.server.tape import Tape, path_of
 from tests.apps import federation
 from tests.conftest import Backend
 from tests.parties import Parties
-from tests.stage import after_sync, close_tape, kill
+from tests.stage import after_sync, close_tape, kill, serving
 
 #: TLS changes nothing here.
 WITHOUT = ("redis-tls",)
@@ -193,6 +193,43 @@ def test_another_app_is_refused(backend: Backend, tmp_path: Path) -> None:
             recorder(backend, tmp_path / "elsewhere", driver)
         last = recorder(backend, tmp_path, driver)
         last.end()
+
+
+def test_what_an_app_was_told_of_nodes(backend: Backend, tmp_path: Path) -> None:
+    """It is told the same again, with names and labels; what led to no push is forgotten."""
+    app, executed = training_app()
+
+    def told(driver: Driver, count: int) -> list[tuple[int, list[str]]]:
+        """Rounds with all nodes but one: how many were waited for, and their names. They change between the lives."""
+        found = []
+        for number in range(count):
+            try:
+                online = len(driver.wait_for_nodes(2, timeout=0.0))
+            except TimeoutError:
+                online = 0
+            chosen = [node for node in driver.get_nodes() if node.name != "third"]
+            found.append((online, [node.name for node in chosen]))
+            model = RecordSet({"model": ParametersRecord({"w": Array(np.arange(3))})})
+            driver.send_and_receive(
+                [driver.create_message(model, "train", each.node_id, str(number)) for each in chosen]
+            )
+        return found
+
+    def died(driver: Recorder, count: int) -> Recorder:
+        """It dies when it has been told of nodes once more."""
+        told(driver, count)
+        driver.get_nodes()
+        driver.get_node_ids()
+        leave(driver)
+        return recorder(backend, tmp_path, driver)
+
+    with serving(backend, app, name="first"):
+        driver = died(recorder(backend, tmp_path), 1)
+    with serving(backend, app, name="second"), serving(backend, app, name="third"):
+        driver = died(driver, 2)
+        assert told(driver, 3) == [(0, ["first"]), (2, ["second"]), (2, ["second"])]
+        driver.end()
+    assert len(executed) == 3
 
 
 def test_a_recording_has_a_limit(backend: Backend, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
