@@ -5,6 +5,7 @@ with a connection of its own. What a process would forget, an app here forgets a
 ``main``, and seeds the generators with the number of its life, as if it had never seeded them.
 """
 
+import gc
 import random
 import threading
 import time
@@ -40,6 +41,10 @@ ROUNDS = 5
 
 #: The rounds in which apps are killed.
 DEADLY = range(2, ROUNDS + 1)
+
+
+#: New objects after which lives collect garbage, which nobody else does here.
+_MOST_GARBAGE = 100_000
 
 
 class Dead(BaseException):
@@ -236,6 +241,8 @@ class Lives:
                 self.kept = driver.run.run_id
             else:
                 driver.end()
+            if gc.get_count()[0] > _MOST_GARBAGE:  # nobody trains now
+                gc.collect()
         return self.outcome(driver.run.run_id, result, kept)
 
     def refuse(self, main: Main, run: int, **options: Any) -> None:
