@@ -215,9 +215,9 @@ class Blobs:
         """Write some chunks of a content, whose manifest Redis has.
 
         Raises:
-            RedisUnreachable, RedisOutOfMemory, RedisAuthError, RunError: Redis may have some (`Payload.to_send`).
+            RedisUnreachable, RedisOutOfMemory, RedisAuthError: Redis may have some of them.
         """
-        self._set({payload.manifest.chunks[index]: payload.to_send(index) for index in indices}, TRIAL)
+        self._set({payload.manifest.chunks[index]: payload.chunk(index) for index in indices}, TRIAL)
 
     def _write(self, pipe: Pipeline, manifests: Mapping[bytes, bytes]) -> None:
         key = self._connection.keys.blobs(self._run_id)

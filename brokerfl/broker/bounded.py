@@ -72,7 +72,7 @@ class _Metered:
         if len(data) <= _TLS_PIECE:
             self.wrapped.sendall(data)
             return
-        rest = memoryview(data)
+        rest = memoryview(data).cast("B")
         while rest:
             rest = rest[self.wrapped.send(rest[: self._piece]) :]
 

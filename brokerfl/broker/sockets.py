@@ -25,7 +25,7 @@ from brokerfl.broker.patience import time_left
 
 Command = Sequence[Any]
 
-#: Bytes from which on commands may be under way for longer than their answers may take.
+#: Bytes of commands from which on there is more time for their answers.
 _LARGE = 128 * 1024
 
 #: Bytes per second (256 kbit/s) of the slowest supported link. What was sent may leave the system's buffers as

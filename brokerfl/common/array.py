@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-#: Bytes of a row of a sketch.
-_ROW = 8 * 1024
+#: Bytes of a row of a sketch: a prime number of words, so that a row of an app's matrix begins in another column each
+#: time, and rows that change places are noticed.
+_ROW = 8 * 1021
 
 
 class SType:

@@ -5,13 +5,13 @@ recorded.
 """
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from contextlib import suppress
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from brokerfl.common.array import sketch_of
-from brokerfl.flower.values import Encoded, encode
+from brokerfl.flower.values import Encoded, RecordTypeError, encode
 from brokerfl.server.record import Record
 from brokerfl.wire.payload import INLINE, EncodedContent
 from brokerfl.wire.record import encode_content
@@ -56,11 +56,13 @@ class _Seen(NamedTuple):
     """An ndarray as it was: the same one has the same sketch until its elements change."""
 
     ndarray: "weakref.ref[Any]"
+    dtype: Any
+    shape: tuple[int, ...]
     sketch: bytes
 
 
-class _Lent(NamedTuple):
-    """The elements of a tensor. numpy sees it through a new ndarray each time, so only they tell whether it changed."""
+class _Whole(NamedTuple):
+    """All elements of a small ndarray, or of a tensor, which numpy sees through a new ndarray each time."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -70,21 +72,25 @@ class _Lent(NamedTuple):
 def _mark_of(source: Any) -> Any:
     if isinstance(source, bytes):
         return source
-    if source.base is not None and not isinstance(source.base, type(source)):
-        return _lent(source)
-    return _Seen(weakref.ref(source), sketch_of(source))
+    if source.nbytes <= INLINE or (source.base is not None and not isinstance(source.base, type(source))):
+        return _whole(source)
+    return _seen(source)
 
 
-def _lent(source: Any) -> _Lent:
-    return _Lent(str(source.dtype), source.shape, blake2b(source.tobytes(), digest_size=16).digest())
+def _seen(source: Any) -> _Seen:
+    return _Seen(weakref.ref(source), source.dtype, source.shape, sketch_of(source))
+
+
+def _whole(source: Any) -> _Whole:
+    return _Whole(str(source.dtype), source.shape, blake2b(source.tobytes(), digest_size=16).digest())
 
 
 def _is_same(source: Any, former: Any) -> bool:
     if isinstance(former, bytes):
         return source is former
-    if isinstance(former, _Lent):
-        return not isinstance(source, bytes) and _lent(source) == former
-    return former.ndarray() is source and sketch_of(source) == former.sketch
+    if isinstance(former, _Whole):
+        return not isinstance(source, bytes) and _whole(source) == former
+    return former.ndarray() is source and _seen(source) == former
 
 
 class Keeper:
@@ -104,20 +110,20 @@ class Keeper:
         for name, value in values:
             encoded = encode(value)
             if encoded.size > INLINE:
-                with suppress(ValueError):  # it is nested too deeply for msgpack
-                    self._first[name] = _Look(encoded, pack_tree(encoded.tree))
+                with suppress(RecordTypeError):
+                    self._first[name] = _Look(encoded, _packed(encoded))
 
     def keep(self, name: str, value: Any, *, is_model: bool = False) -> Kept | None:
         """Return a value as a record has it, its chunks in Redis; None if main makes it as it is.
 
-        A model is only held by what the caller has of it: it is kept once, and its name is never used again.
+        Nothing is remembered of a model: it is kept once, and its name is never used again.
 
         Raises:
             RecordTypeError: it, or something in it, cannot be recorded.
             ValueError, MessageTooLarge, RedisOutOfMemory, OutageLimit, RunError: as `Record.upload`.
         """
         encoded = encode(value, self._record.known)
-        tree = pack_tree(encoded.tree)
+        tree = _packed(encoded)
         if name in self._first and self._first[name].is_of(encoded, tree):
             return None
         former = self._former.get(name)
@@ -130,8 +136,19 @@ class Keeper:
         self._former[name] = _Look(encoded, tree), made._replace(upload=None)
         return made
 
+    def forget_all_but(self, names: Container[str]) -> None:
+        """Values of other names are not recorded any more."""
+        self._former = {name: former for name, former in self._former.items() if name in names}
+
     def _is_there(self, kept: Kept) -> bool:
         return not kept.content or self._record.has(kept.content)
+
+
+def _packed(encoded: Encoded) -> bytes:
+    try:
+        return pack_tree(encoded.tree)
+    except ValueError as error:
+        raise RecordTypeError(f"it {error}") from None
 
 
 def _kept_of(content: EncodedContent) -> Kept:

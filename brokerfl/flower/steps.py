@@ -240,6 +240,7 @@ class Steps:
             else:
                 if kept is not None:
                     found[name] = kept
+        self._keeper.forget_all_but(found)
         self._tell(failed)
         return found
 
@@ -265,7 +266,7 @@ class Steps:
             return
         log(WARNING, "Run %s is not resumable by its steps, and would start over: %s", self._run_id, reason)
         self._is_given_up, self._snapshot = True, None
-        self._record.keep(())
+        self._record.settle(())
         self._driver.push_messages([], checkpoint=Stage(True, Recorded()))
 
     # Pushing.
@@ -301,11 +302,8 @@ class Steps:
     def _say_that_it_is_hand_written(self) -> None:
         if not self._is_hand_written and not len(self._story):
             self._is_hand_written = True
-            log(
-                INFO,
-                "Run %s is resumable: from the start; a hand-written loop keeps its progress in context.state",
-                self._run_id,
-            )
+            reason = "a hand-written loop keeps its progress in context.state"
+            log(INFO, "Run %s is resumable: from the start; %s", self._run_id, reason)
 
     def pushed(self, stage: Stage | None) -> None:
         """The push succeeded."""

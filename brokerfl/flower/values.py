@@ -1,6 +1,6 @@
 """The values of an app that uses flwr's classes: how its records and arrays are recorded.
 
-Owns that, and that an ndarray shares its memory until it is sent. `brokerfl.wire.values` owns all other types.
+Owns that. `brokerfl.wire.values` owns all other types.
 """
 
 from typing import Any

@@ -14,6 +14,9 @@ from brokerfl.common import Message, RunDiverged
 #: The tags of what the app was told of nodes.
 _TOLD = ("n", "i", "t")
 
+#: How many fields of a node are recorded.
+_FIELDS = 6
+
 
 class Pushed(NamedTuple):
     """A message of a former ServerApp.
@@ -47,6 +50,8 @@ class Playback:
         replies: the entries of replies, by the ids of the messages, in their order.
         ids: of all messages.
         left: the messages that the app stopped waiting for.
+        told: the nodes that the app was told, or that it waited for nodes in vain.
+        told_infos: what it was told of nodes.
     """
 
     def __init__(self, run_id: int, entries: Iterable[Sequence[Any]]) -> None:
@@ -54,8 +59,8 @@ class Playback:
         self.pushed: list[Pushed] = []
         self.replies: dict[str, Sequence[Any]] = {}
         self.left: set[str] = set()
-        self._nodes: deque[list[int] | TimeoutError] = deque()
-        self._infos: deque[list[NodeInfo]] = deque()
+        self.told: deque[list[int] | TimeoutError] = deque()
+        self.told_infos: deque[list[NodeInfo]] = deque()
         numbers: dict[str, int] = {}
         told: list[Sequence[Any]] = []  # since the last push
         for tag, *rest in entries:
@@ -89,9 +94,9 @@ class Playback:
     def _note(self, told: Iterable[Sequence[Any]]) -> None:
         for tag, value in told:
             if tag == "i":
-                self._infos.append([NodeInfo(*fields) for fields in value])
+                self.told_infos.append([NodeInfo(*fields[:_FIELDS]) for fields in value])
             else:
-                self._nodes.append(TimeoutError(value) if tag == "t" else value)
+                self.told.append(TimeoutError(value) if tag == "t" else value)
 
     @property
     def is_behind(self) -> bool:
@@ -127,20 +132,32 @@ class Playback:
         found = sorted((each for each in message_ids if each in self.replies), key=self._places.__getitem__)
         return [self.replies.pop(message_id) for message_id in found]
 
-    def nodes(self) -> list[int] | None:
+    def nodes(self, *, waits: bool) -> list[int] | None:
         """Return the nodes that the app was told next; None if it is told them live.
 
         Raises:
-            TimeoutError: it waited for them in vain.
+            TimeoutError: it ``waits``, as it did then in vain.
         """
-        told = self._nodes.popleft() if self._nodes and self.is_behind else None
-        if isinstance(told, TimeoutError):
-            raise told
-        return told
+        return next_told(self.told, waits=waits) if self.is_behind else None
 
     def infos(self) -> list[NodeInfo] | None:
         """Return what the app was told of nodes next; None if it is told that live."""
-        return self._infos.popleft() if self._infos and self.is_behind else None
+        return self.told_infos.popleft() if self.told_infos and self.is_behind else None
+
+
+def next_told(told: deque[list[int] | TimeoutError], *, waits: bool) -> list[int] | None:
+    """Take the nodes that an app was told next; None if it was told no more.
+
+    Raises:
+        TimeoutError: it ``waits``, as it did then in vain.
+    """
+    while told:
+        found = told.popleft()
+        if not isinstance(found, TimeoutError):
+            return found
+        if waits:
+            raise found
+    return None
 
 
 def _said(message: Pushed) -> str:

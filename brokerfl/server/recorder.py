@@ -165,7 +165,7 @@ class Recorder(Driver):
 
     def get_node_ids(self) -> list[int]:
         """As a Driver; in a recording those that were online then."""
-        return self._told(super().get_node_ids)
+        return self._told(super().get_node_ids, waits=False)
 
     def get_nodes(self) -> list[NodeInfo]:
         """As a Driver; in a recording what was told then, without what they were doing and with which code."""
@@ -179,11 +179,11 @@ class Recorder(Driver):
 
     def wait_for_nodes(self, n: int, timeout: float | None = None) -> list[int]:
         """As a Driver; in a recording those that were online then."""
-        return self._told(lambda: super(Recorder, self).wait_for_nodes(n, timeout))
+        return self._told(lambda: super(Recorder, self).wait_for_nodes(n, timeout), waits=True)
 
-    def _told(self, ask: Callable[[], list[int]]) -> list[int]:
+    def _told(self, ask: Callable[[], list[int]], *, waits: bool) -> list[int]:
         with self._playing:
-            recorded = self._playback.nodes()
+            recorded = self._playback.nodes(waits=waits)
         if recorded is not None:
             return recorded
         try:

@@ -13,7 +13,7 @@ from brokerfl.broker.node_info import NodeInfo
 from brokerfl.common import SUPERLINK_NODE_ID, Context, Error, ErrorCode, Message, RecordSet, UserConfig, log
 from brokerfl.common.form import Form, Like
 from brokerfl.server.driver import Driver
-from brokerfl.server.playback import Playback
+from brokerfl.server.playback import Playback, next_told
 from brokerfl.server.results import T
 from brokerfl.server.tape import Recorded
 from brokerfl.wire.message import check_message
@@ -85,8 +85,7 @@ class Rehearsal:
             self._entries[pushed.node_id, pushed.message_type].append(entry)
         self._places = {id(entry): place for place, entry in enumerate(playback.replies.values())}
         self._nodes = sorted({pushed.node_id for pushed in playback.pushed})
-        self._told = deque(entry[1] for entry in tape.entries if entry[0] == "n")
-        self._infos = deque(entry[1] for entry in tape.entries if entry[0] == "i")
+        self._told, self._infos = playback.told, playback.told_infos
         self._open: dict[str, tuple[Message, Sequence[Any] | None]] = {}
         self._count = 0
 
@@ -94,16 +93,24 @@ class Rehearsal:
 
     def get_node_ids(self) -> list[int]:
         """Return the nodes as the recorded app was told them; then all of them."""
-        return list(self._told.popleft()) if self._told else list(self._nodes)
+        return self._next_told(waits=False)
 
     def wait_for_nodes(self, n: int, timeout: float | None = None) -> list[int]:
-        """As `get_node_ids`."""
-        return self.get_node_ids()
+        """As `get_node_ids`.
+
+        Raises:
+            TimeoutError: as the recorded app, which waited in vain.
+        """
+        return self._next_told(waits=True)
+
+    def _next_told(self, *, waits: bool) -> list[int]:
+        told = next_told(self._told, waits=waits)
+        return list(self._nodes) if told is None else told
 
     def get_nodes(self) -> list[NodeInfo]:
         """Return what the recorded app was told of nodes; then all of them, without names."""
         if self._infos:
-            return [NodeInfo(*fields) for fields in self._infos.popleft()]
+            return self._infos.popleft()
         return [NodeInfo(node_id, online=True) for node_id in self._nodes]
 
     # Messages.

@@ -38,6 +38,9 @@ from brokerfl.wire.run import Run
 #: Bytes of a content from which on they are recorded apart, so that equal ones are there once.
 _APART = 1024
 
+#: Most bytes of an entry without fields.
+_MARK = 64
+
 #: The suffix of a tape's name.
 SUFFIX = ".replies"
 
@@ -183,7 +186,7 @@ class Tape(Recorded):
             log(WARNING, "Run %s resumes from the start: its recording was given up: %s", run.run_id, self.reason)
         self._cut_off()
         if self.entries:
-            self._append(["g"])
+            self._append(["g"], self._end + _MARK)  # the limit may be lower than it was
         elif not self.is_over:
             self._append(["h", run.run_id, run.app, dict(run.run_config)])
             self._sync_folder(self._folder)
@@ -242,13 +245,13 @@ class Tape(Recorded):
         """The app waited for nodes in vain."""
         self._append(["t", str(error)])
 
-    def _append(self, entry: list[Any]) -> None:
+    def _append(self, entry: list[Any], limit: int = 0) -> None:
         with self._lock:
             if self.is_over or self._file.closed:  # closed: the run is detached, and nothing of it can be settled
                 return
             try:
                 data = encode_entry(entry)
-                if self._file.tell() + len(data) > self._limit:
+                if self._file.tell() + len(data) > max(self._limit, limit):
                     self.give_up(f"it would have more than the {self._limit:,} bytes of --record-limit")
                     return
                 self._file.write(data)

@@ -15,16 +15,17 @@ _NPY = "npy"
 
 
 def array_of(ndarray: Any) -> Array:
-    """Return an ndarray as an Array, which shares its memory if it can."""
+    """Return an ndarray as an Array, with a copy of its elements."""
     try:
         name_of(ndarray.dtype)
     except TypeError:
         return _npy_of(ndarray, _NPY)
     if not ndarray.dtype.isnative:
         return _npy_of(ndarray, _NPY)
-    if ndarray.flags.c_contiguous:
-        return Array(ndarray)
-    return _npy_of(ndarray, SType.NUMPY)  # in its own order: sums of floats depend on it
+    if not ndarray.flags.c_contiguous:
+        return _npy_of(ndarray, SType.NUMPY)  # in its own order: sums of floats depend on it
+    shared = Array(ndarray)
+    return Array(shared.dtype, shared.shape, shared.stype, bytes(shared.data))
 
 
 def _npy_of(ndarray: Any, stype: str) -> Array:
@@ -45,7 +46,7 @@ def ndarray_of(array: Array) -> Any:
 
 
 def array_in(data: bytes, ndarray: Any) -> Array | None:
-    """Return the Array of an .npy file that ends with the elements of an ndarray; None if it is none of that one."""
+    """Return an .npy file, whose elements are those of an ndarray, as an Array; None if its header is another's."""
     array = Array(str(ndarray.dtype), ndarray.shape, SType.NUMPY, data)
     try:
         found = array.numpy()

@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from functools import cached_property
 
-from brokerfl.common import FrameError, RunError
+from brokerfl.common import FrameError
 from brokerfl.wire.cipher import CLEAR, Cipher
 from brokerfl.wire.digests import Digests
 from brokerfl.wire.frame import CONTENT, MANIFEST, Fields, size_of
@@ -59,7 +59,6 @@ class Payload:
         self._uploader = uploader
         self._cipher = cipher
         self._digests = Digests() if digests is None or cipher.overhead else digests
-        self._sent: set[int] = set()
         self._buffers = [memoryview(data) for data in content.values()]
         self._pieces = divide(map(len, self._buffers))
         self._places = [(piece, piece.place(index)) for piece in self._pieces for index in piece.chunks]
@@ -75,21 +74,6 @@ class Payload:
     def chunk(self, index: int) -> memoryview:
         """Return one chunk; one that several small arrays share is a copy."""
         return self._cipher.seal(self._plain(index))
-
-    def to_send(self, index: int) -> memoryview:
-        """Return one chunk that is about to be sent.
-
-        Raises:
-            RunError: it was sent before, has to be sent again, and its memory has changed meanwhile.
-        """
-        chunk = self.chunk(index)
-        if index in self._sent and digest_now(chunk) != self.manifest.digests[index]:
-            raise RunError(
-                "Redis lost a part of what it was just sent, and this app has changed that array meanwhile: resume the "
-                "run, which goes on from where it was before"
-            )
-        self._sent.add(index)
-        return chunk
 
     def _plain(self, index: int) -> memoryview:
         piece, place = self._places[index]

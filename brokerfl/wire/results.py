@@ -30,7 +30,7 @@ def encode_result(value: Any) -> RecordSet:
 
     Raises:
         RecordTypeError: it is, or contains, something that cannot be recorded; the text names its type.
-        ValueError, MessageTooLarge: as `steps.pack_tree`.
+        ValueError, MessageTooLarge: as `steps.pack_tree` and `steps.value_of`.
     """
     encoded = _CODEC.encode(value)
     return value_of(pack_tree(encoded.tree), encoded.arrays())
@@ -47,12 +47,7 @@ def decode_result(content: RecordSet) -> Any:
 
 def _encode_ndarray(encoder: Encoder, value: Any) -> list[Any]:
     check_ndarray(value)
-    return [encoder.add(value, lambda: _copy_of(value))]
-
-
-def _copy_of(ndarray: Any) -> Array:
-    array = array_of(ndarray)
-    return Array(array.dtype, array.shape, array.stype, bytes(array.data))
+    return [encoder.add(value, lambda: array_of(value))]
 
 
 def _load(decoder: Decoder, rest: list[Any]) -> Any:

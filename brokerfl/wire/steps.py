@@ -9,10 +9,11 @@ Owns the layout of its fields. It must not know keys, Redis, or what a step or a
 The results of an app's own steps are values only: there is no head and no page.
 """
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from brokerfl.common import ConfigsRecord, FrameError, ParametersRecord, RecordSet
+from brokerfl.common import ConfigsRecord, FrameError, MessageTooLarge, ParametersRecord, RecordSet
 from brokerfl.common.array import Array
 from brokerfl.wire.frame import CONTENT, MAX_CONTENT_BYTES, Fields, pack, unpack
 from brokerfl.wire.manifest import MAX_MANIFEST_BYTES, manifest_of
@@ -72,17 +73,22 @@ def decode_head(data: bytes) -> Head:
 
 
 def pack_tree(tree: Any) -> bytes:
-    """Return lists and scalars as `value_of` takes them; those of equal values are equal.
+    """Return lists and scalars as `value_of` takes them: equal ones of equal types are equal bytes.
 
     Raises:
-        ValueError: the tree holds something that msgpack cannot carry.
-        MessageTooLarge: it is too large.
+        ValueError: the tree is nested too deeply.
     """
-    return pack(tree, MAX_CONTENT_BYTES)
+    return pack(tree, sys.maxsize)
 
 
 def value_of(tree: bytes, arrays: Sequence[Array]) -> RecordSet:
-    """Return a value as a content: its packed tree, and the arrays that this refers to by number."""
+    """Return a value as a content: its packed tree, and the arrays that this refers to by number.
+
+    Raises:
+        MessageTooLarge: the tree is too large.
+    """
+    if len(tree) > MAX_CONTENT_BYTES:
+        raise MessageTooLarge(f"a value of {len(tree):,} bytes exceeds the limit of {MAX_CONTENT_BYTES:,}")
     content = RecordSet()
     if arrays:
         content[_ARRAYS] = ParametersRecord({str(number): array for number, array in enumerate(arrays)})
@@ -177,7 +183,7 @@ def encode_page(steps: Iterable[Sequence[Any]]) -> bytes:
     """Return a page of steps.
 
     Raises:
-        ValueError, MessageTooLarge: as for `pack_tree`.
+        ValueError, MessageTooLarge: as for `pack_tree` and `value_of`.
     """
     return pack([list(step) for step in steps], MAX_CONTENT_BYTES)
 

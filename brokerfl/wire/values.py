@@ -77,7 +77,7 @@ class Codec:
         self.by_tag: Mapping[str, Kind] = {kind.tag: kind for kind in kinds}
 
     def encode(self, value: Any, known: Known = lambda ndarray: None) -> Encoded:
-        """Return a value as a tree and arrays; arrays are not copied yet, and those that are ``known`` never are.
+        """Return a value as a tree and arrays, which are not copied yet; what is ``known`` never has to be.
 
         Raises:
             RecordTypeError: it is, or contains, something of another type; the text names that.
@@ -157,13 +157,10 @@ def _pairs(encoder: "Encoder", mapping: Any) -> list[Any]:
 
 
 def check_ndarray(value: Any) -> None:
-    """Check that an ndarray can be saved without pickle.
-
-    Raises:
-        RecordTypeError: it cannot.
-    """
+    """Raise RecordTypeError if an ndarray cannot be saved without pickle."""
     dtype = value.dtype
-    if dtype.hasobject or (dtype.kind == "V" and dtype.names is None):
+    # An .npy file has no name for a dtype of ml_dtypes.
+    if dtype.hasobject or dtype.type.__module__ != "numpy" or (dtype.kind == "V" and dtype.names is None):
         raise RecordTypeError(f"an ndarray of {dtype}")
 
 

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from brokerfl.broker.node_info import NodeInfo, node_info_of
 from brokerfl.client import ClientApp
 from brokerfl.common import Array, ConfigError, Context, Message, ParametersRecord, RecordSet, RunDiverged
 from brokerfl.server import Driver
 from brokerfl.server.recorder import Recorder
-from brokerfl.server.tape import Tape, path_of
+from brokerfl.server.rehearsal import Rehearsal
+from brokerfl.server.tape import Recorded, Tape, path_of
 from tests.apps import federation
 from tests.conftest import Backend
 from tests.parties import Parties
@@ -199,7 +201,7 @@ def test_what_an_app_was_told_of_nodes(backend: Backend, tmp_path: Path) -> None
     """It is told the same again, with names and labels; what led to no push is forgotten."""
     app, executed = training_app()
 
-    def told(driver: Driver, count: int) -> list[tuple[int, list[str]]]:
+    def told(driver: Any, count: int) -> list[tuple[int, list[str]]]:
         """Rounds with all nodes but one: how many were waited for, and their names. They change between the lives."""
         found = []
         for number in range(count):
@@ -227,9 +229,31 @@ def test_what_an_app_was_told_of_nodes(backend: Backend, tmp_path: Path) -> None
         driver = died(recorder(backend, tmp_path), 1)
     with serving(backend, app, name="second"), serving(backend, app, name="third"):
         driver = died(driver, 2)
-        assert told(driver, 3) == [(0, ["first"]), (2, ["second"]), (2, ["second"])]
+        expected = [(0, ["first"]), (2, ["second"]), (2, ["second"])]
+        assert told(driver, 3) == expected
         driver.end()
     assert len(executed) == 3
+    with path_of(tmp_path, driver.run.run_id).open("rb") as file:
+        assert told(Rehearsal(Recorded(file)), 3) == expected
+
+
+def test_a_tape_that_is_full_is_played(backend: Backend, tmp_path: Path) -> None:
+    """A limit is for what is recorded from now on; text that nobody can encode is no reason to lose a recording."""
+    app, executed = training_app()
+    with federation(backend, app):
+        driver = recorder(backend, tmp_path)
+        driver._tape.infos([NodeInfo(1, True, labels=node_info_of(1, True, SURROGATE).labels)])
+        with pytest.raises(Dead):
+            loop(driver, Fuse(9), 0)
+        leave(driver)
+        executed.clear()
+        again = recorder(backend, tmp_path, driver, limit=1000)
+        assert again.record.is_replayed
+        leave(again)
+
+
+#: What a node may say of itself, in the order of `SHOWN`: a label with half of a surrogate pair.
+SURROGATE = [b"n", b'{"site": "\\ud800"}', None, None, None, None]
 
 
 def test_a_recording_has_a_limit(backend: Backend, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
