@@ -783,9 +783,11 @@ def virtual_time() -> Iterator[None]:
         for name in ("_host", "_started"):  # which ask the system
             patch.setattr(identity, name, cache(getattr(identity, name)))
         logging.disable()
-        yield
-        logging.disable(logging.NOTSET)
-        _entered.clear()
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
+            _entered.clear()
 
 
 class _AtOnce:
