@@ -49,8 +49,9 @@ def start(backend: Backend, **options: Any) -> Driver:
 
 
 def kill(driver: Driver) -> None:
-    """What kill -9 leaves behind: a lease that nobody renews."""
+    """What kill -9 leaves behind: a lease that nobody renews, and no thread."""
     driver._hold._heartbeat.stop()
+    driver._hold._ticks.stop()
 
 
 def close_tape(driver: Recorder) -> None:
