@@ -24,9 +24,6 @@ Result = TypeVar("Result")
 
 _DOCS = Path(__file__).parent.parent / "docs"
 
-#: Columns of the tables when the output is not a terminal.
-_FILE_WIDTH = 160
-
 
 @click.command()
 @click.option("--quick", is_flag=True, help="Measure less, in less than three minutes; writes no page.")
@@ -51,7 +48,7 @@ def main(quick: bool, only: tuple[str, ...], repeat: int | None, output: Path) -
     exit_on_signals()
     logging.getLogger("brokerfl").setLevel(logging.ERROR)
     plan = Plan(repeat or (3 if quick else 5), 0.15 if quick else 0.5, quick)
-    console, started = _console(), time.monotonic()
+    console, started = report.console(), time.monotonic()
     try:
         with Stage() as stage:
             described = environment.describe(stage.client)
@@ -67,11 +64,6 @@ def main(quick: bool, only: tuple[str, ...], repeat: int | None, output: Path) -
         report.write_page(output, described, found, curves, loads)
         console.print(f"Written: {output / 'performance.md'}, {output / 'performance.svg'}")
     sys.exit(failed or loads is None or any(isinstance(result, Exception) for result in found.values()))
-
-
-def _console() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=_FILE_WIDTH)
 
 
 def _measure_rows(

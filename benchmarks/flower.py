@@ -20,14 +20,12 @@ from benchmarks import environment, memory, rivals
 from benchmarks.growth import size_label
 from benchmarks.measure import Comparison, Samples
 from benchmarks.report import Grid, environment_of, spread
+from benchmarks.report import console as open_console
 from benchmarks.superlink import NODES, ROUNDS, RUNS, Brokerfl, Outcome, Side, SuperLink, find_command
 from brokerfl.broker.embedded import EmbeddedServer
 from brokerfl.common import BrokerflError
 
 _DOCS = Path(__file__).parent.parent / "docs"
-
-#: Columns of the tables when the output is not a terminal.
-_FILE_WIDTH = 160
 
 _COMMANDS = (
     "flower-superlink", "flower-supernode", "flower-superexec", "flwr-serverapp", "flwr-clientapp", "flwr",
@@ -105,7 +103,7 @@ def main(repeat: int, size: int, output: Path) -> None:
     """
     for number in _SIGNALS:
         signal.signal(number, _leave)
-    console, started = _console(), time.monotonic()
+    console, started = open_console(), time.monotonic()
     cases = [_Case("empty", "empty messages", 0), _Case("arrays", f"{size_label(size)} of float32", size)]
     try:
         described = _describe()
@@ -123,11 +121,6 @@ def main(repeat: int, size: int, output: Path) -> None:
     page = output / "flower-performance.md"
     page.write_text(_page(described, table, repeat))
     console.print(f"Written: {page}")
-
-
-def _console() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=_FILE_WIDTH)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

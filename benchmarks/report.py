@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rich.console import Console
 from rich.table import Table
 
 from benchmarks.growth import Curve, Points, size_label
@@ -95,6 +96,16 @@ HOW = """\
 
 #: In a row without a target.
 _NONE = "\N{EN DASH}"
+
+
+#: Columns of the tables when the output is not a terminal.
+_FILE_WIDTH = 160
+
+
+def console() -> Console:
+    """Return what tables are printed to: the terminal, or a file of a fixed width."""
+    found = Console()
+    return found if found.is_terminal else Console(width=_FILE_WIDTH)
 
 
 @dataclass
