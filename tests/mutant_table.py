@@ -3571,7 +3571,7 @@ RECORDS = (
     Mutant(
         "an array that changed in place is taken for the same",
         "flower/keeper.py",
-        "return former.ndarray() is source and _seen(source) == former",
+        "return former.ndarray() is source and _seen(source)[1:] == former[1:]",
         "return former.ndarray() is source",
         "flower/test_steps",
     ),

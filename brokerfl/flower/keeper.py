@@ -90,7 +90,7 @@ def _is_same(source: Any, former: Any) -> bool:
         return source is former
     if isinstance(former, _Whole):
         return not isinstance(source, bytes) and _whole(source) == former
-    return former.ndarray() is source and _seen(source) == former
+    return former.ndarray() is source and _seen(source)[1:] == former[1:]
 
 
 class Keeper:
@@ -129,11 +129,11 @@ class Keeper:
         former = self._former.get(name)
         if former is not None and former[0].is_of(encoded, tree) and self._is_there(former[1]):
             return former[1]
-        content = self._record.upload(value_of(tree, encoded.arrays()), is_model=is_model)
-        made = _kept_of(content)
-        if is_model:
-            return made
-        self._former[name] = _Look(encoded, tree), made._replace(upload=None)
+        # First: what another thread changes from now on is found to have changed, whether or not it is recorded.
+        look = None if is_model else _Look(encoded, tree)
+        made = _kept_of(self._record.upload(value_of(tree, encoded.arrays()), is_model=is_model))
+        if look is not None:
+            self._former[name] = look, made._replace(upload=None)
         return made
 
     def forget_all_but(self, names: Container[str]) -> None:
