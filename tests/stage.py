@@ -32,6 +32,7 @@ from brokerfl.common import Array, Message, ParametersRecord, RecordSet, RedisOu
 from brokerfl.server import Driver
 from brokerfl.server.book import Applied
 from brokerfl.server.recorder import Recorder
+from brokerfl.server.tape import Tape
 from brokerfl.server.upload import Uploader
 from brokerfl.wire.frame import Fields, size_of
 from brokerfl.wire.payload import EncodedContent, Payload
@@ -52,6 +53,11 @@ def kill(driver: Driver) -> None:
     """What kill -9 leaves behind: a lease that nobody renews, and no thread."""
     driver._hold._heartbeat.stop()
     driver._hold._ticks.stop()
+
+
+def tape_of(driver: Recorder) -> Tape:
+    """What a run is recorded on."""
+    return driver._tape
 
 
 def close_tape(driver: Recorder) -> None:

@@ -57,15 +57,10 @@ def node_info_in(node_id: int, online: bool, status: NodeStatus | None) -> NodeI
 def _node_info(node_id: int, online: bool, text: Mapping[str, str], status: NodeStatus | None) -> NodeInfo:
     status = status if status is not None and status.at else None  # of a node that has only registered
     try:
-        labels = {_clean(key): _clean(value) for key, value in json.loads(text.get("labels", "{}")).items()}
+        labels = {str(key): str(value) for key, value in json.loads(text.get("labels", "{}")).items()}
         since = float(text.get("since", "0"))
         since = since if 0 <= since < _YEAR_9999 else 0.0  # not inf and not nan
     except (ValueError, AttributeError, RecursionError):
         labels, since = {}, 0.0
     origin = decode_origin(text.get(FIELD))
     return NodeInfo(node_id, online, text.get("name", ""), labels, text.get("version", ""), since, origin, status)
-
-
-def _clean(text: object) -> str:
-    """Return text that can be encoded: JSON may name half of a surrogate pair."""
-    return str(text).encode(errors="replace").decode()

@@ -19,7 +19,7 @@ anything is to be recorded, or what is done with it later.
 import os
 import socket
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple
 from hashlib import sha256
 from logging import WARNING
@@ -238,7 +238,7 @@ class Tape(Recorded):
 
     def infos(self, infos: Iterable[NodeInfo]) -> None:
         """The app was told this of nodes."""
-        told = [[each.node_id, each.online, each.name, each.labels, each.version, each.since] for each in infos]
+        told = [[each.node_id, each.online, each.name, _clean(each.labels), each.version, each.since] for each in infos]
         self._append(["i", told])
 
     def waited(self, error: TimeoutError) -> None:
@@ -302,3 +302,12 @@ class Tape(Recorded):
                 self.sync()
                 self._file.close()
                 self._held.close()
+
+
+def _clean(labels: Mapping[str, str]) -> dict[str, str]:
+    """Return labels that can be encoded: a node's may have half of a surrogate pair."""
+    return {_encodable(key): _encodable(value) for key, value in labels.items()}
+
+
+def _encodable(text: str) -> str:
+    return text.encode(errors="replace").decode()

@@ -19,7 +19,7 @@ from brokerfl.server.tape import Recorded, Tape, path_of
 from tests.apps import federation
 from tests.conftest import Backend
 from tests.parties import Parties
-from tests.stage import after_sync, close_tape, kill, serving
+from tests.stage import after_sync, close_tape, kill, serving, tape_of
 
 #: TLS changes nothing here.
 WITHOUT = ("redis-tls",)
@@ -242,7 +242,7 @@ def test_a_tape_that_is_full_is_played(backend: Backend, tmp_path: Path) -> None
     app, executed = training_app()
     with federation(backend, app):
         driver = recorder(backend, tmp_path)
-        driver._tape.infos([NodeInfo(1, True, labels=node_info_of(1, True, SURROGATE).labels)])
+        tape_of(driver).infos([NodeInfo(1, True, labels=node_info_of(1, True, SURROGATE).labels)])
         with pytest.raises(Dead):
             loop(driver, Fuse(9), 0)
         leave(driver)
