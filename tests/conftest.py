@@ -43,7 +43,7 @@ TOPOLOGIES = ("sentinel", "cluster", "valkey-cluster")
 
 
 #: In so many days everything of tests/crash is played.
-DAYS = 160
+DAYS = 320
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
