@@ -7,13 +7,11 @@ from typing import Any
 
 from brokerfl.flower import compat
 from brokerfl.flower.records import arrays_of, flower_array, our_array, parameters_of
-from brokerfl.wire.ndarrays import array_of, ndarray_of
 from brokerfl.wire.values import (
     ARRAY,
     ARRAY_RECORD,
     CONFIG_RECORD,
     METRIC_RECORD,
-    NDARRAY,
     RECORD_DICT,
     Codec,
     Decoder,
@@ -21,20 +19,10 @@ from brokerfl.wire.values import (
     Encoder,
     Kind,
     RecordTypeError,
-    check_ndarray,
     record_kind,
 )
 
 __all__ = ["Encoded", "RecordTypeError", "decode", "encode", "is_recordable"]
-
-
-def _encode_ndarray(encoder: Encoder, value: Any) -> list[Any]:
-    check_ndarray(value)
-    return [encoder.add(value, lambda: encoder.known(value) or array_of(value))]
-
-
-def _load(decoder: Decoder, rest: list[Any]) -> Any:
-    return ndarray_of(decoder.arrays[rest[0]])
 
 
 def _encode_array(encoder: Encoder, value: Any) -> list[Any]:
@@ -67,7 +55,6 @@ _CODEC = Codec(
         (compat.RecordDict, _RECORD_DICT),
         (compat.Array, Kind(ARRAY, _encode_array, _load_array)),
     ),
-    Kind(NDARRAY, _encode_ndarray, _load),
 )
 
 encode, decode, is_recordable = _CODEC.encode, _CODEC.decode, _CODEC.is_recordable

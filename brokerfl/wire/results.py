@@ -7,20 +7,17 @@ recorded. `values` owns all other types. It must not know who records, or where.
 from typing import Any
 
 from brokerfl.common import Array, ConfigsRecord, MetricsRecord, ParametersRecord, RecordSet
-from brokerfl.wire.ndarrays import array_of, ndarray_of
 from brokerfl.wire.steps import pack_tree, tree_and_arrays, value_of
 from brokerfl.wire.values import (
     ARRAY,
     ARRAY_RECORD,
     CONFIG_RECORD,
     METRIC_RECORD,
-    NDARRAY,
     RECORD_DICT,
     Codec,
     Decoder,
     Encoder,
     Kind,
-    check_ndarray,
     record_kind,
 )
 
@@ -43,15 +40,6 @@ def decode_result(content: RecordSet) -> Any:
         FrameError, ValueError: malformed.
     """
     return _CODEC.decode(*tree_and_arrays(content))
-
-
-def _encode_ndarray(encoder: Encoder, value: Any) -> list[Any]:
-    check_ndarray(value)
-    return [encoder.add(value, lambda: array_of(value))]
-
-
-def _load(decoder: Decoder, rest: list[Any]) -> Any:
-    return ndarray_of(decoder.arrays[rest[0]])
 
 
 def _encode_array(encoder: Encoder, value: Array) -> list[Any]:
@@ -79,5 +67,4 @@ _CODEC = Codec(
         (RecordSet, Kind(RECORD_DICT, _encode_set, lambda decoder, rest: RecordSet(), _fill_set)),
         (Array, Kind(ARRAY, _encode_array, lambda decoder, rest: decoder.arrays[rest[0]])),
     ),
-    Kind(NDARRAY, _encode_ndarray, _load),
 )

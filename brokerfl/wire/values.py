@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from brokerfl.common import Array
 from brokerfl.common.config import is_utf8
 from brokerfl.common.npy import load_numpy
+from brokerfl.wire.ndarrays import array_of, ndarray_of
 
 #: The tags of the classes that flwr and brokerfl both have: what one has recorded, the other can read.
 ARRAY_RECORD, METRIC_RECORD, CONFIG_RECORD, RECORD_DICT, ARRAY, NDARRAY = "A", "m", "c", "r", "y", "a"
@@ -67,13 +68,11 @@ class Codec:
 
     Args:
         classes: of records and arrays, each with its kind; a value is of the first one that it is an instance of.
-        ndarray: the kind of ndarrays.
     """
 
-    def __init__(self, classes: Sequence[tuple[type, Kind]], ndarray: Kind) -> None:
+    def __init__(self, classes: Sequence[tuple[type, Kind]]) -> None:
         self._classes = classes
-        self._ndarray = ndarray
-        kinds = (*_PLAIN.values(), *_OTHERS, *(kind for _, kind in classes), ndarray)
+        kinds = (*_PLAIN.values(), *_OTHERS, *(kind for _, kind in classes))
         self.by_tag: Mapping[str, Kind] = {kind.tag: kind for kind in kinds}
 
     def encode(self, value: Any, known: Known = lambda ndarray: None) -> Encoded:
@@ -121,7 +120,7 @@ class Codec:
         if numpy is None:
             return None
         if type(value) is numpy.ndarray:
-            return self._ndarray
+            return _NDARRAY
         if isinstance(value, numpy.generic):
             return _SCALAR
         if type(value) is numpy.random.Generator:
@@ -156,12 +155,12 @@ def _pairs(encoder: "Encoder", mapping: Any) -> list[Any]:
     return [[encoder.tree(key), encoder.tree(value)] for key, value in list(mapping.items())]
 
 
-def check_ndarray(value: Any) -> None:
-    """Raise RecordTypeError if an ndarray cannot be saved without pickle."""
+def _encode_ndarray(encoder: "Encoder", value: Any) -> list[Any]:
     dtype = value.dtype
-    # An .npy file has no name for a dtype of ml_dtypes.
+    # Nothing is pickled, and an .npy file has no name for a dtype of ml_dtypes.
     if dtype.hasobject or dtype.type.__module__ != "numpy" or (dtype.kind == "V" and dtype.names is None):
         raise RecordTypeError(f"an ndarray of {dtype}")
+    return [encoder.add(value, lambda: encoder.known(value) or array_of(value))]
 
 
 def _encode_scalar(encoder: "Encoder", value: Any) -> list[Any]:
@@ -276,7 +275,8 @@ _GENERATOR = Kind("g", _encode_generator, _generator)
 _RANDOM_STATE = Kind("S", lambda encoder, value: [encoder.tree(value.get_state(legacy=False))], _random_state)
 _TENSOR = Kind("T", _encode_tensor, _load_tensor)
 _TORCH_GENERATOR = Kind("G", _encode_torch_generator, _torch_generator)
-_OTHERS = (_DEFAULTDICT, _PATH, _SCALAR, _GENERATOR, _RANDOM_STATE, _TENSOR, _TORCH_GENERATOR)
+_NDARRAY = Kind(NDARRAY, _encode_ndarray, lambda decoder, rest: ndarray_of(decoder.arrays[rest[0]]))
+_OTHERS = (_DEFAULTDICT, _PATH, _NDARRAY, _SCALAR, _GENERATOR, _RANDOM_STATE, _TENSOR, _TORCH_GENERATOR)
 
 #: The tags of what was met before, and of an int that msgpack does not carry.
 _AGAIN, _LONG = "@", "i"
@@ -323,7 +323,7 @@ class Decoder:
 
     def __init__(self, by_tag: Mapping[str, Kind], arrays: list[Array]) -> None:
         self._by_tag = by_tag
-        self.arrays = arrays
+        self.arrays: list[Array] = arrays
         self._met: list[Any] = []
 
     def value(self, tree: Any) -> Any:
