@@ -265,6 +265,8 @@ def test_a_paused_node_begins_nothing(
         assert bench.executed == {driver.run.run_id: [0]}
         resume(backend.connect(), node.node_id)
         assert numbers(driver, [*second, *third]) == [2, 3, 4]
+        assert state_of(backend, node) is not NodeState.PAUSED, "a worker may execute by the time that it is said"
+        heartbeat(node)
         assert state_of(backend, node) is NodeState.READY
     said = [record.getMessage() for record in caplog.records]
     assert [text for text in said if text.startswith(("Paused", "Resumed"))] == [

@@ -260,10 +260,10 @@ def test_a_recording_has_a_limit(backend: Backend, tmp_path: Path, caplog: pytes
     """Beyond its limit a run goes on, one line says that it would resume from the start, and so it does."""
     app, executed = training_app()
     with federation(backend, app):
-        driver = recorder(backend, tmp_path, limit=500_000)
+        driver = recorder(backend, tmp_path, limit=300_000)  # less than two arrays: those of the nodes may be equal
         with pytest.raises(Dead):
             loop(driver, Fuse(14), 0)
-        assert caplog.text.count("would resume from the start: it would have more than the 500,000 bytes") == 1
+        assert caplog.text.count("would resume from the start: it would have more than the 300,000 bytes") == 1
         assert path_of(tmp_path, driver.run.run_id).stat().st_size < 1000
         leave(driver)
         again = recorder(backend, tmp_path, driver)
