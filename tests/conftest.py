@@ -400,7 +400,10 @@ def is_tombstone(admin: redis_py.Redis, key: str) -> bool:
 def check_keys(admin: redis_py.Redis) -> None:
     """No key outside the prefix, and none without a lifetime but the registry."""
     lasting = {f"{PREFIX}:id", f"{PREFIX}:nodes", f"{PREFIX}:runs"}
-    for key in admin.scan_iter():
-        name = key.decode()
-        assert name.startswith(f"{PREFIX}:"), f"{name} is outside the prefix"
-        assert name in lasting or admin.pttl(key) > 0, f"{name} has no lifetime"
+    names = {key.decode() for key in admin.scan_iter(count=1000)} - lasting
+    with admin.pipeline(transaction=False) as pipe:
+        for name in names:
+            assert name.startswith(f"{PREFIX}:"), f"{name} is outside the prefix"
+            pipe.pttl(name)
+        for name, left in zip(names, pipe.execute(), strict=True):
+            assert left != -1, f"{name} has no lifetime"

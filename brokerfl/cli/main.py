@@ -1,37 +1,61 @@
-"""`brokerfl`: the group of commands. Owns which commands there are."""
+"""`brokerfl`: the group of commands. Owns which commands there are; each is imported when it is asked for."""
+
+from collections import UserDict
+from typing import Any
 
 import click
 
 from brokerfl import __version__
-from brokerfl.cli.certs import certs
-from brokerfl.cli.dashboard import dashboard
-from brokerfl.cli.dead import dead
-from brokerfl.cli.demo import demo
-from brokerfl.cli.doctor import doctor
-from brokerfl.cli.events import compare, events, export, log_
-from brokerfl.cli.gate import gate
-from brokerfl.cli.members import ROLES, group_of
-from brokerfl.cli.metrics import metrics
-from brokerfl.cli.nodes import nodes
-from brokerfl.cli.recording import replay
-from brokerfl.cli.requests import cancel, drain
-from brokerfl.cli.runs import runs, stop
-from brokerfl.cli.secure import secure_command
-from brokerfl.cli.show import show
-from brokerfl.cli.steering import node_health, pause, resume
-from brokerfl.cli.top import top
-from brokerfl.cli.up import up
+from brokerfl.cli.imports import imported
 
 
-@click.group()
+class _Imported(UserDict[str, Any]):
+    """Commands by their names, made of the places that they are imported from.
+
+    Most of what a short command takes is its import, and that of all commands takes half as much again.
+    """
+
+    def __getitem__(self, name: str) -> click.Command:
+        command = imported(super().__getitem__(name))
+        assert isinstance(command, click.Command)
+        return command
+
+
+_COMMANDS = _Imported(
+    {
+        "cancel": "requests:cancel",
+        "certs": "certs:certs",
+        "compare": "events:compare",
+        "dashboard": "dashboard:dashboard",
+        "dead": "dead:dead",
+        "demo": "demo:demo",
+        "doctor": "doctor:doctor",
+        "drain": "requests:drain",
+        "events": "events:events",
+        "export": "events:export",
+        "gate": "gate:gate",
+        "log": "events:log_",
+        "metrics": "metrics:metrics",
+        "node": "members:node",
+        "node-health": "steering:node_health",
+        "nodes": "nodes:nodes",
+        "observer": "members:observer",
+        "operator": "members:operator",
+        "pause": "steering:pause",
+        "replay": "recording:replay",
+        "resume": "steering:resume",
+        "runs": "runs:runs",
+        "secure": "secure:secure_command",
+        "server": "members:server",
+        "show": "show:show",
+        "stop": "runs:stop",
+        "top": "top:top",
+        "up": "up:up",
+    }
+)
+
+
+@click.group(commands=_COMMANDS)
 @click.version_option(__version__)
 def main() -> None:
     """Federated learning over Redis: start a server, see what happens, steer runs and nodes."""
-
-
-for command in (
-    *(up, demo, top, runs, nodes, show, events, log_, compare, export, cancel, drain, stop, pause, resume, node_health),
-    *(gate, replay, doctor, dead, dashboard, metrics, certs, secure_command),
-    *(group_of(role, what) for role, what in ROLES),
-):
-    main.add_command(command)

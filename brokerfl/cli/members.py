@@ -7,7 +7,6 @@ A site makes its credentials, and an operator adds what the site asks for. No se
 other.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -302,9 +301,7 @@ def _say_forgetful(told: Told) -> None:
         )
 
 
-ROLES: Sequence[tuple[Role, str]] = (
-    (Role.NODE, "a node"),
-    (Role.SERVER, "whoever runs ServerApps"),
-    (Role.OPERATOR, "an operator"),
-    (Role.OBSERVER, "whoever only looks"),
-)
+node = group_of(Role.NODE, "a node")
+server = group_of(Role.SERVER, "whoever runs ServerApps")
+operator = group_of(Role.OPERATOR, "an operator")
+observer = group_of(Role.OBSERVER, "whoever only looks")

@@ -2,6 +2,7 @@
 
 import sys
 
+from brokerfl.cli.imports import imported
 from brokerfl.cli.signals import handle_early
 from brokerfl.cli.streams import guard
 
@@ -10,27 +11,21 @@ def node() -> None:
     """Run `brokerfl-node`."""
     handle_early(children_finish=True)
     guard()
-    from brokerfl.cli.node import main
-
-    main()
+    imported("node:main")()
 
 
 def server() -> None:
     """Run `brokerfl-server`."""
     handle_early()
     guard()
-    from brokerfl.cli.server import main
-
-    main()
+    imported("server:main")()
 
 
 def brokerfl() -> None:
     """Run `brokerfl`."""
     handle_early()
     guard(patient=True)
-    from brokerfl.cli.main import main
-
-    main()
+    imported("main:main")()
 
 
 if __name__ == "__main__":  # python -m brokerfl.cli.start node client:app

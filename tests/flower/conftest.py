@@ -12,15 +12,15 @@ def no_collector() -> Iterator[None]:
     """Keep the garbage collector out: see docs/flower.md on .npy files in CPython 3.11.
 
     These tests have all nodes in one process, and hypothesis gives the collector a callback in Python. What is there
-    already is set aside, so that a test of many lives may collect between them, at little cost. If it did not, one
-    collection in its end could stop all threads for longer than the nodes' leases.
+    already is set aside, and stays so: the next test collects what this one left, and no more. So does a test of many
+    lives between them; if it did not, one collection in its end could stop all threads for longer than the nodes'
+    leases.
     """
     gc.collect()
     gc.freeze()
     gc.disable()
     yield
     gc.enable()
-    gc.unfreeze()
 
 
 @pytest.fixture

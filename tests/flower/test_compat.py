@@ -138,8 +138,10 @@ main()
 
 EVERYTHING = """
 import brokerfl.flower, brokerfl.client, brokerfl.server, brokerfl.testing
-import brokerfl.cli.main, brokerfl.cli.node, brokerfl.cli.server
+import brokerfl.cli.node, brokerfl.cli.server
+from brokerfl.cli.main import main as brokerfl_main
 from brokerfl.common import RecordSet
+assert len([*brokerfl_main.commands.values()]) > 20
 app, server_app = brokerfl.client.ClientApp(), brokerfl.server.ServerApp()
 app.query()(lambda message, context: message.create_reply(message.content))
 @server_app.main()
