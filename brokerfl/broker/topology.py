@@ -131,7 +131,8 @@ class Cluster:
         """
         self.find()
         found = set(self._known)
-        for line in _text(self._ask(sorted(found)[0], ("CLUSTER", "NODES"))).splitlines():
+        _, answer = self._ask_any("CLUSTER", "NODES")
+        for line in _text(answer).splitlines():
             _, place, flags = line.split()[:3]
             address, _, name = place.partition(",")
             host, _, port = address.partition("@")[0].rpartition(":")
@@ -151,16 +152,17 @@ class Cluster:
             InsecureURL: one is on another machine, and the connection would be plain text.
             RedisError: none of them answers.
         """
+        return self._read(*self._ask_any("CLUSTER", "SLOTS"))
+
+    def _ask_any(self, *command: str) -> tuple[Address, Any]:
         problems = _Problems("server of the Cluster")
         # One that is cut off from the others says what it last knew: the next time, another one is asked.
         places = random.sample(sorted(self._known), len(self._known))
         for place in [*places, *(host for host in self._url.hosts if host not in self._known)]:
             try:
-                answer = self._ask(place, ("CLUSTER", "SLOTS"))
+                return place, self._ask(place, command)
             except RedisError as error:
                 problems.add(place, self._meaning(place, error))
-                continue
-            return self._read(place, answer)
         raise problems.worst()
 
     def _meaning(self, place: Address, error: Exception) -> Exception:

@@ -111,6 +111,21 @@ def test_known_servers_are_asked_too() -> None:
     assert found.find().primary_of("k") == ("c", 1)
 
 
+def test_all_servers_are_found_while_one_is_down() -> None:
+    """Whoever answers is asked, whichever is down; one that has no data yet is there too, one that nobody met is not."""
+    slots = [[0, 16383, [b"b", 1, b"id"], [b"a", 1, b"id"]]]
+    rows = b"1 b:1@2 master -\n2 a:1@2 slave,fail 1\n3 c:1@2 slave 1\n4 d:1@2 handshake -\n"
+    for down in ("a", "b"):
+
+        def ask(address: Address, command: Sequence[Any], down: str = down) -> Any:
+            if address[0] == down:
+                raise DOWN
+            return slots if command[1] == "SLOTS" else rows
+
+        url = parse_url("redis+cluster://a:1,b:1", insecure=True)
+        assert Cluster(url, ask).servers() == {("a", 1), ("b", 1), ("c", 1)}
+
+
 def test_a_server_that_is_in_no_cluster() -> None:
     """The right URL is named."""
     with pytest.raises(ConfigError, match=r"a:6379 in .* is no server of a Cluster: write redis://"):
