@@ -306,11 +306,22 @@ def valkey_cluster_url(valkey_url: str) -> Iterator[str]:
 @pytest.fixture(params=(*BACKENDS, *RIGHTS, *TOPOLOGIES))
 def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     """Each backend in turn, empty, and looked over after the test. With rights, nothing was refused."""
-    made = _make(request.param, request)
+    made, opened = _make(request.param, request), list[Connection]()
+
+    def noted(open_one: Callable[[], Connection]) -> Callable[[], Connection]:
+        def note() -> Connection:
+            opened.append(open_one())
+            return opened[-1]
+
+        return note
+
+    made.connect, made.by_hand = noted(made.connect), noted(made.by_hand)
     made.admin.flushall()
     if made.has_rights:
         made.admin.acl_log_reset()
     yield made
+    for connection in opened:
+        connection.close()
     check_keys(made.admin)
     if made.has_rights:
         assert refusals(made.admin) == []

@@ -246,6 +246,13 @@ class Registration:
             return False
         if not is_ours and not self._take_lease():
             return False
+        if holder is None and identity == self.identity:  # else Redis forgot more, which is said elsewhere
+            log(
+                WARNING,
+                "The lease of this node lapsed: it was not renewed for %g seconds, since the process, its machine or "
+                "the network stood still; ServerApps took the node for lost meanwhile",
+                self.lease,
+            )
         self.is_paused = paused == 1
         if not is_ours or known != [1, len(doorbells)] or identity != self.identity or not is_member:
             self._enter(status)

@@ -81,6 +81,20 @@ def test_a_lapsed_lease_is_taken_and_its_holder_notices(backend: Backend) -> Non
     assert online_nodes(backend.connect()) == [second.node_id]
 
 
+def test_a_node_that_stood_still_says_so(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
+    """Its lease lapsed, and nobody else has its id: it goes on, and its log tells why ServerApps missed it."""
+    node = Registration(backend.connect(), "berlin")
+    node.register()
+    assert node.renew()
+    assert caplog.text == ""
+    backend.admin.unlink(node_lease := backend.connect().keys.node_lease(node.node_id))
+    assert node.renew()
+    assert caplog.text.count("The lease of this node lapsed: it was not renewed for 15 seconds") == 1
+    assert backend.admin.pttl(node_lease) > 0
+    assert node.renew()
+    assert caplog.text.count("lapsed") == 1
+
+
 def test_a_dead_process_of_this_host_is_replaced_at_once(backend: Backend) -> None:
     """A lease whose holder ran on this host and is gone is taken over without waiting for it to lapse."""
     host, pid, started, *_ = new_token().split("/")
