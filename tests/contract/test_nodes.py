@@ -190,7 +190,7 @@ def test_who_is_online_costs_few_commands(
         assert trips[-1] <= 3 * servers * pages + backend.is_found, "three looks, and where the servers are"
         assert set(issued) <= {"SSCAN", "SMEMBERS", "EXISTS", "TIME", "HSTRLEN"}, "nothing that a node wrote is read"
     assert costs[0] <= 170 + slots
-    assert costs[1] <= 4.25 * costs[0]
+    assert costs[1] <= 4.25 * costs[0] + 8, "four times as many, and a page or two more of SSCAN"
 
 
 def test_waiting_for_nodes_asks_ever_less_often(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
