@@ -8,14 +8,8 @@ from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from brokerfl.broker.node_info import NodeInfo
 from brokerfl.common import Message, RunDiverged
-
-#: The tags of what the app was told of nodes.
-_TOLD = ("n", "i", "t")
-
-#: How many fields of a node are recorded.
-_FIELDS = 6
+from brokerfl.server.told import TAGS, Told
 
 
 class Pushed(NamedTuple):
@@ -50,8 +44,7 @@ class Playback:
         replies: the entries of replies, by the ids of the messages, in their order.
         ids: of all messages.
         left: the messages that the app stopped waiting for.
-        told: the nodes that the app was told, or that it waited for nodes in vain.
-        told_infos: what it was told of nodes.
+        told: what the app was told of nodes.
     """
 
     def __init__(self, run_id: int, entries: Iterable[Sequence[Any]]) -> None:
@@ -59,17 +52,16 @@ class Playback:
         self.pushed: list[Pushed] = []
         self.replies: dict[str, Sequence[Any]] = {}
         self.left: set[str] = set()
-        self.told: deque[list[int] | TimeoutError] = deque()
-        self.told_infos: deque[list[NodeInfo]] = deque()
+        self.told = Told()
         numbers: dict[str, int] = {}
         told: list[Sequence[Any]] = []  # since the last push
         for tag, *rest in entries:
-            if tag in _TOLD:
+            if tag in TAGS:
                 told.append((tag, *rest))
             elif tag == "g":
                 told = []
             elif tag == "p":
-                self._note(told)
+                self.told.note(told)
                 told = []
                 for each in map(Pushed._make, rest[0]):
                     if each.message_id:
@@ -90,13 +82,6 @@ class Playback:
         for number, each in enumerate(self.pushed):
             self._unused.setdefault(each.key, deque()).append(number)
         self._used = [False] * len(self.pushed)
-
-    def _note(self, told: Iterable[Sequence[Any]]) -> None:
-        for tag, value in told:
-            if tag == "i":
-                self.told_infos.append([NodeInfo(*fields[:_FIELDS]) for fields in value])
-            else:
-                self.told.append(TimeoutError(value) if tag == "t" else value)
 
     @property
     def is_behind(self) -> bool:
@@ -131,33 +116,6 @@ class Playback:
         """Return the recorded replies to these messages, in the order in which the app got them, each once."""
         found = sorted((each for each in message_ids if each in self.replies), key=self._places.__getitem__)
         return [self.replies.pop(message_id) for message_id in found]
-
-    def nodes(self, *, waits: bool) -> list[int] | None:
-        """Return the nodes that the app was told next; None if it is told them live.
-
-        Raises:
-            TimeoutError: it ``waits``, as it did then in vain.
-        """
-        return next_told(self.told, waits=waits) if self.is_behind else None
-
-    def infos(self) -> list[NodeInfo] | None:
-        """Return what the app was told of nodes next; None if it is told that live."""
-        return self.told_infos.popleft() if self.told_infos and self.is_behind else None
-
-
-def next_told(told: deque[list[int] | TimeoutError], *, waits: bool) -> list[int] | None:
-    """Take the nodes that an app was told next; None if it was told no more.
-
-    Raises:
-        TimeoutError: it ``waits``, as it did then in vain.
-    """
-    while told:
-        found = told.popleft()
-        if not isinstance(found, TimeoutError):
-            return found
-        if waits:
-            raise found
-    return None
 
 
 def _said(message: Pushed) -> str:

@@ -170,7 +170,7 @@ class Recorder(Driver):
     def get_nodes(self) -> list[NodeInfo]:
         """As a Driver; in a recording what was told then, without what they were doing and with which code."""
         with self._playing:
-            recorded = self._playback.infos()
+            recorded = self._playback.told.infos() if self._playback.is_behind else None
         if recorded is not None:
             return recorded
         found = super().get_nodes()
@@ -183,7 +183,7 @@ class Recorder(Driver):
 
     def _told(self, ask: Callable[[], list[int]], *, waits: bool) -> list[int]:
         with self._playing:
-            recorded = self._playback.nodes(waits=waits)
+            recorded = self._playback.told.nodes(waits=waits) if self._playback.is_behind else None
         if recorded is not None:
             return recorded
         try:

@@ -13,7 +13,7 @@ from brokerfl.broker.node_info import NodeInfo
 from brokerfl.common import SUPERLINK_NODE_ID, Context, Error, ErrorCode, Message, RecordSet, UserConfig, log
 from brokerfl.common.form import Form, Like
 from brokerfl.server.driver import Driver
-from brokerfl.server.playback import Playback, next_told
+from brokerfl.server.playback import Playback
 from brokerfl.server.results import T
 from brokerfl.server.tape import Recorded
 from brokerfl.wire.message import check_message
@@ -85,7 +85,7 @@ class Rehearsal:
             self._entries[pushed.node_id, pushed.message_type].append(entry)
         self._places = {id(entry): place for place, entry in enumerate(playback.replies.values())}
         self._nodes = sorted({pushed.node_id for pushed in playback.pushed})
-        self._told, self._infos = playback.told, playback.told_infos
+        self._told = playback.told
         self._open: dict[str, tuple[Message, Sequence[Any] | None]] = {}
         self._count = 0
 
@@ -104,14 +104,13 @@ class Rehearsal:
         return self._next_told(waits=True)
 
     def _next_told(self, *, waits: bool) -> list[int]:
-        told = next_told(self._told, waits=waits)
+        told = self._told.nodes(waits=waits)
         return list(self._nodes) if told is None else told
 
     def get_nodes(self) -> list[NodeInfo]:
         """Return what the recorded app was told of nodes; then all of them, without names."""
-        if self._infos:
-            return self._infos.popleft()
-        return [NodeInfo(node_id, online=True) for node_id in self._nodes]
+        told = self._told.infos()
+        return [NodeInfo(node_id, online=True) for node_id in self._nodes] if told is None else told
 
     # Messages.
 

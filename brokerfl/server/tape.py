@@ -9,9 +9,9 @@ anything is to be recorded, or what is done with it later.
     b digest bytes                      bytes of contents, each once
     r id metadata error fields          a reply: fields are bytes, or the digests of such
     l [id, …]                           the app stopped waiting for these
-    n [id, …]                           the nodes that the app was told
-    i [[id, online, name, …], …]        what it was told of nodes
-    t text                              it waited for nodes in vain
+    n [id, …] thread                    the nodes that a thread of the app was told
+    i [[id, online, name, …], …] thread what it was told of nodes
+    t text thread                       it waited for nodes in vain
     g                                   another ServerApp goes on: what was told after the last push led to nothing
     x reason                            the end: the rest was not recorded
 """
@@ -30,6 +30,7 @@ from brokerfl.broker.node_info import NodeInfo
 from brokerfl.common import ConfigError, Error, FrameError, Message, Metadata, RunAttached, log
 from brokerfl.common.lockfile import LockFile
 from brokerfl.common.private import open_private, private_directory
+from brokerfl.server.told import asking
 from brokerfl.wire.entries import encode_entry, read_entries
 from brokerfl.wire.frame import Fields
 from brokerfl.wire.record import decode_content, encode_content
@@ -234,16 +235,16 @@ class Tape(Recorded):
 
     def nodes(self, node_ids: Sequence[int]) -> None:
         """The app was told that these are online."""
-        self._append(["n", list(node_ids)])
+        self._append(["n", list(node_ids), asking()])
 
     def infos(self, infos: Iterable[NodeInfo]) -> None:
         """The app was told this of nodes."""
         told = [[each.node_id, each.online, each.name, _clean(each.labels), each.version, each.since] for each in infos]
-        self._append(["i", told])
+        self._append(["i", told, asking()])
 
     def waited(self, error: TimeoutError) -> None:
         """The app waited for nodes in vain."""
-        self._append(["t", str(error)])
+        self._append(["t", str(error), asking()])
 
     def _append(self, entry: list[Any], limit: int = 0) -> None:
         with self._lock:

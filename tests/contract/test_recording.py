@@ -1,6 +1,7 @@
 """`--record`: a hand-written loop without any state goes through its recording, and ends as if nothing had happened."""
 
 import random
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -198,7 +199,7 @@ def test_another_app_is_refused(backend: Backend, tmp_path: Path) -> None:
 
 
 def test_what_an_app_was_told_of_nodes(backend: Backend, tmp_path: Path) -> None:
-    """It is told the same again, with names and labels; what led to no push is forgotten."""
+    """It is told the same again, with names and labels, whatever its threads ask; what led to no push is forgotten."""
     app, executed = training_app()
 
     def told(driver: Any, count: int) -> list[tuple[int, list[str]]]:
@@ -225,11 +226,22 @@ def test_what_an_app_was_told_of_nodes(backend: Backend, tmp_path: Path) -> None
         leave(driver)
         return recorder(backend, tmp_path, driver)
 
+    def looked(driver: Any) -> None:
+        """Another thread of the app looks at nodes, as often as it comes to do so."""
+        for ask in (driver.get_nodes, driver.get_node_ids):
+            looking = threading.Thread(target=ask, name="look \ud800")
+            looking.start()
+            looking.join()
+
     with serving(backend, app, name="first"):
-        driver = died(recorder(backend, tmp_path), 1)
+        driver = recorder(backend, tmp_path)
+        looked(driver)
+        looked(driver)
+        driver = died(driver, 1)
     with serving(backend, app, name="second"), serving(backend, app, name="third"):
         driver = died(driver, 2)
         expected = [(0, ["first"]), (2, ["second"]), (2, ["second"])]
+        looked(driver)
         assert told(driver, 3) == expected
         driver.end()
     assert len(executed) == 3

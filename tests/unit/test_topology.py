@@ -112,7 +112,7 @@ def test_known_servers_are_asked_too() -> None:
 
 
 def test_all_servers_are_found_while_one_is_down() -> None:
-    """Whoever answers is asked, whichever is down; one that has no data yet is there too, one that nobody met is not."""
+    """Whoever answers is asked; a server that has no data yet is there too, one that nobody has met is not."""
     slots = [[0, 16383, [b"b", 1, b"id"], [b"a", 1, b"id"]]]
     rows = b"1 b:1@2 master -\n2 a:1@2 slave,fail 1\n3 c:1@2 slave 1\n4 d:1@2 handshake -\n"
     for down in ("a", "b"):
