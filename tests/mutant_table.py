@@ -1327,6 +1327,13 @@ WAITS = (
 
 NODE = (
     Mutant(
+        "a node does not say that it stood still",
+        "broker/nodes.py",
+        "if holder is None and identity == self.identity:",
+        "if False:",
+        "contract/test_nodes",
+    ),
+    Mutant(
         "the name of a living node is taken",
         "broker/lease.py",
         "if last is not None and left > last:",
@@ -2114,6 +2121,13 @@ READS = (
 
 STEPS = (
     Mutant(
+        "a thread takes what another one was told of nodes",
+        "server/told.py",
+        'return threading.current_thread().name.encode(errors="replace").decode()',
+        'return "app"',
+        "contract/test_recording",
+    ),
+    Mutant(
         "an iterator looks through all that it waits for whenever another takes",
         "server/wait.py",
         "if (self.answers.takes - wanted.seen) * _LOOK > len(wanted.ids):",
@@ -2390,6 +2404,13 @@ ENDING = (
 )
 
 TOPOLOGY = (
+    Mutant(
+        "the lowest server of a Cluster has to answer",
+        "broker/topology.py",
+        '        _, answer = self._ask_any("CLUSTER", "NODES")\n',
+        '        answer = self._ask(sorted(found)[0], ("CLUSTER", "NODES"))\n',
+        "unit/test_topology",
+    ),
     Mutant(
         "a replica that Sentinels name is the primary",
         "broker/client.py",
