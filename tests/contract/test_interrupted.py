@@ -15,6 +15,9 @@ from tests.apps import driving, eventually, federation, number, number_in
 from tests.conftest import Backend
 from tests.stage import unsettled
 
+# It may come in a __del__, as in any program: there it ends nothing.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 #: The same on any server.
 WITHOUT = ("redis", "redis-tls")
 
@@ -78,7 +81,6 @@ def pull(driver: Driver, ids: list[str], found: list[Message]) -> None:
 
 
 @pytest.mark.timeout(300)  # hundreds of rounds, each with a profiler
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it may come in a __del__
 @pytest.mark.parametrize("collect", [iterate, pull])
 def test_no_reply_is_lost(
     backend: Backend,
