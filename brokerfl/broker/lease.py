@@ -6,7 +6,7 @@ renewed, its holder is alive; otherwise it lapses.
 
 import time
 from collections.abc import Callable
-from logging import INFO
+from logging import INFO, WARNING
 
 from brokerfl.broker.connection import Connection
 from brokerfl.broker.failure import map_errors
@@ -51,3 +51,15 @@ def await_lapse(
             raise refusal(holder_of(connection, key))
         last = left
         time.sleep(min(0.2, left / 1000))
+
+
+def say_lapsed(whose: str, lease: float, meanwhile: str) -> None:
+    """Say that a lease lapsed although its holder lives, for how many seconds at least, and what that meant."""
+    log(
+        WARNING,
+        "The lease of %s lapsed: it was not renewed for %g seconds, since the process, its machine or the network "
+        "stood still; meanwhile %s",
+        whose,
+        lease,
+        meanwhile,
+    )

@@ -30,7 +30,7 @@ from brokerfl.broker.keys import (
     Keys,
     milliseconds,
 )
-from brokerfl.broker.lease import await_lapse
+from brokerfl.broker.lease import await_lapse, say_lapsed
 from brokerfl.broker.mend import is_forged, mend
 from brokerfl.broker.node_info import LONGEST_FIELD, PAUSED, SHOWN, STATUS, NodeInfo, node_info_of
 from brokerfl.broker.origins import info_of
@@ -247,12 +247,7 @@ class Registration:
         if not is_ours and not self._take_lease():
             return False
         if holder is None and identity == self.identity:  # else Redis forgot more, which is said elsewhere
-            log(
-                WARNING,
-                "The lease of this node lapsed: it was not renewed for %g seconds, since the process, its machine or "
-                "the network stood still; ServerApps took the node for lost meanwhile",
-                self.lease,
-            )
+            say_lapsed("this node", self.lease, "ServerApps took the node for lost")
         self.is_paused = paused == 1
         if not is_ours or known != [1, len(doorbells)] or identity != self.identity or not is_member:
             self._enter(status)

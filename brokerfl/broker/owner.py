@@ -24,7 +24,7 @@ from brokerfl.broker.fence import Fence, Transaction, watched_owner
 from brokerfl.broker.gather import Gather
 from brokerfl.broker.identity import ensure_identity, read_identity
 from brokerfl.broker.keys import GROUP, LEASE, MOST_RETENTION, RETENTION, milliseconds
-from brokerfl.broker.lease import await_lapse
+from brokerfl.broker.lease import await_lapse, say_lapsed
 from brokerfl.broker.nodes import new_run_id
 from brokerfl.broker.process import is_dead, new_token, text_of
 from brokerfl.broker.rules import allows
@@ -298,6 +298,7 @@ class Owner:
             if not self.connection.at(key).redis.pexpire(key, lives):
                 # Gone after a long outage: only a fenced transaction may set it again.
                 self.fence.execute(Transaction("renew", lambda pipe: pipe.set(key, self.fence.name, px=lives)))
+                say_lapsed("this run", self.lease, "the run counted as detached")
         if time.monotonic() - self._renewed > self.retention / 4:
             self.renew_lifetimes(footprint())
         self._seen = time.monotonic()

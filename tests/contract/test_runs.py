@@ -75,13 +75,17 @@ def test_an_attached_run_never_loses_its_keys(backend: Backend) -> None:
         assert [number_in(reply) for reply in driver.replies(ids)] == [3]
 
 
-def test_a_lease_that_lapsed_in_an_outage_is_taken_again(backend: Backend) -> None:
-    """The next beat sets it: without a lease, anybody might resume the run."""
+def test_a_lease_that_lapsed_in_an_outage_is_taken_again(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
+    """The next beat sets it and says so: without a lease, anybody might resume the run."""
     with driving(backend) as driver:
         lease = driver.connection.keys.run_lease(driver.run.run_id)
+        beat(driver)
+        assert "lapsed" not in caplog.text
         backend.admin.unlink(lease)
         beat(driver)
         assert backend.admin.pttl(lease) > 0
+        beat(driver)
+        assert caplog.text.count("The lease of this run lapsed: it was not renewed for 15 seconds") == 1
 
 
 def test_a_server_app_that_was_cut_off_for_too_long_writes_nothing(
