@@ -57,7 +57,7 @@ def say_lapsed(whose: str, lease: float, meanwhile: str) -> None:
     """Say that a lease lapsed although its holder lives, for how many seconds at least, and what that meant."""
     log(
         WARNING,
-        "The lease of %s lapsed: it was not renewed for %g seconds, since the process, its machine or the network "
+        "The lease of %s lapsed: it was not renewed for more than %g s, since the process, its machine or the network "
         "stood still; meanwhile %s",
         whose,
         lease,
