@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Self
 
 from benchmarks.federation import LIMIT
 from brokerfl.broker.connection import connect
-from brokerfl.broker.embedded import EmbeddedServer, die_with_parent
+from brokerfl.broker.embedded import EmbeddedServer, die_with_parent, free_port
 from brokerfl.broker.presence import online_nodes
 
 APP = Path(__file__).parent / "flower_app"
@@ -225,7 +225,7 @@ class SuperLink(Side):
     name = "Flower"
 
     def _open(self, stack: ExitStack) -> None:
-        port, *ports = _free_ports(1 + NODES)
+        port, *ports = (free_port() for _ in range(1 + NODES))
         self._address = f"127.0.0.1:{port}"
         serve = ("--insecure", "--host", "127.0.0.1", "--port", str(port), "--disable-runtime-dependency-installation")
         self._commands.start("superlink", "flower-superlink", *serve)
@@ -291,15 +291,6 @@ def _scripts() -> str:
 
 def _node_config(node: int) -> str:
     return f"partition-id={node} num-partitions={NODES}"
-
-
-def _free_ports(number: int) -> list[int]:
-    """Return TCP ports on the loopback interface that nobody uses now."""
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 def _listens(port: int) -> bool:

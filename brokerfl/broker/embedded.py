@@ -71,7 +71,7 @@ def version_of(binary: Path | None = None) -> tuple[int, int]:
 
 
 def free_port() -> int:
-    """Return a free TCP port on the loopback interface, such that no connection takes it before a server does."""
+    """Return a free TCP port on the loopback interface: by default one that systems give to no connection."""
     for port in (*secrets.SystemRandom().sample(_PORTS, 100), 0):
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))

@@ -57,8 +57,8 @@ def say_lapsed(whose: str, lease: float, meanwhile: str) -> None:
     """Say that a lease lapsed although its holder lives, for how many seconds at least, and what that meant."""
     log(
         WARNING,
-        "The lease of %s lapsed: it was not renewed for more than %g s, since the process, its machine or the network "
-        "stood still; meanwhile %s",
+        "The lease of %s lapsed: it was not renewed for more than %g s, since the process, its machine, the network or "
+        "Redis stood still; meanwhile %s",
         whose,
         lease,
         meanwhile,

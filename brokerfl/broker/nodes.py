@@ -128,8 +128,12 @@ class Registration:
     def _refusal(self, holder: str) -> Exception:
         return NodeNameTaken(f"the name {self.name!r} is in use by {holder}: give each node its own --name")
 
-    def _take_lease(self) -> bool:
-        """Take the lease if it is free; return whether this process holds it. Heartbeat and loop may try at once."""
+    def _take_lease(self, *, had_it: bool = False) -> bool:
+        """Take the lease if it is free; return whether this process holds it. Heartbeat and loop may try at once.
+
+        Args:
+            had_it: this process held it before, so if it is free, it lapsed.
+        """
         lease = self._connection.keys.node_lease(self.node_id)
         redis = self._connection.at(lease).redis
         with map_errors(self._connection.url), redis.pipeline() as pipe:
@@ -143,6 +147,8 @@ class Registration:
                 pipe.multi()
                 pipe.set(lease, self._token, px=milliseconds(self.lease))
                 if execute_unless_changed(pipe):
+                    if had_it and holder is None:
+                        say_lapsed("this node", self.lease, "ServerApps took the node for lost")
                     return True
 
     def _is_gone(self, holder: str) -> bool:
@@ -244,10 +250,9 @@ class Registration:
         # A Redis that forgot its last writes may still have the lease of a predecessor.
         if holder is not None and not is_ours and not self._is_gone(text_of(holder)):
             return False
-        if not is_ours and not self._take_lease():
+        # What a Redis that forgot everything means is said elsewhere.
+        if not is_ours and not self._take_lease(had_it=identity == self.identity):
             return False
-        if holder is None and identity == self.identity:  # else Redis forgot more, which is said elsewhere
-            say_lapsed("this node", self.lease, "ServerApps took the node for lost")
         self.is_paused = paused == 1
         if not is_ours or known != [1, len(doorbells)] or identity != self.identity or not is_member:
             self._enter(status)

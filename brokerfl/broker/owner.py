@@ -296,9 +296,10 @@ class Owner:
         self.connection.read_time()
         with map_errors(self.connection.url):
             if not self.connection.at(key).redis.pexpire(key, lives):
-                # Gone after a long outage: only a fenced transaction may set it again.
-                self.fence.execute(Transaction("renew", lambda pipe: pipe.set(key, self.fence.name, px=lives)))
-                say_lapsed("this run", self.lease, "the run counted as detached")
+                # Gone after a long outage: only a fenced transaction may set it again, and one thread says so.
+                again = Transaction("renew", lambda pipe: pipe.set(key, self.fence.name, px=lives, nx=True), answers=1)
+                if self.fence.execute(again) != [None]:
+                    say_lapsed("this run", self.lease, "the run counted as detached")
         if time.monotonic() - self._renewed > self.retention / 4:
             self.renew_lifetimes(footprint())
         self._seen = time.monotonic()

@@ -216,7 +216,7 @@ class _Problems:
 
     def worst(self) -> Exception:
         """Return what somebody has to change, if there is such; else all of it in one line."""
-        for kind in (InsecureURL, ConfigError, AuthenticationError):
+        for kind in (InsecureURL, ConfigError, AuthenticationError, NoPermissionError):
             for _, error in self._found:
                 if isinstance(error, kind):
                     return error

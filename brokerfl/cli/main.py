@@ -1,6 +1,5 @@
 """`brokerfl`: the group of commands. Owns which commands there are; each is imported when it is asked for."""
 
-from collections import UserDict
 from typing import Any
 
 import click
@@ -8,54 +7,53 @@ import click
 from brokerfl import __version__
 from brokerfl.cli.imports import imported
 
+#: Where each command is.
+_PLACES: dict[str, Any] = {
+    "cancel": "requests:cancel",
+    "certs": "certs:certs",
+    "compare": "events:compare",
+    "dashboard": "dashboard:dashboard",
+    "dead": "dead:dead",
+    "demo": "demo:demo",
+    "doctor": "doctor:doctor",
+    "drain": "requests:drain",
+    "events": "events:events",
+    "export": "events:export",
+    "gate": "gate:gate",
+    "log": "events:log_",
+    "metrics": "metrics:metrics",
+    "node": "members:node",
+    "node-health": "steering:node_health",
+    "nodes": "nodes:nodes",
+    "observer": "members:observer",
+    "operator": "members:operator",
+    "pause": "steering:pause",
+    "replay": "recording:replay",
+    "resume": "steering:resume",
+    "runs": "runs:runs",
+    "secure": "secure:secure_command",
+    "server": "members:server",
+    "show": "show:show",
+    "stop": "runs:stop",
+    "top": "top:top",
+    "up": "up:up",
+}
 
-class _Imported(UserDict[str, Any]):
-    """Commands by their names, made of the places that they are imported from.
+
+class _Imported(click.Group):
+    """Has places in place of commands.
 
     Most of what a short command takes is its import, and that of all commands takes half as much again.
     """
 
-    def __getitem__(self, name: str) -> click.Command:
-        command = imported(super().__getitem__(name))
-        assert isinstance(command, click.Command)
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        found: Any = super().get_command(ctx, cmd_name)
+        command = imported(found) if isinstance(found, str) else found
+        assert command is None or isinstance(command, click.Command)
         return command
 
 
-_COMMANDS = _Imported(
-    {
-        "cancel": "requests:cancel",
-        "certs": "certs:certs",
-        "compare": "events:compare",
-        "dashboard": "dashboard:dashboard",
-        "dead": "dead:dead",
-        "demo": "demo:demo",
-        "doctor": "doctor:doctor",
-        "drain": "requests:drain",
-        "events": "events:events",
-        "export": "events:export",
-        "gate": "gate:gate",
-        "log": "events:log_",
-        "metrics": "metrics:metrics",
-        "node": "members:node",
-        "node-health": "steering:node_health",
-        "nodes": "nodes:nodes",
-        "observer": "members:observer",
-        "operator": "members:operator",
-        "pause": "steering:pause",
-        "replay": "recording:replay",
-        "resume": "steering:resume",
-        "runs": "runs:runs",
-        "secure": "secure:secure_command",
-        "server": "members:server",
-        "show": "show:show",
-        "stop": "runs:stop",
-        "top": "top:top",
-        "up": "up:up",
-    }
-)
-
-
-@click.group(commands=_COMMANDS)
+@click.group(cls=_Imported, commands=_PLACES)
 @click.version_option(__version__)
 def main() -> None:
     """Federated learning over Redis: start a server, see what happens, steer runs and nodes."""

@@ -2,7 +2,7 @@
 
 import sys
 
-from brokerfl.cli.imports import imported
+from brokerfl.cli.imports import collector_at_rest, imported
 from brokerfl.cli.signals import handle_early
 from brokerfl.cli.streams import guard
 
@@ -11,21 +11,29 @@ def node() -> None:
     """Run `brokerfl-node`."""
     handle_early(children_finish=True)
     guard()
-    imported("node:main")()
+    with collector_at_rest():
+        main = imported("node:main")
+    main()
 
 
 def server() -> None:
     """Run `brokerfl-server`."""
     handle_early()
     guard()
-    imported("server:main")()
+    with collector_at_rest():
+        main = imported("server:main")
+    main()
 
 
 def brokerfl() -> None:
     """Run `brokerfl`."""
     handle_early()
     guard(patient=True)
-    imported("main:main")()
+    with collector_at_rest():
+        main = imported("main:main")
+        for name in sys.argv[1:2]:
+            main.get_command(None, name)  # imports it
+    main()
 
 
 if __name__ == "__main__":  # python -m brokerfl.cli.start node client:app

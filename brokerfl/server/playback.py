@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from brokerfl.common import Message, RunDiverged
+from brokerfl.common import ConfigError, Message, RunDiverged
 from brokerfl.server.told import TAGS, Told
 
 
@@ -45,6 +45,9 @@ class Playback:
         ids: of all messages.
         left: the messages that the app stopped waiting for.
         told: what the app was told of nodes.
+
+    Raises:
+        ConfigError: the entries are not those of a tape of this version.
     """
 
     def __init__(self, run_id: int, entries: Iterable[Sequence[Any]]) -> None:
@@ -53,6 +56,20 @@ class Playback:
         self.replies: dict[str, Sequence[Any]] = {}
         self.left: set[str] = set()
         self.told = Told()
+        try:
+            self.ids = self._read(entries)
+        except (TypeError, ValueError, LookupError) as wrong:
+            raise ConfigError(
+                f"the recording of run {run_id} is malformed ({wrong!r}): begin anew with --from-start"
+            ) from None
+        self._places = {message_id: place for place, message_id in enumerate(self.replies)}
+        self._first = 0
+        self._unused: dict[tuple[int, str, str], deque[int]] = {}
+        for number, each in enumerate(self.pushed):
+            self._unused.setdefault(each.key, deque()).append(number)
+        self._used = [False] * len(self.pushed)
+
+    def _read(self, entries: Iterable[Sequence[Any]]) -> set[str]:
         numbers: dict[str, int] = {}
         told: list[Sequence[Any]] = []  # since the last push
         for tag, *rest in entries:
@@ -75,13 +92,7 @@ class Playback:
                 self.replies[rest[0]] = [tag, *rest]
             elif tag == "l":
                 self.left.update(rest[0])
-        self.ids = set(numbers)
-        self._places = {message_id: place for place, message_id in enumerate(self.replies)}
-        self._first = 0
-        self._unused: dict[tuple[int, str, str], deque[int]] = {}
-        for number, each in enumerate(self.pushed):
-            self._unused.setdefault(each.key, deque()).append(number)
-        self._used = [False] * len(self.pushed)
+        return set(numbers)
 
     @property
     def is_behind(self) -> bool:

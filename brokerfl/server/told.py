@@ -4,6 +4,7 @@ Owns that a thread that looks at nodes beside the rounds takes nothing that the 
 where this was recorded.
 """
 
+import re
 import threading
 from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
@@ -19,8 +20,8 @@ _FIELDS = 6
 
 
 def asking() -> str:
-    """Return what this thread is called: the same in each life of an app, as far as its threads are."""
-    return threading.current_thread().name.encode(errors="replace").decode()
+    """Return what this thread is called, without numbers: which worker of a pool is free is chance."""
+    return re.sub(r"\d+", "", threading.current_thread().name).encode(errors="replace").decode()
 
 
 class Told:

@@ -2,11 +2,13 @@
 
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from redis.client import Pipeline
 
+from brokerfl.broker.gather import Gather
 from brokerfl.broker.nodes import Registration, list_nodes, node_id_of
 from brokerfl.broker.presence import Absence, absent_nodes, count_online, online_nodes, registered
 from brokerfl.broker.process import is_dead, new_token
@@ -93,6 +95,25 @@ def test_a_node_that_stood_still_says_so(backend: Backend, caplog: pytest.LogCap
     assert backend.admin.pttl(node_lease) > 0
     assert node.renew()
     assert caplog.text.count("lapsed") == 1
+
+
+def test_one_thread_says_that_a_node_stood_still(
+    backend: Backend, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Heartbeat and loop find at the same time that the lease has lapsed."""
+    node, barrier, execute = Registration(backend.connect(), "berlin"), threading.Barrier(2), Gather.execute
+    node.register()
+    backend.admin.unlink(backend.connect().keys.node_lease(node.node_id))
+
+    def at_once(gather: Gather, **options: Any) -> list[Any]:
+        found = execute(gather, **options)
+        barrier.wait(20)
+        return found
+
+    with monkeypatch.context() as patch, ThreadPoolExecutor(2) as pool:
+        patch.setattr(Gather, "execute", at_once)
+        assert [each.result() for each in [pool.submit(node.renew), pool.submit(node.renew)]] == [True, True]
+    assert caplog.text.count("The lease of this node lapsed") == 1
 
 
 def test_a_dead_process_of_this_host_is_replaced_at_once(backend: Backend) -> None:

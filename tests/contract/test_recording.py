@@ -3,6 +3,7 @@
 import random
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from brokerfl.server import Driver
 from brokerfl.server.recorder import Recorder
 from brokerfl.server.rehearsal import Rehearsal
 from brokerfl.server.tape import Recorded, Tape, path_of
+from brokerfl.wire.entries import encode_entry
 from tests.apps import federation
 from tests.conftest import Backend
 from tests.parties import Parties
@@ -247,6 +249,46 @@ def test_what_an_app_was_told_of_nodes(backend: Backend, tmp_path: Path) -> None
     assert len(executed) == 3
     with path_of(tmp_path, driver.run.run_id).open("rb") as file:
         assert told(Rehearsal(Recorded(file)), 3) == expected
+
+
+def test_any_worker_of_a_pool_is_told_the_same(backend: Backend, tmp_path: Path) -> None:
+    """Which of them is free differs between the lives."""
+    app, _ = training_app()
+
+    def rounds(driver: Any, busy: int) -> list[list[str]]:
+        found = []
+        for number in range(2):
+            with ThreadPoolExecutor(3) as pool:
+                done = threading.Event()
+                held = [pool.submit(done.wait, 20) for _ in range(busy)]
+                nodes = pool.submit(driver.get_nodes).result()
+                done.set()
+                assert all(each.result() for each in held)
+            found.append([node.name for node in nodes])
+            model = RecordSet({"model": ParametersRecord({"w": Array(np.arange(3))})})
+            driver.send_and_receive([driver.create_message(model, "train", nodes[0].node_id, str(number))])
+        return found
+
+    with serving(backend, app, name="first"):
+        driver = recorder(backend, tmp_path)
+        assert rounds(driver, 0) == [["first"]] * 2
+        leave(driver)
+    with serving(backend, app, name="second"):
+        driver = recorder(backend, tmp_path, driver)
+        assert rounds(driver, 2) == [["first"]] * 2
+        driver.end()
+
+
+def test_a_recording_that_nobody_wrote(backend: Backend, tmp_path: Path) -> None:
+    """It is not gone through: the error says how to go on."""
+    driver = recorder(backend, tmp_path)
+    leave(driver)
+    with path_of(tmp_path, driver.run.run_id).open("ab") as file:
+        file.write(encode_entry(["n", [7]]) + encode_entry(["p", [["1", 7, "train", "1"]]]))
+    with pytest.raises(ConfigError, match=r"is malformed .*: begin anew with --from-start"):
+        recorder(backend, tmp_path, driver)
+    with pytest.raises(ConfigError, match="is malformed"), path_of(tmp_path, driver.run.run_id).open("rb") as file:
+        Rehearsal(Recorded(file))
 
 
 def test_a_tape_that_is_full_is_played(backend: Backend, tmp_path: Path) -> None:

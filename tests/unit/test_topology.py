@@ -12,6 +12,7 @@ from redis.exceptions import (
     ConnectionError,
     ExecAbortError,
     MovedError,
+    NoPermissionError,
     ReadOnlyError,
     ResponseError,
     TryAgainError,
@@ -112,7 +113,7 @@ def test_known_servers_are_asked_too() -> None:
 
 
 def test_all_servers_are_found_while_one_is_down() -> None:
-    """Whoever answers is asked; a server that has no data yet is there too, one that nobody has met is not."""
+    """Whoever is asked first need not answer; one that has no data yet is there too, one that nobody has met is not."""
     slots = [[0, 16383, [b"b", 1, b"id"], [b"a", 1, b"id"]]]
     rows = b"1 b:1@2 master -\n2 a:1@2 slave,fail 1\n3 c:1@2 slave 1\n4 d:1@2 handshake -\n"
     for down in ("a", "b"):
@@ -124,6 +125,18 @@ def test_all_servers_are_found_while_one_is_down() -> None:
 
         url = parse_url("redis+cluster://a:1,b:1", insecure=True)
         assert Cluster(url, ask).servers() == {("a", 1), ("b", 1), ("c", 1)}
+
+
+def test_a_server_that_refuses_to_say_who_is_there() -> None:
+    """A right is missing, and that is said: it does answer."""
+
+    def ask(address: Address, command: Sequence[Any]) -> Any:
+        if command[1] == "SLOTS":
+            return [[0, 16383, [b"a", 1, b"id"], [b"b", 1, b"id"]]]
+        raise DOWN if address[0] == "b" else NoPermissionError("no permissions to run 'cluster|nodes'")
+
+    with pytest.raises(NoPermissionError, match="nodes"):
+        Cluster(parse_url("redis+cluster://a:1", insecure=True), ask).servers()
 
 
 def test_a_server_that_is_in_no_cluster() -> None:
