@@ -1,13 +1,13 @@
 """`brokerfl`: the group of commands. Owns which commands there are; each is imported when it is asked for."""
 
+from importlib import import_module
 from typing import Any
 
 import click
 
 from brokerfl import __version__
-from brokerfl.cli.imports import imported
 
-#: Where each command is.
+#: Where each command is: its module here, and its name there.
 _PLACES: dict[str, Any] = {
     "cancel": "requests:cancel",
     "certs": "certs:certs",
@@ -48,9 +48,11 @@ class _Imported(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         found: Any = super().get_command(ctx, cmd_name)
-        command = imported(found) if isinstance(found, str) else found
-        assert command is None or isinstance(command, click.Command)
-        return command
+        if isinstance(found, str):
+            module, name = found.split(":")
+            found = getattr(import_module(f"brokerfl.cli.{module}"), name)
+        assert found is None or isinstance(found, click.Command)
+        return found
 
 
 @click.group(cls=_Imported, commands=_PLACES)
