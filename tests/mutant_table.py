@@ -1328,7 +1328,7 @@ WAITS = (
 NODE = (
     Mutant(
         "the collector runs while a command is imported",
-        "cli/imports.py",
+        "cli/start.py",
         "    gc.disable()\n",
         "",
         "unit/test_layers",
@@ -2130,7 +2130,7 @@ STEPS = (
     Mutant(
         "a thread takes what another one was told of nodes",
         "server/told.py",
-        'return re.sub(r"\\d+", "", threading.current_thread().name).encode(errors="replace").decode()',
+        'return sendable(re.sub(r"\\d+", "", threading.current_thread().name))',
         'return "app"',
         "contract/test_recording",
     ),

@@ -4,6 +4,7 @@ from brokerfl.common import SUPERLINK_NODE_ID, Error, Message, Metadata
 from brokerfl.wire.frame import Fields
 from brokerfl.wire.message import encode_message
 from brokerfl.wire.record import encode_content
+from brokerfl.wire.told import sendable
 
 #: Most characters of an Error reply's reason; the node's log has all of it.
 _LONGEST_REASON = 2000
@@ -33,7 +34,7 @@ def encode_reply(node_id: int, run_id: int, message_id: str, asked: Metadata, re
         code, reason = reply.error.code, reply.error.reason
         if not isinstance(code, int) or not isinstance(reason, str | None):
             raise TypeError(f"an Error needs an int and a str, not {code!r} and {reason!r}")
-        reason = None if reason is None else printable(reason[:_LONGEST_REASON])
+        reason = None if reason is None else sendable(reason[:_LONGEST_REASON])
         return encode_message(message_id, header, error=Error(int(code), reason)), {}
     return encode_message(message_id, header), encode_content(reply.content)
 
@@ -48,7 +49,7 @@ def encode_refusal(node_id: int, run_id: int, message_id: str, code: int, reason
         code: an `ErrorCode`.
         reason: shortened if it is long.
     """
-    error = Error(code, printable(reason[:_LONGEST_REASON]))
+    error = Error(code, sendable(reason[:_LONGEST_REASON]))
     return encode_message(message_id, _header(node_id, run_id, message_id), error=error)
 
 
@@ -65,8 +66,3 @@ def _header(
         ttl=ttl,
         message_type=message_type,
     )
-
-
-def printable(text: str) -> str:
-    """Return text that can be sent and logged: undecodable bytes of file names are characters that cannot."""
-    return text.encode(errors="replace").decode()

@@ -10,7 +10,7 @@ from logging import ERROR, WARNING
 from typing import NamedTuple
 
 from brokerfl.client.app import ClientAppCallable
-from brokerfl.client.reply import encode_refusal, encode_reply, printable
+from brokerfl.client.reply import encode_refusal, encode_reply
 from brokerfl.client.site import ReplyRefused, Site
 from brokerfl.common import (
     Context,
@@ -28,6 +28,7 @@ from brokerfl.wire.frame import Fields
 from brokerfl.wire.origin import Origin
 from brokerfl.wire.record import decode_content, digest_of, encode_content
 from brokerfl.wire.run import Run
+from brokerfl.wire.told import sendable
 
 #: Most bytes of one array of a state. SQLite takes rows of 1,000,000,000 bytes (SQLITE_MAX_LENGTH,
 #: https://www.sqlite.org/limits.html): this leaves room for the row's header, and for the run and the array's name.
@@ -160,7 +161,7 @@ class Runner:
         return kept
 
     def _refuse(self, task: Task, error: BaseException) -> Fields:
-        kind, trace = shown(task.metadata.message_type), printable(traceback.format_exc().rstrip())
+        kind, trace = shown(task.metadata.message_type), sendable(traceback.format_exc().rstrip())
         if self._is_stopping():
             log(
                 WARNING,

@@ -24,7 +24,9 @@ from brokerfl.server.driver import Driver
 from brokerfl.server.playback import Playback, Pushed
 from brokerfl.server.record import Stage
 from brokerfl.server.replies import Replies
+from brokerfl.server.results import T
 from brokerfl.server.tape import Tape
+from brokerfl.server.told import Told
 from brokerfl.wire.message import check_message
 
 
@@ -169,8 +171,7 @@ class Recorder(Driver):
 
     def get_nodes(self) -> list[NodeInfo]:
         """As a Driver; in a recording what was told then, without what they were doing and with which code."""
-        with self._playing:
-            recorded = self._playback.told.infos() if self._playback.is_behind else None
+        recorded = self._recall(Told.infos)
         if recorded is not None:
             return recorded
         found = super().get_nodes()
@@ -182,8 +183,7 @@ class Recorder(Driver):
         return self._told(lambda: super(Recorder, self).wait_for_nodes(n, timeout), waits=True)
 
     def _told(self, ask: Callable[[], list[int]], *, waits: bool) -> list[int]:
-        with self._playing:
-            recorded = self._playback.told.nodes(waits=waits) if self._playback.is_behind else None
+        recorded = self._recall(lambda told: told.nodes(waits=waits))
         if recorded is not None:
             return recorded
         try:
@@ -193,6 +193,10 @@ class Recorder(Driver):
             raise
         self._tape.nodes(found)
         return found
+
+    def _recall(self, take: Callable[[Told], T | None]) -> T | None:
+        with self._playing:
+            return take(self._playback.told) if self._playback.is_behind else None
 
     def end(self) -> None:
         """As a Driver; the recording stays."""

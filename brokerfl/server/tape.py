@@ -35,6 +35,7 @@ from brokerfl.wire.entries import encode_entry, read_entries
 from brokerfl.wire.frame import Fields
 from brokerfl.wire.record import decode_content, encode_content
 from brokerfl.wire.run import Run
+from brokerfl.wire.told import sendable
 
 #: Bytes of a content from which on they are recorded apart, so that equal ones are there once.
 _APART = 1024
@@ -307,8 +308,4 @@ class Tape(Recorded):
 
 def _clean(labels: Mapping[str, str]) -> dict[str, str]:
     """Return labels that can be encoded: a node's may have half of a surrogate pair."""
-    return {_encodable(key): _encodable(value) for key, value in labels.items()}
-
-
-def _encodable(text: str) -> str:
-    return text.encode(errors="replace").decode()
+    return {sendable(key): sendable(value) for key, value in labels.items()}

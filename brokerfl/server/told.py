@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from brokerfl.broker.node_info import NodeInfo
+from brokerfl.wire.told import sendable
 
 #: The tags of these entries of a tape.
 TAGS = ("n", "i", "t")
@@ -21,7 +22,7 @@ _FIELDS = 6
 
 def asking() -> str:
     """Return what this thread is called, without numbers: which worker of a pool is free is chance."""
-    return re.sub(r"\d+", "", threading.current_thread().name).encode(errors="replace").decode()
+    return sendable(re.sub(r"\d+", "", threading.current_thread().name))
 
 
 class Told:

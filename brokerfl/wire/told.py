@@ -7,7 +7,7 @@ from typing import Any
 
 
 def sendable(text: str) -> str:
-    """Return a text as it can be sent: the class of an exception, or a node, may have any name."""
+    """Return a text as it can be sent and logged: the class of an exception, a node or a file may have any name."""
     return text.encode(errors="replace").decode()  # of a StrEnum, the plain text
 
 
