@@ -173,7 +173,7 @@ def test_a_day_under_systemd(commands: Commands, tmp_path: Path) -> None:
         node.wait_for("Training begins")
         manager.heard()
         eventually(lambda: health(Exit.OK, "training"), DEADLINE)
-        assert manager.heard()
+        assert manager.hears("WATCHDOG") == {"WATCHDOG": "1"}
         gate.touch()
         morning.ends(0)
 
