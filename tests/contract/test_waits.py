@@ -63,7 +63,7 @@ def test_a_dead_unnamed_node_is_error_5(backend: Backend) -> None:
 def test_the_other_run_does_not_notice_a_dead_node(backend: Backend) -> None:
     """While one run waits for a dead node's lease, another run over the living node goes on."""
     with federation(backend, nodes=1) as nodes, driving(backend) as stuck, driving(backend) as other:
-        dead = silent_node(backend, lease=2.0).node_id
+        dead = silent_node(backend, lease=600.0).node_id
         waiter = threading.Thread(
             target=lambda: stuck.send_and_receive([stuck.create_message(number(1), "train", dead, "1")])
         )
@@ -73,6 +73,7 @@ def test_the_other_run_does_not_notice_a_dead_node(backend: Backend) -> None:
             [reply] = other.send_and_receive([other.create_message(number(turn), "train", node, str(turn))])
             assert number_in(reply) == turn
         assert waiter.is_alive()
+        backend.admin.unlink(stuck.connection.keys.node_lease(dead))
         waiter.join(20)
         assert not waiter.is_alive()
 
